@@ -1,0 +1,211 @@
+//! Building a network node by node, the way a paper's table reads.
+
+use briquette_runtime::{Activation, Layer, Window};
+use burn::module::{Param, ParamId};
+use burn::nn::conv::Conv2d;
+use burn::nn::{BatchNorm, BatchNormConfig, Linear, PaddingConfig2d};
+use burn::tensor::{Device, Tensor, TensorData};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::error::Result;
+use crate::net::{Net, Node, Op};
+
+/// Appends nodes and infers the number of input channels of each.
+#[derive(Debug)]
+pub struct Builder {
+    nodes: Vec<Node>,
+    shapes: Vec<Vec<usize>>,
+    seed: u64,
+    device: Device,
+}
+
+/// A node of a network under construction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct At(usize);
+
+/// A convolution's geometry; start from [`Conv::new`].
+#[derive(Debug, Clone, Copy)]
+pub struct Conv {
+    /// Number of filters.
+    pub filters: usize,
+    /// Side of the square kernel.
+    pub kernel: usize,
+    /// Step.
+    pub stride: usize,
+    /// Zeros on each side.
+    pub padding: usize,
+    /// Spacing of the kernel's taps.
+    pub dilation: usize,
+    /// Independent groups of channels.
+    pub groups: usize,
+    /// Whether a bias is added; a convolution before batch norm needs none.
+    pub bias: bool,
+}
+
+impl Conv {
+    /// `filters` filters of `kernel` by `kernel`, stride 1, no padding, with bias.
+    pub fn new(filters: usize, kernel: usize) -> Self {
+        Self { filters, kernel, stride: 1, padding: 0, dilation: 1, groups: 1, bias: true }
+    }
+
+    /// Padding that keeps height and width at stride 1.
+    pub fn same(self) -> Self {
+        Self { padding: self.dilation * (self.kernel - 1) / 2, ..self }
+    }
+
+    /// With this step.
+    pub fn stride(self, stride: usize) -> Self {
+        Self { stride, ..self }
+    }
+
+    /// In this many groups.
+    pub fn groups(self, groups: usize) -> Self {
+        Self { groups, ..self }
+    }
+
+    /// Without bias.
+    pub fn no_bias(self) -> Self {
+        Self { bias: false, ..self }
+    }
+}
+
+impl Builder {
+    /// Starts a network for inputs of `shape` = `[channels, height, width]`. Weights are drawn from streams that depend on `seed` and
+    /// the node's name alone, so that a layer's start does not depend on its neighbours or on the device.
+    pub fn new(shape: [usize; 3], seed: u64, device: &Device) -> Self {
+        let input = Node { op: Op::fixed(Layer::Input { shape: shape.to_vec() }), name: "input".into(), inputs: Vec::new() };
+        Self { nodes: vec![input], shapes: vec![shape.to_vec()], seed, device: device.clone() }
+    }
+
+    /// The input.
+    pub fn input(&self) -> At {
+        At(0)
+    }
+
+    /// Shape of a node's output, without the batch.
+    pub fn shape(&self, at: At) -> &[usize] {
+        &self.shapes[at.0]
+    }
+
+    /// Normalizes the input by channel means and deviations (of pixels / 255).
+    pub fn normalize(&mut self, at: At, mean: &[f32], std: &[f32]) -> At {
+        self.fixed("normalize", &[at], Layer::Normalize { mean: mean.to_vec(), std: std.to_vec() })
+    }
+
+    /// A convolution with He-normal weights (fan-in) and zero biases.
+    pub fn conv(&mut self, name: &str, at: At, conv: Conv) -> At {
+        let channels = self.shape(at)[0];
+        let fan_in = channels / conv.groups;
+        let shape = [conv.filters, fan_in, conv.kernel, conv.kernel];
+        let deviation = (2.0 / (fan_in * conv.kernel * conv.kernel) as f64).sqrt();
+        let op = Op::Conv2d(Conv2d {
+            weight: self.normal(name, shape, deviation),
+            bias: conv.bias.then(|| Param::from_tensor(Tensor::zeros([conv.filters], &self.device))),
+            stride: [conv.stride; 2],
+            kernel_size: [conv.kernel; 2],
+            dilation: [conv.dilation; 2],
+            groups: conv.groups,
+            padding: PaddingConfig2d::Explicit(conv.padding, conv.padding, conv.padding, conv.padding),
+        });
+        self.push(name, &[at], op)
+    }
+
+    /// A fully connected layer with He-normal weights (fan-in) and zero biases.
+    pub fn linear(&mut self, name: &str, at: At, features: usize) -> At {
+        let fan_in = self.shape(at)[0];
+        let weight = self.normal(name, [fan_in, features], (2.0 / fan_in as f64).sqrt());
+        let bias = Tensor::zeros([features], &self.device);
+        let op = Op::Linear(Linear { weight, bias: Some(Param::from_tensor(bias)) });
+        self.push(name, &[at], op)
+    }
+
+    /// Batch normalization.
+    pub fn batch_norm(&mut self, name: &str, at: At) -> At {
+        let norm: BatchNorm = BatchNormConfig::new(self.shape(at)[0]).init(&self.device);
+        self.push(name, &[at], Op::BatchNorm(norm))
+    }
+
+    /// Rectified linear units.
+    pub fn relu(&mut self, name: &str, at: At) -> At {
+        self.fixed(name, &[at], Layer::Activation(Activation::Relu))
+    }
+
+    /// Max pooling.
+    pub fn max_pool(&mut self, name: &str, at: At, window: Window) -> At {
+        self.fixed(name, &[at], Layer::MaxPool(window))
+    }
+
+    /// Mean of each channel.
+    pub fn global_avg_pool(&mut self, name: &str, at: At) -> At {
+        self.fixed(name, &[at], Layer::GlobalAvgPool)
+    }
+
+    /// Sum of two or more nodes.
+    pub fn add(&mut self, name: &str, at: &[At]) -> At {
+        self.fixed(name, at, Layer::Add)
+    }
+
+    /// Feature maps to a vector.
+    pub fn flatten(&mut self, name: &str, at: At) -> At {
+        self.fixed(name, &[at], Layer::Flatten)
+    }
+
+    /// Any parameter-free layer.
+    pub fn fixed(&mut self, name: &str, at: &[At], layer: Layer) -> At {
+        self.push(name, at, Op::fixed(layer))
+    }
+
+    /// Any operation.
+    ///
+    /// # Panics
+    /// If the operation does not fit its inputs, which is a fault of the program that builds.
+    pub fn push(&mut self, name: &str, at: &[At], op: Op) -> At {
+        let inputs: Vec<&[usize]> = at.iter().map(|at| self.shape(*at)).collect();
+        let shape = match &op {
+            Op::Custom(custom) => custom.kernel.output_shape(&inputs),
+            op => op.layer().output_shape(&inputs, op.weight_shape().as_deref()).map_err(|error| error.to_string()),
+        };
+        self.shapes.push(shape.unwrap_or_else(|error| panic!("node '{name}': {error}")));
+        self.nodes.push(Node { op, name: name.into(), inputs: at.iter().map(|at| at.0).collect() });
+        At(self.nodes.len() - 1)
+    }
+
+    /// The finished network; its output is the node added last.
+    ///
+    /// # Errors
+    /// If the wiring does not hold.
+    pub fn finish(self) -> Result<Net> {
+        let net = Net { nodes: self.nodes };
+        net.shapes()?;
+        Ok(net)
+    }
+
+    /// Drawn when first read: shapes and costs of a large network are known without its weights.
+    fn normal<const D: usize>(&self, name: &str, shape: [usize; D], deviation: f64) -> Param<Tensor<D>> {
+        let seed = stream(self.seed, name);
+        let draw = move |device: &Device, require_grad: bool| {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let count: usize = shape.iter().product();
+            let values: Vec<f32> = (0..count).map(|_| (standard_normal(&mut rng) * deviation) as f32).collect();
+            Tensor::from_data(TensorData::new(values, shape), device).set_require_grad(require_grad)
+        };
+        Param::uninitialized(ParamId::new(), draw, self.device.clone(), true, shape.into())
+    }
+}
+
+/// A seed of its own for every purpose: `seed` mixed with the bytes of `purpose` (FNV-1a, then the finalizer of SplitMix64).
+pub fn stream(seed: u64, purpose: &str) -> u64 {
+    let hash = purpose.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let mut z = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(hash);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// One draw from N(0, 1), by Box and Muller.
+pub(crate) fn standard_normal(rng: &mut ChaCha8Rng) -> f64 {
+    let u: f64 = 1.0 - rng.random::<f64>();
+    let v: f64 = rng.random();
+    (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+}

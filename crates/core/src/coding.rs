@@ -1,0 +1,310 @@
+//! How a weight is stored: a mask and a source of values, attached to any parameter of any Burn module.
+//!
+//! [`Coding`] is the host's view, plain numbers that files, reports and methods deal with. [`Coded`] is the same on the device: a
+//! Burn reparameterization that computes the effective weight `mask * source(base)` in every forward pass, so that masked weights stay
+//! zero and shared weights stay shared while training goes on. Burn holds one reparameterization per parameter and does not nest
+//! them, hence one composite type instead of one per method.
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, ModuleVisitor, Param, Reparameterization, Reparameterizer};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+/// The coding of one weight tensor, on the host.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Coding {
+    /// Which weights are kept, in the tensor's order; none keeps all.
+    pub mask: Option<Vec<bool>>,
+    /// Where the kept values come from.
+    pub source: Source,
+}
+
+/// Where the values of a weight come from.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub enum Source {
+    /// The tensor's own values.
+    #[default]
+    Free,
+    /// `w_i = centroids[assignment_i]`: the centroids are trained, `dL/dc_k = sum over i with assignment_i = k of dL/dw_i`
+    /// (Han, Mao, Dally, ICLR 2016), the assignment is fixed.
+    Codebook {
+        /// The shared values.
+        centroids: Vec<f32>,
+        /// Index into the centroids, one per weight; masked weights point anywhere.
+        assignment: Vec<u32>,
+    },
+}
+
+impl Coding {
+    /// Number of weights that are not masked, out of `len`.
+    pub fn kept(&self, len: usize) -> usize {
+        self.mask.as_ref().map_or(len, |mask| mask.iter().filter(|keep| **keep).count())
+    }
+
+    /// The weights that remain when only `indices` of the flat tensor are taken, in that order.
+    pub fn take(&self, indices: &[usize]) -> Self {
+        let mask = self.mask.as_ref().map(|mask| indices.iter().map(|&i| mask[i]).collect());
+        let source = match &self.source {
+            Source::Free => Source::Free,
+            Source::Codebook { centroids, assignment } => Source::Codebook {
+                centroids: centroids.clone(),
+                assignment: indices.iter().map(|&i| assignment[i]).collect(),
+            },
+        };
+        Self { mask, source }
+    }
+
+    /// Attaches the coding to a parameter in place of any earlier one. A free coding without a mask leaves the plain parameter.
+    pub fn attach<const D: usize>(self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let (id, value, mapper) = param.consume();
+        let device = value.device();
+        let plain = Param::from_mapped_value(id, value, mapper);
+        if self == Self::default() { plain } else { plain.apply_reparameterization(Once(Some(Coded::new(self, &device)))) }
+    }
+}
+
+/// A [`Coding`] on the device.
+#[derive(Module, Debug)]
+pub struct Coded {
+    mask: Option<Param<Tensor<1>>>,
+    codebook: Option<Codebook>,
+}
+
+#[derive(Module, Debug)]
+struct Codebook {
+    centroids: Param<Tensor<1>>,
+    assignment: Param<Tensor<1, Int>>,
+}
+
+impl Reparameterization for Coded {
+    const NAME: &'static str = "coding";
+
+    fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        let shape = base.shape();
+        let values = match &self.codebook {
+            None => base,
+            Some(book) => book.centroids.val().select(0, book.assignment.val()).reshape(shape.clone()),
+        };
+        match &self.mask {
+            None => values,
+            Some(mask) => values * mask.val().reshape(shape),
+        }
+    }
+}
+
+impl Coded {
+    fn new(coding: Coding, device: &Device) -> Self {
+        let mask = coding.mask.map(|mask| {
+            let values: Vec<f32> = mask.into_iter().map(|keep| f32::from(u8::from(keep))).collect();
+            Param::from_tensor(Tensor::from_data(TensorData::from(values.as_slice()), device)).set_require_grad(false)
+        });
+        let codebook = match coding.source {
+            Source::Free => None,
+            Source::Codebook { centroids, assignment } => {
+                let indices: Vec<i64> = assignment.into_iter().map(i64::from).collect();
+                Some(Codebook {
+                    centroids: Param::from_tensor(Tensor::from_data(TensorData::from(centroids.as_slice()), device)),
+                    assignment: Param::initialized(
+                        burn::module::ParamId::new(),
+                        Tensor::from_data(TensorData::from(indices.as_slice()), device),
+                    ),
+                })
+            }
+        };
+        Self { mask, codebook }
+    }
+
+    /// The coding on the host.
+    pub fn to_host(&self) -> Coding {
+        let mask = self.mask.as_ref().map(|mask| floats(mask.val()).into_iter().map(|m| m != 0.0).collect());
+        let source = self.codebook.as_ref().map_or(Source::Free, |book| Source::Codebook {
+            centroids: floats(book.centroids.val()),
+            assignment: book.assignment.val().into_data().iter::<i64>().map(|i| i as u32).collect(),
+        });
+        Coding { mask, source }
+    }
+}
+
+/// The coding of a parameter; the default one when none is attached.
+pub fn coding_of<const D: usize>(param: &Param<Tensor<D>>) -> Coding {
+    param.reparameterization::<Coded>().map(Coded::to_host).unwrap_or_default()
+}
+
+/// One weight tensor of a module, on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Weight {
+    /// Path inside the module, for example `conv1.weight` or `nodes.3.op.Conv2d.weight`.
+    pub path: String,
+    /// The tensor's shape, as Burn stores it.
+    pub shape: Vec<usize>,
+    /// Effective values: masked weights are zero, shared ones are their centroid.
+    pub values: Vec<f32>,
+    /// The coding in force.
+    pub coding: Coding,
+}
+
+impl Weight {
+    /// Index of the node that owns the weight, when the module is a [`Net`](crate::Net).
+    pub fn node(&self) -> Option<usize> {
+        self.path.strip_prefix("nodes.")?.split('.').next()?.parse().ok()
+    }
+}
+
+/// Every tensor of rank 2 or more in a module, with its coding: the weights, without biases and normalization.
+pub fn weights<M: Module>(module: &M) -> Vec<Weight> {
+    let mut visitor = Visitor::default();
+    module.visit(&mut visitor);
+    visitor.weights.into_values().map(Raw::into_weight).collect()
+}
+
+/// Gives the weights at these paths new codings; a weight that had one passes its effective values on as the new base.
+pub fn recode<M: Module>(module: M, codings: BTreeMap<String, Coding>) -> M {
+    let mut all: BTreeMap<String, Coding> = weights(&module).into_iter().map(|weight| (weight.path, weight.coding)).collect();
+    all.extend(codings);
+    module.materialize().apply_reparameterization(Each(all))
+}
+
+/// Hands one coding to one parameter.
+struct Once(Option<Coded>);
+
+impl Reparameterizer for Once {
+    type Reparam = Coded;
+
+    fn reparameterize<const D: usize>(&mut self, _: &str, param: Param<Tensor<D>>) -> (Param<Tensor<D>>, Option<Coded>) {
+        (param, self.0.take())
+    }
+}
+
+struct Each(BTreeMap<String, Coding>);
+
+impl Reparameterizer for Each {
+    type Reparam = Coded;
+
+    fn reparameterize<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> (Param<Tensor<D>>, Option<Coded>) {
+        let coding = if D >= 2 { self.0.remove(path) } else { None };
+        let device = param.lazy_device();
+        (param, coding.filter(|coding| *coding != Coding::default()).map(|coding| Coded::new(coding, &device)))
+    }
+}
+
+/// Collects bases first and, below them, the parameters of their codings, which Burn shows as children named after the
+/// reparameterization.
+#[derive(Default)]
+struct Visitor {
+    path: Vec<String>,
+    weights: BTreeMap<String, Raw>,
+}
+
+#[derive(Default)]
+struct Raw {
+    path: String,
+    shape: Vec<usize>,
+    base: Vec<f32>,
+    mask: Option<Vec<f32>>,
+    centroids: Option<Vec<f32>>,
+    assignment: Option<Vec<u32>>,
+}
+
+impl Raw {
+    fn into_weight(self) -> Weight {
+        let mask: Option<Vec<bool>> = self.mask.map(|mask| mask.iter().map(|m| *m != 0.0).collect());
+        let (mut values, source) = match (self.centroids, self.assignment) {
+            (Some(centroids), Some(assignment)) => {
+                let values = assignment.iter().map(|&i| centroids[i as usize]).collect();
+                (values, Source::Codebook { centroids, assignment })
+            }
+            _ => (self.base, Source::Free),
+        };
+        if let Some(mask) = &mask {
+            values.iter_mut().zip(mask).filter(|(_, keep)| !**keep).for_each(|(value, _)| *value = 0.0);
+        }
+        Weight { path: self.path, shape: self.shape, values, coding: Coding { mask, source } }
+    }
+}
+
+impl Visitor {
+    /// The path of the weight whose coding is being visited, and the name of the coding's own parameter.
+    fn coded(&self) -> Option<(String, &str)> {
+        let at = self.path.iter().rposition(|part| part == Coded::NAME)?;
+        Some((self.path[..at].join("."), self.path.last()?))
+    }
+}
+
+impl ModuleVisitor for Visitor {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some((owner, part)) = self.coded() {
+            let part = part.to_string();
+            let raw = self.weights.entry(owner).or_default();
+            match part.as_str() {
+                "mask" => raw.mask = Some(floats(param.val())),
+                _ => raw.centroids = Some(floats(param.val())),
+            }
+        } else if D >= 2 {
+            let path = self.path.join(".");
+            let shape = param.lazy_shape().as_slice().to_vec();
+            self.weights.insert(path.clone(), Raw { path, shape, base: floats(param.base()), ..Raw::default() });
+        }
+    }
+
+    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+        if let Some((owner, _)) = self.coded() {
+            let indices = param.val().into_data().iter::<i64>().map(|i| i as u32).collect();
+            self.weights.entry(owner).or_default().assignment = Some(indices);
+        }
+    }
+}
+
+/// The values of a tensor on the host.
+pub fn floats<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().convert::<f32>().try_into_vec::<f32>().expect("the data was converted to f32")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn coded(mask: Option<Vec<bool>>, source: Source, device: &Device) -> Param<Tensor<2>> {
+        let base = Tensor::<2>::from_floats([[1.0, -2.0], [3.0, 0.5]], device);
+        Coding { mask, source }.attach(Param::from_tensor(base))
+    }
+
+    #[test]
+    fn masked_weights_are_zero_and_get_no_gradient() {
+        let device = Device::flex().autodiff();
+        let param = coded(Some(vec![true, false, true, false]), Source::Free, &device).train();
+        assert_eq!(floats(param.val()), [1.0, 0.0, 3.0, 0.0]);
+        let grads = param.val().powi_scalar(2).sum().backward();
+        assert_eq!(floats(param.base().grad(&grads).unwrap()), [2.0, 0.0, 6.0, 0.0]);
+    }
+
+    #[test]
+    fn a_centroids_gradient_is_the_sum_of_its_members() {
+        let device = Device::flex().autodiff();
+        let source = Source::Codebook { centroids: vec![0.5, -1.0], assignment: vec![0, 1, 0, 0] };
+        let param = coded(Some(vec![true, true, true, false]), source, &device).train();
+        assert_eq!(floats(param.val()), [0.5, -1.0, 0.5, 0.0]);
+        let factors = Tensor::<2>::from_floats([[1.0, 10.0], [100.0, 1000.0]], &device);
+        let grads = (param.val() * factors).sum().backward();
+        let book = param.reparameterization::<Coded>().unwrap().codebook.as_ref().unwrap();
+        assert_eq!(floats(book.centroids.val().grad(&grads).unwrap()), [101.0, 10.0]);
+    }
+
+    #[test]
+    fn a_coding_survives_the_way_to_the_device_and_back() {
+        let source = Source::Codebook { centroids: vec![0.5, -1.0], assignment: vec![0, 1, 0, 0] };
+        let param = coded(Some(vec![true, true, false, false]), source.clone(), &Device::flex());
+        assert_eq!(coding_of(&param), Coding { mask: Some(vec![true, true, false, false]), source });
+        let listed = weights(&param);
+        assert_eq!(listed[0].values, [0.5, -1.0, 0.0, 0.0]);
+        assert_eq!(listed[0].coding, coding_of(&param));
+    }
+}

@@ -1,0 +1,20 @@
+//! The core of Briquette: a network that can change its shape, codings that say how its weights are stored, passes that compress it,
+//! and the training that they share.
+//!
+//! The core reads no files and prints nothing; whatever happens outside goes through a [`pass::Host`].
+
+pub mod builder;
+pub mod coding;
+pub mod cost;
+pub mod error;
+pub mod net;
+pub mod pass;
+pub mod passes;
+pub mod stored;
+pub mod training;
+pub mod types;
+pub mod zoo;
+
+pub use briquette_runtime::{Activation, Layer, Window};
+pub use error::{Error, Result};
+pub use net::Net;

@@ -1,0 +1,207 @@
+//! A pass changes a network; a method is a pass that a config can name.
+
+use briquette_data::Dataset;
+use burn::tensor::Device;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Result};
+use crate::net::Net;
+use crate::stored::Storage;
+use crate::training::Epoch;
+
+/// Anything that turns one network into another.
+pub trait Pass: Send + std::fmt::Debug {
+    /// Runs the pass.
+    ///
+    /// # Errors
+    /// When a setting does not fit the network, or training or the host fails.
+    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net>;
+
+    /// The network's structure after the pass, as far as it follows from the structure before: what `plan` shows. Weights may be
+    /// anything of the right shape. The default says that the structure stays.
+    ///
+    /// # Errors
+    /// When a setting does not fit the network.
+    fn plan(&self, net: Net) -> Result<Net> {
+        Ok(net)
+    }
+
+    /// The training that the pass does, as total epochs.
+    fn epochs(&self) -> usize {
+        0
+    }
+
+    /// Shrinks the pass for a trial run of a few minutes at most.
+    fn shrink(&mut self) {}
+}
+
+/// What names a pass in a config. The deserialized struct is the method; fields are its settings.
+pub trait Method: Pass + DeserializeOwned + 'static {
+    /// Name in a config; also the name of the method's file.
+    const NAME: &'static str;
+    /// Family of the survey.
+    const FAMILY: &'static str;
+    /// Authors, venue, year, where to find it.
+    const PAPER: &'static str;
+    /// A minimal table of settings, as TOML lines.
+    const EXAMPLE: &'static str;
+}
+
+/// A method in a scheme's list.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry {
+    /// [`Method::NAME`].
+    pub name: &'static str,
+    /// The crate that holds it.
+    pub home: &'static str,
+    /// [`Method::FAMILY`].
+    pub family: &'static str,
+    /// [`Method::PAPER`].
+    pub paper: &'static str,
+    /// [`Method::EXAMPLE`].
+    pub example: &'static str,
+    /// Reads the settings.
+    pub parse: fn(serde_json::Value) -> std::result::Result<Box<dyn Pass>, serde_json::Error>,
+}
+
+impl Entry {
+    /// The entry of a method that lives in the crate `home`.
+    pub const fn of<M: Method>(home: &'static str) -> Self {
+        Self {
+            name: M::NAME,
+            home,
+            family: M::FAMILY,
+            paper: M::PAPER,
+            example: M::EXAMPLE,
+            parse: |settings| Ok(Box::new(serde_json::from_value::<M>(settings)?)),
+        }
+    }
+}
+
+/// The entry of this name.
+///
+/// # Errors
+/// An unknown name, with the nearest ones.
+pub fn find<'a>(entries: &[&'a Entry], name: &str) -> Result<&'a Entry> {
+    let found = entries.iter().find(|entry| entry.name == name);
+    found.copied().ok_or_else(|| Error::unknown("method", name, entries.iter().map(|entry| entry.name)))
+}
+
+/// The data of a run. Epochs are chosen on `valid`; `test` is measured once per pass.
+#[derive(Debug, Clone)]
+pub struct Data {
+    /// Training images.
+    pub train: Dataset,
+    /// Held back from the training images.
+    pub valid: Dataset,
+    /// Test images.
+    pub test: Dataset,
+}
+
+/// What a pass works with.
+pub struct Context<'a> {
+    /// Where tensors live.
+    pub device: Device,
+    /// Seed of this pass.
+    pub seed: u64,
+    /// The data.
+    pub data: &'a Data,
+    /// The program around the passes.
+    pub host: &'a mut dyn Host,
+    /// Number of trainings begun in this pass; names their saved states.
+    pub stage: usize,
+    /// Epochs of all trainings of this pass.
+    pub curve: Vec<Epoch>,
+    /// How containers are written from here on.
+    pub storage: Storage,
+}
+
+impl std::fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").field("seed", &self.seed).field("stage", &self.stage).finish_non_exhaustive()
+    }
+}
+
+/// What happens while a pass runs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A training step or a batch of an evaluation is done.
+    Step {
+        /// What is being done, for example `epoch 3/12`.
+        what: &'a str,
+        /// Samples seen.
+        done: usize,
+        /// Samples in all.
+        total: usize,
+        /// Mean loss so far.
+        loss: f64,
+    },
+    /// A training epoch is done.
+    Epoch(&'a Epoch),
+    /// Something the user should know.
+    Note(&'a str),
+}
+
+/// The program around the passes: it shows progress, keeps states and writes files, so that the core need not.
+pub trait Host {
+    /// Something happened.
+    fn event(&mut self, event: Event<'_>);
+    /// Whether the user asked to stop.
+    fn stop_requested(&self) -> bool;
+    /// The state last saved under this key by this run, before it was interrupted.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn saved(&mut self, key: &str) -> Result<Option<Vec<u8>>>;
+    /// Keeps a state under this key, atomically.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    fn save(&mut self, key: &str, state: &[u8]) -> Result<()>;
+    /// Writes a file that the user asked for, atomically.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()>;
+    /// Reads a file that the user named.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn read(&mut self, name: &str) -> Result<Vec<u8>>;
+}
+
+/// A host that shows nothing and keeps nothing: for tests and for programs that only want the result.
+#[derive(Debug, Default)]
+pub struct Silent;
+
+impl Host for Silent {
+    fn event(&mut self, _: Event<'_>) {}
+
+    fn stop_requested(&self) -> bool {
+        false
+    }
+
+    fn saved(&mut self, _: &str) -> Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+
+    fn save(&mut self, _: &str, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    fn write(&mut self, name: &str, _: &[u8]) -> Result<()> {
+        Err(Error::Host(format!("cannot write {name}: this host has no files")))
+    }
+
+    fn read(&mut self, name: &str) -> Result<Vec<u8>> {
+        Err(Error::Host(format!("cannot read {name}: this host has no files")))
+    }
+}
+
+impl<'a> Context<'a> {
+    /// A context whose curve and stages are at their start.
+    pub fn new(device: &Device, seed: u64, data: &'a Data, host: &'a mut dyn Host) -> Self {
+        Self { device: device.clone(), seed, data, host, stage: 0, curve: Vec::new(), storage: Storage::default() }
+    }
+}

@@ -1,0 +1,321 @@
+//! A network as plain numbers: how it goes into a container, into a saved state, and back onto a device.
+
+use std::collections::BTreeMap;
+
+use briquette_runtime::{Coder, Layer, Model, Plan, ValueFormat};
+use burn::module::{Param, ParamId, RunningState};
+use burn::nn::conv::Conv2d;
+use burn::nn::{BatchNorm, BatchNormConfig, Linear, PaddingConfig2d};
+use burn::tensor::{Device, Tensor, TensorData};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+
+use crate::coding::{Coding, Source, coding_of, floats};
+use crate::error::{Error, Result};
+use crate::net::{Net, Node, Op};
+
+/// One parameter of a node on the host, in Burn's layout.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stored {
+    /// Name within its node: `weight`, `bias`, `gamma`, `beta`, `mean`, `var`.
+    pub name: &'static str,
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// Values before the coding is applied.
+    pub base: Vec<f32>,
+    /// The coding.
+    pub coding: Coding,
+}
+
+impl Stored {
+    fn of<const D: usize>(name: &'static str, param: &Param<Tensor<D>>) -> Self {
+        let shape = param.lazy_shape().as_slice().to_vec();
+        Self { name, shape, base: floats(param.base()), coding: coding_of(param) }
+    }
+
+    fn plain(name: &'static str, tensor: Tensor<1>) -> Self {
+        Self { name, shape: tensor.dims().to_vec(), base: floats(tensor), coding: Coding::default() }
+    }
+
+    /// The values that the network computes with.
+    pub fn values(&self) -> Vec<f32> {
+        let mut values = match &self.coding.source {
+            Source::Free => self.base.clone(),
+            Source::Codebook { centroids, assignment } => assignment.iter().map(|&i| centroids[i as usize]).collect(),
+        };
+        if let Some(mask) = &self.coding.mask {
+            values.iter_mut().zip(mask).filter(|(_, keep)| !**keep).for_each(|(value, _)| *value = 0.0);
+        }
+        values
+    }
+
+    fn param<const D: usize>(self, device: &Device) -> Result<Param<Tensor<D>>> {
+        let count: usize = self.shape.iter().product();
+        if self.shape.len() != D || count != self.base.len() {
+            return Err(Error::State(format!("tensor '{}' of shape {:?} with {} values", self.name, self.shape, self.base.len())));
+        }
+        let tensor = Tensor::from_data(TensorData::new(self.base, self.shape), device);
+        Ok(self.coding.attach(Param::from_tensor(tensor)))
+    }
+}
+
+impl Node {
+    /// The node's parameters; running statistics included.
+    pub fn stored(&self) -> Vec<Stored> {
+        match &self.op {
+            Op::Conv2d(conv) => {
+                std::iter::once(Stored::of("weight", &conv.weight)).chain(conv.bias.as_ref().map(|b| Stored::of("bias", b))).collect()
+            }
+            Op::Linear(linear) => std::iter::once(Stored::of("weight", &linear.weight))
+                .chain(linear.bias.as_ref().map(|b| Stored::of("bias", b)))
+                .collect(),
+            Op::BatchNorm(norm) => vec![
+                Stored::of("gamma", &norm.gamma),
+                Stored::of("beta", &norm.beta),
+                Stored::plain("mean", norm.running_mean.value_sync()),
+                Stored::plain("var", norm.running_var.value_sync()),
+            ],
+            Op::Custom(_) | Op::Fixed(_) => Vec::new(),
+        }
+    }
+
+    /// The node's weight as the container orders it (`[out, ...]`); none for nodes without one.
+    pub fn weight(&self) -> Option<Stored> {
+        let weight = self.stored().into_iter().find(|stored| stored.name == "weight")?;
+        Some(if matches!(self.op, Op::Linear(_)) { transposed(weight) } else { weight })
+    }
+
+    /// The same node with other parameters, in the layout of [`Node::weight`].
+    ///
+    /// # Errors
+    /// When a parameter is missing or has the wrong rank.
+    pub fn with(self, parameters: Vec<Stored>, device: &Device) -> Result<Self> {
+        let layer = self.op.layer();
+        build(self.name, self.inputs, &layer, parameters, device)
+    }
+
+    /// The node's parameters in the layout of [`Node::weight`].
+    pub fn parameters(&self) -> Vec<Stored> {
+        let linear = matches!(self.op, Op::Linear(_));
+        self.stored().into_iter().map(|s| if linear && s.name == "weight" { transposed(s) } else { s }).collect()
+    }
+}
+
+/// A node from its description and its parameters in the container's layout.
+fn build(name: String, inputs: Vec<usize>, layer: &Layer, parameters: Vec<Stored>, device: &Device) -> Result<Node> {
+    let mut parameters: BTreeMap<&str, Stored> = parameters.into_iter().map(|stored| (stored.name, stored)).collect();
+    let mut need = |key: &str| parameters.remove(key).ok_or_else(|| Error::node(&name, format!("has no tensor '{key}'")));
+    let op = match layer {
+        Layer::Conv2d { stride, padding, dilation, groups } => {
+            let weight = need("weight")?;
+            let kernel_size = match weight.shape[..] {
+                [_, _, kh, kw] => [kh, kw],
+                _ => return Err(Error::node(&name, format!("weight must have 4 dimensions, has shape {:?}", weight.shape))),
+            };
+            Op::Conv2d(Conv2d {
+                weight: weight.param(device)?,
+                bias: need("bias").ok().map(|bias| bias.param(device)).transpose()?,
+                stride: *stride,
+                kernel_size,
+                dilation: *dilation,
+                groups: *groups,
+                padding: PaddingConfig2d::Explicit(padding[0], padding[1], padding[0], padding[1]),
+            })
+        }
+        Layer::Linear => Op::Linear(Linear {
+            weight: transposed(need("weight")?).param(device)?,
+            bias: need("bias").ok().map(|bias| bias.param(device)).transpose()?,
+        }),
+        Layer::BatchNorm { epsilon } => {
+            let gamma = need("gamma")?;
+            let norm: BatchNorm = BatchNormConfig::new(gamma.base.len().max(1)).with_epsilon(*epsilon).init(device);
+            let state = |stored: Stored| Ok::<_, Error>(RunningState::new(stored.param::<1>(device)?.val().set_require_grad(false)));
+            Op::BatchNorm(BatchNorm {
+                gamma: gamma.param(device)?,
+                beta: need("beta")?.param(device)?,
+                running_mean: state(need("mean")?)?,
+                running_var: state(need("var")?)?,
+                ..norm
+            })
+        }
+        Layer::Custom { kernel, .. } => return Err(Error::node(&name, format!("open kernel '{kernel}' cannot be read back yet"))),
+        fixed => Op::fixed(fixed.clone()),
+    };
+    Ok(Node { op, name, inputs })
+}
+
+/// Swaps the two dimensions of a matrix together with its coding. Burn keeps `[in, out]`, the field writes `[out, in]`.
+fn transposed(stored: Stored) -> Stored {
+    let [rows, cols] = stored.shape[..] else { return stored };
+    let order: Vec<usize> = (0..rows * cols).map(|i| (i % rows) * cols + i / rows).collect();
+    Stored {
+        base: order.iter().map(|&i| stored.base[i]).collect(),
+        coding: stored.coding.take(&order),
+        shape: vec![cols, rows],
+        name: stored.name,
+    }
+}
+
+/// How a network's tensors are written.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Storage {
+    /// Coder of codebook indices and gaps.
+    pub coder: Coder,
+    /// Format of values that no codebook holds.
+    pub float: ValueFormat,
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self { coder: Coder::Packed, float: ValueFormat::F32 }
+    }
+}
+
+impl Net {
+    /// The network as a container's contents: weights with a mask are stored sparse, weights with a codebook as indices.
+    ///
+    /// # Errors
+    /// When a weight cannot be coded as asked.
+    pub fn to_model(&self, storage: Storage) -> Result<Model> {
+        let mut nodes = Vec::with_capacity(self.nodes.len());
+        for node in &self.nodes {
+            let mut tensors = Vec::new();
+            for stored in node.parameters() {
+                let values = match stored.coding.source {
+                    Source::Free => storage.float,
+                    Source::Codebook { .. } => ValueFormat::Codebook,
+                };
+                let plan = Plan { sparse: stored.coding.mask.is_some(), values, coder: storage.coder };
+                let coded = briquette_runtime::Coded::encode(&stored.shape, &stored.values(), &plan)?;
+                tensors.push((stored.name.to_string(), coded));
+            }
+            nodes.push(briquette_runtime::Node {
+                name: node.name.clone(),
+                inputs: node.inputs.clone(),
+                layer: node.op.layer(),
+                tensors,
+            });
+        }
+        Ok(Model { nodes, meta: BTreeMap::new() })
+    }
+
+    /// The network that a container holds. Exact zeros in a weight come back as a mask, whether the encoder found sparse or dense
+    /// storage smaller, and a codebook as centroids, so that tuning goes on from there.
+    ///
+    /// # Errors
+    /// When the container's network does not hold together.
+    pub fn from_model(model: &Model, device: &Device) -> Result<Self> {
+        let mut nodes = Vec::with_capacity(model.nodes.len());
+        for node in &model.nodes {
+            let parameters = node.tensors.iter().map(|(name, coded)| {
+                let values = coded.decode();
+                let summary = coded.summary();
+                let pruned = coded.shape().len() >= 2 && values.contains(&0.0);
+                let mask = pruned.then(|| values.iter().map(|v| *v != 0.0).collect());
+                let source = if summary.value_format == ValueFormat::Codebook { codebook(&values) } else { Source::Free };
+                Ok(Stored { name: known(name)?, shape: coded.shape().to_vec(), base: values, coding: Coding { mask, source } })
+            });
+            let parameters: Vec<Stored> = parameters.collect::<Result<_>>()?;
+            nodes.push(build(node.name.clone(), node.inputs.clone(), &node.layer, parameters, device)?);
+        }
+        let net = Net { nodes };
+        net.shapes()?;
+        Ok(net)
+    }
+
+    /// The exact state: topology, values and codings, to go on from later.
+    pub fn to_state(&self) -> Vec<u8> {
+        let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+        let mut nodes = Vec::new();
+        for (index, node) in self.nodes.iter().enumerate() {
+            let parameters = node.parameters();
+            let codings = parameters.iter().map(|s| (s.name.to_string(), s.coding.clone())).collect();
+            nodes.push(NodeState { name: node.name.clone(), inputs: node.inputs.clone(), layer: node.op.layer(), codings });
+            for stored in parameters {
+                let bytes = stored.base.iter().flat_map(|v| v.to_le_bytes()).collect();
+                tensors.push((format!("{index}.{}", stored.name), stored.shape, bytes));
+            }
+        }
+        let topology = serde_json::to_string(&nodes).expect("plain data serializes");
+        let views = tensors.iter().map(|(name, shape, bytes)| {
+            (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).expect("bytes were made from the shape"))
+        });
+        let meta = [("network".to_string(), topology)].into_iter().collect();
+        safetensors::serialize(views, Some(meta)).expect("f32 tensors serialize")
+    }
+
+    /// Reads [`Net::to_state`].
+    ///
+    /// # Errors
+    /// When the bytes are not a saved state.
+    pub fn from_state(bytes: &[u8], device: &Device) -> Result<Self> {
+        let wrong = |detail: String| Error::State(detail);
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| wrong(e.to_string()))?;
+        let topology = header.metadata().as_ref().and_then(|meta| meta.get("network"));
+        let topology = topology.ok_or_else(|| wrong("it holds no network".into()))?;
+        let nodes: Vec<NodeState> = serde_json::from_str(topology).map_err(|e| wrong(e.to_string()))?;
+        let tensors = SafeTensors::deserialize(bytes).map_err(|e| wrong(e.to_string()))?;
+        let build_node = |(index, node): (usize, NodeState)| {
+            let parameters = node.codings.into_iter().map(|(name, coding)| {
+                let view = tensors.tensor(&format!("{index}.{name}")).map_err(|e| wrong(e.to_string()))?;
+                let base = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+                Ok(Stored { name: known(&name)?, shape: view.shape().to_vec(), base, coding })
+            });
+            let parameters = parameters.collect::<Result<_>>()?;
+            build(node.name, node.inputs, &node.layer, parameters, device)
+        };
+        let net = Net { nodes: nodes.into_iter().enumerate().map(build_node).collect::<Result<_>>()? };
+        net.shapes()?;
+        Ok(net)
+    }
+
+    /// Gives every parameter the id that follows from its path, so that a saved optimizer state finds its parameters again.
+    pub(crate) fn with_stable_ids(self) -> Self {
+        use burn::module::{Module, ModuleMapper};
+
+        #[derive(Default)]
+        struct Ids(Vec<String>);
+
+        impl ModuleMapper for Ids {
+            fn enter_module(&mut self, name: &str, _: &str) {
+                self.0.push(name.to_string());
+            }
+
+            fn exit_module(&mut self, _: &str, _: &str) {
+                self.0.pop();
+            }
+
+            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+                let id = crate::builder::stream(0, &self.0.join("."));
+                let (_, value, mapper) = param.consume();
+                Param::from_mapped_value(ParamId::from(id), value, mapper)
+            }
+        }
+
+        self.map(&mut Ids::default())
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct NodeState {
+    name: String,
+    inputs: Vec<usize>,
+    layer: Layer,
+    codings: Vec<(String, Coding)>,
+}
+
+/// The codebook behind values that share few of them: the sorted distinct values and the index of each. In a masked tensor the zero is
+/// one of them and costs nothing, for masked weights are not stored.
+fn codebook(values: &[f32]) -> Source {
+    let mut centroids: Vec<f32> = values.to_vec();
+    centroids.sort_by(f32::total_cmp);
+    centroids.dedup_by(|a, b| a.to_bits() == b.to_bits());
+    let index = |value: &f32| centroids.binary_search_by(|c| c.total_cmp(value)).unwrap_or(0) as u32;
+    let assignment = values.iter().map(index).collect();
+    Source::Codebook { centroids, assignment }
+}
+
+fn known(name: &str) -> Result<&'static str> {
+    let names = ["weight", "bias", "gamma", "beta", "mean", "var"];
+    names.into_iter().find(|known| *known == name).ok_or_else(|| Error::unknown("tensor", name, names))
+}

@@ -1,0 +1,341 @@
+//! The training loop that every method shares.
+//!
+//! One call to [`fit`] trains a network on a plain device and returns it on that device. Everything random follows from the seed, the
+//! stage and the epoch, and the state is handed to the host after each epoch, so that an interrupted training goes on from there and
+//! ends with the same weights.
+
+mod recipe;
+mod state;
+
+use std::time::Instant;
+
+use briquette_data::{Batch, Dataset, Loader};
+use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
+use burn::optim::decay::WeightDecayConfig;
+use burn::optim::momentum::MomentumConfig;
+use burn::optim::{Adam, AdamConfig, AdamW, AdamWConfig, GradientsParams, ModuleOptimizer, Sgd, SgdConfig};
+use burn::tensor::{Device, Tensor, TensorData, activation};
+use serde::{Deserialize, Serialize};
+
+pub use recipe::{Choose, Optimizer, Recipe, Schedule};
+
+use crate::builder::stream;
+use crate::coding::floats;
+use crate::error::{Error, Result};
+use crate::net::Net;
+use crate::pass::{Context, Event, Host};
+use state::State;
+
+/// A term that a method adds to the cross-entropy.
+pub trait Objective {
+    /// The term for this batch; a scalar that carries gradients.
+    fn term(&self, net: &Net, images: &Tensor<4>, logits: &Tensor<2>) -> Tensor<1>;
+}
+
+/// What a method does to the network after each optimizer step.
+pub trait Projection {
+    /// The projected network. `step` counts from 0 over the whole training, of `steps`.
+    fn project(&mut self, net: Net, step: usize, steps: usize) -> Net;
+}
+
+/// What a method adds to the training.
+#[derive(Default)]
+pub struct Extras<'a> {
+    /// Terms beside the cross-entropy.
+    pub objectives: Vec<&'a dyn Objective>,
+    /// Projections, in order.
+    pub projections: Vec<&'a mut dyn Projection>,
+}
+
+impl std::fmt::Debug for Extras<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Extras({} objectives, {} projections)", self.objectives.len(), self.projections.len())
+    }
+}
+
+/// What one epoch brought.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Epoch {
+    /// Counted from 0 within its training.
+    pub epoch: usize,
+    /// Epochs of the training.
+    pub of: usize,
+    /// Learning rate at the end.
+    pub lr: f64,
+    /// Mean training loss.
+    pub train_loss: f64,
+    /// Training accuracy, measured while the weights changed.
+    pub train_accuracy: f64,
+    /// Accuracy on the validation split.
+    pub valid_accuracy: f64,
+    /// Wall-clock time, evaluation excluded.
+    pub seconds: f64,
+    /// Training images per second.
+    pub images_per_s: f64,
+}
+
+/// Accuracy and loss on a data set.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Score {
+    /// Share of samples whose largest logit is their label's.
+    pub accuracy: f64,
+    /// Share of samples whose label is among the five largest logits.
+    pub top5: f64,
+    /// Mean cross-entropy.
+    pub loss: f64,
+}
+
+/// Trains `net` on the training split and returns the weights of the epoch that the recipe chooses.
+///
+/// # Errors
+/// [`Error::Stopped`] when the host asks to stop, [`Error::Diverged`] when the loss is not finite: the state of the last whole epoch is
+/// with the host. Settings that cannot train, and the host's own failures.
+pub fn fit(net: Net, recipe: &Recipe, mut extras: Extras<'_>, cx: &mut Context<'_>) -> Result<Net> {
+    recipe.check()?;
+    let key = format!("training-{}", cx.stage);
+    let seed = stream(cx.seed, &key);
+    cx.stage += 1;
+    if recipe.epochs == 0 {
+        return Ok(net);
+    }
+    let device = cx.device.clone();
+    let mut state = match cx.host.saved(&key)? {
+        Some(bytes) => State::from_bytes(&bytes, &device)?,
+        None => State::start(net.deep_clone()),
+    };
+    let mut optimizer = optimizer(recipe, &state.net.clone().with_stable_ids());
+    if let Some(bytes) = state.optimizer.take() {
+        optimizer = optimizer.from_bytes(bytes).map_err(|error| Error::State(error.to_string()))?;
+    }
+    let mut net = state.net.clone().with_stable_ids().train();
+    let steps_per_epoch = cx.data.train.len().div_ceil(recipe.batch).max(1);
+    while state.curve.len() < recipe.epochs {
+        let epoch = state.curve.len();
+        device.seed(stream(seed, &format!("dropout-{epoch}")));
+        let began = Instant::now();
+        let what = format!("epoch {}/{}", epoch + 1, recipe.epochs);
+        let loader =
+            Loader::train(&cx.data.train, recipe.batch, recipe.augment.clone(), stream(seed, &format!("order-{epoch}")), WORKERS);
+        let (mut loss_sum, mut correct, mut seen, mut lr) = (0.0, 0, 0, 0.0);
+        for (index, batch) in loader.enumerate() {
+            if cx.host.stop_requested() {
+                return Err(Error::Stopped);
+            }
+            lr = recipe.rate((epoch * steps_per_epoch + index) as f64 / steps_per_epoch as f64);
+            let images = images(&batch, cx.data.train.shape, &device.clone().autodiff());
+            let logits = net.forward(images.clone());
+            correct += hits(&floats(logits.clone().inner()), &batch.labels, 1);
+            let mut loss = cross_entropy(logits.clone(), &batch.labels, recipe.label_smoothing);
+            for objective in &extras.objectives {
+                loss = loss + objective.term(&net, &images, &logits);
+            }
+            let value = f64::from(floats(loss.clone().inner())[0]);
+            if !value.is_finite() {
+                return Err(Error::Diverged { epoch, loss: value, lr });
+            }
+            let mut grads = GradientsParams::from_grads(loss.backward(), &net);
+            if let Some(limit) = recipe.clip {
+                grads = clip(grads, &net, limit);
+            }
+            net = optimizer.step(lr, net, grads);
+            for projection in &mut extras.projections {
+                net = projection.project(net, epoch * steps_per_epoch + index, recipe.epochs * steps_per_epoch);
+            }
+            loss_sum += value * batch.len as f64;
+            seen += batch.len;
+            cx.host.event(Event::Step { what: &what, done: seen, total: cx.data.train.len(), loss: loss_sum / seen as f64 });
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        state.net = net.valid();
+        let valid = evaluate(&state.net, &cx.data.valid, &device, cx.host)?;
+        let row = Epoch {
+            epoch,
+            of: recipe.epochs,
+            lr,
+            train_loss: loss_sum / seen.max(1) as f64,
+            train_accuracy: correct as f64 / seen.max(1) as f64,
+            valid_accuracy: valid.accuracy,
+            seconds,
+            images_per_s: seen as f64 / seconds.max(1e-9),
+        };
+        cx.host.event(Event::Epoch(&row));
+        if recipe.choose == Choose::Last || valid.accuracy >= state.best_accuracy {
+            state.best_accuracy = valid.accuracy;
+            state.best = state.net.deep_clone();
+        }
+        state.curve.push(row);
+        let optimizer_state = optimizer.into_bytes().map_err(|error| Error::State(error.to_string()))?;
+        cx.host.save(&key, &state.to_bytes(&optimizer_state))?;
+    }
+    cx.curve.extend(state.curve);
+    Ok(state.best)
+}
+
+/// Accuracy and loss of `net` on `data`.
+///
+/// # Errors
+/// [`Error::Stopped`] when the host asks to stop.
+pub fn evaluate(net: &Net, data: &Dataset, device: &Device, host: &mut dyn Host) -> Result<Score> {
+    let net = net.valid();
+    let (mut correct, mut top5, mut loss, mut seen) = (0, 0, 0.0, 0);
+    for batch in Loader::ordered(data, EVALUATION_BATCH) {
+        if host.stop_requested() {
+            return Err(Error::Stopped);
+        }
+        let logits = net.forward(images(&batch, data.shape, device));
+        loss += f64::from(floats(cross_entropy(logits.clone(), &batch.labels, 0.0))[0]) * batch.len as f64;
+        let logits = floats(logits);
+        correct += hits(&logits, &batch.labels, 1);
+        top5 += hits(&logits, &batch.labels, 5);
+        seen += batch.len;
+        host.event(Event::Step { what: "evaluation", done: seen, total: data.len(), loss: loss / seen as f64 });
+    }
+    let share = |count: usize| count as f64 / seen.max(1) as f64;
+    Ok(Score { accuracy: share(correct), top5: share(top5), loss: loss / seen.max(1) as f64 })
+}
+
+/// Number of samples whose label is among the `k` largest of their logits; `logits` is `[labels.len(), classes]`, flat.
+pub fn hits(logits: &[f32], labels: &[u16], k: usize) -> usize {
+    let classes = logits.len() / labels.len().max(1);
+    let rows = logits.chunks_exact(classes.max(1));
+    let ahead = |row: &[f32], label: usize| {
+        row.iter().enumerate().filter(|&(i, v)| *v > row[label] || (*v == row[label] && i < label)).count()
+    };
+    rows.zip(labels).filter(|(row, label)| row[**label as usize].is_finite() && ahead(row, **label as usize) < k).count()
+}
+
+/// Threads that prepare batches beside the one that trains.
+const WORKERS: usize = 1;
+
+/// Images per batch of an evaluation.
+const EVALUATION_BATCH: usize = 200;
+
+/// The images of a batch, `[batch, channels, height, width]`, pixels / 255.
+pub fn images(batch: &Batch, shape: [usize; 3], device: &Device) -> Tensor<4> {
+    let [c, h, w] = shape;
+    Tensor::from_data(TensorData::new(batch.images.clone(), [batch.len, c, h, w]), device)
+}
+
+/// Mean of `-sum_k t_k log softmax(logits)_k` with targets `t = (1 - smoothing) * one-hot + smoothing / classes`.
+pub fn cross_entropy(logits: Tensor<2>, labels: &[u16], smoothing: f64) -> Tensor<1> {
+    let [n, classes] = logits.dims();
+    let (off, on) = ((smoothing / classes as f64) as f32, (1.0 - smoothing + smoothing / classes as f64) as f32);
+    let mut targets = vec![off; n * classes];
+    for (row, label) in labels.iter().enumerate() {
+        targets[row * classes + *label as usize] = on;
+    }
+    let targets = Tensor::<2>::from_data(TensorData::new(targets, [n, classes]), &logits.device());
+    (activation::log_softmax(logits, 1) * targets).sum().mul_scalar(-1.0 / n as f64)
+}
+
+/// Weight decay applies to tensors of rank 2 or more unless the recipe says that all decay.
+fn optimizer(recipe: &Recipe, net: &Net) -> ModuleOptimizer {
+    let vectors = ParamGroup::from_paths(vector_paths(net));
+    let split = !recipe.decay_all && recipe.weight_decay > 0.0;
+    match recipe.optimizer {
+        Optimizer::Sgd => {
+            let momentum = MomentumConfig::new().with_momentum(recipe.momentum).with_dampening(0.0).with_nesterov(recipe.nesterov);
+            let config = SgdConfig::new().with_momentum((recipe.momentum > 0.0).then_some(momentum));
+            let decay = (recipe.weight_decay > 0.0).then(|| WeightDecayConfig::new(recipe.weight_decay as f32));
+            let decayed: Sgd = config.clone().with_weight_decay(decay).build();
+            let all = ModuleOptimizer::from(decayed);
+            if split { all.with_group(vectors, config.build(), None) } else { all }
+        }
+        Optimizer::Adam => {
+            let decay = (recipe.weight_decay > 0.0).then(|| WeightDecayConfig::new(recipe.weight_decay as f32));
+            let decayed: Adam = AdamConfig::new().with_weight_decay(decay).build();
+            let all = ModuleOptimizer::from(decayed);
+            if split { all.with_group(vectors, AdamConfig::new().build(), None) } else { all }
+        }
+        Optimizer::Adamw => {
+            let decayed: AdamW = AdamWConfig::new().with_weight_decay(recipe.weight_decay as f32).build();
+            let all = ModuleOptimizer::from(decayed);
+            if split { all.with_group(vectors, AdamWConfig::new().with_weight_decay(0.0).build(), None) } else { all }
+        }
+    }
+}
+
+/// Paths of the parameters of rank 1: biases, normalization, centroids.
+fn vector_paths(net: &Net) -> Vec<String> {
+    #[derive(Default)]
+    struct Paths {
+        path: Vec<String>,
+        vectors: Vec<String>,
+    }
+
+    impl ModuleVisitor for Paths {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.path.push(name.to_string());
+        }
+
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.pop();
+        }
+
+        fn visit_float<const D: usize>(&mut self, _: &Param<Tensor<D>>) {
+            if D < 2 {
+                self.vectors.push(self.path.join("."));
+            }
+        }
+    }
+
+    let mut paths = Paths::default();
+    net.visit(&mut paths);
+    paths.vectors
+}
+
+/// Scales all gradients by `limit / norm` when the norm of all of them together exceeds `limit`.
+fn clip(mut grads: GradientsParams, net: &Net, limit: f64) -> GradientsParams {
+    struct Norm<'a>(&'a GradientsParams, f64);
+
+    impl ModuleVisitor for Norm<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if let Some(grad) = self.0.get::<D>(param.id) {
+                self.1 += f64::from(floats(grad.powi_scalar(2).sum())[0]);
+            }
+        }
+    }
+
+    struct Scale<'a>(&'a mut GradientsParams, f64);
+
+    impl ModuleVisitor for Scale<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if let Some(grad) = self.0.remove::<D>(param.id) {
+                self.0.register(param.id, grad.mul_scalar(self.1));
+            }
+        }
+    }
+
+    let mut norm = Norm(&grads, 0.0);
+    net.visit(&mut norm);
+    let norm = norm.1.sqrt();
+    if norm > limit {
+        net.visit(&mut Scale(&mut grads, limit / norm));
+    }
+    grads
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn smoothing_spreads_the_target_over_all_classes() {
+        let device = Device::flex();
+        let logits = Tensor::<2>::from_floats([[2.0, 0.0, -1.0]], &device);
+        let total = (2.0_f64.exp() + 1.0 + (-1.0_f64).exp()).ln();
+        let plain = f64::from(floats(cross_entropy(logits.clone(), &[0], 0.0))[0]);
+        assert!((plain - (total - 2.0)).abs() < 1e-6);
+        let smooth = f64::from(floats(cross_entropy(logits, &[0], 0.3))[0]);
+        let expected = 0.8 * (total - 2.0) + 0.1 * total + 0.1 * (total + 1.0);
+        assert!((smooth - expected).abs() < 1e-6);
+    }
+
+    #[test]
+    fn ties_go_to_the_lower_class_and_nan_never_hits() {
+        assert_eq!(hits(&[1.0, 1.0, 0.0, 1.0], &[0, 1], 1), 2);
+        assert_eq!(hits(&[1.0, 1.0], &[1], 1), 0);
+        assert_eq!(hits(&[f32::NAN, f32::NAN], &[0], 1), 0);
+        assert_eq!(hits(&[5.0, 4.0, 3.0], &[2], 3), 1);
+    }
+}

@@ -1,0 +1,168 @@
+//! The settings of a training, and the learning rate that follows from them.
+
+use briquette_data::Augment;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// How a network is trained or tuned.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Recipe {
+    /// Passes over the training images.
+    pub epochs: usize,
+    /// Images per step.
+    pub batch: usize,
+    /// Highest learning rate.
+    pub lr: f64,
+    /// The optimizer.
+    pub optimizer: Optimizer,
+    /// Momentum of SGD.
+    pub momentum: f64,
+    /// Nesterov's form of momentum.
+    pub nesterov: bool,
+    /// L2 penalty added to the gradient (SGD, Adam) or decoupled decay (AdamW).
+    pub weight_decay: f64,
+    /// Whether biases and normalization parameters decay too.
+    pub decay_all: bool,
+    /// How the learning rate falls.
+    pub schedule: Schedule,
+    /// Epochs of linear warm-up from zero.
+    pub warmup: f64,
+    /// Share of the target spread evenly over all classes.
+    pub label_smoothing: f64,
+    /// Largest norm of the whole gradient.
+    pub clip: Option<f64>,
+    /// Augmentation of the training images.
+    pub augment: Augment,
+    /// Which epoch's weights are kept.
+    pub choose: Choose,
+}
+
+/// Optimizers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Optimizer {
+    /// Stochastic gradient descent with momentum.
+    Sgd,
+    /// Adam (Kingma & Ba, ICLR 2015).
+    Adam,
+    /// Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019).
+    Adamw,
+}
+
+/// Learning-rate schedules.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    /// Always the same.
+    Constant,
+    /// Half a cosine from the highest rate to zero.
+    Cosine,
+    /// Multiplied by `factor` at each of these shares of the epochs.
+    Step {
+        /// Shares in `[0, 1]`, for example `[0.5, 0.75]`.
+        at: Vec<f64>,
+        /// Factor at each.
+        factor: f64,
+    },
+}
+
+/// Which epoch's weights a training returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Choose {
+    /// The most accurate on the validation split, the later of equals.
+    Best,
+    /// The last.
+    Last,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self {
+            epochs: 1,
+            batch: 64,
+            lr: 1e-3,
+            optimizer: Optimizer::Adam,
+            momentum: 0.9,
+            nesterov: false,
+            weight_decay: 0.0,
+            decay_all: false,
+            schedule: Schedule::Cosine,
+            warmup: 0.0,
+            label_smoothing: 0.0,
+            clip: None,
+            augment: Augment::default(),
+            choose: Choose::Best,
+        }
+    }
+}
+
+impl Recipe {
+    /// Refuses settings that cannot train.
+    ///
+    /// # Errors
+    /// Names the setting and its range.
+    pub fn check(&self) -> Result<()> {
+        let rules = [
+            (self.batch >= 1, "batch must be at least 1"),
+            (self.lr.is_finite() && self.lr > 0.0, "lr must be positive"),
+            ((0.0..1.0).contains(&self.momentum), "momentum lies in [0, 1)"),
+            (self.weight_decay >= 0.0, "weight-decay must not be negative"),
+            ((0.0..1.0).contains(&self.label_smoothing), "label-smoothing lies in [0, 1)"),
+            (self.warmup >= 0.0, "warmup must not be negative"),
+            (self.clip.is_none_or(|clip| clip > 0.0), "clip must be positive"),
+        ];
+        match rules.into_iter().find(|(holds, _)| !holds) {
+            Some((_, rule)) => Err(Error::Invalid(format!("training settings: {rule}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// The learning rate after `epoch` epochs, which may be a fraction.
+    pub fn rate(&self, epoch: f64) -> f64 {
+        if epoch < self.warmup {
+            return self.lr * epoch / self.warmup;
+        }
+        let share = ((epoch - self.warmup) / (self.epochs as f64 - self.warmup).max(1e-9)).clamp(0.0, 1.0);
+        self.lr
+            * match &self.schedule {
+                Schedule::Constant => 1.0,
+                Schedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * share).cos()),
+                Schedule::Step { at, factor } => factor.powi(at.iter().filter(|at| share >= **at).count() as i32),
+            }
+    }
+
+    /// The same recipe for a trial run: at most this many epochs.
+    pub fn shrink(&mut self, epochs: usize) {
+        self.epochs = self.epochs.min(epochs);
+        self.warmup = self.warmup.min(0.2);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schedules_meet_their_corner_points() {
+        let mut recipe = Recipe { epochs: 10, lr: 1.0, warmup: 2.0, ..Recipe::default() };
+        assert_eq!(recipe.rate(0.0), 0.0);
+        assert_eq!(recipe.rate(1.0), 0.5);
+        assert_eq!(recipe.rate(2.0), 1.0);
+        assert!((recipe.rate(6.0) - 0.5).abs() < 1e-12);
+        assert!(recipe.rate(10.0) < 1e-12);
+        recipe.warmup = 0.0;
+        recipe.schedule = Schedule::Step { at: vec![0.5, 0.75], factor: 0.1 };
+        assert_eq!(recipe.rate(4.9), 1.0);
+        assert!((recipe.rate(5.0) - 0.1).abs() < 1e-12);
+        assert!((recipe.rate(9.0) - 0.01).abs() < 1e-12);
+    }
+
+    #[test]
+    fn unknown_settings_are_refused() {
+        let error = serde_json::from_str::<Recipe>(r#"{"epoch": 3}"#).unwrap_err();
+        assert!(error.to_string().contains("unknown field `epoch`"));
+    }
+}

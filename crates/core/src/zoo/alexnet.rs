@@ -1,0 +1,45 @@
+//! Krizhevsky, Sutskever, Hinton. "ImageNet Classification with Deep Convolutional Neural Networks". NIPS 2012.
+//! In the form of Caffe's reference model: one tower, convolutions 2, 4 and 5 in two groups, inputs of 227 by 227.
+
+use briquette_runtime::{Layer, Window};
+
+use super::{Arch, Wanted};
+use crate::builder::{At, Builder, Conv};
+
+pub(super) const ALEXNET: Arch = Arch {
+    name: "alexnet",
+    paper: "Krizhevsky, Sutskever, Hinton, NIPS 2012",
+    input: [3, 227, 227],
+    classes: 1000,
+    build: alexnet,
+};
+
+fn alexnet(b: &mut Builder, x: At, wanted: &Wanted) -> At {
+    let pool = Window { kernel: [3, 3], stride: [2, 2], padding: [0, 0] };
+    // Two groups need even numbers of channels at every width.
+    let even = |channels: usize| wanted.scaled(channels).next_multiple_of(2);
+    let norm = |b: &mut Builder, name: &str, x: At| {
+        b.fixed(name, &[x], Layer::LocalResponseNorm { size: 5, alpha: 1e-4, beta: 0.75, k: 2.0 })
+    };
+    let conv = |b: &mut Builder, i: usize, x: At, conv: Conv| {
+        let x = b.conv(&format!("conv{i}"), x, conv);
+        b.relu(&format!("relu{i}"), x)
+    };
+    let x = conv(b, 1, x, Conv::new(even(96), 11).stride(4));
+    let x = norm(b, "norm1", x);
+    let x = b.max_pool("pool1", x, pool);
+    let x = conv(b, 2, x, Conv::new(even(256), 5).same().groups(2));
+    let x = norm(b, "norm2", x);
+    let x = b.max_pool("pool2", x, pool);
+    let x = conv(b, 3, x, Conv::new(even(384), 3).same());
+    let x = conv(b, 4, x, Conv::new(even(384), 3).same().groups(2));
+    let x = conv(b, 5, x, Conv::new(even(256), 3).same().groups(2));
+    let x = b.max_pool("pool5", x, pool);
+    let mut x = b.flatten("flatten", x);
+    for i in [6, 7] {
+        x = b.linear(&format!("fc{i}"), x, wanted.scaled(4096));
+        x = b.relu(&format!("relu{i}"), x);
+        x = b.fixed(&format!("drop{i}"), &[x], Layer::Dropout { p: 0.5 });
+    }
+    b.linear("fc8", x, wanted.classes)
+}

@@ -1,0 +1,120 @@
+//! The set that needs no files: the ten digits as strokes, distorted, on cluttered ground. 28x28 grey, balanced classes.
+//!
+//! A linear classifier gets about 77 % of the test images right, two small convolutions get 97 % after two epochs.
+//!
+//! Image `i` of a split depends on the split and on `i` alone: a smaller set is the beginning of a larger one. It is drawn from
+//! stream `i` of ChaCha8 seeded with the split's constant, by additions, multiplications, divisions and square roots only:
+//! the bytes are the same on every machine.
+
+mod draw;
+mod strokes;
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+
+use crate::{Dataset, Error, GlyphCounts, Splits, files::sha256_of};
+
+const SIDE: usize = 28;
+const TRAIN: u64 = 0x676c_7970_6873_0001;
+const TEST: u64 = 0x676c_7970_6873_0002;
+
+/// Draws both splits. The digits take turns, so that any first `n` images are balanced.
+pub(crate) fn splits(counts: GlyphCounts) -> Result<Splits, Error> {
+    let train = split("glyphs train", TRAIN, counts.train)?;
+    let test = split("glyphs test", TEST, counts.test)?;
+    let (mean, std) = train.statistics();
+    let sha256 = [&train, &test].map(|split| sha256_of(&split.images)).to_vec();
+    let classes = (0..10).map(|digit| digit.to_string()).collect();
+    Ok(Splits { name: "glyphs".into(), train, test, classes, mean, std, sha256 })
+}
+
+fn split(name: &str, seed: u64, count: usize) -> Result<Dataset, Error> {
+    let seeded = ChaCha8Rng::seed_from_u64(seed);
+    let mut images = vec![0; count * SIDE * SIDE];
+    images.par_chunks_exact_mut(SIDE * SIDE).enumerate().for_each(|(i, image)| {
+        let mut rng = seeded.clone();
+        rng.set_stream(i as u64);
+        draw::digit(i % 10, &mut Dice(rng), image);
+    });
+    Dataset::from_memory(name, [1, SIDE, SIDE], 10, images, (0..count).map(|i| (i % 10) as u16).collect())
+}
+
+/// Uniform draws whose values no library update can change.
+struct Dice(ChaCha8Rng);
+
+impl Dice {
+    /// In `[low, high)`, one of 2^24 values.
+    fn between(&mut self, low: f32, high: f32) -> f32 {
+        low + (high - low) * (self.0.next_u32() >> 8) as f32 / (1_u32 << 24) as f32
+    }
+
+    /// In `0..n`.
+    fn below(&mut self, n: usize) -> usize {
+        ((u64::from(self.0.next_u32()) * n as u64) >> 32) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Augment, Loader};
+
+    fn glyphs(train: usize, test: usize) -> Splits {
+        splits(GlyphCounts { train, test }).expect("drawn")
+    }
+
+    #[test]
+    fn a_smaller_set_is_the_beginning_of_a_larger_one() {
+        let (small, large) = (glyphs(20, 10), glyphs(40, 20));
+        assert_eq!(small.train.images[..], large.train.images[..20 * 784]);
+        assert_eq!(small.test.images[..], large.test.images[..10 * 784]);
+        assert_ne!(small.train.pixel(0), small.test.pixel(0));
+        assert_eq!(large.train.class_counts(), [4; 10]);
+    }
+
+    #[test]
+    fn the_bytes_never_change() {
+        assert_eq!(glyphs(200, 0).sha256[0], "1b911510de1cd28e6991ccc418178fda7ef8f75ea5fb1493dcdeafe5a5ca7d50");
+    }
+
+    #[test]
+    fn a_linear_classifier_is_not_enough() {
+        let accuracy = softmax_regression(&glyphs(6000, 2000), 12);
+        assert!((0.6..0.9).contains(&accuracy), "{accuracy}");
+    }
+
+    /// Test accuracy of a single linear layer trained by SGD.
+    fn softmax_regression(set: &Splits, epochs: u64) -> f32 {
+        let (mut weights, mut bias) = (vec![[0_f32; 784]; 10], [0_f32; 10]);
+        let centre = |images: &[f32]| images.iter().map(|x| (x - set.mean[0]) / set.std[0]).collect::<Vec<_>>();
+        let scores = |weights: &[[f32; 784]], bias: &[f32; 10], x: &[f32]| -> Vec<f32> {
+            let dot = |row: &[f32; 784]| row.iter().zip(x).map(|(w, x)| w * x).sum::<f32>();
+            weights.iter().zip(bias).map(|(row, b)| dot(row) + b).collect()
+        };
+        for epoch in 0..epochs {
+            let rate = 0.003 * (1.0 - epoch as f32 / epochs as f32);
+            for batch in Loader::train(&set.train, 50, Augment::default(), epoch, 1) {
+                for (x, &label) in centre(&batch.images).chunks_exact(784).zip(&batch.labels) {
+                    let scores = scores(&weights, &bias, x);
+                    let top = scores.iter().copied().fold(f32::MIN, f32::max);
+                    let total: f32 = scores.iter().map(|score| (score - top).exp()).sum();
+                    for (class, score) in scores.iter().enumerate() {
+                        let error = (score - top).exp() / total - f32::from(u8::from(class == usize::from(label)));
+                        weights[class].iter_mut().zip(x).for_each(|(w, x)| *w -= rate * error * x);
+                        bias[class] -= rate * error;
+                    }
+                }
+            }
+        }
+        let right = Loader::ordered(&set.test, 100).map(|batch| {
+            let guess = |x: &[f32]| {
+                let scores = scores(&weights, &bias, x);
+                (0..10).max_by(|&a, &b| scores[a].total_cmp(&scores[b])).expect("ten classes")
+            };
+            let images = centre(&batch.images);
+            images.chunks_exact(784).zip(&batch.labels).filter(|(x, label)| guess(x) == usize::from(**label)).count()
+        });
+        right.sum::<usize>() as f32 / set.test.len() as f32
+    }
+}

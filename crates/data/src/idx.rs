@@ -1,0 +1,126 @@
+//! IDX: a magic number, big-endian sizes, then bytes (LeCun's MNIST files).
+
+use std::{io::Read, path::Path};
+
+use flate2::read::GzDecoder;
+
+use crate::{
+    Dataset, Error,
+    files::{Checked, Found},
+    manifest::Manifest,
+};
+
+const IMAGES: u32 = 2051;
+const LABELS: u32 = 2049;
+
+/// Reads training images, training labels, test images and test labels, each gzipped or plain.
+pub(crate) fn splits(set: &Manifest, found: &[Found]) -> Result<(Dataset, Dataset, Vec<String>), Error> {
+    let mut sha256 = Vec::new();
+    let mut halves = Vec::new();
+    for (split, pair) in ["train", "test"].into_iter().zip(found.chunks(2)) {
+        let [images, labels] = [unpack(&pair[0], &mut sha256)?, unpack(&pair[1], &mut sha256)?];
+        let ([count, height, width], pixels) = images_of(&images)?;
+        let labels_path = labels.path.clone();
+        let labels = labels_of(&labels)?;
+        if count != labels.len() || [1, height, width] != set.shape {
+            let what = format!("{} labels for {count} images of {height}x{width}", labels.len());
+            return Err(Error::malformed(labels_path, what));
+        }
+        let labels = labels.into_iter().map(u16::from).collect();
+        halves.push(Dataset::from_memory(format!("{} {split}", set.name), set.shape, set.classes.len(), pixels, labels)?);
+    }
+    let test = halves.pop().expect("four files make two splits");
+    let train = halves.pop().expect("four files make two splits");
+    Ok((train, test, sha256))
+}
+
+struct Plain {
+    path: std::path::PathBuf,
+    bytes: Vec<u8>,
+}
+
+fn unpack(found: &Found, sha256: &mut Vec<String>) -> Result<Plain, Error> {
+    let Checked { path, bytes, sha256: digest } = found.read()?.remove(0);
+    sha256.push(digest);
+    let bytes = if found.packed { gunzip(&path, &bytes)? } else { bytes };
+    Ok(Plain { path, bytes })
+}
+
+/// Longest content a gzipped file may unfold to.
+const LIMIT: u64 = 1 << 30;
+
+fn gunzip(path: &Path, bytes: &[u8]) -> Result<Vec<u8>, Error> {
+    let mut content = Vec::new();
+    let read = GzDecoder::new(bytes).take(LIMIT + 1).read_to_end(&mut content);
+    read.map_err(|error| Error::malformed(path, format!("not a whole gzip stream: {error}")))?;
+    if content.len() as u64 > LIMIT {
+        return Err(Error::malformed(path, format!("unfolds to more than {LIMIT} bytes")));
+    }
+    Ok(content)
+}
+
+fn images_of(file: &Plain) -> Result<([usize; 3], Vec<u8>), Error> {
+    let (sizes, pixels) = parse(file, IMAGES, 3)?;
+    Ok(([sizes[0], sizes[1], sizes[2]], pixels))
+}
+
+fn labels_of(file: &Plain) -> Result<Vec<u8>, Error> {
+    Ok(parse(file, LABELS, 1)?.1)
+}
+
+/// Splits a file into its `rank` sizes and its bytes, whose number must be the product of the sizes.
+fn parse(file: &Plain, magic: u32, rank: usize) -> Result<(Vec<usize>, Vec<u8>), Error> {
+    let fault = |what| Err(Error::malformed(&file.path, what));
+    let header = 4 * (1 + rank);
+    if file.bytes.len() < header {
+        return fault(format!("{} bytes are shorter than the header of {header}", file.bytes.len()));
+    }
+    let (head, body) = file.bytes.split_at(header);
+    let words: Vec<u32> = head.chunks_exact(4).map(|word| u32::from_be_bytes([word[0], word[1], word[2], word[3]])).collect();
+    if words[0] != magic {
+        return fault(format!("expected IDX magic number {magic}, found {}", words[0]));
+    }
+    let product = words[1..].iter().try_fold(1_usize, |product, &size| product.checked_mul(size as usize));
+    if product != Some(body.len()) {
+        return fault(format!("the header promises sizes {:?}, but {} bytes follow", &words[1..], body.len()));
+    }
+    Ok((words[1..].iter().map(|&size| size as usize).collect(), body.to_vec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn file(bytes: &[u8]) -> Plain {
+        Plain { path: "some.idx".into(), bytes: bytes.to_vec() }
+    }
+
+    const TWO_IMAGES: [u8; 20] = [0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 2, 10, 20, 30, 40];
+
+    #[test]
+    fn golden_bytes() {
+        assert_eq!(images_of(&file(&TWO_IMAGES)).expect("whole"), ([2, 1, 2], vec![10, 20, 30, 40]));
+        assert_eq!(labels_of(&file(&[0, 0, 8, 1, 0, 0, 0, 3, 7, 0, 9])).expect("whole"), [7, 0, 9]);
+    }
+
+    #[test]
+    fn broken_files_are_refused() {
+        let error = |bytes: &[u8]| images_of(&file(bytes)).expect_err("broken").to_string();
+        assert!(error(&TWO_IMAGES[..10]).contains("shorter than the header of 16"));
+        assert!(error(&TWO_IMAGES[..19]).contains("[2, 1, 2], but 3 bytes follow"));
+        assert!(error(&[0, 0, 8, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).contains("magic number 2051, found 2049"));
+        let huge = [&[0, 0, 8, 3][..], &[255; 12], &[0]].concat();
+        assert!(error(&huge).contains("but 1 bytes follow"));
+    }
+
+    #[test]
+    fn a_cut_gzip_stream_is_refused() {
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packed.write_all(&TWO_IMAGES).expect("memory");
+        let packed = packed.finish().expect("memory");
+        assert_eq!(gunzip(Path::new("f.gz"), &packed).expect("whole"), TWO_IMAGES);
+        let error = gunzip(Path::new("f.gz"), &packed[..packed.len() - 9]).expect_err("cut").to_string();
+        assert!(error.starts_with("f.gz: not a whole gzip stream"), "{error}");
+    }
+}

@@ -1,0 +1,63 @@
+//! Image data sets: a synthetic one that needs no files, MNIST, Fashion-MNIST, CIFAR and folders of images; batches of them with
+//! augmentation; downloads with checksums.
+//!
+//! ```
+//! use briquette_data::{Augment, GlyphCounts, Loader, Locations};
+//!
+//! # fn main() -> Result<(), briquette_data::Error> {
+//! let at = Locations { glyphs: GlyphCounts { train: 500, test: 100 }, ..Locations::from_env(None) };
+//! let set = briquette_data::open("glyphs", &at)?;
+//! let (train, valid) = set.train.split(100, 7);
+//! assert_eq!((train.len(), valid.len(), set.test.len()), (400, 100, 100));
+//! for batch in Loader::train(&train, 64, Augment { pad_crop: 2, flip: false }, 7, 2) {
+//!     assert_eq!(batch.images.len(), batch.len * 28 * 28);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Your own data
+//!
+//! A folder `train/<class>/*.png`, `test/<class>/*.png` (or `.jpg`) is the set `folder:PATH`. Pixels already in memory become a
+//! [`Dataset`], and a pair of those becomes [`Splits`]:
+//!
+//! ```
+//! use briquette_data::{Dataset, Loader, Splits};
+//!
+//! # fn main() -> Result<(), briquette_data::Error> {
+//! // Two grey images of 2x2 pixels, `[n, c, h, w]`, and the class of each.
+//! let train = Dataset::from_memory("mine train", [1, 2, 2], 2, vec![0, 10, 20, 30, 255, 245, 235, 225], vec![0, 1])?;
+//! let test = train.take(1);
+//! let (mean, std) = train.statistics();
+//! let classes = vec!["dark".into(), "bright".into()];
+//! let mine = Splits { name: "mine".into(), train, test, classes, mean, std, sha256: Vec::new() };
+//! assert_eq!(Loader::ordered(&mine.train, 32).next().map(|batch| batch.labels), Some(vec![0, 1]));
+//! # Ok(())
+//! # }
+//! ```
+
+mod augment;
+mod cifar;
+mod dataset;
+mod download;
+mod error;
+mod files;
+mod folder;
+mod glyphs;
+mod idx;
+mod jpeg;
+mod loader;
+mod locations;
+mod manifest;
+mod open;
+mod store;
+
+pub use augment::Augment;
+pub use dataset::Dataset;
+pub use download::get;
+pub use error::Error;
+pub use files::{MissingFile, Status, locate};
+pub use loader::{Batch, Loader};
+pub use locations::{GlyphCounts, Locations};
+pub use manifest::{File, Format, Manifest, Piece, manifest};
+pub use open::{Splits, names, open};

@@ -1,0 +1,130 @@
+use crate::{
+    Dataset, Error, Locations, cifar, files, folder, glyphs, idx, jpeg, manifest, manifest::Format, manifest::MANIFESTS,
+};
+
+/// A data set, opened: both splits and what is known of them.
+#[derive(Clone, Debug)]
+pub struct Splits {
+    /// Name of the set.
+    pub name: String,
+    /// Images to train on.
+    pub train: Dataset,
+    /// Images to judge by.
+    pub test: Dataset,
+    /// Class names, label 0 first.
+    pub classes: Vec<String>,
+    /// Mean of each channel of the training images, pixels / 255.
+    pub mean: Vec<f32>,
+    /// Standard deviation of each channel of the training images, pixels / 255.
+    pub std: Vec<f32>,
+    /// SHA-256 of each file read, or of the pixels where they come from no known file.
+    pub sha256: Vec<String>,
+}
+
+/// Names that [`open`] knows, the one that needs no files first. Besides, `folder:PATH` is a folder of images.
+pub fn names() -> Vec<&'static str> {
+    [GLYPHS].into_iter().chain(MANIFESTS.iter().map(|(name, _)| *name)).collect()
+}
+
+/// Opens a data set by name; every file is checked by length and SHA-256 before it is used.
+///
+/// Absent files are downloaded into the cache folder unless [`Locations::offline`] is set.
+pub fn open(name: &str, at: &Locations) -> Result<Splits, Error> {
+    if is_embedded(name) {
+        return glyphs::splits(at.glyphs);
+    }
+    if let Some(path) = name.strip_prefix("folder:") {
+        return folder::splits(path.as_ref());
+    }
+    let set = manifest(name).ok_or_else(|| unknown(name))?;
+    let found = files::obtain(&set, at)?;
+    let (train, test, sha256) = match set.format {
+        Format::Idx => idx::splits(&set, &found)?,
+        Format::Cifar10 | Format::Cifar100 | Format::CifarXz => cifar::splits(&set, &found)?,
+        Format::CifarJpeg => jpeg::splits(&set, &found, at)?,
+    };
+    Ok(Splits { name: set.name, train, test, classes: set.classes, mean: set.mean, std: set.std, sha256 })
+}
+
+const GLYPHS: &str = "glyphs";
+
+pub(crate) fn is_embedded(name: &str) -> bool {
+    name == GLYPHS
+}
+
+pub(crate) fn unknown(name: &str) -> Error {
+    let mut near = names();
+    near.sort_by_key(|known| strsim::damerau_levenshtein(known, &name.to_lowercase()));
+    let nearest = near.iter().take(3).map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
+    Error::UnknownSet { name: name.into(), nearest }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    /// Opens a set whose files may not be on this machine.
+    #[allow(clippy::print_stderr)]
+    fn at_hand(name: &str) -> Option<Splits> {
+        let shared = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/datasets");
+        let dir = std::env::var_os("BRIQUETTE_DATA").map_or_else(|| PathBuf::from(shared), PathBuf::from);
+        let at = Locations { offline: true, ..Locations::from_env(Some(&dir)) };
+        match open(name, &at) {
+            Err(Error::Missing { .. }) => {
+                eprintln!("skipped: the files of '{name}' are not in {}", dir.display());
+                None
+            }
+            opened => Some(opened.expect("whole")),
+        }
+    }
+
+    /// Measures what the manifest promises.
+    fn agrees(set: &Splits) {
+        let (mean, std) = set.train.statistics();
+        let near = |found: &[f32], said: &[f32]| found.iter().zip(said).all(|(found, said)| (found - said).abs() < 2e-6);
+        assert!(near(&mean, &set.mean) && near(&std, &set.std), "{}: mean {mean:?}, std {std:?}", set.name);
+        let counts = manifest(&set.name).expect("known").counts;
+        assert_eq!([set.train.len(), set.test.len()], counts);
+    }
+
+    #[test]
+    fn an_unknown_name_brings_the_nearest() {
+        let error = open("MNSIT", &Locations::from_env(None)).expect_err("unknown").to_string();
+        assert!(error.starts_with("unknown data set 'MNSIT'; did you mean 'mnist',"), "{error}");
+    }
+
+    #[test]
+    fn mnist_is_mnist() {
+        let Some(set) = at_hand("mnist") else { return };
+        agrees(&set);
+        assert_eq!(set.train.class_counts(), [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]);
+        assert_eq!(set.test.class_counts(), [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]);
+    }
+
+    #[test]
+    fn fashion_mnist_is_balanced() {
+        let Some(set) = at_hand("fashion-mnist") else { return };
+        agrees(&set);
+        assert_eq!((set.train.class_counts(), set.test.class_counts()), (vec![6000; 10], vec![1000; 10]));
+    }
+
+    #[test]
+    fn jpegs_follow_the_order_of_the_exact_images() {
+        let (Some(lossy), Some(exact)) = (at_hand("cifar10-jpeg"), at_hand("cifar10-exact4000")) else { return };
+        agrees(&lossy);
+        // Means by libjpeg; the decoder used here rounds chroma up by a fifth of a level.
+        let libjpeg = [0.491250, 0.482090, 0.446521];
+        assert!(lossy.mean.iter().zip(libjpeg).all(|(mean, other)| (mean - other).abs() < 1.5e-3), "{:?}", lossy.mean);
+        assert_eq!((lossy.train.class_counts(), lossy.test.class_counts()), (vec![5000; 10], vec![1000; 10]));
+        let [mut square, values] = [0.0, (4000 * 3072) as f64];
+        for i in 0..4000 {
+            assert_eq!(lossy.train.label(i), exact.train.label(i));
+            let pairs = lossy.train.pixel(i).iter().zip(exact.train.pixel(i));
+            square += pairs.map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2)).sum::<f64>();
+        }
+        // The same pictures but for the loss of quality 75: a signal-to-noise ratio near 30 dB.
+        let rms = (square / values).sqrt();
+        assert!((5.0..10.0).contains(&rms), "{rms}");
+    }
+}

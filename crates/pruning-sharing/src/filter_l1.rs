@@ -1,0 +1,167 @@
+//! L1-norm filter pruning.
+//!
+//! Scores filter `i` of a layer by `s_i = sum_j |W_ij|` and removes the lowest of each channel group, with them the batch-norm entries and
+//! the channels of the next layers that they feed.
+//!
+//! Li, Kadav, Durdanovic, Samet, Graf. "Pruning Filters for Efficient ConvNets". ICLR 2017. arXiv:1608.08710.
+//! Differs from the paper: layers joined by a residual are scored together instead of following the shortcut's selection.
+
+use briquette_core::cost::Cost;
+use briquette_core::error::{Error, Result, nearest};
+use briquette_core::net::Net;
+use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::surgery::{ChannelGroup, Keep};
+use briquette_core::training::{Extras, Recipe, fit};
+use briquette_core::types::{PerLayer, Ratio};
+use serde::Deserialize;
+
+/// Removes the weakest filters of channel groups, physically.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FilterL1 {
+    /// Share of filters removed, for all groups or by the name of any layer that produces the group's channels.
+    ratio: Option<PerLayer<Ratio>>,
+    /// Share of the multiply-accumulates that stays: the one ratio for all groups that reaches it is found by bisection.
+    macs: Option<Ratio>,
+    /// Layers whose groups are left alone; a trailing `*` stands for any ending.
+    #[serde(default)]
+    except: Vec<String>,
+    /// Training afterwards.
+    tune: Option<Recipe>,
+}
+
+impl Method for FilterL1 {
+    const NAME: &'static str = "filter-l1";
+    const FAMILY: &'static str = "pruning and sharing";
+    const PAPER: &'static str = "Li, Kadav, Durdanovic, Samet, Graf, ICLR 2017, arXiv:1608.08710";
+    const EXAMPLE: &'static str = "ratio = 0.5";
+}
+
+impl Pass for FilterL1 {
+    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        let net = self.plan(net)?;
+        match &self.tune {
+            Some(recipe) => fit(net, recipe, Extras::default(), cx),
+            None => Ok(net),
+        }
+    }
+
+    fn plan(&self, net: Net) -> Result<Net> {
+        let groups = self.groups(&net)?;
+        let ratios: Vec<f64> = match (&self.ratio, self.macs) {
+            (Some(ratio), None) => named(ratio, &net, &groups)?,
+            (None, Some(macs)) => vec![for_budget(&net, &groups, macs.get())?; groups.len()],
+            _ => return Err(Error::Invalid("filter-l1 takes exactly one of `ratio` and `macs`".into())),
+        };
+        cut(net, &groups, &ratios)
+    }
+
+    fn epochs(&self) -> usize {
+        self.tune.as_ref().map_or(0, |recipe| recipe.epochs)
+    }
+
+    fn shrink(&mut self) {
+        if let Some(recipe) = &mut self.tune {
+            recipe.shrink(1);
+        }
+    }
+}
+
+impl FilterL1 {
+    /// The groups that may be cut.
+    fn groups(&self, net: &Net) -> Result<Vec<ChannelGroup>> {
+        let hit = |pattern: &str, name: &str| match pattern.strip_suffix('*') {
+            Some(start) => name.starts_with(start),
+            None => name == pattern,
+        };
+        if let Some(wrong) = self.except.iter().find(|pattern| !net.nodes.iter().any(|node| hit(pattern, &node.name))) {
+            let nearest = nearest(wrong, net.weighted().map(|(_, node)| node.name.as_str()));
+            return Err(Error::Unknown { what: "layer", name: wrong.clone(), nearest });
+        }
+        let spared = |group: &ChannelGroup| {
+            producers(group).iter().any(|&node| self.except.iter().any(|pattern| hit(pattern, &net.nodes[node].name)))
+        };
+        Ok(net.channel_groups()?.into_iter().filter(|group| group.frozen.is_none() && !spared(group)).collect())
+    }
+}
+
+/// The nodes whose filters make a group's channels.
+fn producers(group: &ChannelGroup) -> Vec<usize> {
+    let mut nodes: Vec<usize> = (0..group.len()).flat_map(|unit| group.filters(unit)).map(|(node, _)| node).collect();
+    nodes.sort_unstable();
+    nodes.dedup();
+    nodes
+}
+
+fn named(ratio: &PerLayer<Ratio>, net: &Net, groups: &[ChannelGroup]) -> Result<Vec<f64>> {
+    let each = match ratio {
+        PerLayer::All(ratio) => return Ok(vec![ratio.get(); groups.len()]),
+        PerLayer::Each(each) => each,
+    };
+    let mut ratios = vec![0.0; groups.len()];
+    for (name, ratio) in each {
+        let node = net.index(name)?;
+        let group = groups.iter().position(|group| producers(group).contains(&node));
+        let Some(group) = group else {
+            return Err(Error::node(name, "its channels cannot be cut: they are the output, or the group is excepted or frozen"));
+        };
+        ratios[group] = ratio.get();
+    }
+    Ok(ratios)
+}
+
+/// Sum of the absolute weights of every filter of each unit.
+fn strengths(net: &Net, group: &ChannelGroup) -> Vec<f64> {
+    let mut score = vec![0.0; group.len()];
+    let weights: std::collections::BTreeMap<usize, _> =
+        producers(group).into_iter().filter_map(|node| Some((node, net.nodes[node].weight()?))).collect();
+    for (unit, score) in score.iter_mut().enumerate() {
+        for (node, filter) in group.filters(unit) {
+            let Some(weight) = weights.get(&node) else { continue };
+            let fan_in = weight.base.len() / weight.shape[0];
+            let values = weight.base[filter * fan_in..][..fan_in].iter();
+            *score += values.map(|v| f64::from(v.abs())).sum::<f64>();
+        }
+    }
+    score
+}
+
+fn cut(mut net: Net, groups: &[ChannelGroup], ratios: &[f64]) -> Result<Net> {
+    let kept = |group: &ChannelGroup, ratio: f64| group.len() - (ratio * group.len() as f64).round() as usize;
+    // All scores come from the network as it was: cutting one group shortens the filters of the next.
+    let scores: Vec<Vec<f64>> = groups.iter().map(|group| strengths(&net, group)).collect();
+    let names: Vec<String> = groups.iter().map(|group| group.name.clone()).collect();
+    for (((name, ratio), score), group) in names.iter().zip(ratios).zip(&scores).zip(groups) {
+        if *ratio > 0.0 {
+            let keep = Keep::top(score, kept(group, *ratio));
+            // Node indices stay, channel numbers do not: the group is looked up in the network as it now is.
+            let now = net.channel_groups()?.into_iter().find(|now| now.name == *name);
+            let now = now.ok_or_else(|| Error::node(name, "its channel group vanished"))?;
+            net = net.keep(&now, &keep)?;
+        }
+    }
+    Ok(net)
+}
+
+/// The smallest ratio for all groups at which no more than `share` of the multiply-accumulates remain.
+fn for_budget(net: &Net, groups: &[ChannelGroup], share: f64) -> Result<f64> {
+    let limit = share * Cost::of(net)?.macs() as f64;
+    let most = 1.0 - 1.0 / groups.iter().map(ChannelGroup::len).max().unwrap_or(1) as f64;
+    let macs = |ratio: f64| -> Result<f64> {
+        let capped: Vec<f64> = groups.iter().map(|g| ratio.min(1.0 - 1.0 / g.len() as f64)).collect();
+        Ok(Cost::of(&cut(net.deep_clone(), groups, &capped)?)?.macs() as f64)
+    };
+    if macs(most)? > limit {
+        let detail = format!("filter-l1: even one filter per group leaves more than {share} of the multiply-accumulates");
+        return Err(Error::Invalid(detail));
+    }
+    let (mut low, mut high) = (0.0, most);
+    for _ in 0..BISECTIONS {
+        let middle = (low + high) / 2.0;
+        if macs(middle)? > limit { low = middle } else { high = middle }
+    }
+    Ok(high)
+}
+
+/// Fine enough to tell one filter in a thousand.
+const BISECTIONS: usize = 11;

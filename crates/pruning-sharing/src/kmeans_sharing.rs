@@ -1,0 +1,134 @@
+//! Weight sharing by k-means.
+//!
+//! The weights of a layer that survived pruning are clustered into `k = 2^bits` values; each weight becomes an index into the codebook
+//! `c`, and training goes on over the codebook alone, with `dL/dc_k = sum over i with a(i) = k of dL/dw_i`. With `n` weights of `b` bits the
+//! layer shrinks by `r = n b / (n log2 k + k b)`.
+//!
+//! Gong, Liu, Yang, Bourdev. "Compressing Deep Convolutional Networks using Vector Quantization". arXiv:1412.6115, 2014.
+//! Han, Mao, Dally. "Deep Compression". ICLR 2016. arXiv:1510.00149.
+
+use std::collections::BTreeMap;
+
+use briquette_core::coding::{self, Coding, Source, Weight};
+use briquette_core::error::{Error, Result};
+use briquette_core::net::Net;
+use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::training::{Extras, Recipe, fit};
+use briquette_core::types::{Bits, PerLayer};
+use burn::module::Module;
+use serde::Deserialize;
+
+use crate::parts::kmeans::cluster;
+
+pub use crate::parts::kmeans::Init;
+
+/// Shares the weights of each layer among a few trained centroids.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KmeansSharing {
+    /// Bits of an index; a layer gets at most `2^bits` centroids.
+    bits: PerLayer<Bits>,
+    /// Where the centroids start.
+    #[serde(default)]
+    init: Init,
+    /// Training of the centroids.
+    tune: Option<Recipe>,
+}
+
+impl Method for KmeansSharing {
+    const NAME: &'static str = "kmeans-sharing";
+    const FAMILY: &'static str = "quantization and binarization";
+    const PAPER: &'static str = "Gong, Liu, Yang, Bourdev, arXiv:1412.6115; Han, Mao, Dally, ICLR 2016, arXiv:1510.00149";
+    const EXAMPLE: &'static str = "bits = { conv = 8, fc = 5 }";
+}
+
+impl Pass for KmeansSharing {
+    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        let net = self.share(net, cx.seed)?;
+        match &self.tune {
+            Some(recipe) => fit(net, recipe, Extras::default(), cx),
+            None => Ok(net),
+        }
+    }
+
+    fn plan(&self, net: Net) -> Result<Net> {
+        self.share(net, 0)
+    }
+
+    fn epochs(&self) -> usize {
+        self.tune.as_ref().map_or(0, |recipe| recipe.epochs)
+    }
+
+    fn shrink(&mut self) {
+        if let Some(recipe) = &mut self.tune {
+            recipe.shrink(1);
+        }
+    }
+}
+
+impl KmeansSharing {
+    fn share(&self, net: Net, seed: u64) -> Result<Net> {
+        let levels: BTreeMap<usize, usize> = self.bits.resolve(&net)?.into_iter().map(|(i, bits)| (i, bits.levels())).collect();
+        for weight in coding::weights(&net) {
+            if let (Some(node), Some(bad)) = (weight.node(), weight.values.iter().find(|v| !v.is_finite())) {
+                return Err(Error::node(&net.nodes[node].name, format!("holds the weight {bad}; train it anew or clip it")));
+            }
+        }
+        Ok(share_seeded(net, |weight| weight.node().and_then(|node| levels.get(&node).copied()), self.init, seed))
+    }
+}
+
+/// Clusters each tensor of rank 2 or more in any Burn module. `levels` gives a tensor's number of centroids; tensors for which it gives
+/// none are left alone. Masked weights take no part and stay zero.
+pub fn share<M: Module>(module: M, levels: impl FnMut(&Weight) -> Option<usize>, init: Init) -> M {
+    share_seeded(module, levels, init, 0)
+}
+
+fn share_seeded<M: Module>(module: M, mut levels: impl FnMut(&Weight) -> Option<usize>, init: Init, seed: u64) -> M {
+    let mut codings = BTreeMap::new();
+    for weight in coding::weights(&module) {
+        if let Some(levels) = levels(&weight) {
+            let source = codebook(&weight, levels, init, seed);
+            codings.insert(weight.path, Coding { mask: weight.coding.mask, source });
+        }
+    }
+    coding::recode(module, codings)
+}
+
+fn codebook(weight: &Weight, levels: usize, init: Init, seed: u64) -> Source {
+    let kept = |i: usize| weight.coding.mask.as_ref().is_none_or(|mask| mask[i]);
+    let survivors: Vec<f32> = (0..weight.values.len()).filter(|&i| kept(i)).map(|i| weight.values[i]).collect();
+    let clusters = cluster(&survivors, levels.max(1), init, LLOYD_STEPS, seed);
+    if clusters.centroids.is_empty() {
+        return Source::Free;
+    }
+    let mut indices = clusters.assignment.iter();
+    let assignment = (0..weight.values.len()).map(|i| if kept(i) { *indices.next().unwrap_or(&0) } else { 0 }).collect();
+    Source::Codebook { centroids: clusters.centroids, assignment }
+}
+
+/// Enough for convergence on every layer of the zoo; a bound for the ones nobody has seen.
+const LLOYD_STEPS: usize = 300;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::module::Param;
+    use burn::tensor::{Device, Tensor};
+
+    #[test]
+    fn survivors_take_few_values_and_zeros_stay() {
+        let weights = Tensor::<2>::from_floats([[0.9, 1.1, 0.0, -2.0], [1.0, 0.0, -2.2, -1.8]], &Device::flex());
+        let pruned = crate::magnitude::prune(Param::from_tensor(weights), |_| Some(0.75));
+        let shared = share(pruned, |_| Some(2), Init::Linear);
+        let listed = &coding::weights(&shared)[0];
+        let expected = [1.0, 1.0, 0.0, -2.0, 1.0, 0.0, -2.0, -2.0];
+        assert!(listed.values.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{:?}", listed.values);
+    }
+
+    #[test]
+    fn sixteen_weights_of_32_bits_with_four_centroids_shrink_by_3_2() {
+        let (n, b, k) = (16.0, 32.0, 4.0_f64);
+        assert!((n * b / (n * k.log2() + k * b) - 3.2_f64).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,42 @@
+//! Parameter pruning and sharing: section 2 of Cheng, Wang, Zhou, Zhang, "A Survey of Model Compression and Acceleration for Deep
+//! Neural Networks" (arXiv:1710.09282).
+//!
+//! Methods that only change values ([`magnitude`], [`kmeans_sharing`]) work on any Burn module, not only on a Briquette network:
+//!
+//! ```
+//! use briquette_core::coding;
+//! use briquette_pruning_sharing::{kmeans_sharing, magnitude};
+//! use burn::nn::{Linear, LinearConfig};
+//! use burn::tensor::Device;
+//!
+//! #[derive(burn::module::Module, Debug)]
+//! struct Mine {
+//!     hidden: Linear,
+//!     output: Linear,
+//! }
+//!
+//! let device = Device::flex();
+//! let mine = Mine { hidden: LinearConfig::new(20, 30).init(&device), output: LinearConfig::new(30, 5).init(&device) };
+//! let mine = magnitude::prune(mine, |_| Some(0.2));
+//! let mine = kmeans_sharing::share(mine, |_| Some(8), kmeans_sharing::Init::Linear);
+//! let kept: usize = coding::weights(&mine).iter().map(|w| w.values.iter().filter(|v| **v != 0.0).count()).sum();
+//! assert_eq!(kept, 120 + 30);
+//! ```
+
+pub mod entropy;
+pub mod filter_l1;
+pub mod huffman;
+pub mod kmeans_sharing;
+pub mod magnitude;
+pub mod parts;
+
+use briquette_core::pass::Entry;
+
+/// The methods of this crate.
+pub const METHODS: &[Entry] = &[
+    Entry::of::<entropy::Entropy>("pruning-sharing"),
+    Entry::of::<filter_l1::FilterL1>("pruning-sharing"),
+    Entry::of::<huffman::Huffman>("pruning-sharing"),
+    Entry::of::<kmeans_sharing::KmeansSharing>("pruning-sharing"),
+    Entry::of::<magnitude::Magnitude>("pruning-sharing"),
+];

@@ -1,0 +1,222 @@
+//! Magnitude pruning.
+//!
+//! Removes the weights of smallest absolute value and retrains the rest; the removed ones stay zero. The threshold of a layer is set by
+//! the share to keep, by a quality parameter `q` times the layer's standard deviation (`|w| < q * std(W)` goes), or for all layers
+//! together. With several rounds, pruning and tuning alternate while the kept share falls.
+//!
+//! Han, Pool, Tran, Dally. "Learning both Weights and Connections for Efficient Neural Networks". NIPS 2015. arXiv:1506.02626.
+//! The cubic schedule is that of Zhu, Gupta. "To Prune, or Not to Prune". ICLR 2018 workshop. arXiv:1710.01878.
+//! Differs from the paper: biases are never pruned, and the cubic schedule runs over rounds instead of steps.
+
+use std::collections::BTreeMap;
+
+use briquette_core::coding::{self, Weight};
+use briquette_core::error::{Error, Result};
+use briquette_core::net::Net;
+use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::training::{Extras, Recipe, fit};
+use briquette_core::types::{PerLayer, Ratio};
+use burn::module::Module;
+use serde::Deserialize;
+
+/// Masks small weights, round by round.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Magnitude {
+    /// Share of each layer's weights that stays.
+    keep: Option<PerLayer<Ratio>>,
+    /// Quality parameter `q`: weights below `q` times the layer's standard deviation go.
+    quality: Option<PerLayer<f64>>,
+    /// Share of all weights that stays, the threshold being one for the whole network.
+    global: Option<Ratio>,
+    /// How many times pruning and tuning alternate.
+    #[serde(default = "one")]
+    rounds: usize,
+    /// How the kept share falls from round to round.
+    #[serde(default)]
+    schedule: Falling,
+    /// Training after each round.
+    tune: Option<Recipe>,
+}
+
+/// How the removed share grows over the rounds, `t = round / rounds`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Falling {
+    /// The kept share is `keep^t`: each round removes the same share of what is left.
+    #[default]
+    Geometric,
+    /// The removed share is `(1 - keep) * (1 - (1 - t)^3)`.
+    Cubic,
+}
+
+impl Method for Magnitude {
+    const NAME: &'static str = "magnitude";
+    const FAMILY: &'static str = "pruning and sharing";
+    const PAPER: &'static str = "Han, Pool, Tran, Dally, NIPS 2015, arXiv:1506.02626";
+    const EXAMPLE: &'static str = "keep = 0.1";
+}
+
+impl Pass for Magnitude {
+    fn run(&self, mut net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        self.check(&net)?;
+        for round in 1..=self.rounds {
+            net = self.prune(net, self.schedule.at(round as f64 / self.rounds as f64))?;
+            if let Some(recipe) = &self.tune {
+                net = fit(net, recipe, Extras::default(), cx)?;
+            }
+        }
+        Ok(net)
+    }
+
+    fn plan(&self, net: Net) -> Result<Net> {
+        self.check(&net)?;
+        self.prune(net, Falling::end())
+    }
+
+    fn epochs(&self) -> usize {
+        self.rounds * self.tune.as_ref().map_or(0, |recipe| recipe.epochs)
+    }
+
+    fn shrink(&mut self) {
+        self.rounds = self.rounds.min(2);
+        if let Some(recipe) = &mut self.tune {
+            recipe.shrink(1);
+        }
+    }
+}
+
+impl Magnitude {
+    fn check(&self, net: &Net) -> Result<()> {
+        let named = [self.keep.is_some(), self.quality.is_some(), self.global.is_some()];
+        if named.iter().filter(|set| **set).count() != 1 {
+            return Err(Error::Invalid("magnitude takes exactly one of `keep`, `quality` and `global`".into()));
+        }
+        if self.rounds == 0 {
+            return Err(Error::Invalid("magnitude: rounds must be at least 1".into()));
+        }
+        if let Some(keep) = &self.keep {
+            for (index, ratio) in keep.resolve(net)? {
+                nothing_left(&net.nodes[index].name, ratio)?;
+            }
+        }
+        if let Some(quality) = &self.quality
+            && let Some((index, q)) = quality.resolve(net)?.into_iter().find(|(_, q)| !(q.is_finite() && *q >= 0.0))
+        {
+            return Err(Error::node(&net.nodes[index].name, format!("quality must be 0 or more, is {q}")));
+        }
+        self.global.map_or(Ok(()), |ratio| nothing_left("all layers", ratio))
+    }
+
+    fn prune(&self, net: Net, falling: impl Fn(f64) -> f64) -> Result<Net> {
+        if let Some(keep) = &self.keep {
+            let each: BTreeMap<usize, Ratio> = keep.resolve(&net)?.into_iter().collect();
+            return Ok(prune(net, |weight| weight.node().and_then(|node| each.get(&node)).map(|keep| falling(keep.get()))));
+        }
+        if let Some(quality) = &self.quality {
+            let each: BTreeMap<usize, f64> = quality.resolve(&net)?.into_iter().collect();
+            let names: Vec<String> = net.nodes.iter().map(|node| node.name.clone()).collect();
+            let mut empty = None;
+            let pruned = prune(net, |weight| {
+                let node = weight.node()?;
+                // A round's threshold grows with the share that the schedule has removed by then.
+                let threshold = each.get(&node)? * deviation(&weight.values) * (1.0 - falling(0.0));
+                let kept = weight.values.iter().filter(|v| **v != 0.0 && f64::from(v.abs()) >= threshold).count();
+                if kept == 0 {
+                    empty = Some(Error::node(&names[node], format!("a threshold of {threshold:.3e} would remove every weight")));
+                }
+                Some(kept as f64 / weight.values.len() as f64)
+            });
+            return empty.map_or(Ok(pruned), Err);
+        }
+        let share = falling(self.global.map_or(1.0, Ratio::get));
+        let mut sizes: Vec<f32> = coding::weights(&net).iter().flat_map(|w| w.values.iter().map(|v| v.abs())).collect();
+        let kept = ((share * sizes.len() as f64).round() as usize).clamp(1, sizes.len());
+        let border = sizes.len() - kept;
+        let threshold = *sizes.select_nth_unstable_by(border, f32::total_cmp).1;
+        Ok(prune(net, |weight| {
+            let kept = weight.values.iter().filter(|v| v.abs() >= threshold && **v != 0.0).count();
+            Some(kept.max(1) as f64 / weight.values.len() as f64)
+        }))
+    }
+}
+
+impl Falling {
+    /// The kept share at the time `t`, as a function of the share kept at the end.
+    fn at(self, t: f64) -> impl Fn(f64) -> f64 {
+        move |keep| match self {
+            Falling::Geometric if keep == 0.0 => 1.0 - t,
+            Falling::Geometric => keep.powf(t),
+            Falling::Cubic => 1.0 - (1.0 - keep) * (1.0 - (1.0 - t).powi(3)),
+        }
+    }
+
+    fn end() -> impl Fn(f64) -> f64 {
+        Falling::Geometric.at(1.0)
+    }
+}
+
+/// Masks all but the largest weights of each tensor of rank 2 or more in any Burn module. `keep` gives the share of a tensor that stays,
+/// of which at least one weight is kept; tensors for which it gives none are left alone. Weights that an earlier mask removed stay
+/// removed.
+pub fn prune<M: Module>(module: M, mut keep: impl FnMut(&Weight) -> Option<f64>) -> M {
+    let mut codings = BTreeMap::new();
+    for weight in coding::weights(&module) {
+        if let Some(share) = keep(&weight) {
+            let count = ((share * weight.values.len() as f64).round() as usize).clamp(1, weight.values.len());
+            let mask = largest(&weight.values, count);
+            codings.insert(weight.path, coding::Coding { mask: Some(mask), source: weight.coding.source });
+        }
+    }
+    coding::recode(module, codings)
+}
+
+/// Marks the `count` values of largest magnitude, the earlier of equals; zeros are never marked unless all values are zero.
+fn largest(values: &[f32], count: usize) -> Vec<bool> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|&a, &b| values[b].abs().total_cmp(&values[a].abs()));
+    let mut mask = vec![false; values.len()];
+    for (rank, &index) in order[..count].iter().enumerate() {
+        mask[index] = rank == 0 || values[index] != 0.0;
+    }
+    mask
+}
+
+fn deviation(values: &[f32]) -> f64 {
+    let n = values.len() as f64;
+    let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / n;
+    (values.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / n).sqrt()
+}
+
+fn nothing_left(layer: &str, keep: Ratio) -> Result<()> {
+    if keep.get() > 0.0 { Ok(()) } else { Err(Error::node(layer, "keep = 0 would remove every weight; keep a share above 0")) }
+}
+
+fn one() -> usize {
+    1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::module::Param;
+    use burn::tensor::{Device, Tensor};
+
+    #[test]
+    fn the_largest_stay_and_the_removed_stay_removed() {
+        let weights = Tensor::<2>::from_floats([[0.1, -3.0, 0.2], [2.0, -0.3, 1.0]], &Device::flex());
+        let once = prune(Param::from_tensor(weights), |_| Some(0.5));
+        assert_eq!(coding::weights(&once)[0].values, [0.0, -3.0, 0.0, 2.0, 0.0, 1.0]);
+        let twice = prune(once, |_| Some(1.0));
+        assert_eq!(coding::weights(&twice)[0].values, [0.0, -3.0, 0.0, 2.0, 0.0, 1.0]);
+        assert_eq!(coding::weights(&twice)[0].coding.kept(6), 3);
+    }
+
+    #[test]
+    fn schedules_end_at_the_wanted_share() {
+        for falling in [Falling::Geometric, Falling::Cubic] {
+            assert!((falling.at(1.0)(0.1) - 0.1).abs() < 1e-12);
+            assert!(falling.at(0.5)(0.1) > 0.1 && falling.at(0.5)(0.1) < 1.0);
+        }
+    }
+}

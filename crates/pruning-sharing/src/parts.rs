@@ -1,0 +1,3 @@
+//! What several methods are made of.
+
+pub mod kmeans;

@@ -1,0 +1,117 @@
+//! How fast the training graph is, and where its time goes.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use anyhow::Result;
+use briquette_core::training::cross_entropy;
+use briquette_core::zoo::Arch;
+use burn::module::Module;
+use burn::optim::momentum::MomentumConfig;
+use burn::optim::{GradientsParams, SgdConfig};
+use burn::tensor::{Device, Tensor, TensorData};
+use serde::Serialize;
+
+use crate::measure::median;
+
+/// One network's figures.
+#[derive(Debug, Serialize)]
+pub struct TrainingRow {
+    /// Network.
+    pub net: &'static str,
+    /// Images per step.
+    pub batch: usize,
+    /// Threads that Burn uses.
+    pub threads: usize,
+    /// Median of the steps.
+    pub images_per_s: f64,
+    /// Highest resident memory while it trained, in MiB; none where the system does not tell.
+    pub peak_mib: Option<f64>,
+    /// Share of a step spent in each kind of operation forward, and in `backward` and `optimizer` as a whole.
+    pub shares: BTreeMap<String, f64>,
+}
+
+/// Networks and steps measured after one to warm up.
+const NETS: [(&str, usize); 3] = [("lenet5", 8), ("resnet20", 4), ("vgg16-cifar", 2)];
+const BATCH: usize = 128;
+
+/// Trains each network for a few steps on random images with SGD and momentum.
+///
+/// # Errors
+/// When a network does not build.
+pub fn training() -> Result<Vec<TrainingRow>> {
+    NETS.iter().map(|(net, steps)| one(net, *steps)).collect()
+}
+
+/// The rows as text.
+pub fn table(rows: &[TrainingRow]) -> String {
+    let mut lines = vec![format!("{:12} {:>6} {:>8} {:>10} {:>9}  time", "net", "batch", "threads", "images/s", "peak MiB")];
+    for row in rows {
+        let mut shares: Vec<(&String, &f64)> = row.shares.iter().collect();
+        shares.sort_by(|a, b| b.1.total_cmp(a.1));
+        let shares: Vec<String> = shares.iter().take(6).map(|(kind, share)| format!("{kind} {:.0} %", 100.0 * **share)).collect();
+        let peak = row.peak_mib.map_or("-".into(), |peak| format!("{peak:.0}"));
+        let (net, batch, threads) = (row.net, row.batch, row.threads);
+        lines.push(format!("{net:12} {batch:>6} {threads:>8} {:>10.1} {peak:>9}  {}", row.images_per_s, shares.join(", ")));
+    }
+    lines.join("\n")
+}
+
+fn one(name: &'static str, steps: usize) -> Result<TrainingRow> {
+    let device = Device::flex();
+    let arch = Arch::named(name)?;
+    let mut net = arch.build(&arch.wanted(), &device)?.train();
+    let momentum = MomentumConfig::new().with_momentum(0.9).with_dampening(0.0);
+    let mut optimizer = SgdConfig::new().with_momentum(Some(momentum)).init();
+    let [c, h, w] = arch.input;
+    let pixels: Vec<f32> = (0..BATCH * c * h * w).map(|i| ((i * 7919) % 256) as f32 / 255.0).collect();
+    let labels: Vec<u16> = (0..BATCH).map(|i| (i % arch.classes) as u16).collect();
+    reset_peak();
+    let (mut times, mut parts) = (Vec::new(), BTreeMap::<String, f64>::new());
+    for step in 0..=steps {
+        let images = Tensor::<4>::from_data(TensorData::new(pixels.clone(), [BATCH, c, h, w]), &device.clone().autodiff());
+        let kinds: Vec<&'static str> = net.nodes.iter().map(|node| node.op.layer().kind()).collect();
+        let began = Instant::now();
+        let mut mark = began;
+        let mut spent = |part: &str| {
+            let now = Instant::now();
+            if step > 0 {
+                *parts.entry(part.to_string()).or_default() += now.duration_since(mark).as_secs_f64();
+            }
+            mark = now;
+        };
+        let logits = net.trace(images, |index, value| {
+            spent(kinds[index]);
+            value
+        });
+        let loss = cross_entropy(logits.vector(), &labels, 0.0);
+        spent("loss");
+        let grads = GradientsParams::from_grads(loss.backward(), &net);
+        spent("backward");
+        net = optimizer.step(0.01, net, grads);
+        spent("optimizer");
+        if step > 0 {
+            times.push(began.elapsed().as_secs_f64());
+        }
+    }
+    let total: f64 = parts.values().sum();
+    Ok(TrainingRow {
+        net: name,
+        batch: BATCH,
+        threads: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
+        images_per_s: BATCH as f64 / median(times),
+        peak_mib: peak_mib(),
+        shares: parts.into_iter().map(|(part, seconds)| (part, seconds / total)).collect(),
+    })
+}
+
+/// Lets the system's record of the highest resident memory start again from now.
+fn reset_peak() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+fn peak_mib() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse::<f64>().ok().map(|kib| kib / 1024.0)
+}

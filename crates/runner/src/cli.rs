@@ -1,0 +1,230 @@
+//! The command line: verbs, exit codes, logs.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Config;
+use crate::host::STOP;
+use crate::{plan, run, verbs};
+
+/// Model compression for CNNs: TOML in, a smaller and faster network out.
+#[derive(Debug, Parser)]
+#[command(name = "briquette", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+    /// Print one JSON document on stdout and nothing else there.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Folder in which data sets are looked for first.
+    #[arg(long, global = true)]
+    data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the pipeline of a config.
+    Run {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// The run's folder [default: runs/<config>-<hash>].
+        #[arg(long)]
+        out: Option<PathBuf>,
+        /// Go on where a stopped run ended.
+        #[arg(long)]
+        resume: bool,
+    },
+    /// Show what a config would do; writes nothing.
+    Plan {
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+    /// List the methods.
+    Methods {
+        /// Print the catalogue as Markdown, as docs/methods.md holds it.
+        #[arg(long)]
+        markdown: bool,
+    },
+    /// List the networks of the zoo.
+    Models,
+    /// List the data sets, or fetch one.
+    Data {
+        #[command(subcommand)]
+        action: Option<DataAction>,
+    },
+    /// Show what is in a container or checkpoint.
+    Inspect {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Measure a container's accuracy through the runtime.
+    Eval {
+        /// The container.
+        file: PathBuf,
+        /// The data set.
+        #[arg(long)]
+        data: String,
+        /// `train` or `test`.
+        #[arg(long, default_value = "test")]
+        split: String,
+    },
+    /// Check a container; one line for each fault.
+    Verify {
+        /// The container.
+        file: PathBuf,
+    },
+    /// Turn a checkpoint into a container.
+    Import {
+        /// A PyTorch checkpoint or a safetensors file.
+        file: PathBuf,
+        /// Architecture of the zoo.
+        #[arg(long)]
+        arch: String,
+        /// Channel means of the input, in pixels / 255.
+        #[arg(long, value_delimiter = ',', requires = "std")]
+        mean: Option<Vec<f32>>,
+        /// Channel deviations of the input.
+        #[arg(long, value_delimiter = ',', requires = "mean")]
+        std: Option<Vec<f32>>,
+        /// Number of classes [default: the architecture's].
+        #[arg(long)]
+        classes: Option<usize>,
+        /// Where the container goes.
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Measure training speed, memory and where the time goes.
+    Bench {
+        /// `training`.
+        what: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum DataAction {
+    /// Download and verify a data set.
+    Get {
+        /// Its name.
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct ConfigArgs {
+    /// The TOML file.
+    config: PathBuf,
+    /// Shrink epochs and data to a trial run of a few minutes.
+    #[arg(long)]
+    smoke: bool,
+    /// Override a key: `--set pass.1.tune.epochs=1`.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// flex, ndarray, wgpu, vulkan or cuda:0.
+    #[arg(long)]
+    device: Option<String>,
+}
+
+/// Exit codes of the command contract.
+const FAILED: u8 = 1;
+const BAD_USAGE: u8 = 2;
+const STOPPED: u8 = 130;
+
+/// Parses the arguments and runs the verb.
+pub fn main() -> ExitCode {
+    // Bad usage ends here with exit code 2 and clap's own message.
+    let cli = Cli::parse();
+    start_log();
+    if let Err(error) = ctrlc::set_handler(on_interrupt) {
+        tracing::warn!("Ctrl-C will end the run at once: {error}");
+    }
+    match dispatch(&cli) {
+        Ok(code) => code,
+        Err(Failure { code, error }) => {
+            let stopped = error.chain().any(|cause| matches!(cause.downcast_ref(), Some(briquette_core::Error::Stopped)));
+            if stopped {
+                tracing::info!("stopped; `--resume` goes on from the last completed epoch");
+                return ExitCode::from(STOPPED);
+            }
+            tracing::error!("error: {error:#}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+struct Failure {
+    code: u8,
+    error: anyhow::Error,
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Failure { code: FAILED, error }
+    }
+}
+
+fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
+    let data_dir = cli.data_dir.as_deref();
+    match &cli.verb {
+        Verb::Run { config, out, resume } => {
+            let config = read(config)?;
+            let options = run::Options { out: out.clone(), data_dir: data_dir.map(Into::into), resume: *resume };
+            let (folder, report) = run::run(&config, &options)?;
+            if cli.json {
+                verbs::print_json(&report)?;
+            } else {
+                verbs::print(&format!("{}\n{}", report.table(), verbs::closing(&folder, &report)));
+            }
+        }
+        Verb::Plan { config } => {
+            let config = read(config)?;
+            let rows = plan::plan(&config).map_err(|error| Failure { code: BAD_USAGE, error })?;
+            verbs::plan(&rows, cli.json)?;
+        }
+        Verb::Methods { markdown } => verbs::methods(cli.json, *markdown)?,
+        Verb::Models => verbs::models(cli.json)?,
+        Verb::Data { action: None } => verbs::data_list(cli.json, data_dir)?,
+        Verb::Data { action: Some(DataAction::Get { name }) } => verbs::data_get(name, data_dir)?,
+        Verb::Inspect { file } => verbs::inspect(file, cli.json)?,
+        Verb::Eval { file, data, split } => verbs::eval(file, data, split, data_dir, cli.json)?,
+        Verb::Verify { file } => return Ok(if verbs::verify(file, cli.json)? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+        Verb::Import { file, arch, mean, std, classes, out } => {
+            let normalization = mean.clone().zip(std.clone());
+            verbs::import(file, arch, normalization, *classes, out, cli.json)?;
+        }
+        Verb::Bench { what } => verbs::bench(what, cli.json)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A config that does not hold together is bad usage.
+fn read(args: &ConfigArgs) -> Result<Config, Failure> {
+    let config = Config::read(&args.config, &args.sets, args.smoke, args.device.as_deref());
+    config.and_then(|config| crate::setup::device(&config.device).map(|_| config)).map_err(|error| Failure { code: BAD_USAGE, error })
+}
+
+/// The first Ctrl-C asks the run to stop after the step at hand; the second ends the process.
+fn on_interrupt() {
+    if STOP.swap(true, Ordering::Relaxed) {
+        std::process::exit(STOPPED.into());
+    }
+}
+
+fn start_log() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("BRIQUETTE_LOG").unwrap_or_else(|_| EnvFilter::new("warn,briquette_runner=info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().with_target(false);
+    log.with_level(false).with_ansi(false).init();
+}
+
+/// The error of a config, for tests: what `main` would print.
+///
+/// # Errors
+/// Never; the result carries the context.
+pub fn check_config(path: &std::path::Path) -> Result<()> {
+    let config = Config::read(path, &[], true, None)?;
+    plan::plan(&config).with_context(|| path.display().to_string()).map(|_| ())
+}

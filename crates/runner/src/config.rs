@@ -1,0 +1,244 @@
+//! What a TOML file says about an experiment, checked before anything runs.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use briquette_core::pass::{Entry, Pass, find};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+
+/// An experiment.
+#[derive(Debug)]
+pub struct Config {
+    /// The file it came from.
+    pub path: PathBuf,
+    /// The settings in force, with every `--set` applied, as TOML.
+    pub text: String,
+    /// First comment of the file: the expected result.
+    pub expected: String,
+    /// The network to start from.
+    pub model: ModelSpec,
+    /// The data.
+    pub data: DataSpec,
+    /// `auto` or a device's name.
+    pub device: String,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// The passes, in order.
+    pub passes: Vec<Step>,
+    /// Whether this is a trial run.
+    pub smoke: bool,
+}
+
+/// One pass of a config.
+#[derive(Debug)]
+pub struct Step {
+    /// Its method.
+    pub entry: &'static Entry,
+    /// Its settings.
+    pub pass: Box<dyn Pass>,
+}
+
+/// Where the network comes from.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSpec {
+    /// Architecture of the zoo; not needed for a container.
+    pub arch: Option<String>,
+    /// Width multiplier.
+    #[serde(default = "full_width")]
+    pub width: f64,
+    /// Checkpoint (`.safetensors`, PyTorch) or container (`.brq`) with the weights.
+    pub file: Option<PathBuf>,
+    /// Layer name to the prefix of its tensors in the checkpoint.
+    pub table: Option<briquette_interchange::Table>,
+    /// Channel means of the input in pixels / 255; the data set's own without it.
+    pub mean: Option<Vec<f32>>,
+    /// Channel deviations of the input.
+    pub std: Option<Vec<f32>>,
+}
+
+/// Which data, and how much of it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSpec {
+    /// Name of the set, or `folder:PATH`.
+    pub name: String,
+    /// Training images to use, validation included; all without it.
+    pub train: Option<usize>,
+    /// Test images to use; all without it.
+    pub test: Option<usize>,
+    /// Images held back from training for the choice of the epoch; a twelfth of the training images without it.
+    pub valid: Option<usize>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Top {
+    model: toml::Value,
+    data: toml::Value,
+    #[serde(default = "auto")]
+    device: String,
+    #[serde(default)]
+    seed: u64,
+    #[serde(default)]
+    pass: Vec<toml::Table>,
+}
+
+impl Config {
+    /// Reads and checks a config. `sets` are `KEY=VALUE` with keys like `pass.1.tune.epochs`.
+    ///
+    /// # Errors
+    /// Names the file, and the pass and key where there is one.
+    pub fn read(path: &Path, sets: &[String], smoke: bool, device: Option<&str>) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the config {}", path.display()))?;
+        Self::parse(path, &text, sets, smoke, device)
+    }
+
+    /// [`Config::read`] of a text that is already there.
+    ///
+    /// # Errors
+    /// As [`Config::read`].
+    pub fn parse(path: &Path, text: &str, sets: &[String], smoke: bool, device: Option<&str>) -> Result<Self> {
+        let at = || path.display().to_string();
+        let mut table: toml::Table = text.parse().with_context(at)?;
+        for set in sets {
+            override_key(&mut table, set).with_context(|| format!("--set {set}"))?;
+        }
+        if let Some(device) = device {
+            table.insert("device".into(), device.into());
+        }
+        let resolved = toml::to_string(&table).with_context(at)?;
+        let top: Top = toml::Value::Table(table).try_into().with_context(at)?;
+        let model = named_or_table(top.model, "arch").with_context(|| format!("{}: model", at()))?;
+        let mut data: DataSpec = named_or_table(top.data, "name").with_context(|| format!("{}: data", at()))?;
+        let methods = crate::methods();
+        let mut passes = Vec::new();
+        for (index, settings) in top.pass.into_iter().enumerate() {
+            passes.push(step(&methods, settings).with_context(|| format!("{}: pass {index}", at()))?);
+        }
+        if smoke {
+            passes.iter_mut().for_each(|step| step.pass.shrink());
+            data.train = Some(data.train.map_or(SMOKE_TRAIN, |n| n.min(SMOKE_TRAIN)));
+            data.test = Some(data.test.map_or(SMOKE_TEST, |n| n.min(SMOKE_TEST)));
+            data.valid = data.valid.map(|n| n.min(SMOKE_TRAIN / 6));
+        }
+        let expected = text.lines().next().and_then(|line| line.strip_prefix('#')).unwrap_or("").trim().to_string();
+        Ok(Self { path: path.into(), text: resolved, expected, model, data, device: top.device, seed: top.seed, passes, smoke })
+    }
+
+    /// Hash of everything that the result depends on.
+    pub fn hash(&self) -> String {
+        let mut hasher = Sha256::new();
+        hasher.update(self.text.as_bytes());
+        hasher.update([u8::from(self.smoke)]);
+        hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Name of the config, without folder and ending.
+    pub fn name(&self) -> String {
+        self.path.file_stem().map_or("run".into(), |stem| stem.to_string_lossy().into_owned())
+    }
+}
+
+/// Images that a trial run uses at most.
+const SMOKE_TRAIN: usize = 1800;
+const SMOKE_TEST: usize = 500;
+
+fn step(methods: &[&'static Entry], mut settings: toml::Table) -> Result<Step> {
+    let method = settings.remove("method").ok_or_else(|| anyhow!("has no `method`"))?;
+    let name = method.as_str().ok_or_else(|| anyhow!("`method` is not a text: {method}"))?;
+    let entry = find(methods, name)?;
+    let settings = serde_json::to_value(settings)?;
+    let pass = (entry.parse)(settings).with_context(|| format!("({name})"))?;
+    Ok(Step { entry, pass })
+}
+
+/// `"lenet5"` is short for `{ arch = "lenet5" }`.
+fn named_or_table<T: DeserializeOwned>(value: toml::Value, short: &str) -> Result<T> {
+    let table = match value {
+        toml::Value::String(name) => [(short.to_string(), toml::Value::String(name))].into_iter().collect(),
+        toml::Value::Table(table) => table,
+        other => bail!("must be a name or a table, not {other}"),
+    };
+    Ok(toml::Value::Table(table).try_into()?)
+}
+
+/// Sets one key; numbers in the key index lists. The value is TOML, or a text when it is not.
+fn override_key(table: &mut toml::Table, set: &str) -> Result<()> {
+    let (key, value) = set.split_once('=').ok_or_else(|| anyhow!("must be KEY=VALUE"))?;
+    let value = format!("v = {value}").parse::<toml::Table>().ok().and_then(|mut t| t.remove("v"));
+    let value = value.unwrap_or_else(|| toml::Value::String(set[key.len() + 1..].to_string()));
+    let parts: Vec<&str> = key.split('.').collect();
+    let (last, path) = parts.split_last().ok_or_else(|| anyhow!("has an empty key"))?;
+    let mut at = table;
+    let mut index = 0;
+    while index < path.len() {
+        let slot = at.entry(path[index]).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        index += 1;
+        at = match slot {
+            toml::Value::Table(table) => table,
+            toml::Value::Array(list) => {
+                let position = path.get(index).ok_or_else(|| anyhow!("'{}' is a list: give a number", path[index - 1]))?;
+                let (count, number) = (list.len(), position.parse::<usize>().ok());
+                index += 1;
+                number
+                    .and_then(|i| list.get_mut(i))
+                    .and_then(toml::Value::as_table_mut)
+                    .ok_or_else(|| anyhow!("'{}' has the entries 0 to {}, not '{position}'", path[index - 2], count.max(1) - 1))?
+            }
+            other => bail!("'{}' is {other}, which has no keys", path[index - 1]),
+        };
+    }
+    at.insert((*last).to_string(), value);
+    Ok(())
+}
+
+fn full_width() -> f64 {
+    1.0
+}
+
+fn auto() -> String {
+    "auto".into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "# expected\nmodel = \"lenet5\"\ndata = \"glyphs\"\n[[pass]]\nmethod = \"train\"\nepochs = 3\n\
+                        [[pass]]\nmethod = \"magnitude\"\nkeep = 0.1\ntune = { epochs = 4 }\n";
+
+    fn parse(text: &str, sets: &[&str]) -> Result<Config> {
+        let sets: Vec<String> = sets.iter().map(|s| (*s).to_string()).collect();
+        Config::parse(Path::new("test.toml"), text, &sets, false, None)
+    }
+
+    #[test]
+    fn keys_can_be_overridden_deep_down() {
+        let config = parse(TEXT, &["pass.1.tune.epochs=1", "model=lenet300", "seed=9"]).unwrap();
+        assert_eq!(config.passes[1].pass.epochs(), 1);
+        assert_eq!(config.model.arch.as_deref(), Some("lenet300"));
+        assert_eq!((config.seed, config.expected.as_str()), (9, "expected"));
+        assert_ne!(config.hash(), parse(TEXT, &[]).unwrap().hash());
+        let error = format!("{:#}", parse(TEXT, &["pass.7.epochs=1"]).unwrap_err());
+        assert!(error.contains("'pass' has the entries 0 to 1, not '7'"), "{error}");
+    }
+
+    #[test]
+    fn faults_are_named_with_file_pass_and_what_would_be_right() {
+        let cases = [
+            (TEXT.replace("keep", "kep"), "test.toml: pass 1: (magnitude): unknown field `kep`"),
+            (TEXT.replace("magnitude", "magnitud"), "unknown method 'magnitud'; did you mean 'magnitude'?"),
+            (TEXT.replace("0.1", "1.5"), "a ratio lies in [0, 1], not 1.5"),
+            (TEXT.replace("seed", "sead").replace("data =", "sead = 1\ndata ="), "unknown field `sead`"),
+            (TEXT.replace("method = \"train\"", ""), "pass 0: has no `method`"),
+            (TEXT.replace("\"glyphs\"", "3"), "data: must be a name or a table, not 3"),
+        ];
+        for (text, expected) in cases {
+            let error = format!("{:#}", parse(&text, &[]).unwrap_err());
+            assert!(error.contains(expected), "expected {expected:?} in {error:?}");
+        }
+    }
+}

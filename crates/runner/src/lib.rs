@@ -1,0 +1,22 @@
+//! Whole compression experiments from TOML files: the library behind the binary `briquette`.
+
+pub mod bench;
+pub mod cli;
+pub mod config;
+pub mod files;
+pub mod host;
+pub mod measure;
+pub mod plan;
+pub mod report;
+pub mod run;
+pub mod setup;
+pub mod verbs;
+
+use briquette_core::pass::Entry;
+
+/// Every method of every crate, by name.
+pub fn methods() -> Vec<&'static Entry> {
+    let mut all: Vec<&Entry> = briquette_core::passes::METHODS.iter().chain(briquette_pruning_sharing::METHODS).collect();
+    all.sort_by_key(|entry| entry.name);
+    all
+}

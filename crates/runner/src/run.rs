@@ -1,0 +1,228 @@
+//! Running an experiment: pass after pass, a row after each, a checkpoint after each, a report at the end.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use briquette_core::builder::stream;
+use briquette_core::net::Net;
+use briquette_core::pass::{Context, Data};
+use briquette_core::stored::Storage;
+use briquette_runtime::Model;
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::host::RunHost;
+use crate::report::{self, DataInfo, Metrics, Report, Row};
+use crate::{files, measure, setup};
+
+/// Where a run works and how.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The run's folder; `runs/<config>-<hash>` without it.
+    pub out: Option<PathBuf>,
+    /// Where data is looked for first.
+    pub data_dir: Option<PathBuf>,
+    /// Go on where an earlier run stopped.
+    pub resume: bool,
+}
+
+/// What a checkpoint knows beside the network.
+#[derive(Debug, Serialize, Deserialize)]
+struct Progress {
+    config_hash: String,
+    /// Passes that are done.
+    done: usize,
+    rows: Vec<Row>,
+    storage: Storage,
+}
+
+/// Runs a config to its end and writes the report; the folder and the report.
+///
+/// # Errors
+/// Names the config, the pass and the method. What is done so far stays in the checkpoint.
+pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
+    let hash = config.hash();
+    let smoke = if config.smoke { "-smoke" } else { "" };
+    let folder = options.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("{}{smoke}-{}", config.name(), &hash[..8])));
+    if let Some(finished) = open_folder(&folder, &hash, options.resume)? {
+        tracing::info!("{} is finished; nothing to do", folder.display());
+        return Ok((folder, finished));
+    }
+    let device = setup::device(&config.device)?;
+    let (splits, data) = setup::data(&config.data, config.seed, options.data_dir.as_deref())?;
+    let (train, valid, test) = (data.train.len(), data.valid.len(), data.test.len());
+    tracing::info!("{}: {train} training, {valid} validation, {test} test images of {}", config.name(), splits.name);
+
+    let base = config.path.parent().unwrap_or(Path::new("")).to_path_buf();
+    let checkpoint = folder.join("checkpoint");
+    let (mut progress, mut net) = match load_progress(&checkpoint, &hash)? {
+        Some(progress) => {
+            tracing::info!("resuming after {} of {} passes", progress.done, config.passes.len());
+            let state = std::fs::read(net_file(&checkpoint, progress.done)).context("cannot read the checkpoint")?;
+            (progress, Net::from_state(&state, &device)?)
+        }
+        None => {
+            let net = setup::model(config, Some(&splits), &device)?;
+            let mut progress = Progress { config_hash: hash.clone(), done: 0, rows: Vec::new(), storage: Storage::default() };
+            if config.model.file.is_some() || config.passes.is_empty() {
+                // What is brought along is the baseline of the report.
+                let mut host = RunHost::new(None, base.clone(), 0);
+                let (row, bytes) = measure::row(&net, progress.storage, (0, "import"), &data, &device, &mut host)?;
+                files::write(&folder.join("baseline.brq"), &bytes)?;
+                progress.rows.push(row);
+            }
+            save_progress(&checkpoint, &progress, &net)?;
+            (progress, net)
+        }
+    };
+    let imported = usize::from(config.model.file.is_some());
+    while progress.done < config.passes.len() {
+        let index = progress.done;
+        let step = &config.passes[index];
+        tracing::info!("pass {index}: {}", step.entry.name);
+        let mut host = RunHost::new(Some(folder.clone()), base.clone(), index);
+        let one = PassAt { index, number: index + imported, method: step.entry.name, data: &data };
+        let named = || format!("{}: pass {index} ({})", config.path.display(), step.entry.name);
+        let mut cx = Context::new(&device, stream(config.seed, &format!("pass-{index}")), &data, &mut host);
+        cx.storage = progress.storage;
+        let began = Instant::now();
+        net = step.pass.run(net, &mut cx).with_context(named)?;
+        net.shapes().with_context(named)?;
+        let (curve, storage) = (std::mem::take(&mut cx.curve), cx.storage);
+        progress.storage = storage;
+        let (mut row, bytes) = measure::row(&net, storage, (one.number, one.method), one.data, &device, &mut host).with_context(named)?;
+        row.valid_accuracy = curve.last().map(|epoch| epoch.valid_accuracy);
+        row.curve = curve.into_iter().map(report::Epoch::from).collect();
+        row.seconds = began.elapsed().as_secs_f64();
+        let accuracy = 100.0 * row.accuracy.unwrap_or(0.0);
+        tracing::info!("  test {accuracy:.2} %, {} parameters of {}, {} bytes", row.nonzero, row.params, bytes.len());
+        if progress.rows.is_empty() {
+            files::write(&folder.join("baseline.brq"), &bytes)?;
+        }
+        files::write(&folder.join("model.brq"), &bytes)?;
+        progress.rows.push(row);
+        progress.done += 1;
+        save_progress(&checkpoint, &progress, &net)?;
+        remove_states(&checkpoint, index);
+    }
+    let (_, bytes) = measure::size(&net, progress.storage, 0, "")?;
+    files::write(&folder.join("model.brq"), &bytes)?;
+    let report = summarize(config, &hash, progress.rows, &splits, &data, &folder)?;
+    report::write(&folder, &report)?;
+    Ok((folder, report))
+}
+
+/// What is the same for the whole of one pass.
+struct PassAt<'a> {
+    index: usize,
+    number: usize,
+    method: &'static str,
+    data: &'a Data,
+}
+
+/// Makes the run's folder; the report when it holds a finished run that may be resumed.
+fn open_folder(folder: &Path, hash: &str, resume: bool) -> Result<Option<Report>> {
+    let shown = folder.display();
+    if folder.exists() && !resume {
+        bail!("{shown} exists; `--resume` goes on with it, `--out DIR` takes another folder, or remove it");
+    }
+    std::fs::create_dir_all(folder.join("checkpoint")).with_context(|| format!("cannot make {shown}"))?;
+    let finished = folder.join("report.json");
+    if !finished.exists() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(&finished).with_context(|| finished.display().to_string())?;
+    let report: Report = serde_json::from_str(&text).with_context(|| finished.display().to_string())?;
+    if report.config_hash != hash {
+        bail!("{shown} holds a run of another config or other settings; `--out DIR` takes another folder");
+    }
+    Ok(Some(report))
+}
+
+fn load_progress(checkpoint: &Path, hash: &str) -> Result<Option<Progress>> {
+    let path = checkpoint.join("progress.json");
+    if !path.exists() {
+        return Ok(None);
+    }
+    let damaged = || format!("the checkpoint {} is damaged; remove the folder to start anew", path.display());
+    let progress: Progress = serde_json::from_slice(&std::fs::read(&path).with_context(damaged)?).with_context(damaged)?;
+    if progress.config_hash != hash {
+        return Err(anyhow!("{} is of another config or other settings; `--out DIR` takes another folder", checkpoint.display()));
+    }
+    Ok(Some(progress))
+}
+
+/// The network first, under a name of its own, then the progress that points at it: whatever is interrupted, one pair is whole.
+fn save_progress(checkpoint: &Path, progress: &Progress, net: &Net) -> Result<()> {
+    files::write(&net_file(checkpoint, progress.done), &net.to_state())?;
+    files::write(&checkpoint.join("progress.json"), &serde_json::to_vec(progress)?)?;
+    if let Some(before) = progress.done.checked_sub(1) {
+        let _ = std::fs::remove_file(net_file(checkpoint, before));
+    }
+    Ok(())
+}
+
+fn net_file(checkpoint: &Path, done: usize) -> PathBuf {
+    checkpoint.join(format!("net-{done}.state"))
+}
+
+/// The states of a pass that is done are of no use any more; one that cannot be removed does no harm.
+fn remove_states(checkpoint: &Path, pass: usize) {
+    let prefix = format!("pass{pass}-");
+    for entry in std::fs::read_dir(checkpoint).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+fn summarize(
+    config: &Config,
+    hash: &str,
+    rows: Vec<Row>,
+    splits: &briquette_data::Splits,
+    data: &Data,
+    folder: &Path,
+) -> Result<Report> {
+    let mut metrics = match (rows.first(), rows.last()) {
+        (Some(first), Some(last)) => Metrics::between(first, last),
+        _ => bail!("the config has no pass and brings no model: nothing to report"),
+    };
+    let read = |name: &str| -> Result<Model> {
+        let path = folder.join(name);
+        let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        Model::from_bytes(&bytes).with_context(|| path.display().to_string())
+    };
+    let times = measure::latency(&[&read("baseline.brq")?, &read("model.brq")?])?;
+    metrics.delta = times[0].iter().filter_map(|(key, plain)| Some((key.clone(), plain / times[1].get(key)?))).collect();
+    let versions =
+        BTreeMap::from([("briquette".to_string(), env!("CARGO_PKG_VERSION").to_string()), ("burn".into(), "0.22.1".into())]);
+    Ok(Report {
+        title: config.name(),
+        expected: config.expected.clone(),
+        command: command(config),
+        config: config.text.clone(),
+        config_hash: hash.to_string(),
+        seed: config.seed,
+        device: if config.device == "auto" { "flex".into() } else { config.device.clone() },
+        smoke: config.smoke,
+        versions,
+        data: DataInfo {
+            name: splits.name.clone(),
+            train: data.train.len(),
+            valid: data.valid.len(),
+            test: data.test.len(),
+            sha256: splits.sha256.clone(),
+        },
+        rows,
+        metrics,
+        ..Report::default()
+    })
+}
+
+fn command(config: &Config) -> String {
+    let smoke = if config.smoke { " --smoke" } else { "" };
+    format!("cargo xtask run {}{smoke}", config.path.display())
+}

@@ -1,0 +1,289 @@
+//! One tensor as it is stored.
+
+use half::f16;
+use serde::Serialize;
+
+use crate::bytes::{Put as _, Reader};
+use crate::container::{MAX_ELEMENTS_TOTAL, MAX_RANK};
+use crate::gaps::Gaps;
+use crate::stream;
+use crate::values::{Book, Values};
+use crate::{Coder, Error, Plan, ValueFormat};
+
+/// The flag of a sparse tensor.
+const SPARSE: u8 = 0x10;
+
+/// One tensor as it is stored: its shape and its coded values, known to decode.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Coded {
+    shape: Vec<usize>,
+    nonzero: usize,
+    gaps: Option<Gaps>,
+    values: Values,
+}
+
+/// What a tensor takes in the file, in bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Bits {
+    /// Values, or their indices into the codebook.
+    pub values: u64,
+    /// Distances between the values of a sparse tensor, with fillers.
+    pub indices: u64,
+    /// The codebook's floats.
+    pub codebook: u64,
+    /// Code lengths and frequencies of the coders.
+    pub tables: u64,
+    /// Shape, counts, and what fills up bytes.
+    pub header: u64,
+}
+
+impl Bits {
+    /// All of them: eight times the tensor's bytes in the file.
+    pub fn total(&self) -> u64 {
+        self.values + self.indices + self.codebook + self.tables + self.header
+    }
+}
+
+impl std::ops::AddAssign for Bits {
+    fn add_assign(&mut self, other: Self) {
+        self.values += other.values;
+        self.indices += other.indices;
+        self.codebook += other.codebook;
+        self.tables += other.tables;
+        self.header += other.header;
+    }
+}
+
+/// How a tensor is stored: what the encoder chose within its [`Plan`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    /// Whether zeros are left out.
+    pub sparse: bool,
+    /// How values are written.
+    pub value_format: ValueFormat,
+    /// How the indices into the codebook are written; fixed width for plain floats.
+    pub coder: Coder,
+    /// How the distances are written, if sparse.
+    pub gap_coder: Option<Coder>,
+    /// Number of shared values, if there is a codebook.
+    pub codebook_len: Option<usize>,
+    /// Bits of a distance before its coder, if sparse.
+    pub gap_bits: Option<u32>,
+    /// Bits of a value before its coder: 32, 16, or those of an index.
+    pub value_bits: u32,
+}
+
+impl Coded {
+    /// Stores `values` of this shape, within the plan, in the smallest form that decodes to them: to the same bits, or with
+    /// [`ValueFormat::F16`] to the nearest 16-bit floats. Under a sparse plan a negative zero counts as zero.
+    ///
+    /// # Errors
+    /// When shape and values disagree, the tensor is beyond the format's limits, or a codebook has more than 65536 values.
+    pub fn encode(shape: &[usize], values: &[f32], plan: &Plan) -> Result<Self, Error> {
+        if elements(shape)? != values.len() {
+            return Err(Error::Count { shape: shape.to_vec(), values: values.len() });
+        }
+        let stored = |value: f32| match (plan.values, plan.sparse && value == 0.0) {
+            (_, true) => 0.0,
+            (ValueFormat::F16, false) => f16::from_f32(value).to_f32(),
+            (ValueFormat::F32 | ValueFormat::Codebook, false) => value,
+        };
+        // Rounding to 16 bits can make new zeros, of either sign.
+        let stored = |value: f32| if plan.sparse && stored(value) == 0.0 { 0.0 } else { stored(value) };
+        let values: Vec<f32> = values.iter().map(|value| stored(*value)).collect();
+        let dense = Self::form(shape, &values, false, plan)?;
+        let sparse = if plan.sparse { Self::form(shape, &values, true, plan)? } else { None };
+        Ok([sparse, dense].into_iter().flatten().min_by_key(Self::stored).expect("the dense form holds every tensor"))
+    }
+
+    /// The values, in the order of the shape with the last dimension running fastest.
+    pub fn decode(&self) -> Vec<f32> {
+        let values = self.values.decode();
+        match &self.gaps {
+            Some(gaps) => gaps.spread(&values, self.shape.iter().product()),
+            None => values,
+        }
+    }
+
+    /// The tensor's shape.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Number of values other than zero.
+    pub fn nonzero(&self) -> usize {
+        self.nonzero
+    }
+
+    /// The exact size in the file, by purpose.
+    pub fn bits(&self) -> Bits {
+        let mut bits = self.values.bits();
+        if let Some(gaps) = &self.gaps {
+            bits.indices = gaps.stream.payload;
+            bits.tables += gaps.stream.table;
+        }
+        bits.header = 8 * self.stored() as u64 - bits.total();
+        bits
+    }
+
+    /// How the tensor is stored.
+    pub fn summary(&self) -> Summary {
+        let (value_format, coder, codebook_len, value_bits) = match &self.values {
+            Values::F32(_) => (ValueFormat::F32, Coder::Packed, None, 32),
+            Values::F16(_) => (ValueFormat::F16, Coder::Packed, None, 16),
+            Values::Codebook { book, indices, .. } => {
+                (ValueFormat::Codebook, indices.coder(), Some(book.len()), stream::width(book.len()))
+            }
+        };
+        Summary {
+            sparse: self.gaps.is_some(),
+            value_format,
+            coder,
+            gap_coder: self.gaps.as_ref().map(|gaps| gaps.stream.coder()),
+            codebook_len,
+            gap_bits: self.gaps.as_ref().map(|gaps| gaps.bits),
+            value_bits,
+        }
+    }
+
+    /// Bytes that [`Coded::write`] appends.
+    pub(crate) fn stored(&self) -> usize {
+        self.header().len() + self.body()
+    }
+
+    /// Appends the tensor's record.
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
+        out.extend(self.header());
+        if let Some(gaps) = &self.gaps {
+            gaps.stream.write(out);
+        }
+        self.values.write(out);
+    }
+
+    /// Reads a record and decodes it once, so that what is returned is known to be whole.
+    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, Error> {
+        let flags = reader.byte()?;
+        let rank = reader.varint()?;
+        if rank > MAX_RANK {
+            return Err(Error::Limit { what: "dimensions", found: rank as u64, limit: MAX_RANK as u64 });
+        }
+        let shape = (0..rank).map(|_| reader.varint()).collect::<Result<Vec<_>, _>>()?;
+        let elements = elements(&shape)?;
+        let sparse = flags & SPARSE != 0;
+        let (format, index_coder, gap_coder) = (format(flags & 3)?, coder(flags >> 2 & 3)?, coder(flags >> 5 & 3)?);
+        let plain = format != ValueFormat::Codebook;
+        if flags >> 7 != 0 || (plain && index_coder != Coder::Packed) || (!sparse && gap_coder != Coder::Packed) {
+            return Err(Error::corrupt(format!("tensor flags {flags:08b}")));
+        }
+        let (gap_bits, entries) = if sparse { (u32::from(reader.byte()?) + 1, reader.varint()?) } else { (0, 0) };
+        let codebook = if plain { 0 } else { reader.varint()? };
+        let gaps = if sparse { Some(Gaps::read(reader, gap_coder, gap_bits, entries, elements)?) } else { None };
+        let count = gaps.as_ref().map_or(elements, Gaps::values);
+        let (values, nonzero) = match format {
+            ValueFormat::Codebook => Values::read_shared(reader, codebook, count, index_coder)?,
+            ValueFormat::F32 | ValueFormat::F16 => Values::read_plain(reader, format, count)?,
+        };
+        let coded = Self { shape, nonzero, gaps, values };
+        match coded.bounded(elements) {
+            true => Ok(coded),
+            false => Err(Error::corrupt(format!("{elements} elements in {} byte(s)", coded.body()))),
+        }
+    }
+
+    /// The tensor in one form with the best coders that a reader accepts; none when it is too sparse for any.
+    fn form(shape: &[usize], values: &[f32], sparse: bool, plan: &Plan) -> Result<Option<Self>, Error> {
+        let nonzero = values.iter().filter(|value| **value != 0.0).count();
+        let kept: Vec<f32> = values.iter().copied().filter(|value| !sparse || *value != 0.0).collect();
+        let book = match plan.values {
+            ValueFormat::F32 | ValueFormat::F16 => None,
+            ValueFormat::Codebook => match Book::of(&kept) {
+                Ok(book) => Some(book),
+                // The sparse form decides: its codebook needs no zero.
+                Err(_) if plan.sparse && !sparse => None,
+                Err(error) => return Err(error),
+            },
+        };
+        let coders = [Coder::Entropy, Coder::Huffman, Coder::Packed].into_iter().filter(|coder| *coder <= plan.coder);
+        for coder in coders {
+            let gaps = sparse.then(|| Gaps::of(values, coder));
+            let values = match (&book, plan.values) {
+                (Some(book), _) => book.values(&kept, coder),
+                (None, ValueFormat::F16) => Values::F16(kept.iter().map(|value| f16::from_f32(*value)).collect()),
+                (None, ValueFormat::F32 | ValueFormat::Codebook) => Values::F32(kept.clone()),
+            };
+            let coded = Self { shape: shape.to_vec(), nonzero, gaps, values };
+            if coded.bounded(shape.iter().product()) {
+                return Ok(Some(coded));
+            }
+        }
+        Ok(None)
+    }
+
+    fn header(&self) -> Vec<u8> {
+        let summary = self.summary();
+        let code = |coder: Coder| match coder {
+            Coder::Packed => 0,
+            Coder::Huffman => 1,
+            Coder::Entropy => 2,
+        };
+        let format = match summary.value_format {
+            ValueFormat::F32 => 0,
+            ValueFormat::F16 => 1,
+            ValueFormat::Codebook => 2,
+        };
+        let gaps = summary.gap_coder.map_or(0, code) << 5 | if summary.sparse { SPARSE } else { 0 };
+        let mut out = vec![gaps | code(summary.coder) << 2 | format];
+        out.put_varint(self.shape.len());
+        self.shape.iter().for_each(|size| out.put_varint(*size));
+        if let Some(gaps) = &self.gaps {
+            out.push(gaps.bits as u8 - 1);
+            out.put_varint(gaps.entries);
+        }
+        if let Some(length) = summary.codebook_len {
+            out.put_varint(length);
+        }
+        out
+    }
+
+    /// Bytes after the header.
+    fn body(&self) -> usize {
+        self.values.stored() + self.gaps.as_ref().map_or(0, |gaps| gaps.stream.stored())
+    }
+
+    fn bounded(&self, elements: usize) -> bool {
+        stream::fits(elements, self.body())
+    }
+}
+
+/// The number of elements, if the format can hold as many.
+fn elements(shape: &[usize]) -> Result<usize, Error> {
+    if shape.len() > MAX_RANK {
+        return Err(Error::Limit { what: "dimensions", found: shape.len() as u64, limit: MAX_RANK as u64 });
+    }
+    let elements = shape.iter().fold(1_usize, |product, size| product.saturating_mul(*size));
+    if elements > MAX_ELEMENTS_TOTAL || shape.iter().any(|size| *size > MAX_ELEMENTS_TOTAL) {
+        return Err(Error::Limit { what: "elements", found: elements as u64, limit: MAX_ELEMENTS_TOTAL as u64 });
+    }
+    Ok(elements)
+}
+
+fn coder(code: u8) -> Result<Coder, Error> {
+    match code {
+        0 => Ok(Coder::Packed),
+        1 => Ok(Coder::Huffman),
+        2 => Ok(Coder::Entropy),
+        _ => Err(Error::corrupt(format!("coder {code}"))),
+    }
+}
+
+fn format(code: u8) -> Result<ValueFormat, Error> {
+    match code {
+        0 => Ok(ValueFormat::F32),
+        1 => Ok(ValueFormat::F16),
+        2 => Ok(ValueFormat::Codebook),
+        _ => Err(Error::corrupt(format!("value format {code}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

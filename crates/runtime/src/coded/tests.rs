@@ -1,0 +1,191 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const CODERS: [Coder; 3] = [Coder::Packed, Coder::Huffman, Coder::Entropy];
+const FORMATS: [ValueFormat; 3] = [ValueFormat::F32, ValueFormat::F16, ValueFormat::Codebook];
+
+/// Every plan.
+fn plans() -> impl Iterator<Item = Plan> {
+    let formats = || FORMATS.into_iter().flat_map(|values| CODERS.map(|coder| (values, coder)));
+    [false, true].into_iter().flat_map(move |sparse| formats().map(move |(values, coder)| Plan { sparse, values, coder }))
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+/// What decoding must give.
+fn expected(values: &[f32], plan: &Plan) -> Vec<u32> {
+    let rounded =
+        values.iter().map(|value| if plan.values == ValueFormat::F16 { f16::from_f32(*value).to_f32() } else { *value });
+    bits(&rounded.map(|value| if plan.sparse && value == 0.0 { 0.0 } else { value }).collect::<Vec<_>>())
+}
+
+/// Through the bytes and back.
+fn reread(coded: &Coded) -> Coded {
+    let mut bytes = Vec::new();
+    coded.write(&mut bytes);
+    assert_eq!(bytes.len(), coded.stored());
+    assert_eq!(8 * bytes.len() as u64, coded.bits().total());
+    let mut reader = Reader::new(&bytes);
+    let back = Coded::read(&mut reader).unwrap();
+    assert_eq!(reader.left(), 0);
+    back
+}
+
+/// Weights as they come: any bits, few distinct values, mostly zeros.
+fn weights() -> impl Strategy<Value = Vec<f32>> {
+    let any_bits = any::<u32>().prop_map(f32::from_bits);
+    let shared = (0_i8..9).prop_map(|index| f32::from(index) * 0.25 - 1.0);
+    let pruned = prop_oneof![19 => Just(0.0_f32), 1 => -1.0_f32..1.0];
+    let pruned_shared = prop_oneof![19 => Just(0.0_f32), 1 => (1_i8..5).prop_map(f32::from), 1 => Just(-0.0)];
+    prop_oneof![
+        prop::collection::vec(any_bits, 0..200),
+        prop::collection::vec(shared, 0..600),
+        prop::collection::vec(pruned, 0..2000),
+        prop::collection::vec(pruned_shared, 0..6000),
+    ]
+}
+
+/// Uniform numbers in 0..1, the same in every run.
+fn uniform() -> impl FnMut() -> f64 {
+    let mut state = 1_u64;
+    move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+/// A pruned layer whose survivors share `1 << bits` values, bell-shaped with a hole around zero.
+fn layer(draw: &mut impl FnMut() -> f64, count: usize, density: f64, bits: u32) -> Vec<f32> {
+    let levels = f64::from(1_u32 << bits);
+    let mut weight = || {
+        if draw() >= density {
+            return 0.0;
+        }
+        let bell = (0..6).map(|_| draw()).sum::<f64>() / 6.0;
+        let level = (bell * levels).floor().min(levels - 1.0) - levels / 2.0 + 0.5;
+        (level / levels) as f32
+    };
+    (0..count).map(|_| weight()).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn every_plan_gives_the_values_back(values in weights()) {
+        for plan in plans() {
+            let coded = Coded::encode(&[values.len()], &values, &plan).unwrap();
+            prop_assert_eq!(bits(&coded.decode()), expected(&values, &plan), "{:?}", plan);
+            let back = reread(&coded);
+            prop_assert_eq!(bits(&back.decode()), expected(&values, &plan), "{:?}", plan);
+            prop_assert_eq!((back.nonzero(), back.bits(), back.summary()), (coded.nonzero(), coded.bits(), coded.summary()));
+            prop_assert_eq!(coded.nonzero(), coded.decode().iter().filter(|value| **value != 0.0).count());
+        }
+    }
+
+    #[test]
+    fn a_plan_that_permits_more_is_never_larger(values in weights()) {
+        for values_format in FORMATS {
+            let size = |sparse, coder| {
+                let plan = Plan { sparse, values: values_format, coder };
+                Coded::encode(&[values.len()], &values, &plan).unwrap().bits().total()
+            };
+            for sparse in [false, true] {
+                prop_assert!(size(sparse, Coder::Packed) >= size(sparse, Coder::Huffman));
+                prop_assert!(size(sparse, Coder::Huffman) >= size(sparse, Coder::Entropy));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_worked_example_of_deep_compression() {
+    // Han, Mao, Dally, section 3: 16 weights that share 4 values, r = n b / (n log2 k + k b) = 16 * 32 / (16 * 2 + 4 * 32) = 3.2.
+    let values: Vec<f32> = (0..16_u8).map(|i| f32::from(i % 4) - 1.5).collect();
+    let plan = |values| Plan { sparse: false, values, coder: Coder::Packed };
+    let dense = Coded::encode(&[4, 4], &values, &plan(ValueFormat::F32)).unwrap().bits();
+    let shared = Coded::encode(&[4, 4], &values, &plan(ValueFormat::Codebook)).unwrap().bits();
+    assert_eq!((dense.values, shared.values, shared.codebook), (512, 32, 128));
+    assert_eq!(dense.values as f64 / (shared.values + shared.codebook) as f64, 3.2);
+}
+
+#[test]
+fn distances_overflow_into_fillers() {
+    let mut values = vec![0.0; 300];
+    (values[0], values[1], values[299]) = (1.0, 2.0, 3.0);
+    let coded = Coded::encode(&[300], &values, &Plan { sparse: true, ..Plan::default() }).unwrap();
+    assert_eq!((coded.decode(), coded.nonzero()), (values, 3));
+    let summary = coded.summary();
+    assert!(summary.sparse && summary.gap_bits.is_some());
+    assert_eq!(coded.bits().values, 3 * 32);
+}
+
+#[test]
+fn a_sixteen_bit_plan_rounds_once() {
+    let plan = Plan { values: ValueFormat::F16, ..Plan::default() };
+    let coded = Coded::encode(&[3], &[0.1, 1e-9, 70000.0], &plan).unwrap();
+    assert_eq!(coded.decode(), [0.099_975_586, 0.0, f32::INFINITY]);
+    assert_eq!(Coded::encode(&[3], &coded.decode(), &plan).unwrap(), coded);
+    let sparse = Coded::encode(&[3], &[0.1, -1e-9, 0.0], &Plan { sparse: true, ..plan }).unwrap();
+    assert_eq!((sparse.nonzero(), bits(&sparse.decode())[1]), (1, 0));
+}
+
+#[test]
+fn what_cannot_be_stored_is_an_error() {
+    let shared = |sparse| Plan { sparse, values: ValueFormat::Codebook, coder: Coder::Packed };
+    let distinct: Vec<f32> = (0..65_537_u32).map(|i| f32::from_bits(0x3f80_0000 + i)).collect();
+    for sparse in [false, true] {
+        let error = Coded::encode(&[distinct.len()], &distinct, &shared(sparse)).unwrap_err();
+        assert_eq!(error.to_string(), "65537 distinct values do not fit a codebook of 65536");
+    }
+    assert!(Coded::encode(&[65_536], &distinct[1..], &shared(false)).is_ok());
+    assert!(matches!(Coded::encode(&[2, 3], &[0.0; 5], &shared(false)), Err(Error::Count { .. })));
+    assert!(matches!(Coded::encode(&[1; 9], &[0.0], &shared(false)), Err(Error::Limit { .. })));
+    assert!(matches!(Coded::encode(&[usize::MAX, 2], &[0.0], &shared(false)), Err(Error::Limit { .. })));
+}
+
+#[test]
+fn an_empty_layer_costs_what_bounds_the_reader() {
+    // A stream of no bytes may stand for 4096 elements only; a larger tensor of zeros takes a bit each.
+    for (count, most) in [(4096, 8), (100_000, 12_600)] {
+        for coder in CODERS {
+            let plan = Plan { sparse: true, values: ValueFormat::Codebook, coder };
+            let coded = Coded::encode(&[count], &vec![0.0; count], &plan).unwrap();
+            assert!(coded.stored() <= most, "{} bytes for {count}", coded.stored());
+            assert_eq!(reread(&coded).decode(), vec![0.0; count]);
+        }
+    }
+}
+
+#[test]
+fn lenet_300_100_at_a_twentieth_is_forty_times_smaller() {
+    let mut draw = uniform();
+    let (mut parameters, mut bits) = (0, Bits::default());
+    for (rows, columns, density) in [(300, 784, 0.05), (100, 300, 0.05), (10, 100, 0.2)] {
+        let plan = Plan { sparse: true, values: ValueFormat::Codebook, coder: Coder::Entropy };
+        let weight = layer(&mut draw, rows * columns, density, 6);
+        bits += Coded::encode(&[rows, columns], &weight, &plan).unwrap().bits();
+        let bias: Vec<f32> = (0..rows).map(|_| draw() as f32).collect();
+        bits += Coded::encode(&[rows], &bias, &plan).unwrap().bits();
+        parameters += rows * columns + rows;
+    }
+    let rate = 32.0 * parameters as f64 / bits.total() as f64;
+    assert!(rate > 40.0, "{rate}: {bits:?}");
+    assert!(bits.header < 600, "{bits:?}");
+}
+
+#[test]
+fn forged_tensors_are_refused_without_memory() {
+    // A gigabyte of elements in a few bytes: sparse without entries, one Huffman symbol, a codebook that is not there.
+    let mut shape = vec![1];
+    shape.put_varint(1 << 30);
+    for (flags, rest) in
+        [(0x10_u8, &[0, 0][..]), (0x16, &[0, 0, 0]), (0x06, &[1, 0, 0, 0, 0, 2, 0x10, 0]), (0x02, &[0xff, 0xff, 3])]
+    {
+        let bytes = [&[flags][..], &shape, rest].concat();
+        assert!(Coded::read(&mut Reader::new(&bytes)).is_err(), "{flags:#x}");
+    }
+}

@@ -1,0 +1,334 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::{Activation, Coded, Layer, Node, Plan, Window};
+
+/// Deterministic values in -1..1 with the given share of zeros in tenths.
+fn values(count: usize, seed: usize, zeros: usize) -> Vec<f32> {
+    let mut state = seed as u64 * 2 + 1;
+    let mut draw = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as usize
+    };
+    (0..count)
+        .map(|_| (draw(), draw()))
+        .map(|(a, b)| if a % 10 < zeros { 0.0 } else { (b % 2001) as f32 / 1000.0 - 1.0 })
+        .collect()
+}
+
+fn node(name: &str, inputs: &[usize], layer: Layer, tensors: &[(&str, &[usize], &[f32])]) -> Node {
+    let coded = |(name, shape, values): &(&str, &[usize], &[f32])| {
+        ((*name).to_owned(), Coded::encode(shape, values, &Plan::default()).unwrap())
+    };
+    Node { name: name.into(), inputs: inputs.to_vec(), layer, tensors: tensors.iter().map(coded).collect() }
+}
+
+fn model(input: &[usize], mut nodes: Vec<Node>) -> Model {
+    nodes.insert(0, node("input", &[], Layer::Input { shape: input.to_vec() }, &[]));
+    Model { nodes, meta: Default::default() }
+}
+
+/// A model of this one layer on one input.
+fn single(input: &[usize], layer: Layer) -> Model {
+    model(input, vec![node("layer", &[0], layer, &[])])
+}
+
+fn run(model: &Model, input: &[f32], batch: usize) -> Vec<f32> {
+    Engine::new(model, 1).unwrap().run(input, batch).unwrap()
+}
+
+#[track_caller]
+fn assert_close(a: &[f32], b: &[f32], tolerance: f32) {
+    assert_eq!(a.len(), b.len());
+    for (i, (a, b)) in a.iter().zip(b).enumerate() {
+        assert!((a - b).abs() <= tolerance * (1.0 + b.abs()), "element {i}: {a} and {b}");
+    }
+}
+
+/// The definition of a convolution, in 64 bits.
+#[derive(Debug, Clone)]
+struct Case {
+    input: [usize; 3],
+    weight: [usize; 4],
+    stride: [usize; 2],
+    padding: [usize; 2],
+    dilation: [usize; 2],
+    groups: usize,
+    zeros: usize,
+}
+
+impl Case {
+    fn model(&self) -> Model {
+        let layer = Layer::Conv2d { stride: self.stride, padding: self.padding, dilation: self.dilation, groups: self.groups };
+        let (weight, bias) = (self.weights(), self.bias());
+        let tensors: [(&str, &[usize], &[f32]); 2] = [("weight", &self.weight, &weight), ("bias", &self.weight[..1], &bias)];
+        model(&self.input, vec![node("conv", &[0], layer, &tensors)])
+    }
+
+    fn weights(&self) -> Vec<f32> {
+        values(self.weight.iter().product(), 3, self.zeros)
+    }
+
+    fn bias(&self) -> Vec<f32> {
+        values(self.weight[0], 4, 0)
+    }
+
+    fn reference(&self, x: &[f32], output: &[usize]) -> Vec<f32> {
+        let ([c, h, w], [_, fan, kh, kw], weight, bias) = (self.input, self.weight, self.weights(), self.bias());
+        let (sample, per_group) = (c * h * w, self.weight[0] / self.groups);
+        let mut out = Vec::new();
+        for x in x.chunks(sample) {
+            for (o, bias) in bias.iter().enumerate() {
+                for (oy, ox) in (0..output[1]).flat_map(|oy| (0..output[2]).map(move |ox| (oy, ox))) {
+                    let mut sum = f64::from(*bias);
+                    for (i, ky, kx) in (0..fan).flat_map(|i| (0..kh).flat_map(move |ky| (0..kw).map(move |kx| (i, ky, kx)))) {
+                        let iy = (oy * self.stride[0] + ky * self.dilation[0]).checked_sub(self.padding[0]);
+                        let ix = (ox * self.stride[1] + kx * self.dilation[1]).checked_sub(self.padding[1]);
+                        if let (Some(iy), Some(ix)) = (iy.filter(|y| *y < h), ix.filter(|x| *x < w)) {
+                            let channel = o / per_group * fan + i;
+                            let weight = weight[((o * fan + i) * kh + ky) * kw + kx];
+                            sum += f64::from(weight) * f64::from(x[(channel * h + iy) * w + ix]);
+                        }
+                    }
+                    out.push(sum as f32);
+                }
+            }
+        }
+        out
+    }
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let pair = |range: std::ops::RangeInclusive<usize>| [range.clone(), range];
+    let channels = prop_oneof![
+        Just((1, 1, 1)),
+        (1_usize..6, 1_usize..6).prop_map(|(i, o)| (1, i, o)),
+        (2_usize..4, 1_usize..3, 1_usize..3),
+        (2_usize..8, Just(1), 1_usize..3)
+    ];
+    let size = prop_oneof![4 => 1_usize..12, 1 => prop_oneof![Just(13_usize), Just(23), Just(41)]];
+    (channels, [size.clone(), size], pair(1..=4), pair(1..=3), pair(0..=3), pair(1..=2), prop_oneof![Just(0_usize), Just(9)])
+        .prop_filter_map("the kernel must fit", |((groups, fan, per_group), size, kernel, stride, padding, dilation, zeros)| {
+            let fits = |axis: usize| size[axis] + 2 * padding[axis] > (kernel[axis] - 1) * dilation[axis];
+            (fits(0) && fits(1)).then_some(Case {
+                input: [groups * fan, size[0], size[1]],
+                weight: [groups * per_group, fan, kernel[0], kernel[1]],
+                stride,
+                padding,
+                dilation,
+                groups,
+                zeros,
+            })
+        })
+}
+
+proptest! {
+    #[test]
+    fn convolution_is_its_definition(case in case(), batch in 1_usize..4) {
+        let model = case.model();
+        let input = values(case.input.iter().product::<usize>() * batch, 5, 0);
+        let output = model.check().unwrap().pop().unwrap();
+        assert_close(&run(&model, &input, batch), &case.reference(&input, &output), 1e-5);
+    }
+
+    #[test]
+    fn linear_is_its_definition(inputs in 1_usize..70, outputs in 1_usize..150, batch in 1_usize..6, zeros in 0_usize..10) {
+        let (weight, bias) = (values(inputs * outputs, 1, zeros), values(outputs, 2, 0));
+        let tensors: [(&str, &[usize], &[f32]); 2] = [("weight", &[outputs, inputs], &weight), ("bias", &[outputs], &bias)];
+        let model = model(&[inputs], vec![node("fc", &[0], Layer::Linear, &tensors)]);
+        let input = values(inputs * batch, 3, 0);
+        let row = |x: &[f32], o: usize| {
+            let products = x.iter().zip(&weight[o * inputs..]).map(|(x, w)| f64::from(*x) * f64::from(*w));
+            (products.sum::<f64>() + f64::from(bias[o])) as f32
+        };
+        let expected: Vec<f32> = input.chunks(inputs).flat_map(|x| (0..outputs).map(move |o| row(x, o))).collect();
+        assert_close(&run(&model, &input, batch), &expected, 1e-5);
+    }
+
+    #[test]
+    fn pools_are_their_definitions(
+        (h, w) in (3_usize..14, 3_usize..14),
+        kernel in [1_usize..4, 1_usize..4],
+        stride in [1_usize..4, 1_usize..4],
+        pad in any::<bool>(),
+    ) {
+        let padding = if pad { [kernel[0] / 2, kernel[1] / 2] } else { [0, 0] };
+        let window = Window { kernel, stride, padding };
+        let input = values(2 * h * w, 7, 0);
+        for (layer, mean, count) in [
+            (Layer::MaxPool(window), false, false),
+            (Layer::AvgPool { window, count_padding: true }, true, true),
+            (Layer::AvgPool { window, count_padding: false }, true, false),
+        ] {
+            let model = single(&[2, h, w], layer);
+            let shape = model.check().unwrap().pop().unwrap();
+            let (oh, ow) = (shape[1], shape[2]);
+            let mut expected = Vec::new();
+            for (c, oy, ox) in (0..2).flat_map(|c| (0..oh).flat_map(move |y| (0..ow).map(move |x| (c, y, x)))) {
+                let mut seen = Vec::new();
+                for (ky, kx) in (0..kernel[0]).flat_map(|y| (0..kernel[1]).map(move |x| (y, x))) {
+                    let (y, x) = ((oy * stride[0] + ky).wrapping_sub(padding[0]), (ox * stride[1] + kx).wrapping_sub(padding[1]));
+                    if y < h && x < w {
+                        seen.push(input[(c * h + y) * w + x]);
+                    }
+                }
+                let divisor = if count { kernel[0] * kernel[1] } else { seen.len() } as f32;
+                let max = seen.iter().copied().reduce(f32::max).unwrap();
+                expected.push(if mean { seen.iter().sum::<f32>() / divisor } else { max });
+            }
+            assert_close(&run(&model, &input, 1), &expected, 1e-6);
+        }
+    }
+}
+
+#[test]
+fn adaptive_pooling_follows_the_window_rule() {
+    // torch.nn.functional.adaptive_avg_pool1d(torch.arange(5.), 3) = [0.5, 2.0, 3.5]: windows 0..2, 1..4, 3..5.
+    let input = [0.0, 1.0, 2.0, 3.0, 4.0];
+    assert_eq!(run(&single(&[1, 1, 5], Layer::AdaptiveAvgPool { output: [1, 3] }), &input, 1), [0.5, 2.0, 3.5]);
+    assert_eq!(run(&single(&[1, 5, 1], Layer::AdaptiveAvgPool { output: [7, 1] }), &input, 1).len(), 7);
+    assert_eq!(run(&single(&[1, 5, 1], Layer::GlobalAvgPool), &input, 1), [2.0]);
+}
+
+#[test]
+fn shapes_and_norms_are_their_definitions() {
+    let input = values(2 * 3 * 4, 9, 0);
+    let [a, b] = [&input[..12], &input[12..]];
+    assert_eq!(run(&single(&[2, 3, 4], Layer::Flatten), &input, 1), input);
+    assert_eq!(run(&single(&[2, 3, 4], Layer::Dropout { p: 0.5 }), &input, 1), input);
+    assert_eq!(run(&single(&[2, 3, 4], Layer::ChannelSlice { start: 1, len: 1 }), &input, 1), b);
+    let normalize = Layer::Normalize { mean: vec![0.5, 0.25], std: vec![0.5, 2.0] };
+    let expected: Vec<f32> = a.iter().map(|x| (x - 0.5) / 0.5).chain(b.iter().map(|x| (x - 0.25) / 2.0)).collect();
+    assert_eq!(run(&single(&[2, 3, 4], normalize), &input, 1), expected);
+
+    let twice = model(&[2, 3, 4], vec![node("add", &[0, 0], Layer::Add, &[]), node("concat", &[1, 0, 1], Layer::Concat, &[])]);
+    let doubled: Vec<f32> = input.iter().map(|x| x + x).collect();
+    assert_eq!(run(&twice, &input, 1), [&doubled[..], &input, &doubled].concat());
+
+    let shortcut = Layer::PadShortcut { stride: 2, before: 1, after: 2 };
+    let kept = [0, 2, 8, 10];
+    let planes = [vec![0.0; 4], kept.map(|i| a[i]).to_vec(), kept.map(|i| b[i]).to_vec(), vec![0.0; 8]].concat();
+    assert_eq!(run(&single(&[2, 3, 4], shortcut), &input, 1), planes);
+
+    let soft = run(&single(&[4], Layer::Softmax), &[1.0, 2.0, 3.0, 4.0], 1);
+    assert_close(&soft, &[0.032_058_6, 0.087_144_3, 0.236_882_8, 0.643_914_3], 1e-6);
+
+    for size in [1, 2, 3, 5] {
+        let (alpha, beta, k) = (0.9, 0.75, 2.0);
+        let out = run(&single(&[6, 1, 4], Layer::LocalResponseNorm { size, alpha, beta, k }), &input, 1);
+        let expected: Vec<f32> = (0..24)
+            .map(|i| {
+                let (c, position) = (i / 4, i % 4);
+                // As torch.nn.functional.local_response_norm: size / 2 channels in front, (size - 1) / 2 behind.
+                let window = (0..6).filter(|o| o + size / 2 >= c && *o <= c + (size - 1) / 2);
+                let sum: f64 = window.map(|o| f64::from(input[o * 4 + position]).powi(2)).sum();
+                (f64::from(input[i]) / (k + alpha / size as f64 * sum).powf(beta)) as f32
+            })
+            .collect();
+        assert_close(&out, &expected, 1e-6);
+    }
+}
+
+/// A residual network with everything that can fuse, and some that must not.
+fn residual() -> Model {
+    let conv = |groups| Layer::Conv2d { stride: [1, 1], padding: [1, 1], dilation: [1, 1], groups };
+    let weight = |count, seed, zeros| values(count, seed, zeros);
+    let (dense, depth, sparse, fc) =
+        (weight(8 * 3 * 9, 1, 0), weight(8 * 9, 2, 0), weight(8 * 8 * 9, 3, 9), weight(10 * 8 * 25, 4, 9));
+    let (gamma, beta, mean) = (values(8, 5, 0), values(8, 6, 0), values(8, 7, 0));
+    let var: Vec<f32> = values(8, 8, 0).iter().map(|v| v.abs() + 0.1).collect();
+    let norm: [(&str, &[usize], &[f32]); 4] =
+        [("gamma", &[8], &gamma), ("beta", &[8], &beta), ("mean", &[8], &mean), ("var", &[8], &var)];
+    let bn = Layer::BatchNorm { epsilon: 1e-5 };
+    let relu = Layer::Activation(Activation::Relu);
+    model(
+        &[3, 10, 11],
+        vec![
+            node("conv1", &[0], conv(1), &[("weight", &[8, 3, 3, 3], &dense), ("bias", &[8], &gamma)]),
+            node("bn1", &[1], bn.clone(), &norm),
+            node("relu1", &[2], relu.clone(), &[]),
+            node("conv2", &[3], conv(8), &[("weight", &[8, 1, 3, 3], &depth)]),
+            node("bn2", &[4], bn.clone(), &norm),
+            node("drop", &[5], Layer::Dropout { p: 0.1 }, &[]),
+            node("gelu", &[6], Layer::Activation(Activation::Gelu), &[]),
+            node("conv3", &[7], conv(1), &[("weight", &[8, 8, 3, 3], &sparse)]),
+            node("bn3", &[8], bn.clone(), &norm),
+            node("both", &[8, 9, 3], Layer::Add, &[]),
+            node("relu3", &[10], relu.clone(), &[]),
+            node("bn4", &[11], bn, &norm),
+            node("sigmoid", &[12], Layer::Activation(Activation::Sigmoid), &[]),
+            node("pool", &[13], Layer::MaxPool(Window::square(2)), &[]),
+            node("flat", &[14], Layer::Flatten, &[]),
+            node("fc", &[15], Layer::Linear, &[("weight", &[10, 200], &fc)]),
+            node("softmax", &[16], Layer::Softmax, &[]),
+        ],
+    )
+}
+
+#[test]
+fn fused_equals_unfused() {
+    let model = residual();
+    let engine = Engine::new(&model, 1).unwrap();
+    let plain = Engine { program: Program::lower(&model, &model.check().unwrap(), false), ..Engine::new(&model, 1).unwrap() };
+    assert_eq!(plain.program.steps.len(), 15);
+    let names: Vec<&str> = engine.program.steps.iter().map(|step| step.name.as_str()).collect();
+    assert_eq!(names, ["conv1", "conv2", "conv3", "bn3", "both", "bn4", "pool", "fc", "softmax"]);
+    let input = values(3 * 330, 11, 0);
+    assert_close(&engine.run(&input, 3).unwrap(), &plain.run(&input, 3).unwrap(), 1e-5);
+}
+
+#[test]
+fn every_thread_count_gives_the_same_bits() {
+    let model = residual();
+    for batch in [1, 2, 35] {
+        let input = values(batch * 330, 12, 0);
+        let one = Engine::new(&model, 1).unwrap().run(&input, batch).unwrap();
+        assert_eq!(one.len(), batch * 10);
+        for threads in [2, 3] {
+            let engine = Engine::new(&model, threads).unwrap();
+            assert_eq!(engine.run(&input, batch).unwrap(), one);
+            let (timed, times) = engine.run_timed(&input, batch).unwrap();
+            assert_eq!((timed, times.len()), (one.clone(), 9));
+        }
+    }
+}
+
+#[test]
+fn channels_are_not_mixed_up_by_flattening() {
+    let weight = values(2 * 9, 1, 0);
+    let (ones, shift) = ([1.0; 18], values(18, 2, 0));
+    let norm: [(&str, &[usize], &[f32]); 4] =
+        [("gamma", &[18], &ones), ("beta", &[18], &shift), ("mean", &[18], &[0.0; 18]), ("var", &[18], &ones)];
+    let conv = Layer::Conv2d { stride: [1, 1], padding: [1, 1], dilation: [1, 1], groups: 1 };
+    let model = model(
+        &[1, 3, 3],
+        vec![
+            node("conv", &[0], conv, &[("weight", &[2, 1, 3, 3], &weight)]),
+            node("flat", &[1], Layer::Flatten, &[]),
+            node("bn", &[2], Layer::BatchNorm { epsilon: 0.0 }, &norm),
+        ],
+    );
+    let input = values(9, 3, 0);
+    let mut front = model.clone();
+    front.nodes.truncate(2);
+    let expected: Vec<f32> = run(&front, &input, 1).iter().zip(&shift).map(|(x, b)| x + b).collect();
+    assert_close(&run(&model, &input, 1), &expected, 1e-6);
+}
+
+#[test]
+fn memory_counts_weights_and_live_activations() {
+    // Two inputs of 4 floats, an output of 3, a result of 3; the weights are 12 floats.
+    let weight = values(12, 1, 0);
+    let model = model(&[4], vec![node("fc", &[0], Layer::Linear, &[("weight", &[3, 4], &weight)])]);
+    assert_eq!(Engine::new(&model, 1).unwrap().peak_bytes(2), 4 * (12 + 2 * (4 + 3) + 2 * 3));
+}
+
+#[test]
+fn wrong_use_is_an_error() {
+    let model = residual();
+    assert!(matches!(Engine::new(&model, 0), Err(Error::NoThreads)));
+    let engine = Engine::new(&model, 1).unwrap();
+    assert_eq!(engine.run(&[], 0).unwrap(), Vec::<f32>::new());
+    assert!(matches!(engine.run(&[0.0; 5], 1), Err(Error::Input { expected: 330, found: 5, .. })));
+    assert_eq!((engine.input_shape(), engine.output_shape()), (&[3, 10, 11][..], &[10][..]));
+}

@@ -1,0 +1,365 @@
+//! What a node of a network computes, without its weights: one description that the engine runs, the container stores, and
+//! `briquette-core` asks for shapes and costs.
+
+use serde::{Deserialize, Serialize};
+
+/// An operation and its hyper-parameters. Feature maps are `[channels, height, width]`, vectors are `[features]`; the batch
+/// dimension is left out everywhere.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Layer {
+    /// The network's input, `[channels, height, width]`; always node 0.
+    Input {
+        /// Shape of one sample.
+        shape: Vec<usize>,
+    },
+    /// `y_c = (x_c - mean_c) / std_c`: input normalization that travels inside the network.
+    Normalize {
+        /// One mean per channel, in the input's unit (pixels divided by 255).
+        mean: Vec<f32>,
+        /// One deviation per channel.
+        std: Vec<f32>,
+    },
+    /// Cross-correlation; tensors `weight` `[out, in / groups, kh, kw]` and optionally `bias` `[out]`.
+    Conv2d {
+        /// Step between windows, `[vertical, horizontal]`.
+        stride: [usize; 2],
+        /// Zeros added on both sides, `[vertical, horizontal]`.
+        padding: [usize; 2],
+        /// Spacing between kernel taps.
+        dilation: [usize; 2],
+        /// Input and output channels are split into this many independent groups.
+        groups: usize,
+    },
+    /// `y = W x + b`; tensors `weight` `[out, in]` and optionally `bias` `[out]`.
+    Linear,
+    /// Inference form of batch normalization; tensors `gamma`, `beta`, `mean`, `var`, each `[channels]`.
+    BatchNorm {
+        /// Added to the variance.
+        epsilon: f64,
+    },
+    /// Across channels: `y_c = x_c / (k + alpha / size * sum of x_j^2 over the size channels around c)^beta`
+    /// (Krizhevsky, Sutskever, Hinton, NIPS 2012, with alpha divided by size as in Caffe and PyTorch).
+    LocalResponseNorm {
+        /// Channels in the window.
+        size: usize,
+        /// Scale of the sum.
+        alpha: f64,
+        /// Exponent.
+        beta: f64,
+        /// Added constant.
+        k: f64,
+    },
+    /// An element-wise function.
+    Activation(Activation),
+    /// Soft-max over the features.
+    Softmax,
+    /// Maximum of each window; padding never wins.
+    MaxPool(Window),
+    /// Mean of each window; padded zeros count when `count_padding`.
+    AvgPool {
+        /// The window.
+        window: Window,
+        /// Whether padded zeros are counted in the mean.
+        count_padding: bool,
+    },
+    /// Mean over windows chosen so that the output has this height and width.
+    AdaptiveAvgPool {
+        /// Output `[height, width]`.
+        output: [usize; 2],
+    },
+    /// Mean of each channel: `[c, h, w]` to `[c]`.
+    GlobalAvgPool,
+    /// Sum of all inputs, which have one shape.
+    Add,
+    /// Concatenation along the channels.
+    Concat,
+    /// Channels `start .. start + len` of the input.
+    ChannelSlice {
+        /// First channel.
+        start: usize,
+        /// Number of channels.
+        len: usize,
+    },
+    /// Parameter-free shortcut (option A of He et al. 2016): keeps every `stride`-th row and column and surrounds the channels with
+    /// `before` and `after` channels of zeros.
+    PadShortcut {
+        /// Spatial sub-sampling.
+        stride: usize,
+        /// Zero channels in front.
+        before: usize,
+        /// Zero channels behind.
+        after: usize,
+    },
+    /// `[c, h, w]` to `[c * h * w]`.
+    Flatten,
+    /// Drops activations while training; the identity afterwards.
+    Dropout {
+        /// Probability of dropping.
+        p: f64,
+    },
+    /// An open kernel that a scheme's crate defines.
+    Custom {
+        /// The kernel's name.
+        kernel: String,
+        /// Its parameters as JSON.
+        config: String,
+    },
+}
+
+/// Element-wise functions.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Activation {
+    /// `max(x, 0)`.
+    Relu,
+    /// `x` if positive, else `slope * x`.
+    LeakyRelu {
+        /// Slope of the negative side.
+        slope: f64,
+    },
+    /// `min(max(x, 0), 6)`.
+    Relu6,
+    /// `1 / (1 + exp(-x))`.
+    Sigmoid,
+    /// Hyperbolic tangent.
+    Tanh,
+    /// `x / 2 * (1 + erf(x / sqrt 2))`.
+    Gelu,
+    /// `x * sigmoid(x)`.
+    Silu,
+}
+
+/// A pooling window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// `[height, width]`.
+    pub kernel: [usize; 2],
+    /// Step, `[vertical, horizontal]`.
+    pub stride: [usize; 2],
+    /// Border on both sides, `[vertical, horizontal]`; less than the kernel.
+    pub padding: [usize; 2],
+}
+
+impl Window {
+    /// A square window without padding whose stride is its size.
+    pub fn square(size: usize) -> Self {
+        Self { kernel: [size; 2], stride: [size; 2], padding: [0; 2] }
+    }
+}
+
+/// Why shapes do not fit; the caller adds which node.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ShapeError {
+    /// Wrong number of inputs.
+    #[error("{layer} takes {expected} input(s), {found} are wired")]
+    Arity {
+        /// Name of the layer's kind.
+        layer: &'static str,
+        /// What it takes.
+        expected: &'static str,
+        /// What it got.
+        found: usize,
+    },
+    /// A tensor is missing or has the wrong shape.
+    #[error("{layer}: {detail}")]
+    Mismatch {
+        /// Name of the layer's kind.
+        layer: &'static str,
+        /// What does not fit, with both shapes.
+        detail: String,
+    },
+}
+
+/// Largest number of elements that any feature map of one sample may have; a bound for files from outside.
+pub const MAX_ELEMENTS: usize = 1 << 28;
+
+impl Layer {
+    /// The kind's name, as it is printed and stored.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Layer::Input { .. } => "input",
+            Layer::Normalize { .. } => "normalize",
+            Layer::Conv2d { .. } => "conv2d",
+            Layer::Linear => "linear",
+            Layer::BatchNorm { .. } => "batch-norm",
+            Layer::LocalResponseNorm { .. } => "local-response-norm",
+            Layer::Activation(Activation::Relu) => "relu",
+            Layer::Activation(Activation::LeakyRelu { .. }) => "leaky-relu",
+            Layer::Activation(Activation::Relu6) => "relu6",
+            Layer::Activation(Activation::Sigmoid) => "sigmoid",
+            Layer::Activation(Activation::Tanh) => "tanh",
+            Layer::Activation(Activation::Gelu) => "gelu",
+            Layer::Activation(Activation::Silu) => "silu",
+            Layer::Softmax => "softmax",
+            Layer::MaxPool(_) => "max-pool",
+            Layer::AvgPool { .. } => "avg-pool",
+            Layer::AdaptiveAvgPool { .. } => "adaptive-avg-pool",
+            Layer::GlobalAvgPool => "global-avg-pool",
+            Layer::Add => "add",
+            Layer::Concat => "concat",
+            Layer::ChannelSlice { .. } => "channel-slice",
+            Layer::PadShortcut { .. } => "pad-shortcut",
+            Layer::Flatten => "flatten",
+            Layer::Dropout { .. } => "dropout",
+            Layer::Custom { .. } => "custom",
+        }
+    }
+
+    /// Shape of the output for inputs of these shapes and weights of the shape `weight` (conv2d and linear; ignored elsewhere).
+    ///
+    /// # Errors
+    /// When the number of inputs or a shape does not fit. A custom kernel answers for itself and is an error here.
+    pub fn output_shape(&self, inputs: &[&[usize]], weight: Option<&[usize]>) -> Result<Vec<usize>, ShapeError> {
+        let layer = self.kind();
+        let bad = |detail: String| ShapeError::Mismatch { layer, detail };
+        match self {
+            Layer::Input { .. } if !inputs.is_empty() => {
+                return Err(ShapeError::Arity { layer, expected: "no", found: inputs.len() });
+            }
+            Layer::Add | Layer::Concat if inputs.len() < 2 => {
+                return Err(ShapeError::Arity { layer, expected: "two or more", found: inputs.len() });
+            }
+            Layer::Input { .. } | Layer::Add | Layer::Concat => {}
+            _ if inputs.len() != 1 => return Err(ShapeError::Arity { layer, expected: "one", found: inputs.len() }),
+            _ => {}
+        }
+        let map = || match inputs[0] {
+            [c, h, w] => Ok((*c, *h, *w)),
+            other => Err(bad(format!("takes a feature map [channels, height, width], got {other:?}"))),
+        };
+        let shape = match self {
+            Layer::Input { shape } => shape.clone(),
+            Layer::Normalize { mean, std } => {
+                if inputs[0].first() != Some(&mean.len()) || mean.len() != std.len() {
+                    return Err(bad(format!("{} means and {} deviations for the input {:?}", mean.len(), std.len(), inputs[0])));
+                }
+                inputs[0].to_vec()
+            }
+            Layer::Conv2d { stride, padding, dilation, groups } => {
+                let (c, h, w) = map()?;
+                let Some(&[out, fan, kh, kw]) = weight else {
+                    return Err(bad(format!("weight must be [out, in / groups, kh, kw], is {weight:?}")));
+                };
+                if *groups == 0 || fan.checked_mul(*groups) != Some(c) || out == 0 || !out.is_multiple_of(*groups) {
+                    return Err(bad(format!("weight {weight:?} in {groups} group(s) does not take {c} channels")));
+                }
+                let oh = extent(h, kh, stride[0], padding[0], dilation[0]);
+                let ow = extent(w, kw, stride[1], padding[1], dilation[1]);
+                let (Some(oh), Some(ow)) = (oh, ow) else {
+                    return Err(bad(format!("kernel {kh}x{kw} does not fit the input {:?}", inputs[0])));
+                };
+                vec![out, oh, ow]
+            }
+            Layer::Linear => {
+                let Some(&[out, fan]) = weight else {
+                    return Err(bad(format!("weight must be [out, in], is {weight:?}")));
+                };
+                if inputs[0] != [fan] || out == 0 {
+                    return Err(bad(format!("weight {weight:?} does not take the input {:?}", inputs[0])));
+                }
+                vec![out]
+            }
+            Layer::MaxPool(window) | Layer::AvgPool { window, .. } => {
+                let (c, h, w) = map()?;
+                let fits = |axis: usize| window.padding[axis] < window.kernel[axis];
+                let oh = extent(h, window.kernel[0], window.stride[0], window.padding[0], 1);
+                let ow = extent(w, window.kernel[1], window.stride[1], window.padding[1], 1);
+                let (Some(oh), Some(ow), true, true) = (oh, ow, fits(0), fits(1)) else {
+                    return Err(bad(format!("window {window:?} does not fit the input {:?}", inputs[0])));
+                };
+                vec![c, oh, ow]
+            }
+            Layer::AdaptiveAvgPool { output } => {
+                let (c, h, w) = map()?;
+                if output[0] == 0 || output[1] == 0 || h == 0 || w == 0 {
+                    return Err(bad(format!("cannot pool {:?} to {output:?}", inputs[0])));
+                }
+                vec![c, output[0], output[1]]
+            }
+            Layer::GlobalAvgPool => vec![map()?.0],
+            Layer::Add => {
+                if let Some(other) = inputs.iter().find(|shape| *shape != &inputs[0]) {
+                    return Err(bad(format!("inputs of different shapes {:?} and {other:?}", inputs[0])));
+                }
+                inputs[0].to_vec()
+            }
+            Layer::Concat => {
+                let rest = inputs[0].get(1..);
+                if let Some(other) = inputs.iter().find(|shape| shape.is_empty() || shape.get(1..) != rest) {
+                    return Err(bad(format!("inputs {:?} and {other:?} differ beyond the channels", inputs[0])));
+                }
+                let channels = inputs.iter().map(|shape| shape[0]).fold(0_usize, usize::saturating_add);
+                std::iter::once(channels).chain(inputs[0][1..].iter().copied()).collect()
+            }
+            Layer::ChannelSlice { start, len } => {
+                let channels = inputs[0].first().copied().unwrap_or(0);
+                if *len == 0 || start.checked_add(*len).is_none_or(|end| end > channels) {
+                    return Err(bad(format!("channels {start}..{start}+{len} of {channels}")));
+                }
+                std::iter::once(*len).chain(inputs[0][1..].iter().copied()).collect()
+            }
+            Layer::PadShortcut { stride, before, after } => {
+                let (c, h, w) = map()?;
+                if *stride == 0 {
+                    return Err(bad("stride 0".into()));
+                }
+                vec![c.saturating_add(*before).saturating_add(*after), h.div_ceil(*stride), w.div_ceil(*stride)]
+            }
+            Layer::Flatten => vec![inputs[0].iter().copied().fold(1_usize, usize::saturating_mul)],
+            Layer::Custom { kernel, .. } => return Err(bad(format!("open kernel {kernel:?} is not known here"))),
+            Layer::BatchNorm { .. }
+            | Layer::LocalResponseNorm { .. }
+            | Layer::Activation(_)
+            | Layer::Softmax
+            | Layer::Dropout { .. } => inputs[0].to_vec(),
+        };
+        match shape.iter().copied().fold(1_usize, usize::saturating_mul) {
+            0 => Err(bad(format!("the output {shape:?} is empty"))),
+            n if n > MAX_ELEMENTS => Err(bad(format!("the output {shape:?} has more than {MAX_ELEMENTS} elements"))),
+            _ => Ok(shape),
+        }
+    }
+
+    /// Multiply-accumulates of one sample for this weight and output shape. Only products with weights count, as in the papers'
+    /// tables; normalization, pooling and activations are free.
+    pub fn macs(&self, weight: Option<&[usize]>, output: &[usize]) -> u64 {
+        match (self, weight) {
+            (Layer::Conv2d { .. }, Some(&[_, fan, kh, kw])) => (fan * kh * kw) as u64 * output.iter().product::<usize>() as u64,
+            (Layer::Linear, Some(&[out, fan])) => out as u64 * fan as u64,
+            _ => 0,
+        }
+    }
+}
+
+/// Number of window positions along one axis, or none when the window does not fit once.
+fn extent(size: usize, kernel: usize, stride: usize, padding: usize, dilation: usize) -> Option<usize> {
+    if kernel == 0 || stride == 0 || dilation == 0 {
+        return None;
+    }
+    let span = (kernel - 1).checked_mul(dilation)?.checked_add(1)?;
+    let padded = padding.checked_mul(2)?.checked_add(size)?;
+    padded.checked_sub(span).map(|rest| rest / stride + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn convolution_follows_the_usual_formula() {
+        let conv = Layer::Conv2d { stride: [2, 2], padding: [3, 3], dilation: [1, 1], groups: 1 };
+        let weight = [64, 3, 7, 7];
+        let out = conv.output_shape(&[&[3, 224, 224]], Some(&weight)).unwrap();
+        assert_eq!(out, [64, 112, 112]);
+        assert_eq!(conv.macs(Some(&weight), &out), 118_013_952);
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_name_both_sides() {
+        let error = Layer::Linear.output_shape(&[&[800]], Some(&[10, 500])).unwrap_err();
+        assert_eq!(error.to_string(), "linear: weight Some([10, 500]) does not take the input [800]");
+        assert!(Layer::Add.output_shape(&[&[8, 4, 4], &[16, 4, 4]], None).is_err());
+        assert!(Layer::MaxPool(Window::square(3)).output_shape(&[&[1, 2, 2]], None).is_err());
+    }
+}

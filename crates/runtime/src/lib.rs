@@ -1,0 +1,31 @@
+//! The container format of a compressed network, and the CPU engine that runs what it holds.
+//!
+//! A [`Model`] is a list of nodes; each has a [`Layer`] and its [`Coded`] tensors. [`Model::to_bytes`] and [`Model::from_bytes`]
+//! are the file format (`docs/container.md`); an [`Engine`] decodes the weights once and then runs batches.
+//! Nothing here knows of any training framework.
+
+mod bits;
+mod bytes;
+mod check;
+mod coded;
+mod container;
+mod engine;
+mod error;
+mod gaps;
+mod huffman;
+pub mod layer;
+mod model;
+mod numbers;
+mod plan;
+mod rans;
+mod stream;
+mod topology;
+mod values;
+
+pub use coded::{Bits, Coded, Summary};
+pub use container::{MAX_ELEMENTS_TOTAL, MAX_EXPANSION};
+pub use engine::{Engine, StepTimes};
+pub use error::Error;
+pub use layer::{Activation, Layer, ShapeError, Window};
+pub use model::{Model, Node};
+pub use plan::{Coder, Plan, ValueFormat};

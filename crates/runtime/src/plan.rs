@@ -1,0 +1,47 @@
+//! How a tensor is to be stored.
+
+use serde::{Deserialize, Serialize};
+
+/// How to store one tensor. Each part is the most that the encoder may use: it takes whatever is smallest and decodes to the same
+/// values, so `sparse` permits the dense form, `Codebook` permits plain floats, and `Entropy` permits Huffman and fixed width.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Leave the zeros out and store the distances between the other values.
+    pub sparse: bool,
+    /// How a value is written.
+    pub values: ValueFormat,
+    /// How indices and distances are written.
+    pub coder: Coder,
+}
+
+impl Default for Plan {
+    /// Dense 32-bit floats.
+    fn default() -> Self {
+        Self { sparse: false, values: ValueFormat::F32, coder: Coder::Packed }
+    }
+}
+
+/// How values are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ValueFormat {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats, rounded to nearest even: the only format that changes the values.
+    F16,
+    /// Indices into the sorted distinct values.
+    Codebook,
+}
+
+/// How a sequence of small numbers is written, from plain to dense: each may fall back to those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Coder {
+    /// A fixed number of bits each.
+    Packed,
+    /// A canonical Huffman code.
+    Huffman,
+    /// Range asymmetric numeral systems (Duda 2013) over a quantized frequency table.
+    Entropy,
+}

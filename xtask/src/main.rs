@@ -1,0 +1,161 @@
+//! Orchestrates builds, runs, checks and benchmarks. Verbs that are not listed here go to the binary `briquette`, built with the features
+//! that the wanted device needs.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result, bail};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let verb = arguments.first().map_or("help", String::as_str);
+    let result = match verb {
+        "help" | "-h" | "--help" => help(),
+        "test" => test(&arguments[1..]),
+        "check" => check(),
+        "bench" => briquette(&with_default(&arguments, "training")),
+        "methods" if arguments.iter().any(|a| a == "--write") => write_methods(),
+        _ => briquette(&arguments),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            say(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[allow(clippy::print_stderr)] // A tool for developers speaks on stderr; stdout belongs to the verbs.
+fn say(text: &str) {
+    eprintln!("{text}");
+}
+
+fn help() -> Result<ExitCode> {
+    say("cargo xtask <verb>\n\n  \
+         run CONFIG, plan CONFIG, methods, models, data, inspect, eval, verify, import\n             \
+         the verbs of `briquette`; `cargo xtask run --help` lists a verb's options\n  \
+         test       all tests\n  \
+         check      format, lints, documentation, catalogue up to date\n  \
+         bench      training speed and memory\n  \
+         methods --write   writes docs/methods.md");
+    briquette(&["help".to_string()])
+}
+
+/// Builds `briquette`, then runs it by itself, so that its output is not mixed with cargo's and its exit code is its own.
+fn briquette(arguments: &[String]) -> Result<ExitCode> {
+    build(arguments)?;
+    exit_code(environment(Command::new(binary()).args(arguments)))
+}
+
+fn build(arguments: &[String]) -> Result<()> {
+    let mut build = cargo();
+    build.args(["build", "--package", "briquette-runner", "--bin", "briquette"]);
+    if let Some(feature) = feature(arguments)? {
+        build.args(["--features", feature]);
+    }
+    if build.status().context("cannot run cargo")?.success() { Ok(()) } else { bail!("briquette does not build") }
+}
+
+fn binary() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    target.join("debug").join("briquette")
+}
+
+/// The feature that the device in the arguments or in the config asks for.
+fn feature(arguments: &[String]) -> Result<Option<&'static str>> {
+    let given = arguments.iter().enumerate().find_map(|(i, a)| match a.strip_prefix("--device") {
+        Some("") => arguments.get(i + 1).cloned(),
+        Some(rest) => rest.strip_prefix('=').map(str::to_string),
+        None => None,
+    });
+    let device = match (given, arguments) {
+        (Some(device), _) => device,
+        (None, [verb, config, ..]) if (verb == "run" || verb == "plan") && config.ends_with(".toml") => {
+            let text = std::fs::read_to_string(config).unwrap_or_default();
+            let table = text.parse::<toml::Table>().unwrap_or_default();
+            table.get("device").and_then(toml::Value::as_str).unwrap_or("auto").to_string()
+        }
+        _ => "auto".into(),
+    };
+    match device.split(':').next().unwrap_or_default() {
+        "ndarray" => Ok(Some("ndarray")),
+        "wgpu" => Ok(Some("wgpu")),
+        "vulkan" => Ok(Some("vulkan")),
+        "cuda" => Ok(Some("cuda")),
+        "remote" => bail!("device '{device}': remote devices are not built yet"),
+        _ => Ok(None),
+    }
+}
+
+fn test(rest: &[String]) -> Result<ExitCode> {
+    let mut command = cargo();
+    command.args(["test", "--workspace"]).args(rest);
+    exit_code(environment(&mut command))
+}
+
+/// Cheapest first.
+fn check() -> Result<ExitCode> {
+    let steps: [(&[&str], &[(&str, &str)]); 3] = [
+        (&["fmt", "--all", "--check"], &[]),
+        (&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]),
+        (&["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")]),
+    ];
+    for (arguments, variables) in steps {
+        say(&format!("cargo {}", arguments.join(" ")));
+        let status = cargo().args(arguments).envs(variables.iter().copied()).status().context("cannot run cargo")?;
+        if !status.success() {
+            bail!("`cargo {}` failed", arguments.join(" "));
+        }
+    }
+    let file = root().join("docs/methods.md");
+    if std::fs::read_to_string(&file).unwrap_or_default() != catalogue()? {
+        bail!("docs/methods.md is not what the methods declare; `cargo xtask methods --write` writes it");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write_methods() -> Result<ExitCode> {
+    let file = root().join("docs/methods.md");
+    std::fs::write(&file, catalogue()?).with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn catalogue() -> Result<String> {
+    let arguments = ["methods".to_string(), "--markdown".to_string()];
+    build(&arguments)?;
+    let output = Command::new(binary()).args(arguments).output().context("cannot run briquette")?;
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// The folders beside the repository that hold data and models, where they exist.
+fn environment(command: &mut Command) -> &mut Command {
+    for (variable, folder) in [("BRIQUETTE_DATA", "../shared/datasets"), ("BRIQUETTE_MODELS", "../shared/models")] {
+        let folder = root().join(folder);
+        if std::env::var_os(variable).is_none() && folder.is_dir() {
+            command.env(variable, folder);
+        }
+    }
+    command
+}
+
+fn with_default(arguments: &[String], what: &str) -> Vec<String> {
+    let mut all = arguments.to_vec();
+    if all.get(1).is_none_or(|a| a.starts_with('-')) {
+        all.insert(1, what.to_string());
+    }
+    all
+}
+
+fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Path::to_path_buf)
+}
+
+fn exit_code(command: &mut Command) -> Result<ExitCode> {
+    let status = command.status().with_context(|| format!("cannot run {:?}", command.get_program()))?;
+    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+}
