@@ -23,11 +23,10 @@ pub fn size(net: &Net, storage: Storage, pass: usize, method: &str) -> Result<(R
     let model = net.to_model(storage)?;
     let bytes = model.to_bytes()?;
     let mut layers = Vec::new();
-    let (mut nonzero, mut bits) = (0, 0);
+    let mut nonzero = 0;
     for node in &model.nodes {
         let sum = |f: &dyn Fn(&Coded) -> u64| node.tensors.iter().map(|(_, coded)| f(coded)).sum::<u64>();
         let (all, left) = (sum(&|coded| coded.bits().total()), sum(&|coded| coded.nonzero() as u64) as usize);
-        bits += all;
         let Some(counted) = cost.layers.iter().find(|layer| layer.name == node.name) else { continue };
         // Running statistics are stored but are no parameters.
         let left = left.min(counted.params);
@@ -53,7 +52,8 @@ pub fn size(net: &Net, storage: Storage, pass: usize, method: &str) -> Result<(R
         method: method.to_string(),
         params: cost.params(),
         nonzero,
-        bits,
+        // The layers' bits and everything else in the file: topology, names, checksums.
+        bits: 8 * bytes.len() as u64,
         file_bytes: Some(bytes.len() as u64),
         macs: cost.macs(),
         layers,

@@ -83,7 +83,6 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
         let step = &config.passes[index];
         tracing::info!("pass {index}: {}", step.entry.name);
         let mut host = RunHost::new(Some(folder.clone()), base.clone(), index);
-        let one = PassAt { index, number: index + imported, method: step.entry.name, data: &data };
         let named = || format!("{}: pass {index} ({})", config.path.display(), step.entry.name);
         let mut cx = Context::new(&device, stream(config.seed, &format!("pass-{index}")), &data, &mut host);
         cx.storage = progress.storage;
@@ -92,9 +91,9 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
         net.shapes().with_context(named)?;
         let (curve, storage) = (std::mem::take(&mut cx.curve), cx.storage);
         progress.storage = storage;
-        let (mut row, bytes) = measure::row(&net, storage, (one.number, one.method), one.data, &device, &mut host).with_context(named)?;
+        let (mut row, bytes) = measure::row(&net, storage, (index + imported, step.entry.name), &data, &device, &mut host).with_context(named)?;
         row.valid_accuracy = curve.last().map(|epoch| epoch.valid_accuracy);
-        row.curve = curve.into_iter().map(report::Epoch::from).collect();
+        row.curve = curve.into_iter().map(Into::into).collect();
         row.seconds = began.elapsed().as_secs_f64();
         let accuracy = 100.0 * row.accuracy.unwrap_or(0.0);
         tracing::info!("  test {accuracy:.2} %, {} parameters of {}, {} bytes", row.nonzero, row.params, bytes.len());
@@ -112,14 +111,6 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
     let report = summarize(config, &hash, progress.rows, &splits, &data, &folder)?;
     report::write(&folder, &report)?;
     Ok((folder, report))
-}
-
-/// What is the same for the whole of one pass.
-struct PassAt<'a> {
-    index: usize,
-    number: usize,
-    method: &'static str,
-    data: &'a Data,
 }
 
 /// Makes the run's folder; the report when it holds a finished run that may be resumed.

@@ -145,9 +145,11 @@ pub(super) fn layers(report: &Report) -> Table {
 }
 
 /// What the columns of [`layers`] mean.
-pub(super) const LAYERS: &str = "Weights: trainable values of the layer at the start, biases included. Kept: those that are left and not zero. \
-     Value and index bits: mean per non-zero weight, after coding. Size: stored bits as a share of the layer at the start with 32 bits per value. \
-     A new layer was made by a pass and is measured against itself. The total counts every stored tensor; the file adds the topology and checksums.";
+pub(super) const LAYERS: &str = "Weights: trainable values of the layer at the start, biases included. \
+     Kept: those that are left and not zero. Value and index bits: mean per non-zero weight, after coding. \
+     Size: stored bits as a share of the layer at the start with 32 bits per value. \
+     A new layer was made by a pass and is measured against itself. \
+     The total counts every stored tensor; the file adds the topology and checksums.";
 
 /// Where, on what and with what the run was made: names and values.
 pub(super) fn facts(report: &Report) -> Vec<(&'static str, String)> {

@@ -8,7 +8,8 @@ use super::table::Table;
 use super::{Report, content};
 
 impl Report {
-    /// The report as a page of its own: style and plots inside, nothing fetched, no scripts. `plots` are those of [`Report::plots`].
+    /// The report as a page of its own: style and plots inside, nothing fetched, no scripts. `plots` are those of
+    /// [`Report::plots`].
     ///
     /// # Errors
     /// When the template cannot be filled in.
@@ -20,7 +21,10 @@ impl Report {
         let facts: Vec<Value> = content::facts(self).into_iter().map(|(name, value)| context! { name, value }).collect();
         let latency = content::latency(self);
         let page = templates.get_template("page.html")?.render(context! {
-            report => context! { title => &self.title, expected => &self.expected, command => &self.command, config => &self.config },
+            title => &self.title,
+            expected => &self.expected,
+            command => &self.command,
+            config => &self.config,
             smoke => self.smoke.then_some(content::SMOKE),
             facts => facts,
             tiles => self.tiles(),

@@ -1,7 +1,7 @@
 //! The outcome of a run, as `report.json`, Markdown, a web page, plots and a table for the terminal.
 //!
-//! The types are the schema, version 1: fields may be added, none is renamed. Accuracies are shares in [0, 1] on the test split, bits and bytes
-//! count everything that is needed to run the network.
+//! The types are the schema, version 1: fields may be added, none is renamed. Accuracies are shares in [0, 1] on the test split, bits
+//! and bytes count everything that is needed to run the network.
 
 mod content;
 mod format;
@@ -210,8 +210,8 @@ impl Report {
     }
 }
 
-/// Writes `report.json`, `report.md`, `report.html` and the plots. Each file is written whole or not at all; `report.json` comes last, so that
-/// where it lies the others lie too.
+/// Writes `report.json`, `report.md`, `report.html` and the plots. Each file is written whole or not at all; `report.json` comes last,
+/// so that where it lies the others lie too.
 ///
 /// # Errors
 /// Names the file that cannot be written.

@@ -36,7 +36,6 @@ const PANELS: [Panel; 2] = [
         title: "validation accuracy, %",
         color: BLUE,
         value: |e| e.valid_accuracy.map(|share| 100.0 * share),
-
         around: |low, high| {
             let pad = (0.06 * (high - low)).max(0.1);
             ((low - pad).max(0.0), high + pad)
@@ -92,7 +91,7 @@ fn one(area: &Area<'_>, panel: &Panel, trainings: &[Training<'_>], epochs: i32) 
     chart
         .configure_mesh()
         .disable_x_mesh()
-        .light_line_style(PAPER_LIKE)
+        .light_line_style(NOTHING)
         .bold_line_style(LINE)
         .axis_style(INK)
         .y_labels(5)
@@ -118,7 +117,7 @@ fn one(area: &Area<'_>, panel: &Panel, trainings: &[Training<'_>], epochs: i32) 
 }
 
 /// No colour at all.
-const PAPER_LIKE: RGBAColor = RGBAColor(0, 0, 0, 0.0);
+const NOTHING: RGBAColor = RGBAColor(0, 0, 0, 0.0);
 
 fn values<'a>(panel: &'a Panel, trainings: &'a [Training<'_>]) -> impl Iterator<Item = f64> + 'a {
     trainings.iter().flat_map(|training| training.curve).filter_map(panel.value).filter(|value| value.is_finite())
