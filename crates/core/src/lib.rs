@@ -11,6 +11,7 @@ pub mod net;
 pub mod pass;
 pub mod passes;
 pub mod stored;
+pub mod surgery;
 pub mod training;
 pub mod types;
 pub mod zoo;

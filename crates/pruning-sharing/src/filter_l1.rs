@@ -50,7 +50,7 @@ impl Pass for FilterL1 {
         let groups = self.groups(&net)?;
         let ratios: Vec<f64> = match (&self.ratio, self.macs) {
             (Some(ratio), None) => named(ratio, &net, &groups)?,
-            (None, Some(macs)) => vec![for_budget(&net, &groups, macs.get())?; groups.len()],
+            (None, Some(macs)) => for_budget(&net, &groups, macs.get())?,
             _ => return Err(Error::Invalid("filter-l1 takes exactly one of `ratio` and `macs`".into())),
         };
         cut(net, &groups, &ratios)
@@ -79,18 +79,10 @@ impl FilterL1 {
             return Err(Error::Unknown { what: "layer", name: wrong.clone(), nearest });
         }
         let spared = |group: &ChannelGroup| {
-            producers(group).iter().any(|&node| self.except.iter().any(|pattern| hit(pattern, &net.nodes[node].name)))
+            group.producers().any(|node| self.except.iter().any(|pattern| hit(pattern, &net.nodes[node].name)))
         };
         Ok(net.channel_groups()?.into_iter().filter(|group| group.frozen.is_none() && !spared(group)).collect())
     }
-}
-
-/// The nodes whose filters make a group's channels.
-fn producers(group: &ChannelGroup) -> Vec<usize> {
-    let mut nodes: Vec<usize> = (0..group.len()).flat_map(|unit| group.filters(unit)).map(|(node, _)| node).collect();
-    nodes.sort_unstable();
-    nodes.dedup();
-    nodes
 }
 
 fn named(ratio: &PerLayer<Ratio>, net: &Net, groups: &[ChannelGroup]) -> Result<Vec<f64>> {
@@ -101,7 +93,7 @@ fn named(ratio: &PerLayer<Ratio>, net: &Net, groups: &[ChannelGroup]) -> Result<
     let mut ratios = vec![0.0; groups.len()];
     for (name, ratio) in each {
         let node = net.index(name)?;
-        let group = groups.iter().position(|group| producers(group).contains(&node));
+        let group = groups.iter().position(|group| group.producers().any(|producer| producer == node));
         let Some(group) = group else {
             return Err(Error::node(name, "its channels cannot be cut: they are the output, or the group is excepted or frozen"));
         };
@@ -114,9 +106,9 @@ fn named(ratio: &PerLayer<Ratio>, net: &Net, groups: &[ChannelGroup]) -> Result<
 fn strengths(net: &Net, group: &ChannelGroup) -> Vec<f64> {
     let mut score = vec![0.0; group.len()];
     let weights: std::collections::BTreeMap<usize, _> =
-        producers(group).into_iter().filter_map(|node| Some((node, net.nodes[node].weight()?))).collect();
+        group.producers().filter_map(|node| Some((node, net.nodes[node].weight()?))).collect();
     for (unit, score) in score.iter_mut().enumerate() {
-        for (node, filter) in group.filters(unit) {
+        for &(node, filter) in group.filters(unit) {
             let Some(weight) = weights.get(&node) else { continue };
             let fan_in = weight.base.len() / weight.shape[0];
             let values = weight.base[filter * fan_in..][..fan_in].iter();
@@ -126,41 +118,34 @@ fn strengths(net: &Net, group: &ChannelGroup) -> Vec<f64> {
     score
 }
 
-fn cut(mut net: Net, groups: &[ChannelGroup], ratios: &[f64]) -> Result<Net> {
-    let kept = |group: &ChannelGroup, ratio: f64| group.len() - (ratio * group.len() as f64).round() as usize;
-    // All scores come from the network as it was: cutting one group shortens the filters of the next.
-    let scores: Vec<Vec<f64>> = groups.iter().map(|group| strengths(&net, group)).collect();
-    let names: Vec<String> = groups.iter().map(|group| group.name.clone()).collect();
-    for (((name, ratio), score), group) in names.iter().zip(ratios).zip(&scores).zip(groups) {
-        if *ratio > 0.0 {
-            let keep = Keep::top(score, kept(group, *ratio));
-            // Node indices stay, channel numbers do not: the group is looked up in the network as it now is.
-            let now = net.channel_groups()?.into_iter().find(|now| now.name == *name);
-            let now = now.ok_or_else(|| Error::node(name, "its channel group vanished"))?;
-            net = net.keep(&now, &keep)?;
-        }
-    }
-    Ok(net)
+/// Removes a share of each group's units, the weakest first. All scores come from the network as it is.
+fn cut(net: Net, groups: &[ChannelGroup], ratios: &[f64]) -> Result<Net> {
+    let cuts = groups.iter().zip(ratios).map(|(group, ratio)| {
+        let kept = group.len() - (ratio * group.len() as f64).round() as usize;
+        (group, Keep::top(&strengths(&net, group), kept))
+    });
+    let cuts: Vec<_> = cuts.collect();
+    net.keep(&cuts)
 }
 
-/// The smallest ratio for all groups at which no more than `share` of the multiply-accumulates remain.
-fn for_budget(net: &Net, groups: &[ChannelGroup], share: f64) -> Result<f64> {
+/// One ratio for all groups, the smallest at which no more than `share` of the multiply-accumulates remain. A group always keeps one
+/// unit.
+fn for_budget(net: &Net, groups: &[ChannelGroup], share: f64) -> Result<Vec<f64>> {
     let limit = share * Cost::of(net)?.macs() as f64;
-    let most = 1.0 - 1.0 / groups.iter().map(ChannelGroup::len).max().unwrap_or(1) as f64;
-    let macs = |ratio: f64| -> Result<f64> {
-        let capped: Vec<f64> = groups.iter().map(|g| ratio.min(1.0 - 1.0 / g.len() as f64)).collect();
-        Ok(Cost::of(&cut(net.deep_clone(), groups, &capped)?)?.macs() as f64)
+    let capped = |ratio: f64| -> Vec<f64> { groups.iter().map(|group| ratio.min(1.0 - 1.0 / group.len() as f64)).collect() };
+    let fits = |ratio: f64| -> Result<bool> {
+        Ok(Cost::of(&cut(net.deep_clone(), groups, &capped(ratio))?)?.macs() as f64 <= limit)
     };
-    if macs(most)? > limit {
+    if !fits(1.0)? {
         let detail = format!("filter-l1: even one filter per group leaves more than {share} of the multiply-accumulates");
         return Err(Error::Invalid(detail));
     }
-    let (mut low, mut high) = (0.0, most);
+    let (mut low, mut high) = (0.0, 1.0);
     for _ in 0..BISECTIONS {
         let middle = (low + high) / 2.0;
-        if macs(middle)? > limit { low = middle } else { high = middle }
+        if fits(middle)? { high = middle } else { low = middle }
     }
-    Ok(high)
+    Ok(capped(high))
 }
 
 /// Fine enough to tell one filter in a thousand.

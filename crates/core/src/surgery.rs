@@ -1,0 +1,183 @@
+//! Changing a network's shape: cutting channels that depend on each other, and putting a chain of nodes in a node's place.
+//!
+//! Which channels must go together is derived from the graph. A residual addition joins the channels of its inputs, a concatenation
+//! shifts them, a depthwise convolution hands them on, a flatten spreads each over its pixels; only convolutions and fully connected
+//! layers start new ones. What a cut may do is fixed by one demand: the network with a group's units *masked* and the network with
+//! them *cut* give the same outputs. Channels for which that cannot hold are frozen and say why.
+
+mod coupling;
+mod cut;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use crate::error::{Error, Result};
+use crate::net::{Net, Node, Op};
+use coupling::Coupling;
+
+/// Channels that can only be cut together, as units that can be cut one by one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChannelGroup {
+    /// Name of the first layer whose filters make channels of the group.
+    pub name: String,
+    /// Why no unit may be cut; none when they may.
+    pub frozen: Option<String>,
+    /// The filters of each unit, as pairs of a node and an output channel of it.
+    units: Vec<Vec<(usize, usize)>>,
+    /// The layers that make the group's channels: node, name and number of filters.
+    producers: Vec<(usize, String, usize)>,
+}
+
+impl ChannelGroup {
+    /// Number of units.
+    pub fn len(&self) -> usize {
+        self.units.len()
+    }
+
+    /// Whether the group has no unit; [`Net::channel_groups`] returns none such.
+    pub fn is_empty(&self) -> bool {
+        self.units.is_empty()
+    }
+
+    /// The filters of a unit: a node (convolution or fully connected) and an output channel of it.
+    pub fn filters(&self, unit: usize) -> &[(usize, usize)] {
+        &self.units[unit]
+    }
+
+    /// The nodes whose filters make the group's channels, in order.
+    pub fn producers(&self) -> impl Iterator<Item = usize> {
+        self.producers.iter().map(|(node, _, _)| *node)
+    }
+}
+
+impl fmt::Display for ChannelGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} units;", self.name, self.len())?;
+        for (position, same) in self.producers.chunk_by(|a, b| a.2 == b.2).enumerate() {
+            write!(f, "{} {} of ", if position == 0 { "" } else { "," }, same[0].2)?;
+            match same {
+                [(_, one, _)] => write!(f, "{one}")?,
+                [(_, first, _), .., (_, last, _)] => write!(f, "{first} .. {last} ({} layers)", same.len())?,
+                [] => unreachable!("a chunk is never empty"),
+            }
+        }
+        self.frozen.as_ref().map_or(Ok(()), |why| write!(f, "; frozen: {why}"))
+    }
+}
+
+/// Which units of a group stay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keep(Vec<bool>);
+
+impl Keep {
+    /// One flag per unit.
+    pub fn new(flags: Vec<bool>) -> Self {
+        Self(flags)
+    }
+
+    /// The `count` units of the highest score; among equals the first.
+    pub fn top(scores: &[f64], count: usize) -> Self {
+        let mut order: Vec<usize> = (0..scores.len()).collect();
+        order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+        let mut flags = vec![false; scores.len()];
+        order.into_iter().take(count).for_each(|unit| flags[unit] = true);
+        Self(flags)
+    }
+
+    /// Number of units that stay.
+    pub fn count(&self) -> usize {
+        self.0.iter().filter(|keep| **keep).count()
+    }
+}
+
+impl Net {
+    /// The groups of channels that must be cut together, in the order of their first layers.
+    ///
+    /// # Errors
+    /// When the network does not hold together.
+    pub fn channel_groups(&self) -> Result<Vec<ChannelGroup>> {
+        Ok(Coupling::of(self)?.groups(self))
+    }
+
+    /// Cuts units out of groups of this network: filters, biases, normalization entries, and the weights that read them. Names and
+    /// indices of nodes stay; codings lose the same entries as their weights.
+    ///
+    /// # Errors
+    /// When a group is frozen or is not of this network, or when a layer would lose all its channels.
+    pub fn keep(self, cuts: &[(&ChannelGroup, Keep)]) -> Result<Self> {
+        let stay = self.surviving(cuts)?;
+        cut::keep(self, &stay)
+    }
+
+    /// Sets to zero what [`Net::keep`] would cut: the weights of the filters by a mask, their biases and normalization entries by
+    /// value. Shapes stay.
+    ///
+    /// # Errors
+    /// As [`Net::keep`].
+    pub fn mask(self, cuts: &[(&ChannelGroup, Keep)]) -> Result<Self> {
+        let stay = self.surviving(cuts)?;
+        cut::mask(self, &stay)
+    }
+
+    /// Puts a chain of operations in the place of a node: the first reads what the node read, each further one its predecessor, and
+    /// readers of the node read the last.
+    ///
+    /// # Errors
+    /// When the chain is empty or does not fit its surroundings.
+    pub fn rewrite(self, index: usize, chain: Vec<(String, Op)>) -> Result<Self> {
+        let Some(grown) = chain.len().checked_sub(1) else {
+            return Err(Error::node(&self.nodes[index].name, "cannot be replaced by nothing"));
+        };
+        let moved = |input: usize| if input < index { input } else { input + grown };
+        let mut chain = Some(chain);
+        let mut nodes = Vec::with_capacity(self.nodes.len() + grown);
+        for (position, node) in self.nodes.into_iter().enumerate() {
+            if position == index {
+                for (link, (name, op)) in chain.take().into_iter().flatten().enumerate() {
+                    let inputs = if link == 0 { node.inputs.clone() } else { vec![index + link - 1] };
+                    nodes.push(Node { op, name, inputs });
+                }
+            } else {
+                nodes.push(Node { inputs: node.inputs.iter().map(|&input| moved(input)).collect(), ..node });
+            }
+        }
+        let net = Net { nodes };
+        net.shapes()?;
+        Ok(net)
+    }
+
+    /// For every node, which of its output channels (features, for vectors) are left after the cuts.
+    fn surviving(&self, cuts: &[(&ChannelGroup, Keep)]) -> Result<Vec<Vec<bool>>> {
+        let mut coupling = Coupling::of(self)?;
+        let groups = coupling.groups(self);
+        for (group, keep) in cuts {
+            let refuse = |detail: String| Err(Error::node(&group.name, detail));
+            if !groups.contains(group) {
+                return refuse("this channel group is not of this network as it now is".into());
+            }
+            if keep.0.len() != group.len() {
+                return refuse(format!("{} flags for a group of {} units", keep.0.len(), group.len()));
+            }
+            if keep.count() == group.len() {
+                continue;
+            }
+            if let Some(why) = &group.frozen {
+                return refuse(format!("its channels cannot be cut: {why}"));
+            }
+            for (unit, stays) in group.units.iter().zip(&keep.0) {
+                if !stays {
+                    coupling.remove(unit[0]);
+                }
+            }
+        }
+        let stay = coupling.stay();
+        match stay.iter().position(|channels| !channels.contains(&true)) {
+            Some(node) => {
+                let detail = format!("would keep none of its {} channels; remove less", stay[node].len());
+                Err(Error::node(&self.nodes[node].name, detail))
+            }
+            None => Ok(stay),
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Masking and cutting, once it is known which channels of each node stay.
+
+use briquette_runtime::Layer;
+use burn::tensor::Device;
+
+use crate::error::Result;
+use crate::net::{Net, Node, Op};
+use crate::stored::{Stored, build};
+
+pub(super) fn keep(net: Net, stay: &[Vec<bool>]) -> Result<Net> {
+    let device = net.device();
+    let nodes = net.nodes.into_iter().enumerate().map(|(index, node)| {
+        let input = node.inputs.first().map_or(&[] as &[bool], |&input| &stay[input]);
+        if stay[index].iter().chain(input).all(|stays| *stays) { Ok(node) } else { shorten(node, input, &stay[index], &device) }
+    });
+    let net = Net { nodes: nodes.collect::<Result<_>>()? };
+    net.shapes()?;
+    Ok(net)
+}
+
+pub(super) fn mask(net: Net, stay: &[Vec<bool>]) -> Result<Net> {
+    let device = net.device();
+    let nodes = net.nodes.into_iter().enumerate().map(|(index, node)| {
+        let touched = matches!(node.op, Op::Conv2d(_) | Op::Linear(_) | Op::BatchNorm(_));
+        if !touched || stay[index].iter().all(|stays| *stays) {
+            return Ok(node);
+        }
+        let parameters = node.parameters().into_iter().map(|parameter| silence(parameter, &stay[index])).collect();
+        node.with(parameters, &device)
+    });
+    Ok(Net { nodes: nodes.collect::<Result<_>>()? })
+}
+
+fn silence(mut parameter: Stored, stay: &[bool]) -> Stored {
+    let per_channel = parameter.base.len() / stay.len();
+    match parameter.name {
+        "weight" => {
+            let old = parameter.coding.mask.take();
+            let kept = (0..parameter.base.len()).map(|i| stay[i / per_channel] && old.as_ref().is_none_or(|old| old[i]));
+            parameter.coding.mask = Some(kept.collect());
+        }
+        "bias" | "gamma" | "beta" => {
+            parameter.base.iter_mut().zip(stay).filter(|(_, stays)| !**stays).for_each(|(value, _)| *value = 0.0);
+        }
+        _ => {}
+    }
+    parameter
+}
+
+/// A node for the input channels and output channels that stay.
+fn shorten(node: Node, input: &[bool], output: &[bool], device: &Device) -> Result<Node> {
+    let layer = match node.op.layer() {
+        Layer::ChannelSlice { start, .. } => Layer::ChannelSlice { start: count(&input[..start]), len: count(output) },
+        Layer::PadShortcut { stride, before, .. } => Layer::PadShortcut {
+            stride,
+            before: count(&output[..before]),
+            after: count(&output[before + input.len()..]),
+        },
+        Layer::Conv2d { stride, padding, dilation, groups } if groups > 1 && groups == input.len() => {
+            Layer::Conv2d { stride, padding, dilation, groups: count(input) }
+        }
+        same => same,
+    };
+    let parameters = node.parameters().into_iter().map(|parameter| match parameter.name {
+        // Only the first group's inputs are looked at: the channels of all groups were joined by their place in the group.
+        "weight" => {
+            let columns = if parameter.shape[1] == 1 { &[true] } else { &input[..parameter.shape[1]] };
+            select(&parameter, output, columns)
+        }
+        _ => select(&parameter, output, &[true]),
+    });
+    build(node.name, node.inputs, &layer, parameters.collect(), device)
+}
+
+/// The rows and columns of `[rows, columns, ...]` that stay.
+fn select(parameter: &Stored, rows: &[bool], columns: &[bool]) -> Stored {
+    let inner = parameter.base.len() / (rows.len() * columns.len());
+    let kept = |flags: &[bool]| flags.iter().enumerate().filter(|(_, stays)| **stays).map(|(i, _)| i).collect::<Vec<_>>();
+    let (kept_rows, kept_columns) = (kept(rows), kept(columns));
+    let mut indices = Vec::with_capacity(kept_rows.len() * kept_columns.len() * inner);
+    for row in &kept_rows {
+        for column in &kept_columns {
+            let start = (row * columns.len() + column) * inner;
+            indices.extend(start..start + inner);
+        }
+    }
+    let mut shape = parameter.shape.clone();
+    shape[0] = kept_rows.len();
+    if let Some(fan_in) = shape.get_mut(1) {
+        *fan_in = kept_columns.len();
+    }
+    Stored {
+        name: parameter.name,
+        shape,
+        base: indices.iter().map(|&i| parameter.base[i]).collect(),
+        coding: parameter.coding.take(&indices),
+    }
+}
+
+fn count(flags: &[bool]) -> usize {
+    flags.iter().filter(|stays| **stays).count()
+}

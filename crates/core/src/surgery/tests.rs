@@ -1,0 +1,289 @@
+use briquette_runtime::{Activation, Layer, Window};
+use burn::module::RunningState;
+use burn::tensor::{Device, Tensor, TensorData};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::*;
+use crate::builder::{At, Builder, Conv, standard_normal};
+use crate::coding::{Coding, Source};
+use crate::zoo::Arch;
+
+fn zoo(name: &str) -> Net {
+    let arch = Arch::named(name).unwrap();
+    arch.build(&arch.wanted(), &Device::flex()).unwrap()
+}
+
+fn noise(rng: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
+    (0..count).map(|_| standard_normal(rng) as f32).collect()
+}
+
+fn output(net: &Net, input: &[f32]) -> Vec<f32> {
+    let shape = net.input_shape();
+    let batch = input.len() / shape.iter().product::<usize>();
+    let input = Tensor::<4>::from_data(TensorData::new(input.to_vec(), [batch, shape[0], shape[1], shape[2]]), &net.device());
+    crate::coding::floats(net.forward(input))
+}
+
+fn agree(a: &[f32], b: &[f32]) -> bool {
+    let scale = a.iter().fold(1.0_f32, |m, v| m.max(v.abs()));
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-4 * scale)
+}
+
+/// Fresh nets have zero biases and neutral normalization, under which a forgotten entry would not show.
+fn stir(mut net: Net, rng: &mut ChaCha8Rng) -> Net {
+    let device = net.device();
+    for node in &mut net.nodes {
+        let mut draw = |count: usize, positive: bool| {
+            let values = noise(rng, count).into_iter().map(|v| if positive { v.abs() + 0.5 } else { v }).collect::<Vec<_>>();
+            Tensor::<1>::from_floats(values.as_slice(), &device)
+        };
+        match &mut node.op {
+            Op::BatchNorm(norm) => {
+                let count = norm.gamma.lazy_shape()[0];
+                norm.gamma = burn::module::Param::from_tensor(draw(count, true));
+                norm.beta = burn::module::Param::from_tensor(draw(count, false));
+                norm.running_mean = RunningState::new(draw(count, false));
+                norm.running_var = RunningState::new(draw(count, true));
+            }
+            Op::Conv2d(burn::nn::conv::Conv2d { bias: Some(bias), .. }) | Op::Linear(burn::nn::Linear { bias: Some(bias), .. }) => {
+                *bias = burn::module::Param::from_tensor(draw(bias.lazy_shape()[0], false));
+            }
+            _ => {}
+        }
+    }
+    net
+}
+
+/// A random network of 3 to 9 blocks, each one of: convolution, grouped or depthwise convolution, residual addition, concatenation,
+/// channel split, option-A shortcut, pooling; then a flatten or a global pool and one or two fully connected layers.
+fn random_net(rng: &mut ChaCha8Rng) -> Net {
+    let mut b = Builder::new([rng.random_range(1..4), 8, 8], rng.random(), &Device::flex());
+    let mut x = b.input();
+    for block in 0..rng.random_range(3..10) {
+        x = random_block(&mut b, x, &format!("b{block}"), rng);
+    }
+    if rng.random() {
+        x = b.global_avg_pool("pool", x);
+    } else {
+        x = b.flatten("flatten", x);
+        x = b.batch_norm("flat-norm", x);
+    }
+    if rng.random() {
+        x = b.linear("hidden", x, rng.random_range(2..9));
+        x = b.relu("hidden-relu", x);
+    }
+    b.linear("out", x, 3);
+    stir(b.finish().unwrap(), rng)
+}
+
+fn random_block(b: &mut Builder, x: At, name: &str, rng: &mut ChaCha8Rng) -> At {
+    let channels = b.shape(x)[0];
+    let sub = |part: &str| format!("{name}.{part}");
+    let unit = |b: &mut Builder, x: At, part: &str, conv: Conv, rng: &mut ChaCha8Rng| {
+        let mut x = b.conv(&sub(part), x, if rng.random() { conv } else { conv.no_bias() });
+        if rng.random() {
+            x = b.batch_norm(&sub(&format!("{part}-norm")), x);
+        }
+        let functions = [Activation::Relu, Activation::Tanh, Activation::LeakyRelu { slope: 0.1 }, Activation::Silu];
+        b.fixed(&sub(&format!("{part}-act")), &[x], Layer::Activation(functions[rng.random_range(0..functions.len())]))
+    };
+    match rng.random_range(0..9) {
+        0 | 1 => unit(b, x, "conv", Conv::new(rng.random_range(2..9), 3).same(), rng),
+        2 => unit(b, x, "depthwise", Conv::new(channels * rng.random_range(1..3), 3).same().groups(channels), rng),
+        3 if channels.is_multiple_of(2) => unit(b, x, "grouped", Conv::new(2 * rng.random_range(1..5), 3).same().groups(2), rng),
+        4 => {
+            let inner = unit(b, x, "inner", Conv::new(rng.random_range(2..9), 1), rng);
+            let outer = unit(b, inner, "outer", Conv::new(channels, 3).same(), rng);
+            b.add(&sub("add"), &[x, outer])
+        }
+        5 => {
+            let left = unit(b, x, "left", Conv::new(rng.random_range(2..6), 1), rng);
+            let right = unit(b, x, "right", Conv::new(rng.random_range(2..6), 3).same(), rng);
+            let all = b.fixed(&sub("concat"), &[left, x, right], Layer::Concat);
+            b.batch_norm(&sub("concat-norm"), all)
+        }
+        6 if channels >= 4 => {
+            let start = rng.random_range(1..channels / 2);
+            let head = b.fixed(&sub("head"), &[x], Layer::ChannelSlice { start: 0, len: start });
+            let tail = b.fixed(&sub("tail"), &[x], Layer::ChannelSlice { start, len: channels - start });
+            let tail = unit(b, tail, "tail-conv", Conv::new(4, 3).same(), rng);
+            b.fixed(&sub("join"), &[tail, head], Layer::Concat)
+        }
+        7 => {
+            let layer = Layer::PadShortcut { stride: 1, before: rng.random_range(0..3), after: rng.random_range(1..3) };
+            let wide = b.fixed(&sub("shortcut"), &[x], layer);
+            let filters = b.shape(wide)[0];
+            let body = unit(b, x, "wide", Conv::new(filters, 3).same(), rng);
+            b.add(&sub("add"), &[body, wide])
+        }
+        8 if b.shape(x)[1] >= 4 => {
+            let window = Window::square(2);
+            let layer = if rng.random() { Layer::MaxPool(window) } else { Layer::AvgPool { window, count_padding: true } };
+            b.fixed(&sub("pool"), &[x], layer)
+        }
+        _ => b.relu(&sub("relu"), x),
+    }
+}
+
+/// Random flags that leave at least the first unit.
+fn random_keep(group: &ChannelGroup, rng: &mut ChaCha8Rng) -> Keep {
+    Keep::new((0..group.len()).map(|unit| unit == 0 || rng.random()).collect())
+}
+
+#[test]
+fn masked_equals_cut_on_a_thousand_random_nets() {
+    let (mut cut_nets, mut refused) = (0, 0);
+    for seed in 0..1000 {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let net = random_net(&mut rng);
+        let groups = net.channel_groups().unwrap();
+        let cuts: Vec<(&ChannelGroup, Keep)> =
+            groups.iter().filter(|group| group.frozen.is_none()).map(|group| (group, random_keep(group, &mut rng))).collect();
+        let input = noise(&mut rng, 2 * net.input_shape().iter().product::<usize>());
+        let masked = match net.deep_clone().mask(&cuts) {
+            Ok(masked) => masked,
+            // A unit that stays need not reach every layer of its group; a layer left without channels is refused.
+            Err(error) => {
+                assert!(error.to_string().contains("would keep none"), "seed {seed}: {error}");
+                refused += 1;
+                continue;
+            }
+        };
+        let before = net.num_params_of_weights();
+        let cut = net.keep(&cuts).unwrap();
+        cut_nets += usize::from(cut.num_params_of_weights() < before);
+        let (masked, cut) = (output(&masked, &input), output(&cut, &input));
+        assert!(agree(&masked, &cut), "seed {seed}: masked {masked:?}, cut {cut:?}");
+    }
+    assert!(cut_nets > 700 && refused < 200, "{cut_nets} cut, {refused} refused");
+}
+
+impl Net {
+    fn num_params_of_weights(&self) -> usize {
+        crate::cost::Cost::of(self).unwrap().weights()
+    }
+}
+
+fn printed(net: &Net) -> Vec<String> {
+    net.channel_groups().unwrap().iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn the_groups_of_a_residual_net_print_readably() {
+    let printed = printed(&zoo("resnet56"));
+    assert_eq!(printed.len(), 1 + 27 + 1);
+    assert_eq!(
+        printed[0],
+        "conv1: 64 units; 16 of conv1 .. layer1.8.conv2 (10 layers), 32 of layer2.0.conv2 .. layer2.8.conv2 (9 layers), \
+         64 of layer3.0.conv2 .. layer3.8.conv2 (9 layers)"
+    );
+    assert_eq!(printed[1], "layer1.0.conv1: 16 units; 16 of layer1.0.conv1");
+    assert_eq!(printed[28], "fc: 10 units; 10 of fc; frozen: they are the network's output");
+}
+
+#[test]
+fn the_groups_of_a_concatenation_print_readably() {
+    let mut b = Builder::new([3, 8, 8], 0, &Device::flex());
+    let x = b.input();
+    let left = b.conv("left", x, Conv::new(4, 1));
+    let right = b.conv("right", x, Conv::new(6, 3).same());
+    let x = b.fixed("concat", &[left, right], Layer::Concat);
+    let x = b.conv("depthwise", x, Conv::new(10, 3).same().groups(10));
+    let x = b.fixed("gate", &[x], Layer::Activation(Activation::Sigmoid));
+    let x = b.conv("grouped", x, Conv::new(6, 1).groups(2));
+    let x = b.flatten("flatten", x);
+    b.linear("fc", x, 2);
+    assert_eq!(
+        printed(&b.finish().unwrap()),
+        [
+            "left: 5 units; 4 of left, 6 of right, 10 of depthwise; frozen: 'gate' (sigmoid) turns a masked channel into something else \
+             than zeros",
+            "grouped: 3 units; 6 of grouped",
+            "fc: 2 units; 2 of fc; frozen: they are the network's output",
+        ]
+    );
+}
+
+#[test]
+fn shortcuts_with_zero_channels_are_cut_with_what_they_join() {
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let net = stir(zoo("resnet20"), &mut rng);
+    let groups = net.channel_groups().unwrap();
+    let scores: Vec<f64> = (0..groups[0].len()).map(|unit| groups[0].filters(unit).len() as f64 + 0.1 * unit as f64).collect();
+    let cuts = [(&groups[0], Keep::top(&scores, 40))];
+    let input = noise(&mut rng, 3 * 32 * 32);
+    let masked = output(&net.deep_clone().mask(&cuts).unwrap(), &input);
+    let cut = net.deep_clone().keep(&cuts).unwrap();
+    assert!(agree(&masked, &output(&cut, &input)));
+    assert_eq!(cut.nodes[cut.index("layer3.0.conv2").unwrap()].op.weight_shape().unwrap()[0], 40);
+}
+
+#[test]
+fn codings_lose_the_entries_of_their_weights() {
+    let net = zoo("lenet300");
+    let device = net.device();
+    let index = net.index("fc2").unwrap();
+    let mut nodes = net.nodes;
+    let node = nodes.remove(index);
+    let mut parameters = node.parameters();
+    let count = parameters[0].base.len();
+    let source = Source::Codebook { centroids: vec![-1.0, 1.0], assignment: (0..count).map(|i| (i / 300 % 2) as u32).collect() };
+    parameters[0].coding = Coding { mask: Some((0..count).map(|i| i % 300 != 5).collect()), source };
+    nodes.insert(index, node.with(parameters, &device).unwrap());
+    let net = Net { nodes };
+    let groups = net.channel_groups().unwrap();
+    let cuts = [
+        (&groups[0], Keep::new((0..300).map(|unit| unit >= 4).collect())),
+        (&groups[1], Keep::new((0..100).map(|unit| unit != 0).collect())),
+    ];
+    let cut = net.keep(&cuts).unwrap();
+    let weight = cut.nodes[index].weight().unwrap();
+    assert_eq!(weight.shape, [99, 296]);
+    let Source::Codebook { assignment, .. } = &weight.coding.source else { panic!("the codebook is gone") };
+    assert!(assignment.iter().enumerate().all(|(i, &a)| a == ((i / 296 + 1) % 2) as u32));
+    assert!(weight.coding.mask.unwrap().iter().enumerate().all(|(i, &keep)| keep == (i % 296 != 1)));
+}
+
+#[test]
+fn keeping_all_changes_nothing() {
+    let net = zoo("lenet5");
+    let groups = net.channel_groups().unwrap();
+    let cuts: Vec<_> = groups.iter().map(|group| (group, Keep::new(vec![true; group.len()]))).collect();
+    let state = net.to_state();
+    assert!(net.keep(&cuts).unwrap().to_state() == state);
+}
+
+#[test]
+fn cuts_that_cannot_hold_are_refused_by_name() {
+    let net = zoo("lenet5");
+    let groups = net.channel_groups().unwrap();
+    let names: Vec<&str> = groups.iter().map(|group| group.name.as_str()).collect();
+    assert_eq!(names, ["conv1", "conv2", "fc1", "fc2"]);
+    let refusal = |cuts: &[(&ChannelGroup, Keep)]| net.deep_clone().keep(cuts).unwrap_err().to_string();
+    assert_eq!(
+        refusal(&[(&groups[1], Keep::new(vec![false; 50]))]),
+        "node 'conv2': would keep none of its 50 channels; remove less"
+    );
+    assert_eq!(
+        refusal(&[(&groups[3], Keep::top(&[0.0; 10], 5))]),
+        "node 'fc2': its channels cannot be cut: they are the network's output"
+    );
+    assert_eq!(refusal(&[(&groups[0], Keep::new(vec![true]))]), "node 'conv1': 1 flags for a group of 20 units");
+    let other = zoo("resnet20").channel_groups().unwrap();
+    assert!(refusal(&[(&other[0], Keep::top(&[0.0; 64], 5))]).contains("not of this network"));
+}
+
+#[test]
+fn a_node_becomes_a_chain() {
+    let net = zoo("resnet20");
+    let input = noise(&mut ChaCha8Rng::seed_from_u64(1), 3 * 32 * 32);
+    let before = output(&net, &input);
+    let index = net.index("layer1.0.relu1").unwrap();
+    let relu = || Op::fixed(Layer::Activation(Activation::Relu));
+    let net = net.rewrite(index, vec![("a".into(), relu()), ("b".into(), relu())]).unwrap();
+    assert_eq!(output(&net, &input), before);
+    assert_eq!(net.nodes[index + 2].inputs, [index + 1]);
+    let taken = net.rewrite(index, vec![("conv1".into(), relu())]).unwrap_err();
+    assert_eq!(taken.to_string(), "node 'conv1': the name is taken by an earlier node");
+}
