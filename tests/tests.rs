@@ -1,1 +1,9 @@
-//! The integration tests.
+//! The integration tests of the workspace. Tests that need data sets or checkpoints are ignored unless `cargo xtask test` finds them.
+
+mod bad_input;
+mod catalogue;
+mod checkpoints;
+mod engine;
+mod interruption;
+mod own_module;
+mod program;

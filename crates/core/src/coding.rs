@@ -47,10 +47,9 @@ impl Coding {
         let mask = self.mask.as_ref().map(|mask| indices.iter().map(|&i| mask[i]).collect());
         let source = match &self.source {
             Source::Free => Source::Free,
-            Source::Codebook { centroids, assignment } => Source::Codebook {
-                centroids: centroids.clone(),
-                assignment: indices.iter().map(|&i| assignment[i]).collect(),
-            },
+            Source::Codebook { centroids, assignment } => {
+                Source::Codebook { centroids: centroids.clone(), assignment: indices.iter().map(|&i| assignment[i]).collect() }
+            }
         };
         Self { mask, source }
     }

@@ -43,7 +43,9 @@ impl Cost {
             let shape = node.op.weight_shape().unwrap_or_default();
             let weights: usize = if shape.is_empty() { 0 } else { shape.iter().product() };
             let (params, weights, macs) = match &node.op {
-                Op::Conv2d(conv) => (weights + vector(conv.bias.as_ref()), weights, node.op.layer().macs(Some(&shape), &shapes[index])),
+                Op::Conv2d(conv) => {
+                    (weights + vector(conv.bias.as_ref()), weights, node.op.layer().macs(Some(&shape), &shapes[index]))
+                }
                 Op::Linear(linear) => {
                     (weights + vector(linear.bias.as_ref()), weights, node.op.layer().macs(Some(&shape), &shapes[index]))
                 }

@@ -106,12 +106,10 @@ impl Net {
     pub fn trace(&self, input: Tensor<4>, mut tap: impl FnMut(usize, Value) -> Value) -> Value {
         let last_use = self.last_use();
         let mut values: Vec<Option<Value>> = Vec::with_capacity(self.nodes.len());
-        for (index, node) in self.nodes.iter().enumerate() {
-            let inputs: Vec<Value> = if index == 0 {
-                vec![Value::Map(input.clone())]
-            } else {
-                node.inputs.iter().map(|&i| values[i].clone().expect("an activation lives until its last use")).collect()
-            };
+        values.push(Some(tap(0, Value::Map(input))));
+        for (index, node) in self.nodes.iter().enumerate().skip(1) {
+            let live = |&i: &usize| values[i].clone().expect("an activation lives until its last use");
+            let inputs = node.inputs.iter().map(live).collect();
             values.push(Some(tap(index, node.op.forward(inputs))));
             for &used in &node.inputs {
                 if last_use[used] == index {
@@ -307,11 +305,11 @@ pub(crate) fn padding(config: &PaddingConfig2d) -> [usize; 2] {
 
 fn forward_fixed(layer: &Layer, mut inputs: Vec<Value>) -> Value {
     match layer {
-        Layer::Input { .. } => inputs.remove(0),
         Layer::Normalize { mean, std } => {
             let x = inputs.remove(0).map();
             let device = x.device();
-            let per_channel = |values: Vec<f32>| Tensor::<1>::from_floats(values.as_slice(), &device).reshape([1, values.len(), 1, 1]);
+            let per_channel =
+                |values: Vec<f32>| Tensor::<1>::from_floats(values.as_slice(), &device).reshape([1, values.len(), 1, 1]);
             Value::Map((x - per_channel(mean.clone())) * per_channel(std.iter().map(|s| 1.0 / s).collect()))
         }
         Layer::Activation(function) => match inputs.remove(0) {
@@ -382,8 +380,8 @@ fn forward_fixed(layer: &Layer, mut inputs: Vec<Value>) -> Value {
                 Value::Vector(x) => Value::Vector(drop_out(x, *p)),
             }
         }
-        Layer::Conv2d { .. } | Layer::Linear | Layer::BatchNorm { .. } | Layer::Custom { .. } => {
-            unreachable!("{} carries weights and has its own variant", layer.kind())
+        Layer::Input { .. } | Layer::Conv2d { .. } | Layer::Linear | Layer::BatchNorm { .. } | Layer::Custom { .. } => {
+            unreachable!("{} is no parameter-free function of other nodes", layer.kind())
         }
     }
 }

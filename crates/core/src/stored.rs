@@ -52,7 +52,12 @@ impl Stored {
     fn param<const D: usize>(self, device: &Device) -> Result<Param<Tensor<D>>> {
         let count: usize = self.shape.iter().product();
         if self.shape.len() != D || count != self.base.len() {
-            return Err(Error::State(format!("tensor '{}' of shape {:?} with {} values", self.name, self.shape, self.base.len())));
+            return Err(Error::State(format!(
+                "tensor '{}' of shape {:?} with {} values",
+                self.name,
+                self.shape,
+                self.base.len()
+            )));
         }
         let tensor = Tensor::from_data(TensorData::new(self.base, self.shape), device);
         Ok(self.coding.attach(Param::from_tensor(tensor)))
@@ -63,9 +68,9 @@ impl Node {
     /// The node's parameters; running statistics included.
     pub fn stored(&self) -> Vec<Stored> {
         match &self.op {
-            Op::Conv2d(conv) => {
-                std::iter::once(Stored::of("weight", &conv.weight)).chain(conv.bias.as_ref().map(|b| Stored::of("bias", b))).collect()
-            }
+            Op::Conv2d(conv) => std::iter::once(Stored::of("weight", &conv.weight))
+                .chain(conv.bias.as_ref().map(|b| Stored::of("bias", b)))
+                .collect(),
             Op::Linear(linear) => std::iter::once(Stored::of("weight", &linear.weight))
                 .chain(linear.bias.as_ref().map(|b| Stored::of("bias", b)))
                 .collect(),
@@ -129,7 +134,8 @@ pub(crate) fn build(name: String, inputs: Vec<usize>, layer: &Layer, parameters:
         Layer::BatchNorm { epsilon } => {
             let gamma = need("gamma")?;
             let norm: BatchNorm = BatchNormConfig::new(gamma.base.len().max(1)).with_epsilon(*epsilon).init(device);
-            let state = |stored: Stored| Ok::<_, Error>(RunningState::new(stored.param::<1>(device)?.val().set_require_grad(false)));
+            let state =
+                |stored: Stored| Ok::<_, Error>(RunningState::new(stored.param::<1>(device)?.val().set_require_grad(false)));
             Op::BatchNorm(BatchNorm {
                 gamma: gamma.param(device)?,
                 beta: need("beta")?.param(device)?,
@@ -138,7 +144,9 @@ pub(crate) fn build(name: String, inputs: Vec<usize>, layer: &Layer, parameters:
                 ..norm
             })
         }
-        Layer::Custom { kernel, .. } => return Err(Error::node(&name, format!("open kernel '{kernel}' cannot be read back yet"))),
+        Layer::Custom { kernel, .. } => {
+            return Err(Error::node(&name, format!("open kernel '{kernel}' cannot be read back yet")));
+        }
         fixed => Op::fixed(fixed.clone()),
     };
     Ok(Node { op, name, inputs })

@@ -234,7 +234,8 @@ fn optimizer(recipe: &Recipe, net: &Net) -> ModuleOptimizer {
     let split = !recipe.decay_all && recipe.weight_decay > 0.0;
     match recipe.optimizer {
         Optimizer::Sgd => {
-            let momentum = MomentumConfig::new().with_momentum(recipe.momentum).with_dampening(0.0).with_nesterov(recipe.nesterov);
+            let momentum =
+                MomentumConfig::new().with_momentum(recipe.momentum).with_dampening(0.0).with_nesterov(recipe.nesterov);
             let config = SgdConfig::new().with_momentum((recipe.momentum > 0.0).then_some(momentum));
             let decay = (recipe.weight_decay > 0.0).then(|| WeightDecayConfig::new(recipe.weight_decay as f32));
             let decayed: Sgd = config.clone().with_weight_decay(decay).build();

@@ -62,21 +62,10 @@ pub(crate) fn unknown(name: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::PathBuf;
 
-    /// Opens a set whose files may not be on this machine.
-    #[allow(clippy::print_stderr)]
-    fn at_hand(name: &str) -> Option<Splits> {
-        let shared = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/datasets");
-        let dir = std::env::var_os("BRIQUETTE_DATA").map_or_else(|| PathBuf::from(shared), PathBuf::from);
-        let at = Locations { offline: true, ..Locations::from_env(Some(&dir)) };
-        match open(name, &at) {
-            Err(Error::Missing { .. }) => {
-                eprintln!("skipped: the files of '{name}' are not in {}", dir.display());
-                None
-            }
-            opened => Some(opened.expect("whole")),
-        }
+    fn at_hand(name: &str) -> Splits {
+        let at = Locations { offline: true, ..Locations::from_env(None) };
+        open(name, &at).expect("the files are at hand and whole")
     }
 
     /// Measures what the manifest promises.
@@ -95,23 +84,26 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs the data sets in BRIQUETTE_DATA"]
     fn mnist_is_mnist() {
-        let Some(set) = at_hand("mnist") else { return };
+        let set = at_hand("mnist");
         agrees(&set);
         assert_eq!(set.train.class_counts(), [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]);
         assert_eq!(set.test.class_counts(), [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]);
     }
 
     #[test]
+    #[ignore = "needs the data sets in BRIQUETTE_DATA"]
     fn fashion_mnist_is_balanced() {
-        let Some(set) = at_hand("fashion-mnist") else { return };
+        let set = at_hand("fashion-mnist");
         agrees(&set);
         assert_eq!((set.train.class_counts(), set.test.class_counts()), (vec![6000; 10], vec![1000; 10]));
     }
 
     #[test]
+    #[ignore = "needs the data sets in BRIQUETTE_DATA"]
     fn jpegs_follow_the_order_of_the_exact_images() {
-        let (Some(lossy), Some(exact)) = (at_hand("cifar10-jpeg"), at_hand("cifar10-exact4000")) else { return };
+        let (lossy, exact) = (at_hand("cifar10-jpeg"), at_hand("cifar10-exact4000"));
         agrees(&lossy);
         // Means by libjpeg; the decoder used here rounds chroma up by a fifth of a level.
         let libjpeg = [0.491250, 0.482090, 0.446521];

@@ -73,15 +73,20 @@ fn by_table(net: &Net, checkpoint: &Checkpoint, table: &Table) -> Result<BTreeMa
     }
 }
 
+const CONVOLUTION: &str = "convolution";
+const FULLY_CONNECTED: &str = "fully connected layer";
+const BATCH_NORM: &str = "batch norm";
+
 fn by_order(net: &Net, checkpoint: &Checkpoint) -> Result<BTreeMap<usize, String>, Error> {
     let mut prefixes = BTreeMap::new();
-    let kinds: [(&str, fn(&Op) -> bool); 3] = [
-        ("convolution", |op| matches!(op, Op::Conv2d(_))),
-        ("fully connected layer", |op| matches!(op, Op::Linear(_))),
-        ("batch norm", |op| matches!(op, Op::BatchNorm(_))),
-    ];
-    for (kind, is) in kinds {
-        let layers: Vec<usize> = net.nodes.iter().enumerate().filter(|(_, node)| is(&node.op)).map(|(index, _)| index).collect();
+    let kind_of = |op: &Op| match op {
+        Op::Conv2d(_) => Some(CONVOLUTION),
+        Op::Linear(_) => Some(FULLY_CONNECTED),
+        Op::BatchNorm(_) => Some(BATCH_NORM),
+        Op::Custom(_) | Op::Fixed(_) => None,
+    };
+    for kind in [CONVOLUTION, FULLY_CONNECTED, BATCH_NORM] {
+        let layers: Vec<usize> = (0..net.nodes.len()).filter(|&index| kind_of(&net.nodes[index].op) == Some(kind)).collect();
         let modules = modules(checkpoint, kind);
         if layers.len() != modules.len() {
             let detail = format!(
@@ -102,9 +107,9 @@ fn modules(checkpoint: &Checkpoint, kind: &str) -> Vec<String> {
     for (name, tensor) in &checkpoint.tensors {
         let Some((prefix, "weight")) = name.rsplit_once('.') else { continue };
         let this = match tensor.shape.len() {
-            4 => "convolution",
-            2 => "fully connected layer",
-            1 if checkpoint.tensors.contains_key(&format!("{prefix}.running_mean")) => "batch norm",
+            4 => CONVOLUTION,
+            2 => FULLY_CONNECTED,
+            1 if checkpoint.tensors.contains_key(&format!("{prefix}.running_mean")) => BATCH_NORM,
             _ => continue,
         };
         if this == kind {

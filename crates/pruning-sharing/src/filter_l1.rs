@@ -133,9 +133,8 @@ fn cut(net: Net, groups: &[ChannelGroup], ratios: &[f64]) -> Result<Net> {
 fn for_budget(net: &Net, groups: &[ChannelGroup], share: f64) -> Result<Vec<f64>> {
     let limit = share * Cost::of(net)?.macs() as f64;
     let capped = |ratio: f64| -> Vec<f64> { groups.iter().map(|group| ratio.min(1.0 - 1.0 / group.len() as f64)).collect() };
-    let fits = |ratio: f64| -> Result<bool> {
-        Ok(Cost::of(&cut(net.deep_clone(), groups, &capped(ratio))?)?.macs() as f64 <= limit)
-    };
+    let fits =
+        |ratio: f64| -> Result<bool> { Ok(Cost::of(&cut(net.deep_clone(), groups, &capped(ratio))?)?.macs() as f64 <= limit) };
     if !fits(1.0)? {
         let detail = format!("filter-l1: even one filter per group leaves more than {share} of the multiply-accumulates");
         return Err(Error::Invalid(detail));

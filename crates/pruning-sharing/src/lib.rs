@@ -35,7 +35,7 @@ use briquette_core::pass::Entry;
 /// The methods of this crate.
 pub const METHODS: &[Entry] = &[
     Entry::of::<entropy::Entropy>("pruning-sharing"),
-   Entry::of::<filter_l1::FilterL1>("pruning-sharing"),
+    Entry::of::<filter_l1::FilterL1>("pruning-sharing"),
     Entry::of::<huffman::Huffman>("pruning-sharing"),
     Entry::of::<kmeans_sharing::KmeansSharing>("pruning-sharing"),
     Entry::of::<magnitude::Magnitude>("pruning-sharing"),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Config;
@@ -203,7 +203,9 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
 /// A config that does not hold together is bad usage.
 fn read(args: &ConfigArgs) -> Result<Config, Failure> {
     let config = Config::read(&args.config, &args.sets, args.smoke, args.device.as_deref());
-    config.and_then(|config| crate::setup::device(&config.device).map(|_| config)).map_err(|error| Failure { code: BAD_USAGE, error })
+    config
+        .and_then(|config| crate::setup::device(&config.device).map(|_| config))
+        .map_err(|error| Failure { code: BAD_USAGE, error })
 }
 
 /// The first Ctrl-C asks the run to stop after the step at hand; the second ends the process.
@@ -218,13 +220,4 @@ fn start_log() {
     let filter = EnvFilter::try_from_env("BRIQUETTE_LOG").unwrap_or_else(|_| EnvFilter::new("warn,briquette_runner=info"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().with_target(false);
     log.with_level(false).with_ansi(false).init();
-}
-
-/// The error of a config, for tests: what `main` would print.
-///
-/// # Errors
-/// Never; the result carries the context.
-pub fn check_config(path: &std::path::Path) -> Result<()> {
-    let config = Config::read(path, &[], true, None)?;
-    plan::plan(&config).with_context(|| path.display().to_string()).map(|_| ())
 }

@@ -79,9 +79,9 @@ impl Host for RunHost {
 
     fn saved(&mut self, key: &str) -> Result<Option<Vec<u8>>> {
         match self.state(key) {
-            Some(path) if path.exists() => std::fs::read(&path)
-                .map(Some)
-                .map_err(|error| Error::Host(format!("cannot read {}: {error}", path.display()))),
+            Some(path) if path.exists() => {
+                std::fs::read(&path).map(Some).map_err(|error| Error::Host(format!("cannot read {}: {error}", path.display())))
+            }
             _ => Ok(None),
         }
     }

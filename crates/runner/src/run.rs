@@ -45,10 +45,11 @@ struct Progress {
 pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
     let hash = config.hash();
     let smoke = if config.smoke { "-smoke" } else { "" };
-    let folder = options.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("{}{smoke}-{}", config.name(), &hash[..8])));
-    if let Some(finished) = open_folder(&folder, &hash, options.resume)? {
+    let folder =
+        options.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("{}{smoke}-{}", config.name(), &hash[..8])));
+    if let Some(report) = finished(&folder, &hash, options.resume)? {
         tracing::info!("{} is finished; nothing to do", folder.display());
-        return Ok((folder, finished));
+        return Ok((folder, report));
     }
     let device = setup::device(&config.device)?;
     let (splits, data) = setup::data(&config.data, config.seed, options.data_dir.as_deref())?;
@@ -65,6 +66,8 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
         }
         None => {
             let net = setup::model(config, Some(&splits), &device)?;
+            // Not before everything that can be wrong with the config has been seen: what fails leaves no folder behind.
+            std::fs::create_dir_all(&checkpoint).with_context(|| format!("cannot make {}", folder.display()))?;
             let mut progress = Progress { config_hash: hash.clone(), done: 0, rows: Vec::new(), storage: Storage::default() };
             if config.model.file.is_some() || config.passes.is_empty() {
                 // What is brought along is the baseline of the report.
@@ -91,7 +94,8 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
         net.shapes().with_context(named)?;
         let (curve, storage) = (std::mem::take(&mut cx.curve), cx.storage);
         progress.storage = storage;
-        let (mut row, bytes) = measure::row(&net, storage, (index + imported, step.entry.name), &data, &device, &mut host).with_context(named)?;
+        let (mut row, bytes) =
+            measure::row(&net, storage, (index + imported, step.entry.name), &data, &device, &mut host).with_context(named)?;
         row.valid_accuracy = curve.last().map(|epoch| epoch.valid_accuracy);
         row.curve = curve.into_iter().map(Into::into).collect();
         row.seconds = began.elapsed().as_secs_f64();
@@ -113,13 +117,12 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
     Ok((folder, report))
 }
 
-/// Makes the run's folder; the report when it holds a finished run that may be resumed.
-fn open_folder(folder: &Path, hash: &str, resume: bool) -> Result<Option<Report>> {
+/// The report when the folder holds a finished run that may be resumed.
+fn finished(folder: &Path, hash: &str, resume: bool) -> Result<Option<Report>> {
     let shown = folder.display();
     if folder.exists() && !resume {
         bail!("{shown} exists; `--resume` goes on with it, `--out DIR` takes another folder, or remove it");
     }
-    std::fs::create_dir_all(folder.join("checkpoint")).with_context(|| format!("cannot make {shown}"))?;
     let finished = folder.join("report.json");
     if !finished.exists() {
         return Ok(None);

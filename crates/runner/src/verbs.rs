@@ -45,7 +45,10 @@ pub(crate) fn plan(rows: &[(Row, usize)], json: bool) -> Result<()> {
         return print_json(&json!({ "schema": 1, "rows": rows }));
     }
     let first = &rows[0].0;
-    let mut lines = vec![format!("{:16} {:>7} {:>12} {:>12} {:>14} {:>12} {:>12}", "pass", "epochs", "weights", "non-zero", "MACs", "removed", "bytes <=")];
+    let mut lines = vec![format!(
+        "{:16} {:>7} {:>12} {:>12} {:>14} {:>12} {:>12}",
+        "pass", "epochs", "weights", "non-zero", "MACs", "removed", "bytes <="
+    )];
     for (row, epochs) in rows {
         let (now, before) = (weights(row), weights(first));
         let less = |now: f64, before: f64| 100.0 * (1.0 - now / before);
@@ -189,7 +192,10 @@ pub(crate) fn inspect(file: &Path, json: bool) -> Result<()> {
         return print_json(&doc);
     }
     let mut lines = vec![format!("{}: {len} bytes, {} parameters, {} MACs", file.display(), cost.params(), cost.macs())];
-    lines.push(format!("{:24} {:8} {:18} {:>10} {:>10} {:>8} {:>8} {:>9} {:>10} {:>7}", "layer", "tensor", "shape", "values", "non-zero", "format", "coder", "codebook", "bits", "ratio"));
+    lines.push(format!(
+        "{:24} {:8} {:18} {:>10} {:>10} {:>8} {:>8} {:>9} {:>10} {:>7}",
+        "layer", "tensor", "shape", "values", "non-zero", "format", "coder", "codebook", "bits", "ratio"
+    ));
     for row in &rows {
         let text = |key: &str| match &row[key] {
             serde_json::Value::String(text) => text.clone(),
@@ -199,7 +205,15 @@ pub(crate) fn inspect(file: &Path, json: bool) -> Result<()> {
         let ratio = 32.0 * row["values"].as_f64().unwrap_or(0.0) / row["bits"].as_f64().unwrap_or(1.0).max(1.0);
         lines.push(format!(
             "{:24} {:8} {:18} {:>10} {:>10} {:>8} {:>8} {:>9} {:>10} {ratio:>6.1}x",
-            text("layer"), text("tensor"), text("shape"), text("values"), text("nonzero"), text("format"), text("coder"), text("codebook"), text("bits")
+            text("layer"),
+            text("tensor"),
+            text("shape"),
+            text("values"),
+            text("nonzero"),
+            text("format"),
+            text("coder"),
+            text("codebook"),
+            text("bits")
         ));
     }
     print(&lines.join("\n"));
@@ -239,7 +253,9 @@ pub(crate) fn eval(file: &Path, data: &str, split: &str, data_dir: Option<&Path>
     }
     let accuracy = right as f64 / set.len().max(1) as f64;
     if json {
-        return print_json(&json!({"file": file, "data": data, "split": split, "samples": set.len(), "correct": right, "accuracy": accuracy}));
+        return print_json(
+            &json!({"file": file, "data": data, "split": split, "samples": set.len(), "correct": right, "accuracy": accuracy}),
+        );
     }
     print(&format!("{:.2} % ({right} of {}) on {data} {split}", 100.0 * accuracy, set.len()));
     Ok(())

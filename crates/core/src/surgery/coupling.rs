@@ -45,7 +45,8 @@ impl Classes {
 impl Coupling {
     pub(super) fn of(net: &Net) -> Result<Self> {
         let shapes = net.shapes()?;
-        let mut this = Self { channels: Vec::new(), classes: Classes::default(), frozen: BTreeMap::new(), removed: BTreeSet::new() };
+        let mut this =
+            Self { channels: Vec::new(), classes: Classes::default(), frozen: BTreeMap::new(), removed: BTreeSet::new() };
         for (index, node) in net.nodes.iter().enumerate() {
             let inputs: Vec<Vec<usize>> = node.inputs.iter().map(|&input| this.channels[input].clone()).collect();
             let spread = node.inputs.first().map_or(1, |&input| shapes[input][1..].iter().product());
@@ -104,9 +105,15 @@ impl Coupling {
                 self.freeze(fresh.clone(), &format!("'{name}', an open kernel, makes them"));
                 fresh
             }
-            Layer::Normalize { .. } | Layer::LocalResponseNorm { .. } | Layer::Softmax | Layer::Activation(Activation::Sigmoid) => {
+            Layer::Normalize { .. }
+            | Layer::LocalResponseNorm { .. }
+            | Layer::Softmax
+            | Layer::Activation(Activation::Sigmoid) => {
                 let input = inputs.remove(0);
-                self.freeze(input.clone(), &format!("'{name}' ({}) turns a masked channel into something else than zeros", layer.kind()));
+                self.freeze(
+                    input.clone(),
+                    &format!("'{name}' ({}) turns a masked channel into something else than zeros", layer.kind()),
+                );
                 input
             }
             Layer::BatchNorm { .. }
@@ -131,7 +138,8 @@ impl Coupling {
 
     /// The classes gathered into groups: classes of which one layer makes filters belong together.
     pub(super) fn groups(&self, net: &Net) -> Vec<ChannelGroup> {
-        let producers: Vec<usize> = net.weighted().filter(|(_, n)| !matches!(n.op, Op::Custom(_))).map(|(index, _)| index).collect();
+        let producers: Vec<usize> =
+            net.weighted().filter(|(_, n)| !matches!(n.op, Op::Custom(_))).map(|(index, _)| index).collect();
         let mut linked = Classes((0..self.classes.0.len()).collect());
         for &node in &producers {
             let first = self.classes.find(self.channels[node][0]);

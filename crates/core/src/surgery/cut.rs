@@ -51,11 +51,9 @@ fn silence(mut parameter: Stored, stay: &[bool]) -> Stored {
 fn shorten(node: Node, input: &[bool], output: &[bool], device: &Device) -> Result<Node> {
     let layer = match node.op.layer() {
         Layer::ChannelSlice { start, .. } => Layer::ChannelSlice { start: count(&input[..start]), len: count(output) },
-        Layer::PadShortcut { stride, before, .. } => Layer::PadShortcut {
-            stride,
-            before: count(&output[..before]),
-            after: count(&output[before + input.len()..]),
-        },
+        Layer::PadShortcut { stride, before, .. } => {
+            Layer::PadShortcut { stride, before: count(&output[..before]), after: count(&output[before + input.len()..]) }
+        }
         Layer::Conv2d { stride, padding, dilation, groups } if groups > 1 && groups == input.len() => {
             Layer::Conv2d { stride, padding, dilation, groups: count(input) }
         }

@@ -1,5 +1,4 @@
 use briquette_runtime::{Activation, Layer, Window};
-use burn::module::RunningState;
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -31,28 +30,19 @@ fn agree(a: &[f32], b: &[f32]) -> bool {
 }
 
 /// Fresh nets have zero biases and neutral normalization, under which a forgotten entry would not show.
-fn stir(mut net: Net, rng: &mut ChaCha8Rng) -> Net {
+fn stir(net: Net, rng: &mut ChaCha8Rng) -> Net {
     let device = net.device();
-    for node in &mut net.nodes {
-        let mut draw = |count: usize, positive: bool| {
-            let values = noise(rng, count).into_iter().map(|v| if positive { v.abs() + 0.5 } else { v }).collect::<Vec<_>>();
-            Tensor::<1>::from_floats(values.as_slice(), &device)
-        };
-        match &mut node.op {
-            Op::BatchNorm(norm) => {
-                let count = norm.gamma.lazy_shape()[0];
-                norm.gamma = burn::module::Param::from_tensor(draw(count, true));
-                norm.beta = burn::module::Param::from_tensor(draw(count, false));
-                norm.running_mean = RunningState::new(draw(count, false));
-                norm.running_var = RunningState::new(draw(count, true));
+    let nodes = net.nodes.into_iter().map(|node| {
+        let mut parameters = node.parameters();
+        for parameter in parameters.iter_mut().filter(|parameter| parameter.shape.len() == 1) {
+            parameter.base = noise(rng, parameter.base.len());
+            if parameter.name == "var" {
+                parameter.base.iter_mut().for_each(|v| *v = v.abs() + 0.5);
             }
-            Op::Conv2d(burn::nn::conv::Conv2d { bias: Some(bias), .. }) | Op::Linear(burn::nn::Linear { bias: Some(bias), .. }) => {
-                *bias = burn::module::Param::from_tensor(draw(bias.lazy_shape()[0], false));
-            }
-            _ => {}
         }
-    }
-    net
+        node.with(parameters, &device).unwrap()
+    });
+    Net { nodes: nodes.collect() }
 }
 
 /// A random network of 3 to 9 blocks, each one of: convolution, grouped or depthwise convolution, residual addition, concatenation,

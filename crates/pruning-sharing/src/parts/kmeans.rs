@@ -38,11 +38,8 @@ pub fn cluster(values: &[f32], k: usize, init: Init, iterations: usize, seed: u6
     sorted.sort_unstable_by(f32::total_cmp);
     let mut distinct = sorted.clone();
     distinct.dedup();
-    let mut centroids: Vec<f64> = if distinct.len() <= k {
-        distinct.iter().map(|v| f64::from(*v)).collect()
-    } else {
-        start(&sorted, k, init, seed)
-    };
+    let mut centroids: Vec<f64> =
+        if distinct.len() <= k { distinct.iter().map(|v| f64::from(*v)).collect() } else { start(&sorted, k, init, seed) };
     let prefix: Vec<f64> = std::iter::once(0.0)
         .chain(sorted.iter().scan(0.0, |sum, v| {
             *sum += f64::from(*v);

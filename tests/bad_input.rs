@@ -1,0 +1,114 @@
+//! Whatever is wrong, one clear error says where and what to do.
+
+use std::collections::HashMap;
+
+use safetensors::tensor::{Dtype, TensorView};
+
+use crate::program::{Bench, SMALL};
+
+#[test]
+fn faults_of_a_config_are_bad_usage_and_name_what_would_be_right() {
+    let cases = [
+        (SMALL.replace("rounds", "round"), "pass 1: (magnitude): unknown field `round`"),
+        (SMALL.replace("\"magnitude\"", "\"magnitud\""), "unknown method 'magnitud'; did you mean 'magnitude'?"),
+        (SMALL.replace("\"lenet300\"", "\"lenet30\""), "unknown model 'lenet30'; did you mean one of 'lenet300'"),
+        (SMALL.replace("rest = 0.2", "fc_1 = 0.2"), "pass 1 (magnitude): unknown layer 'fc_1'; did you mean one of 'fc1'"),
+        (SMALL.replace("rest = 0.2", "rest = 1.2"), "a ratio lies in [0, 1], not 1.2"),
+        (SMALL.replace("rest = 0.2", "fc2 = 0"), "node 'fc2'"),
+        (
+            SMALL.replace("fc1 = 0.1", "fc1 = 1"),
+            "pass 2 (filter-l1): node 'fc1': would keep none of its 300 channels; remove less",
+        ),
+        (SMALL.replace("bits = 4", "bits = 20"), "bits lie in 1..=16, not 20"),
+        (SMALL.replace("seed = 5", "seed = 5\nsead = 6"), "unknown field `sead`"),
+        (SMALL.replace("seed = 5", "device = \"gpu\""), "unknown device 'gpu'"),
+        (SMALL.replace("model =", "model"), "small.toml"),
+    ];
+    for (text, expected) in cases {
+        let bench = Bench::with(&text);
+        let (error, code) = bench.refusal(&["plan", "small.toml"]);
+        assert!(error.contains(expected), "expected {expected:?} in {error:?}");
+        assert_eq!((code, error.lines().filter(|line| line.starts_with("error: ")).count()), (2, 1), "{error}");
+    }
+}
+
+#[test]
+fn files_and_data_that_are_not_there_are_named() {
+    let bench = Bench::with(&SMALL.replace("glyphs", "mnist"));
+    let (error, code) = bench.refusal(&["run", "small.toml", "--data-dir", "."]);
+    assert!(error.contains("train-images-idx3-ubyte") && error.contains("BRIQUETTE_DATA") && code == 1, "{error}");
+    let (error, code) = bench.refusal(&["run", "smal.toml"]);
+    assert!(error.contains("cannot read the config smal.toml") && code == 2, "{error}");
+    let (error, _) = bench.refusal(&["eval", "model.brq", "--data", "glyphs"]);
+    assert!(error.contains("cannot read model.brq"), "{error}");
+    std::fs::write(bench.path("model.brq"), b"not a container").unwrap();
+    let (error, code) = bench.refusal(&["inspect", "model.brq"]);
+    assert!(error.contains("model.brq is not a whole container") && code == 1, "{error}");
+    let (error, _) = bench.refusal(&["run", "small.toml", "--set", "data=mnisst"]);
+    assert!(error.contains("unknown data set 'mnisst'; did you mean 'mnist'"), "{error}");
+}
+
+#[test]
+fn data_of_the_wrong_length_or_content_is_refused() {
+    let bench = Bench::with(&SMALL.replace("glyphs", "mnist"));
+    let name = "train-images-idx3-ubyte.gz";
+    for file in [name, "train-labels-idx1-ubyte.gz", "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"] {
+        std::fs::write(bench.path(file), b"too short").unwrap();
+    }
+    let (error, code) = bench.refusal(&["run", "small.toml", "--data-dir", "."]);
+    assert!(error.contains("expected") && error.contains("bytes, found 9") && code == 1, "{error}");
+    let length: u64 = {
+        let digits = error.split("expected ").nth(1).unwrap();
+        digits.split(' ').next().unwrap().parse().unwrap()
+    };
+    let refused = error.split(": expected").next().unwrap().rsplit('/').next().unwrap().to_string();
+    std::fs::write(bench.path(&refused), vec![0; usize::try_from(length).unwrap()]).unwrap();
+    let (error, _) = bench.refusal(&["run", "small.toml", "--data-dir", "."]);
+    assert!(error.contains("expected SHA-256") || error.contains("bytes, found 9"), "{error}");
+}
+
+/// A checkpoint of LeNet-300-100 as another program would write it.
+fn safetensors_of_lenet300() -> Vec<u8> {
+    let tensors: Vec<(String, Vec<usize>)> = [("a", 784, 300), ("b", 300, 100), ("c", 100, 10)]
+        .into_iter()
+        .flat_map(|(name, fan_in, out)| [(format!("{name}.weight"), vec![out, fan_in]), (format!("{name}.bias"), vec![out])])
+        .collect();
+    let zeros = vec![0; 4 * 784 * 300];
+    let views = tensors.iter().map(|(name, shape)| {
+        let bytes = 4 * shape.iter().product::<usize>();
+        (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), &zeros[..bytes]).unwrap())
+    });
+    safetensors::serialize(views.collect::<HashMap<_, _>>(), None).unwrap()
+}
+
+#[test]
+fn the_old_file_survives_a_full_disk() {
+    let bench = Bench::with(SMALL);
+    std::fs::write(bench.path("net.safetensors"), safetensors_of_lenet300()).unwrap();
+    let import = ["import", "net.safetensors", "--arch", "lenet300", "--out", "net.brq"];
+    assert!(bench.call(&import).status.success());
+    let before = std::fs::read(bench.path("net.brq")).unwrap();
+
+    // A limit on the size of files stands in for the full disk: both fail the write half-way.
+    let program = bench.command(&[]).get_program().to_string_lossy().into_owned();
+    let script = format!("trap '' XFSZ; ulimit -f 1; exec '{program}' {}", import.join(" "));
+    let full = std::process::Command::new("bash").args(["-c", &script]).current_dir(bench.folder.path()).output().unwrap();
+    let error = String::from_utf8(full.stderr).unwrap();
+    assert_eq!(full.status.code(), Some(1), "{error}");
+    assert!(error.contains("cannot write net.brq") && error.contains("is the disk full"), "{error}");
+    assert!(std::fs::read(bench.path("net.brq")).unwrap() == before);
+    let left: Vec<_> = std::fs::read_dir(bench.folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 3, "nothing half-written stays: {left:?}");
+}
+
+#[test]
+fn a_checkpoint_that_does_not_fit_is_refused_by_name() {
+    let bench = Bench::with(SMALL);
+    std::fs::write(bench.path("net.safetensors"), safetensors_of_lenet300()).unwrap();
+    let (error, _) = bench.refusal(&["import", "net.safetensors", "--arch", "lenet5", "--out", "net.brq"]);
+    assert!(error.contains("0 module(s) of the kind 'convolution', the network has 2"), "{error}");
+    std::fs::write(bench.path("net.pt"), b"\x80\x02garbage").unwrap();
+    let (error, _) = bench.refusal(&["import", "net.pt", "--arch", "lenet5", "--out", "net.brq"]);
+    assert!(error.contains("net.pt"), "{error}");
+    assert!(!bench.path("net.brq").exists());
+}
