@@ -56,14 +56,14 @@ fn vgg_16_a_is_planned_as_li_et_al_count_it() {
     let rows = briquette_runner::plan::plan(&Config::read(&path, &[], false, None).unwrap()).unwrap();
     let weights = |index: usize| -> usize {
         rows[index]
-            .0
+            .row
             .layers
             .iter()
             .filter(|layer| !layer.shape.is_empty())
             .map(|layer| layer.shape.iter().product::<usize>())
             .sum()
     };
-    assert_eq!((weights(0), rows[0].0.macs), (14_977_728, 313_463_808));
-    assert_eq!(rows[2].0.method, "filter-l1");
-    assert_eq!((weights(2), rows[2].0.macs), (5_390_176, 206_279_680));
+    assert_eq!((weights(0), rows[0].row.macs), (14_977_728, 313_463_808));
+    assert_eq!(rows[2].row.method, "filter-l1");
+    assert_eq!((weights(2), rows[2].row.macs), (5_390_176, 206_279_680));
 }

@@ -1,6 +1,8 @@
 //! Orchestrates builds, runs, checks and benchmarks. Verbs that are not listed here go to the binary `briquette`, built with the features
 //! that the wanted device needs.
 
+mod tables;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -14,7 +16,7 @@ fn main() -> ExitCode {
         "test" => test(&arguments[1..]),
         "check" => check(),
         "bench" => briquette(&with_default(&arguments, "training")),
-        "methods" if arguments.iter().any(|a| a == "--write") => write_methods(),
+        "table" => write_generated(),
         _ => briquette(&arguments),
     };
     match result {
@@ -36,9 +38,9 @@ fn help() -> Result<ExitCode> {
          run CONFIG, plan CONFIG, methods, models, data, inspect, eval, verify, import\n             \
          the verbs of `briquette`; `cargo xtask run --help` lists a verb's options\n  \
          test       all tests\n  \
-         check      format, lints, documentation, catalogue up to date\n  \
+         check      format, lints, documentation, generated pages up to date\n  \
          bench      training speed and memory\n  \
-         methods --write   writes docs/methods.md");
+         table      writes docs/tables and the README's results from docs/records, and docs/methods.md");
     briquette(&["help".to_string()])
 }
 
@@ -120,24 +122,30 @@ fn check() -> Result<ExitCode> {
             bail!("`cargo {step}` failed");
         }
     }
-    let file = root().join("docs/methods.md");
-    if std::fs::read_to_string(&file).unwrap_or_default() != catalogue()? {
-        bail!("docs/methods.md is not what the methods declare; `cargo xtask methods --write` writes it");
+    for (file, text) in generated()? {
+        if std::fs::read_to_string(&file).unwrap_or_default() != text {
+            bail!("{} is out of date; `cargo xtask table` writes it", file.display());
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn write_methods() -> Result<ExitCode> {
-    let file = root().join("docs/methods.md");
-    std::fs::write(&file, catalogue()?).with_context(|| format!("cannot write {}", file.display()))?;
-    Ok(ExitCode::SUCCESS)
-}
-
-fn catalogue() -> Result<String> {
+/// Everything in the documentation that is written by a program: the catalogue of methods and the tables of results.
+fn generated() -> Result<Vec<(PathBuf, String)>> {
     let arguments = ["methods".to_string(), "--markdown".to_string()];
     build(&arguments)?;
     let output = Command::new(binary()).args(arguments).output().context("cannot run briquette")?;
-    Ok(String::from_utf8(output.stdout)?)
+    let mut files = tables::all(&root())?;
+    files.push((root().join("docs/methods.md"), String::from_utf8(output.stdout)?));
+    Ok(files)
+}
+
+fn write_generated() -> Result<ExitCode> {
+    for (file, text) in generated()? {
+        std::fs::create_dir_all(file.parent().unwrap_or(Path::new("."))).with_context(|| file.display().to_string())?;
+        std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The folders beside the repository that hold data and models, where they exist.

@@ -10,6 +10,7 @@ pub mod error;
 pub mod net;
 pub mod pass;
 pub mod passes;
+pub mod promises;
 pub mod stored;
 pub mod surgery;
 pub mod training;

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use crate::error::{Error, Result};
 use crate::net::Net;
 use crate::stored::Storage;
-use crate::training::Epoch;
+use crate::training::{Epoch, Recipe};
 
 /// Anything that turns one network into another.
 pub trait Pass: Send + std::fmt::Debug {
@@ -26,9 +26,9 @@ pub trait Pass: Send + std::fmt::Debug {
         Ok(net)
     }
 
-    /// The training that the pass does, as total epochs.
-    fn epochs(&self) -> usize {
-        0
+    /// The trainings that the pass does, in order.
+    fn trainings(&self) -> Vec<&Recipe> {
+        Vec::new()
     }
 
     /// Shrinks the pass for a trial run of a few minutes at most.

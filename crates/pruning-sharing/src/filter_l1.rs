@@ -56,8 +56,8 @@ impl Pass for FilterL1 {
         cut(net, &groups, &ratios)
     }
 
-    fn epochs(&self) -> usize {
-        self.tune.as_ref().map_or(0, |recipe| recipe.epochs)
+    fn trainings(&self) -> Vec<&Recipe> {
+        self.tune.iter().collect()
     }
 
     fn shrink(&mut self) {

@@ -55,8 +55,8 @@ impl Pass for KmeansSharing {
         self.share(net, 0)
     }
 
-    fn epochs(&self) -> usize {
-        self.tune.as_ref().map_or(0, |recipe| recipe.epochs)
+    fn trainings(&self) -> Vec<&Recipe> {
+        self.tune.iter().collect()
     }
 
     fn shrink(&mut self) {

@@ -74,8 +74,8 @@ impl Pass for Magnitude {
         self.prune(net, Falling::end())
     }
 
-    fn epochs(&self) -> usize {
-        self.rounds * self.tune.as_ref().map_or(0, |recipe| recipe.epochs)
+    fn trainings(&self) -> Vec<&Recipe> {
+        self.tune.iter().flat_map(|recipe| std::iter::repeat_n(recipe, self.rounds)).collect()
     }
 
     fn shrink(&mut self) {

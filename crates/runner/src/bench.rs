@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::Result;
+use briquette_core::net::Net;
 use briquette_core::training::cross_entropy;
 use briquette_core::zoo::Arch;
 use burn::module::Module;
@@ -58,18 +59,44 @@ pub fn table(rows: &[TrainingRow]) -> String {
 }
 
 fn one(name: &'static str, steps: usize) -> Result<TrainingRow> {
-    let device = Device::flex();
     let arch = Arch::named(name)?;
-    let mut net = arch.build(&arch.wanted(), &device)?.train();
+    let net = arch.build(&arch.wanted(), &Device::flex())?;
+    reset_peak();
+    let (times, parts) = train(net, BATCH, steps)?;
+    let total: f64 = parts.values().sum();
+    Ok(TrainingRow {
+        net: name,
+        batch: BATCH,
+        threads: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
+        images_per_s: BATCH as f64 / median(times),
+        peak_mib: peak_mib(),
+        shares: parts.into_iter().map(|(part, seconds)| (part, seconds / total)).collect(),
+    })
+}
+
+/// Time that training takes per image, from a few steps on random images.
+///
+/// # Errors
+/// When the network does not hold together.
+pub fn seconds_per_image(net: &Net) -> Result<f64> {
+    let (times, _) = train(net.deep_clone(), TRIAL_BATCH, 2)?;
+    Ok(median(times) / TRIAL_BATCH as f64)
+}
+
+const TRIAL_BATCH: usize = 32;
+
+/// Seconds of each of `steps` training steps after one to warm up, and the sum of them by kind of operation.
+fn train(net: Net, batch: usize, steps: usize) -> Result<(Vec<f64>, BTreeMap<String, f64>)> {
+    let (shape, classes) = (net.input_shape(), net.shapes()?.last().map_or(1, |shape| shape[0]));
+    let mut net = net.train();
     let momentum = MomentumConfig::new().with_momentum(0.9).with_dampening(0.0);
     let mut optimizer = SgdConfig::new().with_momentum(Some(momentum)).init();
-    let [c, h, w] = arch.input;
-    let pixels: Vec<f32> = (0..BATCH * c * h * w).map(|i| ((i * 7919) % 256) as f32 / 255.0).collect();
-    let labels: Vec<u16> = (0..BATCH).map(|i| (i % arch.classes) as u16).collect();
-    reset_peak();
+    let pixels: Vec<f32> = (0..batch * shape.iter().product::<usize>()).map(|i| ((i * 7919) % 256) as f32 / 255.0).collect();
+    let labels: Vec<u16> = (0..batch).map(|i| (i % classes) as u16).collect();
     let (mut times, mut parts) = (Vec::new(), BTreeMap::<String, f64>::new());
     for step in 0..=steps {
-        let images = Tensor::<4>::from_data(TensorData::new(pixels.clone(), [BATCH, c, h, w]), &device.clone().autodiff());
+        let data = TensorData::new(pixels.clone(), [batch, shape[0], shape[1], shape[2]]);
+        let images = Tensor::<4>::from_data(data, &Device::flex().autodiff());
         let kinds: Vec<&'static str> = net.nodes.iter().map(|node| node.op.layer().kind()).collect();
         let began = Instant::now();
         let mut mark = began;
@@ -94,15 +121,7 @@ fn one(name: &'static str, steps: usize) -> Result<TrainingRow> {
             times.push(began.elapsed().as_secs_f64());
         }
     }
-    let total: f64 = parts.values().sum();
-    Ok(TrainingRow {
-        net: name,
-        batch: BATCH,
-        threads: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
-        images_per_s: BATCH as f64 / median(times),
-        peak_mib: peak_mib(),
-        shares: parts.into_iter().map(|(part, seconds)| (part, seconds / total)).collect(),
-    })
+    Ok((times, parts))
 }
 
 /// Lets the system's record of the highest resident memory start again from now.

@@ -29,6 +29,8 @@ pub struct Config {
     pub passes: Vec<Step>,
     /// Whether this is a trial run.
     pub smoke: bool,
+    /// The overrides, as given.
+    pub sets: Vec<String>,
 }
 
 /// One pass of a config.
@@ -125,7 +127,18 @@ impl Config {
             data.valid = data.valid.map(|n| n.min(SMOKE_TRAIN / 6));
         }
         let expected = text.lines().next().and_then(|line| line.strip_prefix('#')).unwrap_or("").trim().to_string();
-        Ok(Self { path: path.into(), text: resolved, expected, model, data, device: top.device, seed: top.seed, passes, smoke })
+        Ok(Self {
+            path: path.into(),
+            text: resolved,
+            expected,
+            model,
+            data,
+            device: top.device,
+            seed: top.seed,
+            passes,
+            smoke,
+            sets: sets.to_vec(),
+        })
     }
 
     /// Hash of everything that the result depends on.
@@ -218,7 +231,7 @@ mod tests {
     #[test]
     fn keys_can_be_overridden_deep_down() {
         let config = parse(TEXT, &["pass.1.tune.epochs=1", "model=lenet300", "seed=9"]).unwrap();
-        assert_eq!(config.passes[1].pass.epochs(), 1);
+        assert_eq!(config.passes[1].pass.trainings()[0].epochs, 1);
         assert_eq!(config.model.arch.as_deref(), Some("lenet300"));
         assert_eq!((config.seed, config.expected.as_str()), (9, "expected"));
         assert_ne!(config.hash(), parse(TEXT, &[]).unwrap().hash());

@@ -20,3 +20,8 @@ pub fn methods() -> Vec<&'static Entry> {
     all.sort_by_key(|entry| entry.name);
     all
 }
+
+/// The README's examples are run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use briquette_core::builder::stream;
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Data};
+use briquette_core::promises::Promises;
 use briquette_core::stored::Storage;
 use briquette_runtime::Model;
 use serde::{Deserialize, Serialize};
@@ -89,9 +90,9 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
         let named = || format!("{}: pass {index} ({})", config.path.display(), step.entry.name);
         let mut cx = Context::new(&device, stream(config.seed, &format!("pass-{index}")), &data, &mut host);
         cx.storage = progress.storage;
-        let began = Instant::now();
+        let (began, promises) = (Instant::now(), Promises::of(&net));
         net = step.pass.run(net, &mut cx).with_context(named)?;
-        net.shapes().with_context(named)?;
+        net.shapes().and_then(|_| promises.check(&net)).with_context(named)?;
         let (curve, storage) = (std::mem::take(&mut cx.curve), cx.storage);
         progress.storage = storage;
         let (mut row, bytes) =
@@ -197,6 +198,7 @@ fn summarize(
         title: config.name(),
         expected: config.expected.clone(),
         command: command(config),
+        date: jiff::Timestamp::now().round(jiff::Unit::Second)?.to_string(),
         config: config.text.clone(),
         config_hash: hash.to_string(),
         seed: config.seed,
@@ -212,11 +214,12 @@ fn summarize(
         },
         rows,
         metrics,
-        ..Report::default()
+        schema: report::SCHEMA,
     })
 }
 
 fn command(config: &Config) -> String {
     let smoke = if config.smoke { " --smoke" } else { "" };
-    format!("cargo xtask run {}{smoke}", config.path.display())
+    let sets: String = config.sets.iter().map(|set| format!(" --set '{set}'")).collect();
+    format!("cargo xtask run {}{smoke}{sets}", config.path.display())
 }

@@ -7,7 +7,7 @@ use briquette_core::builder::stream;
 use briquette_core::net::Net;
 use briquette_core::pass::Data;
 use briquette_core::zoo::{Arch, Wanted};
-use briquette_data::{GlyphCounts, Locations, Splits};
+use briquette_data::{GlyphCounts, Locations, Splits, Status};
 use burn::tensor::Device;
 
 use crate::config::{Config, DataSpec, ModelSpec};
@@ -45,6 +45,12 @@ pub fn data(spec: &DataSpec, seed: u64, data_dir: Option<&Path>) -> Result<(Spli
         let all = GlyphCounts::default();
         at.glyphs = GlyphCounts { train: spec.train.unwrap_or(all.train), test: spec.test.unwrap_or(all.test) };
     }
+    if let Status::Missing { files } = briquette_data::locate(&spec.name, &at)?
+        && !at.offline
+        && files.iter().all(|file| !file.urls.is_empty())
+    {
+        fetch(&spec.name, &at)?;
+    }
     let splits = briquette_data::open(&spec.name, &at)?;
     let train = spec.train.map_or(splits.train.clone(), |n| splits.train.take(n));
     let test = spec.test.map_or(splits.test.clone(), |n| splits.test.take(n));
@@ -54,6 +60,22 @@ pub fn data(spec: &DataSpec, seed: u64, data_dir: Option<&Path>) -> Result<(Spli
     }
     let (train, valid) = train.split(valid, stream(seed, "validation"));
     Ok((splits, Data { train, valid, test }))
+}
+
+/// Downloads and verifies a data set with a progress bar; the folder that holds it.
+///
+/// # Errors
+/// When it cannot be fetched or is not what its manifest says.
+pub fn fetch(name: &str, at: &Locations) -> Result<PathBuf> {
+    let style =
+        indicatif::ProgressStyle::with_template("  fetching {msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left")?;
+    let bar = indicatif::ProgressBar::no_length().with_style(style).with_message(name.to_string());
+    let folder = briquette_data::get(name, at, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    })?;
+    bar.finish_and_clear();
+    Ok(folder)
 }
 
 /// The network that a config starts from. `splits` gives classes and normalization; without it (a plan) the architecture's own hold.

@@ -29,8 +29,8 @@ impl Pass for Train {
         Ok(net)
     }
 
-    fn epochs(&self) -> usize {
-        self.0.epochs
+    fn trainings(&self) -> Vec<&Recipe> {
+        vec![&self.0]
     }
 
     fn shrink(&mut self) {

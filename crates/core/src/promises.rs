@@ -1,0 +1,97 @@
+//! What earlier passes promised of the weights, checked after later ones: a masked weight stays zero, shared weights stay shared.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::coding::Source;
+use crate::error::{Error, Result};
+use crate::net::Net;
+
+/// The codings of a network at one moment, by layer.
+#[derive(Debug, Default)]
+pub struct Promises(BTreeMap<String, Promise>);
+
+#[derive(Debug)]
+struct Promise {
+    shape: Vec<usize>,
+    mask: Option<Vec<bool>>,
+    /// Most distinct values besides zero.
+    values: Option<usize>,
+}
+
+impl Promises {
+    /// What the codings of this network promise.
+    pub fn of(net: &Net) -> Self {
+        let promise = |name: &str, weight: crate::stored::Stored| {
+            let values = match &weight.coding.source {
+                Source::Free => None,
+                Source::Codebook { centroids, .. } => Some(centroids.len()),
+            };
+            (name.to_string(), Promise { shape: weight.shape, mask: weight.coding.mask, values })
+        };
+        Self(net.nodes.iter().filter_map(|node| Some(promise(&node.name, node.weight()?))).collect())
+    }
+
+    /// Whether the network, after a further pass, still keeps them. A layer that is gone or has another shape owes no mask.
+    ///
+    /// # Errors
+    /// Names the first layer that does not.
+    pub fn check(&self, net: &Net) -> Result<()> {
+        for node in &net.nodes {
+            let (Some(promise), Some(weight)) = (self.0.get(&node.name), node.weight()) else { continue };
+            let values = weight.values();
+            if let Some(mask) = promise.mask.as_ref().filter(|_| promise.shape == weight.shape) {
+                let back = mask.iter().zip(&values).filter(|(keep, value)| !**keep && **value != 0.0).count();
+                if back > 0 {
+                    return Err(Error::node(
+                        &node.name,
+                        format!("{back} pruned weights came back; a pass must respect earlier masks"),
+                    ));
+                }
+            }
+            let distinct = || values.iter().filter(|v| **v != 0.0).map(|v| v.to_bits()).collect::<BTreeSet<_>>().len();
+            if let Some(most) = promise.values
+                && distinct() > most
+            {
+                let detail =
+                    format!("{} values where an earlier pass shared {most}; a pass must respect earlier codebooks", distinct());
+                return Err(Error::node(&node.name, detail));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::coding::Coding;
+    use crate::zoo::Arch;
+
+    fn coded(coding: Coding) -> Net {
+        let arch = Arch::named("lenet300").unwrap();
+        let mut net = arch.build(&arch.wanted(), &Device::flex()).unwrap();
+        let index = net.index("fc3").unwrap();
+        let node = net.nodes.remove(index);
+        let mut parameters = node.parameters();
+        parameters[0].coding = coding;
+        net.nodes.insert(index, node.with(parameters, &Device::flex()).unwrap());
+        net
+    }
+
+    #[test]
+    fn weights_that_come_back_and_codebooks_that_dissolve_are_found() {
+        let mask = Some((0..1000).map(|i| i % 3 == 0).collect::<Vec<bool>>());
+        let source = Source::Codebook { centroids: vec![-1.0, 1.0], assignment: vec![1; 1000] };
+        let free = coded(Coding::default());
+        let masked = coded(Coding { mask: mask.clone(), source: Source::Free });
+        let shared = coded(Coding { mask, source });
+        assert!(Promises::of(&masked).check(&shared).is_ok());
+        assert!(Promises::of(&shared).check(&shared).is_ok());
+        let back = Promises::of(&masked).check(&free).unwrap_err().to_string();
+        assert_eq!(back, "node 'fc3': 666 pruned weights came back; a pass must respect earlier masks");
+        let dissolved = Promises::of(&shared).check(&masked).unwrap_err().to_string();
+        assert!(dissolved.starts_with("node 'fc3': 334 values where an earlier pass shared 2"), "{dissolved}");
+    }
+}
