@@ -327,3 +327,58 @@ fn known(name: &str) -> Result<&'static str> {
     let names = ["weight", "bias", "gamma", "beta", "mean", "var"];
     names.into_iter().find(|known| *known == name).ok_or_else(|| Error::unknown("tensor", name, names))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::zoo::{Arch, Wanted};
+
+    /// ResNet-20, narrow, with one layer of each coding.
+    fn coded() -> Net {
+        let arch = Arch::named("resnet20").unwrap();
+        let net = arch.build(&Wanted { width: 0.25, ..arch.wanted() }, &Device::flex()).unwrap();
+        let device = net.device();
+        let nodes = net.nodes.into_iter().enumerate().map(|(index, node)| {
+            let mut parameters = node.parameters();
+            for stored in parameters.iter_mut().filter(|stored| stored.name == "weight") {
+                let count = stored.base.len();
+                let mask = (index % 2 == 0).then(|| (0..count).map(|i| i % 3 == 0).collect());
+                let assignment = (0..count).map(|i| (i % 4) as u32).collect();
+                let codebook = Source::Codebook { centroids: vec![-0.3, -0.1, 0.15, 0.4], assignment };
+                stored.coding = Coding { mask, source: if index % 3 == 0 { codebook } else { Source::Free } };
+            }
+            node.with(parameters, &device).unwrap()
+        });
+        Net { nodes: nodes.collect() }
+    }
+
+    fn values(net: &Net) -> Vec<Vec<f32>> {
+        net.nodes.iter().flat_map(Node::parameters).map(|stored| stored.values()).collect()
+    }
+
+    #[test]
+    fn a_container_gives_the_same_network_back_with_its_codings() {
+        let net = coded();
+        for coder in [Coder::Packed, Coder::Huffman, Coder::Entropy] {
+            let bytes = net.to_model(Storage { coder, float: ValueFormat::F32 }).unwrap().to_bytes().unwrap();
+            let back = Net::from_model(&Model::from_bytes(&bytes).unwrap(), &Device::flex()).unwrap();
+            assert_eq!(values(&net), values(&back));
+            assert!(crate::promises::Promises::of(&net).check(&back).is_ok());
+            for ((_, old), (_, new)) in net.weighted().zip(back.weighted()) {
+                let shared = |node: &Node| matches!(node.weight().unwrap().coding.source, Source::Codebook { .. });
+                assert_eq!(shared(old), shared(new), "{}", old.name);
+            }
+        }
+    }
+
+    #[test]
+    fn a_state_gives_everything_back_and_a_damaged_one_is_refused() {
+        let net = coded();
+        let state = net.to_state();
+        let back = Net::from_state(&state, &Device::flex()).unwrap();
+        assert!(back.to_state() == state);
+        for len in [0, 7, 8, 100, state.len() / 2, state.len() - 1] {
+            assert!(matches!(Net::from_state(&state[..len], &Device::flex()), Err(Error::State(_))), "cut to {len} bytes");
+        }
+    }
+}

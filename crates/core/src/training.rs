@@ -6,6 +6,8 @@
 
 mod recipe;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::time::Instant;
 
@@ -314,29 +316,4 @@ fn clip(mut grads: GradientsParams, net: &Net, limit: f64) -> GradientsParams {
         net.visit(&mut Scale(&mut grads, limit / norm));
     }
     grads
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn smoothing_spreads_the_target_over_all_classes() {
-        let device = Device::flex();
-        let logits = Tensor::<2>::from_floats([[2.0, 0.0, -1.0]], &device);
-        let total = (2.0_f64.exp() + 1.0 + (-1.0_f64).exp()).ln();
-        let plain = f64::from(floats(cross_entropy(logits.clone(), &[0], 0.0))[0]);
-        assert!((plain - (total - 2.0)).abs() < 1e-6);
-        let smooth = f64::from(floats(cross_entropy(logits, &[0], 0.3))[0]);
-        let expected = 0.8 * (total - 2.0) + 0.1 * total + 0.1 * (total + 1.0);
-        assert!((smooth - expected).abs() < 1e-6);
-    }
-
-    #[test]
-    fn ties_go_to_the_lower_class_and_nan_never_hits() {
-        assert_eq!(hits(&[1.0, 1.0, 0.0, 1.0], &[0, 1], 1), 2);
-        assert_eq!(hits(&[1.0, 1.0], &[1], 1), 0);
-        assert_eq!(hits(&[f32::NAN, f32::NAN], &[0], 1), 0);
-        assert_eq!(hits(&[5.0, 4.0, 3.0], &[2], 3), 1);
-    }
 }

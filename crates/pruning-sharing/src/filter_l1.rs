@@ -149,3 +149,57 @@ fn for_budget(net: &Net, groups: &[ChannelGroup], share: f64) -> Result<Vec<f64>
 
 /// Fine enough to tell one filter in a thousand.
 const BISECTIONS: usize = 11;
+
+#[cfg(test)]
+mod tests {
+    use briquette_core::zoo::Arch;
+    use burn::tensor::Device;
+
+    use super::*;
+
+    fn lenet5() -> Net {
+        let arch = Arch::named("lenet5").unwrap();
+        arch.build(&arch.wanted(), &Device::flex()).unwrap()
+    }
+
+    fn planned(settings: serde_json::Value) -> Result<Net> {
+        serde_json::from_value::<FilterL1>(settings).unwrap().plan(lenet5())
+    }
+
+    #[test]
+    fn the_filters_of_the_smallest_norm_go() {
+        let norms = |net: &Net| -> Vec<f32> {
+            let weight = net.nodes[net.index("conv1").unwrap()].weight().unwrap();
+            weight.base.chunks(25).map(|filter| filter.iter().map(|v| v.abs()).sum()).collect()
+        };
+        let before = norms(&lenet5());
+        let net = planned(serde_json::json!({ "ratio": { "conv1": 0.25 } })).unwrap();
+        let mut sorted = before.clone();
+        sorted.sort_by(f32::total_cmp);
+        let kept: Vec<f32> = before.into_iter().filter(|norm| *norm >= sorted[5]).collect();
+        assert_eq!(norms(&net), kept);
+        assert_eq!(net.nodes[net.index("conv2").unwrap()].op.weight_shape().unwrap(), [50, 15, 5, 5]);
+    }
+
+    #[test]
+    fn a_budget_is_met_and_almost_used_up() {
+        let full = Cost::of(&lenet5()).unwrap().macs() as f64;
+        for share in [0.05, 0.3, 0.5, 0.9] {
+            let macs = Cost::of(&planned(serde_json::json!({ "macs": share })).unwrap()).unwrap().macs() as f64;
+            assert!(macs <= share * full && macs > (share - 0.07) * full, "{share}: {}", macs / full);
+        }
+        let error = planned(serde_json::json!({ "macs": 1e-6 })).unwrap_err().to_string();
+        assert!(error.contains("even one filter per group leaves more than 0.000001"), "{error}");
+    }
+
+    #[test]
+    fn settings_that_cannot_be_met_are_refused() {
+        let refused = |settings| planned(settings).unwrap_err().to_string();
+        let both = refused(serde_json::json!({ "ratio": 0.5, "macs": 0.5 }));
+        assert_eq!(both, "filter-l1 takes exactly one of `ratio` and `macs`");
+        let output = refused(serde_json::json!({ "ratio": { "fc2": 0.5 } }));
+        assert!(output.contains("node 'fc2': its channels cannot be cut"), "{output}");
+        let unknown = refused(serde_json::json!({ "ratio": 0.5, "except": ["conf*"] }));
+        assert!(unknown.contains("unknown layer 'conf*'"), "{unknown}");
+    }
+}
