@@ -15,6 +15,7 @@ use burn::tensor::ops::{AvgPoolOptions, MaxPoolOptions};
 use burn::tensor::{Device, Distribution, Tensor};
 
 use crate::error::{Error, Result};
+use crate::kernels;
 
 /// A network, from its input to its logits.
 #[derive(Module, Debug)]
@@ -248,7 +249,7 @@ impl Op {
 
     fn forward(&self, mut inputs: Vec<Value>) -> Value {
         match self {
-            Op::Conv2d(conv) => Value::Map(conv.forward(inputs.remove(0).map())),
+            Op::Conv2d(conv) => Value::Map(kernels::convolve(conv, inputs.remove(0).map())),
             Op::Linear(linear) => Value::Vector(linear.forward(inputs.remove(0).vector())),
             Op::BatchNorm(norm) => match inputs.remove(0) {
                 Value::Map(x) => Value::Map(norm.forward(x)),
