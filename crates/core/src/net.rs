@@ -252,7 +252,7 @@ impl Op {
             Op::Conv2d(conv) => Value::Map(kernels::convolve(conv, inputs.remove(0).map())),
             Op::Linear(linear) => Value::Vector(linear.forward(inputs.remove(0).vector())),
             Op::BatchNorm(norm) => match inputs.remove(0) {
-                Value::Map(x) => Value::Map(norm.forward(x)),
+                Value::Map(x) => Value::Map(kernels::normalize(norm, x)),
                 Value::Vector(x) => Value::Vector(norm.forward(x)),
             },
             Op::Custom(custom) => {

@@ -10,7 +10,7 @@ pub(crate) const LANES: usize = 8;
 
 /// The instructions that kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Isa {
+pub(crate) enum Isa {
     /// Plain Rust; the twin that the others are tested against.
     Portable,
     /// AVX2 and FMA.
@@ -19,7 +19,7 @@ pub enum Isa {
 
 impl Isa {
     /// The best that this machine has. `BRIQUETTE_ISA=portable` asks for the portable kernels.
-    pub fn of_this_machine() -> Self {
+    pub(crate) fn of_this_machine() -> Self {
         static ISA: OnceLock<Isa> = OnceLock::new();
         *ISA.get_or_init(|| {
             if std::env::var_os("BRIQUETTE_ISA").is_some_and(|wanted| wanted == "portable") {
@@ -32,6 +32,26 @@ impl Isa {
             Isa::Portable
         })
     }
+}
+
+impl Isa {
+    /// Runs plain loops compiled for these instructions: what is inlined into it is vectorized for them.
+    pub(crate) fn run<R>(self, work: impl FnOnce() -> R) -> R {
+        match self {
+            Isa::Portable => work(),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the instructions were detected.
+            Isa::Avx2 => unsafe { run_avx2(work) },
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 => unreachable!("AVX2 is only detected on x86-64"),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn run_avx2<R>(work: impl FnOnce() -> R) -> R {
+    work()
 }
 
 /// A vector of [`LANES`] floats.

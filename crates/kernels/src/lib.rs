@@ -5,9 +5,10 @@
 
 pub mod conv;
 mod lanes;
+pub mod norm;
 
 pub use conv::Conv2d;
-pub use lanes::Isa;
+pub use norm::{BatchNorm, Moments};
 
 /// Why a kernel refuses.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

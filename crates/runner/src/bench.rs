@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::Result;
+use briquette_core::kernels;
 use briquette_core::net::Net;
 use briquette_core::training::cross_entropy;
 use briquette_core::zoo::Arch;
@@ -26,14 +27,16 @@ pub struct TrainingRow {
     pub threads: usize,
     /// Median of the steps.
     pub images_per_s: f64,
-    /// Highest resident memory while it trained, in MiB; none where the system does not tell.
+    /// The same on Burn's own operations, the steps taken in turn with ours.
+    pub baseline_images_per_s: f64,
+    /// Highest resident memory while it trained on our kernels, in MiB; none where the system does not tell.
     pub peak_mib: Option<f64>,
     /// Share of a step spent in each kind of operation forward, and in `backward` and `optimizer` as a whole.
     pub shares: BTreeMap<String, f64>,
 }
 
-/// Networks and steps measured after one to warm up.
-const NETS: [(&str, usize); 3] = [("lenet5", 8), ("resnet20", 4), ("vgg16-cifar", 2)];
+/// Networks, and how often two steps with our kernels and two without are measured, each pair after one to warm up.
+const NETS: [(&str, usize); 3] = [("lenet5", 8), ("resnet20", 4), ("vgg16-cifar", 1)];
 const BATCH: usize = 128;
 
 /// Trains each network for a few steps on random images with SGD and momentum.
@@ -41,35 +44,53 @@ const BATCH: usize = 128;
 /// # Errors
 /// When a network does not build.
 pub fn training() -> Result<Vec<TrainingRow>> {
-    NETS.iter().map(|(net, steps)| one(net, *steps)).collect()
+    NETS.iter().map(|(net, rounds)| one(net, *rounds)).collect()
 }
 
 /// The rows as text.
 pub fn table(rows: &[TrainingRow]) -> String {
-    let mut lines = vec![format!("{:12} {:>6} {:>8} {:>10} {:>9}  time", "net", "batch", "threads", "images/s", "peak MiB")];
+    let head = ["batch", "threads", "images/s", "plain Burn", "ratio", "peak MiB"];
+    let mut lines = vec![format!("{:12}", "net") + &head.map(|title| format!("{title:>11}")).concat() + "  time"];
     for row in rows {
         let mut shares: Vec<(&String, &f64)> = row.shares.iter().collect();
         shares.sort_by(|a, b| b.1.total_cmp(a.1));
         let shares: Vec<String> = shares.iter().take(6).map(|(kind, share)| format!("{kind} {:.0} %", 100.0 * **share)).collect();
-        let peak = row.peak_mib.map_or("-".into(), |peak| format!("{peak:.0}"));
-        let (net, batch, threads) = (row.net, row.batch, row.threads);
-        lines.push(format!("{net:12} {batch:>6} {threads:>8} {:>10.1} {peak:>9}  {}", row.images_per_s, shares.join(", ")));
+        let cells = [
+            row.batch.to_string(),
+            row.threads.to_string(),
+            format!("{:.1}", row.images_per_s),
+            format!("{:.1}", row.baseline_images_per_s),
+            format!("{:.2}x", row.images_per_s / row.baseline_images_per_s),
+            row.peak_mib.map_or("-".into(), |peak| format!("{peak:.0}")),
+        ];
+        lines.push(format!("{:12}", row.net) + &cells.map(|cell| format!("{cell:>11}")).concat() + "  " + &shares.join(", "));
     }
     lines.join("\n")
 }
 
-fn one(name: &'static str, steps: usize) -> Result<TrainingRow> {
+fn one(name: &'static str, rounds: usize) -> Result<TrainingRow> {
     let arch = Arch::named(name)?;
     let net = arch.build(&arch.wanted(), &Device::flex())?;
-    reset_peak();
-    let (times, parts) = train(net, BATCH, steps)?;
+    let (mut times, mut baseline, mut parts, mut peak) = (Vec::new(), Vec::new(), BTreeMap::<String, f64>::new(), None);
+    for _ in 0..rounds {
+        reset_peak();
+        let (ours, shares) = train(net.deep_clone(), BATCH, 2)?;
+        peak = peak_mib();
+        times.extend(ours);
+        shares.into_iter().for_each(|(part, seconds)| *parts.entry(part).or_default() += seconds);
+        kernels::enable(false);
+        let plain = train(net.deep_clone(), BATCH, 2);
+        kernels::enable(true);
+        baseline.extend(plain?.0);
+    }
     let total: f64 = parts.values().sum();
     Ok(TrainingRow {
         net: name,
         batch: BATCH,
         threads: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
         images_per_s: BATCH as f64 / median(times),
-        peak_mib: peak_mib(),
+        baseline_images_per_s: BATCH as f64 / median(baseline),
+        peak_mib: peak,
         shares: parts.into_iter().map(|(part, seconds)| (part, seconds / total)).collect(),
     })
 }
