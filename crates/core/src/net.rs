@@ -10,8 +10,8 @@ use burn::module::{Module, Param};
 use burn::nn::conv::Conv2d;
 use burn::nn::{BatchNorm, Linear, PaddingConfig2d};
 use burn::tensor::activation;
-use burn::tensor::module::{adaptive_avg_pool2d, avg_pool2d, max_pool2d};
-use burn::tensor::ops::{AvgPoolOptions, MaxPoolOptions};
+use burn::tensor::module::{adaptive_avg_pool2d, avg_pool2d};
+use burn::tensor::ops::AvgPoolOptions;
 use burn::tensor::{Device, Distribution, Tensor};
 
 use crate::error::{Error, Result};
@@ -333,10 +333,7 @@ fn forward_fixed(layer: &Layer, mut inputs: Vec<Value>) -> Value {
             let mean = avg_pool2d(squares, options).reshape([n, c, h, w]);
             Value::Map(x / (mean.mul_scalar(*alpha).add_scalar(*k)).powf_scalar(*beta))
         }
-        Layer::MaxPool(window) => {
-            let options = MaxPoolOptions::new(window.kernel).with_stride(window.stride).with_padding(window.padding);
-            Value::Map(max_pool2d(inputs.remove(0).map(), options))
-        }
+        Layer::MaxPool(window) => Value::Map(kernels::max_pool(window, inputs.remove(0).map())),
         Layer::AvgPool { window, count_padding } => Value::Map(average(inputs.remove(0).map(), window, *count_padding)),
         Layer::AdaptiveAvgPool { output } => Value::Map(adaptive_avg_pool2d(inputs.remove(0).map(), *output)),
         Layer::GlobalAvgPool => {

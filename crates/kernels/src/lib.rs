@@ -6,9 +6,11 @@
 pub mod conv;
 mod lanes;
 pub mod norm;
+pub mod pool;
 
 pub use conv::Conv2d;
 pub use norm::{BatchNorm, Moments};
+pub use pool::MaxPool2d;
 
 /// Why a kernel refuses.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
