@@ -23,12 +23,17 @@
 //! assert_eq!(kept, 120 + 30);
 //! ```
 
+#[cfg(test)]
+mod handmade;
+
 pub mod entropy;
 pub mod filter_l1;
+pub mod fpgm;
 pub mod huffman;
 pub mod kmeans_sharing;
 pub mod magnitude;
 pub mod parts;
+pub mod random;
 
 use briquette_core::pass::Entry;
 
@@ -36,7 +41,9 @@ use briquette_core::pass::Entry;
 pub const METHODS: &[Entry] = &[
     Entry::of::<entropy::Entropy>("pruning-sharing"),
     Entry::of::<filter_l1::FilterL1>("pruning-sharing"),
+    Entry::of::<fpgm::Fpgm>("pruning-sharing"),
     Entry::of::<huffman::Huffman>("pruning-sharing"),
     Entry::of::<kmeans_sharing::KmeansSharing>("pruning-sharing"),
     Entry::of::<magnitude::Magnitude>("pruning-sharing"),
+    Entry::of::<random::Random>("pruning-sharing"),
 ];
