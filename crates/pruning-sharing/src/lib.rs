@@ -26,6 +26,7 @@
 #[cfg(test)]
 mod handmade;
 
+pub mod apoz;
 pub mod entropy;
 pub mod filter_l1;
 pub mod fpgm;
@@ -34,11 +35,14 @@ pub mod kmeans_sharing;
 pub mod magnitude;
 pub mod parts;
 pub mod random;
+pub mod slimming;
+pub mod taylor;
 
 use briquette_core::pass::Entry;
 
 /// The methods of this crate.
 pub const METHODS: &[Entry] = &[
+    Entry::of::<apoz::Apoz>("pruning-sharing"),
     Entry::of::<entropy::Entropy>("pruning-sharing"),
     Entry::of::<filter_l1::FilterL1>("pruning-sharing"),
     Entry::of::<fpgm::Fpgm>("pruning-sharing"),
@@ -46,4 +50,6 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<kmeans_sharing::KmeansSharing>("pruning-sharing"),
     Entry::of::<magnitude::Magnitude>("pruning-sharing"),
     Entry::of::<random::Random>("pruning-sharing"),
+    Entry::of::<slimming::Slimming>("pruning-sharing"),
+    Entry::of::<taylor::Taylor>("pruning-sharing"),
 ];

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use briquette_core::cost::Cost;
 use briquette_core::error::{Error, Result};
-use briquette_core::net::Net;
+use briquette_core::net::{Net, Op};
 use briquette_core::pass::Context;
 use briquette_core::stored::Stored;
 use briquette_core::surgery::{ChannelGroup, Keep};
@@ -81,12 +81,19 @@ impl Channels {
     /// # Errors
     /// As [`Channels::cut_or_rank`].
     pub fn plan(&self, method: &str, global: Option<Ratio>, net: Net) -> Result<Net> {
-        let equal = |_: &Net, group: &ChannelGroup| vec![0.0; group.len()];
-        let Some(share) = self.ranked(method, global)? else { return self.cut(method, net, equal) };
+        let Some(share) = self.ranked(method, global)? else { return self.plan_equal(method, net) };
         let groups = self.groups(&net)?;
         let kept = |group: &ChannelGroup| (group.len() - (share.get() * group.len() as f64).round() as usize).max(1);
-        let keeps = groups.iter().map(|group| Keep::top(&equal(&net, group), kept(group))).collect();
+        let keeps = groups.iter().map(|group| Keep::top(&vec![0.0; group.len()], kept(group))).collect();
         net.keep(&pairs(&groups, keeps))
+    }
+
+    /// As [`Channels::plan`], for methods without `global`.
+    ///
+    /// # Errors
+    /// As [`Channels::cut`].
+    pub fn plan_equal(&self, method: &str, net: Net) -> Result<Net> {
+        self.cut(method, net, |_, group| vec![0.0; group.len()])
     }
 
     /// Which units of each group stay.
@@ -168,6 +175,11 @@ impl FilterScores {
 /// The groups with what stays of them, as [`Net::keep`] takes them.
 pub fn pairs(groups: &[ChannelGroup], keeps: Vec<Keep>) -> Vec<(&ChannelGroup, Keep)> {
     groups.iter().zip(keeps).collect()
+}
+
+/// The batch norm that reads a layer directly.
+pub fn norm_after(net: &Net, layer: usize) -> Option<usize> {
+    net.nodes.iter().position(|node| node.inputs == [layer] && matches!(node.op, Op::BatchNorm(_)))
 }
 
 fn named(ratio: &PerLayer<Ratio>, net: &Net, groups: &[ChannelGroup]) -> Result<Vec<f64>> {
