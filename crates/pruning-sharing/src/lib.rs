@@ -28,6 +28,7 @@ mod handmade;
 
 pub mod apoz;
 pub mod biased_decay;
+pub mod data_free;
 pub mod entropy;
 pub mod filter_l1;
 pub mod fpgm;
@@ -47,6 +48,7 @@ use briquette_core::pass::Entry;
 pub const METHODS: &[Entry] = &[
     Entry::of::<apoz::Apoz>("pruning-sharing"),
     Entry::of::<biased_decay::BiasedDecay>("pruning-sharing"),
+    Entry::of::<data_free::DataFree>("pruning-sharing"),
     Entry::of::<entropy::Entropy>("pruning-sharing"),
     Entry::of::<filter_l1::FilterL1>("pruning-sharing"),
     Entry::of::<fpgm::Fpgm>("pruning-sharing"),

@@ -102,7 +102,7 @@ impl Channels {
     /// As [`Channels::cut`].
     pub fn keeps(&self, method: &str, net: &Net, groups: &[ChannelGroup], scores: &[Vec<f64>]) -> Result<Vec<Keep>> {
         let ratios: Vec<f64> = match (&self.ratio, self.macs) {
-            (Some(ratio), None) => named(ratio, net, groups)?,
+            (Some(ratio), None) => named(method, ratio, net, groups)?,
             (None, Some(macs)) => for_budget(method, net, groups, scores, macs.get())?,
             _ => return Err(Error::Invalid(format!("{method} takes exactly one of `ratio` and `macs`"))),
         };
@@ -182,7 +182,7 @@ pub fn norm_after(net: &Net, layer: usize) -> Option<usize> {
     net.nodes.iter().position(|node| node.inputs == [layer] && matches!(node.op, Op::BatchNorm(_)))
 }
 
-fn named(ratio: &PerLayer<Ratio>, net: &Net, groups: &[ChannelGroup]) -> Result<Vec<f64>> {
+fn named(method: &str, ratio: &PerLayer<Ratio>, net: &Net, groups: &[ChannelGroup]) -> Result<Vec<f64>> {
     let each = match ratio {
         PerLayer::All(ratio) => return Ok(vec![ratio.get(); groups.len()]),
         PerLayer::Each(each) => each,
@@ -192,7 +192,12 @@ fn named(ratio: &PerLayer<Ratio>, net: &Net, groups: &[ChannelGroup]) -> Result<
         let node = net.index(name)?;
         let group = groups.iter().position(|group| group.producers().any(|producer| producer == node));
         let Some(group) = group else {
-            return Err(Error::node(name, "its channels cannot be cut: they are the output, or the group is excepted or frozen"));
+            return Err(Error::node(
+                name,
+                format!(
+                    "its channels cannot be cut: they are the output, excepted, frozen, or not of the kind that {method} cuts"
+                ),
+            ));
         };
         ratios[group] = ratio.get();
     }
