@@ -72,9 +72,7 @@ impl Apoz {
     /// For every layer whose filters may go, the ReLU behind it.
     fn rectifiers(&self, net: &Net) -> Result<BTreeMap<usize, usize>> {
         let missing = "no ReLU follows its filters, so that their zeros cannot be counted; name it in `except`";
-        let groups = self.channels.groups(net)?;
-        let found = |node: usize| rectifier(net, node).ok_or_else(|| Error::node(&net.nodes[node].name, missing));
-        groups.iter().flat_map(|group| group.producers()).map(|node| Ok((node, found(node)?))).collect()
+        self.channels.followed(net, rectifier, missing)
     }
 }
 

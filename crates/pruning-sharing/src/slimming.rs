@@ -7,6 +7,8 @@
 //! Differs from the paper: layers joined by a residual are cut together by the mean of their scales instead of selecting channels in
 //! front of each block, a group always keeps one unit, and repeating the procedure is repeating the pass.
 
+use std::collections::BTreeMap;
+
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
 use briquette_core::pass::{Context, Method, Pass};
@@ -42,7 +44,7 @@ impl Method for Slimming {
 impl Pass for Slimming {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let norms = self.norms(&net)?;
-        let penalty = Penalty { lambda: self.lambda, norms: norms.iter().map(|(_, norm)| *norm).collect() };
+        let penalty = Penalty { lambda: self.lambda, norms: norms.values().copied().collect() };
         let net = fit(net, &self.train, Extras { objectives: vec![&penalty], ..Extras::default() }, cx)?;
         let scores = FilterScores(norms.into_iter().map(|(node, norm)| (node, scales(&net, norm))).collect());
         let net = self.channels.cut_or_rank(Self::NAME, self.global, net, |_, group| scores.means(group))?;
@@ -70,11 +72,9 @@ impl Pass for Slimming {
 
 impl Slimming {
     /// The layers whose filters may go, each with the batch norm behind it.
-    fn norms(&self, net: &Net) -> Result<Vec<(usize, usize)>> {
+    fn norms(&self, net: &Net) -> Result<BTreeMap<usize, usize>> {
         let missing = "no batch norm follows it, whose scales would tell its filters apart; name it in `except`";
-        let found = |node: usize| norm_after(net, node).ok_or_else(|| Error::node(&net.nodes[node].name, missing));
-        let groups = self.channels.groups(net)?;
-        groups.iter().flat_map(|group| group.producers()).map(|node| Ok((node, found(node)?))).collect()
+        self.channels.followed(net, norm_after, missing)
     }
 }
 
@@ -115,7 +115,7 @@ mod tests {
         set(small(), "norm1", "gamma", &GAMMA)
     }
 
-    fn settings(more: serde_json::Value) -> serde_json::Value {
+    fn settings(more: &serde_json::Value) -> serde_json::Value {
         let mut all = serde_json::json!({ "lambda": 0.01, "train": { "epochs": 0 }, "except": ["conv2", "fc1"] });
         all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         all
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn the_channels_of_the_smallest_scales_go() {
-        for how in [serde_json::json!({ "ratio": 0.5 }), serde_json::json!({ "global": 0.5 })] {
+        for how in &[serde_json::json!({ "ratio": 0.5 }), serde_json::json!({ "global": 0.5 })] {
             let net = run::<Slimming>(scaled(), settings(how)).unwrap();
             assert_eq!(get(&net, "norm1", "gamma"), [0.9, -0.5]);
             assert_eq!(get(&net, "conv1", "weight").len(), 2 * 4);
@@ -146,7 +146,7 @@ mod tests {
     fn the_training_shrinks_the_scales() {
         let trained = |lambda: f64| -> f32 {
             let train = serde_json::json!({ "epochs": 40, "batch": 20, "lr": 0.05, "choose": "last" });
-            let net = run::<Slimming>(scaled(), settings(serde_json::json!({ "ratio": 0.0, "lambda": lambda, "train": train })));
+            let net = run::<Slimming>(scaled(), settings(&serde_json::json!({ "ratio": 0.0, "lambda": lambda, "train": train })));
             get(&net.unwrap(), "norm1", "gamma").iter().map(|v| v.abs()).sum()
         };
         let (free, held) = (trained(0.0), trained(1.0));
@@ -160,9 +160,9 @@ mod tests {
             missing,
             "node 'conv2': no batch norm follows it, whose scales would tell its filters apart; name it in `except`"
         );
-        let lambda = refusal::<Slimming>(small(), settings(serde_json::json!({ "ratio": 0.5, "lambda": -1.0 })));
+        let lambda = refusal::<Slimming>(small(), settings(&serde_json::json!({ "ratio": 0.5, "lambda": -1.0 })));
         assert_eq!(lambda, "slimming: lambda must be 0 or more, is -1");
-        let rate = refusal::<Slimming>(small(), settings(serde_json::json!({ "ratio": 0.5, "train": { "lr": -1.0 } })));
+        let rate = refusal::<Slimming>(small(), settings(&serde_json::json!({ "ratio": 0.5, "train": { "lr": -1.0 } })));
         assert_eq!(rate, "training settings: lr must be positive");
     }
 }

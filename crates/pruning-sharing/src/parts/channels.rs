@@ -41,6 +41,21 @@ impl Channels {
         Ok(net.channel_groups()?.into_iter().filter(free).collect())
     }
 
+    /// Every layer whose filters may go, with the node behind it that `follower` finds.
+    ///
+    /// # Errors
+    /// Names the first layer for which it finds none, with what is `missing`.
+    pub fn followed(
+        &self,
+        net: &Net,
+        follower: impl Fn(&Net, usize) -> Option<usize>,
+        missing: &str,
+    ) -> Result<BTreeMap<usize, usize>> {
+        let found = |node: usize| follower(net, node).ok_or_else(|| Error::node(&net.nodes[node].name, missing));
+        let groups = self.groups(net)?;
+        groups.iter().flat_map(ChannelGroup::producers).map(|node| Ok((node, found(node)?))).collect()
+    }
+
     /// Removes the units of the lowest scores from every group that may be cut. All scores come from the network as it is.
     ///
     /// # Errors
