@@ -68,7 +68,7 @@ impl Channels {
     }
 
     /// As [`Channels::cut`]; with `global`, which takes the place of `ratio` and `macs`, that share of the units of all groups goes under
-    /// one threshold, a group always keeping its best.
+    /// one threshold, every layer always keeping a filter.
     ///
     /// # Errors
     /// When the settings do not fit the network or each other.
@@ -83,9 +83,9 @@ impl Channels {
         let groups = self.groups(&net)?;
         let scores: Vec<Vec<f64>> = groups.iter().map(|group| score(&net, group)).collect();
         let border = threshold(scores.concat(), 1.0 - share.get());
-        let keeps = scores.iter().map(|scores| {
+        let keeps = groups.iter().zip(&scores).map(|(group, scores)| {
             let kept = scores.iter().filter(|score| **score >= border).count();
-            Keep::top(scores, kept.max(1))
+            group.best(scores, kept.max(1))
         });
         net.keep(&pairs(&groups, keeps.collect()))
     }
@@ -99,7 +99,7 @@ impl Channels {
         let Some(share) = self.ranked(method, global)? else { return self.plan_equal(method, net) };
         let groups = self.groups(&net)?;
         let kept = |group: &ChannelGroup| (group.len() - (share.get() * group.len() as f64).round() as usize).max(1);
-        let keeps = groups.iter().map(|group| Keep::top(&vec![0.0; group.len()], kept(group))).collect();
+        let keeps = groups.iter().map(|group| group.best(&vec![0.0; group.len()], kept(group))).collect();
         net.keep(&pairs(&groups, keeps))
     }
 
@@ -219,10 +219,10 @@ fn named(method: &str, ratio: &PerLayer<Ratio>, net: &Net, groups: &[ChannelGrou
     Ok(ratios)
 }
 
-/// A share of each group's units goes, the weakest first.
+/// A share of each group's units goes, the weakest first; every layer keeps one filter unless all are to go.
 fn weakest_go(groups: &[ChannelGroup], scores: &[Vec<f64>], ratios: &[f64]) -> Vec<Keep> {
     let kept = |group: &ChannelGroup, ratio: f64| group.len() - (ratio * group.len() as f64).round() as usize;
-    groups.iter().zip(scores).zip(ratios).map(|((group, scores), ratio)| Keep::top(scores, kept(group, *ratio))).collect()
+    groups.iter().zip(scores).zip(ratios).map(|((group, scores), ratio)| group.best(scores, kept(group, *ratio))).collect()
 }
 
 /// One ratio for all groups, the smallest at which no more than `share` of the multiply-accumulates remain. A group always keeps one
@@ -282,6 +282,20 @@ mod tests {
         assert_eq!(widths(&channels.plan("slimming", share(0.5), small()).unwrap()), [2, 1, 2]);
         let neither = channels.plan("slimming", None, small()).unwrap_err().to_string();
         assert_eq!(neither, "slimming takes exactly one of `ratio`, `macs` and `global`");
+    }
+
+    #[test]
+    fn a_budget_leaves_every_layer_a_filter() {
+        let arch = briquette_core::zoo::Arch::named("resnet20").unwrap();
+        let net = arch.build(&arch.wanted(), &burn::tensor::Device::flex()).unwrap();
+        let full = Cost::of(&net).unwrap().macs() as f64;
+        let channels: Channels = serde_json::from_value(serde_json::json!({ "macs": 0.3 })).unwrap();
+        // The units of the first stage, which the most layers share, score lowest.
+        let score =
+            |_: &Net, group: &ChannelGroup| (0..group.len()).map(|unit| -(group.filters(unit).len() as f64)).collect::<Vec<_>>();
+        let cut = channels.cut("slimming", net, score).unwrap();
+        let macs = Cost::of(&cut).unwrap().macs() as f64;
+        assert!(macs <= 0.3 * full && macs > 0.2 * full, "{}", macs / full);
     }
 
     #[test]
