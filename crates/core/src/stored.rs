@@ -6,7 +6,7 @@ use briquette_runtime::{Coder, Layer, Model, Plan, ValueFormat};
 use burn::module::{Param, ParamId, RunningState};
 use burn::nn::conv::Conv2d;
 use burn::nn::{BatchNorm, BatchNormConfig, Linear, PaddingConfig2d};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
@@ -88,6 +88,19 @@ impl Node {
     pub fn weight(&self) -> Option<Stored> {
         let weight = self.stored().into_iter().find(|stored| stored.name == "weight")?;
         Some(if matches!(self.op, Op::Linear(_)) { transposed(weight) } else { weight })
+    }
+
+    /// Gradient of a parameter in the layout of [`Node::weight`]; none for what this network does not have or the loss did not reach.
+    pub fn gradient(&self, parameter: &str, grads: &Gradients) -> Option<Vec<f32>> {
+        match (&self.op, parameter) {
+            (Op::Conv2d(conv), "weight") => conv.weight.val().grad(grads).map(floats),
+            (Op::Conv2d(conv), "bias") => conv.bias.as_ref()?.val().grad(grads).map(floats),
+            (Op::Linear(linear), "weight") => linear.weight.val().grad(grads).map(|gradient| floats(gradient.transpose())),
+            (Op::Linear(linear), "bias") => linear.bias.as_ref()?.val().grad(grads).map(floats),
+            (Op::BatchNorm(norm), "gamma") => norm.gamma.val().grad(grads).map(floats),
+            (Op::BatchNorm(norm), "beta") => norm.beta.val().grad(grads).map(floats),
+            _ => None,
+        }
     }
 
     /// The same node with other parameters, in the layout of [`Node::weight`].

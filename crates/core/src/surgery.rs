@@ -45,6 +45,20 @@ impl ChannelGroup {
         &self.units[unit]
     }
 
+    /// The `count` units of the highest score, among equals the first, and with them the best unit of every layer that would lose all its
+    /// filters: where a shortcut pads channels, not every layer has filters in every unit. No unit when `count` is 0.
+    pub fn best(&self, scores: &[f64], count: usize) -> Keep {
+        let mut keep = Keep::top(scores, count);
+        for producer in self.producers().filter(|_| count > 0) {
+            let makers = || (0..self.len()).filter(|&unit| self.units[unit].iter().any(|(node, _)| *node == producer));
+            if !makers().any(|unit| keep.0[unit]) {
+                let best = makers().max_by(|&a, &b| scores[a].total_cmp(&scores[b]).then(b.cmp(&a)));
+                best.into_iter().for_each(|unit| keep.0[unit] = true);
+            }
+        }
+        keep
+    }
+
     /// The nodes whose filters make the group's channels, in order.
     pub fn producers(&self) -> impl Iterator<Item = usize> {
         self.producers.iter().map(|(node, _, _)| *node)

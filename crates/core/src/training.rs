@@ -4,6 +4,7 @@
 //! stage and the epoch, and the state is handed to the host after each epoch, so that an interrupted training goes on from there and
 //! ends with the same weights.
 
+mod probe;
 mod recipe;
 mod state;
 #[cfg(test)]
@@ -19,6 +20,7 @@ use burn::optim::{Adam, AdamConfig, AdamW, AdamWConfig, GradientsParams, ModuleO
 use burn::tensor::{Device, Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 
+pub use probe::probe;
 pub use recipe::{Choose, Optimizer, Recipe, Schedule};
 
 use crate::builder::stream;

@@ -6,28 +6,22 @@
 //! Li, Kadav, Durdanovic, Samet, Graf. "Pruning Filters for Efficient ConvNets". ICLR 2017. arXiv:1608.08710.
 //! Differs from the paper: layers joined by a residual are scored together instead of following the shortcut's selection.
 
-use briquette_core::cost::Cost;
-use briquette_core::error::{Error, Result, nearest};
+use briquette_core::error::Result;
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::surgery::{ChannelGroup, Keep};
-use briquette_core::training::{Extras, Recipe, fit};
-use briquette_core::types::{PerLayer, Ratio};
+use briquette_core::stored::Stored;
+use briquette_core::training::Recipe;
 use serde::Deserialize;
+
+use crate::parts::channels::{Channels, FilterScores};
 
 /// Removes the weakest filters of channel groups, physically.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FilterL1 {
-    /// Share of filters removed, for all groups or by the name of any layer that produces the group's channels.
-    ratio: Option<PerLayer<Ratio>>,
-    /// Share of the multiply-accumulates that stays: the one ratio for all groups that reaches it is found by bisection.
-    macs: Option<Ratio>,
-    /// Layers whose groups are left alone; a trailing `*` stands for any ending.
-    #[serde(default)]
-    except: Vec<String>,
-    /// Training afterwards.
-    tune: Option<Recipe>,
+    /// Which groups, how much of them, and the training afterwards.
+    #[serde(flatten)]
+    channels: Channels,
 }
 
 impl Method for FilterL1 {
@@ -40,118 +34,32 @@ impl Method for FilterL1 {
 impl Pass for FilterL1 {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let net = self.plan(net)?;
-        match &self.tune {
-            Some(recipe) => fit(net, recipe, Extras::default(), cx),
-            None => Ok(net),
-        }
+        self.channels.tune(net, cx)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
-        let groups = self.groups(&net)?;
-        let ratios: Vec<f64> = match (&self.ratio, self.macs) {
-            (Some(ratio), None) => named(ratio, &net, &groups)?,
-            (None, Some(macs)) => for_budget(&net, &groups, macs.get())?,
-            _ => return Err(Error::Invalid("filter-l1 takes exactly one of `ratio` and `macs`".into())),
-        };
-        cut(net, &groups, &ratios)
+        let scores = FilterScores::of_weights(&net, norms);
+        self.channels.cut(Self::NAME, net, |_, group| scores.sums(group))
     }
 
     fn trainings(&self) -> Vec<&Recipe> {
-        self.tune.iter().collect()
+        self.channels.trainings()
     }
 
     fn shrink(&mut self) {
-        if let Some(recipe) = &mut self.tune {
-            recipe.shrink(1);
-        }
+        self.channels.shrink();
     }
 }
 
-impl FilterL1 {
-    /// The groups that may be cut.
-    fn groups(&self, net: &Net) -> Result<Vec<ChannelGroup>> {
-        let hit = |pattern: &str, name: &str| match pattern.strip_suffix('*') {
-            Some(start) => name.starts_with(start),
-            None => name == pattern,
-        };
-        if let Some(wrong) = self.except.iter().find(|pattern| !net.nodes.iter().any(|node| hit(pattern, &node.name))) {
-            let nearest = nearest(wrong, net.weighted().map(|(_, node)| node.name.as_str()));
-            return Err(Error::Unknown { what: "layer", name: wrong.clone(), nearest });
-        }
-        let spared = |group: &ChannelGroup| {
-            group.producers().any(|node| self.except.iter().any(|pattern| hit(pattern, &net.nodes[node].name)))
-        };
-        Ok(net.channel_groups()?.into_iter().filter(|group| group.frozen.is_none() && !spared(group)).collect())
-    }
+/// Sum of the absolute weights of every filter.
+fn norms(weight: &Stored) -> Vec<f64> {
+    let fan_in = weight.base.len() / weight.shape[0];
+    weight.base.chunks_exact(fan_in).map(|filter| filter.iter().map(|v| f64::from(v.abs())).sum()).collect()
 }
-
-fn named(ratio: &PerLayer<Ratio>, net: &Net, groups: &[ChannelGroup]) -> Result<Vec<f64>> {
-    let each = match ratio {
-        PerLayer::All(ratio) => return Ok(vec![ratio.get(); groups.len()]),
-        PerLayer::Each(each) => each,
-    };
-    let mut ratios = vec![0.0; groups.len()];
-    for (name, ratio) in each {
-        let node = net.index(name)?;
-        let group = groups.iter().position(|group| group.producers().any(|producer| producer == node));
-        let Some(group) = group else {
-            return Err(Error::node(name, "its channels cannot be cut: they are the output, or the group is excepted or frozen"));
-        };
-        ratios[group] = ratio.get();
-    }
-    Ok(ratios)
-}
-
-/// Sum of the absolute weights of every filter of each unit.
-fn strengths(net: &Net, group: &ChannelGroup) -> Vec<f64> {
-    let mut score = vec![0.0; group.len()];
-    let weights: std::collections::BTreeMap<usize, _> =
-        group.producers().filter_map(|node| Some((node, net.nodes[node].weight()?))).collect();
-    for (unit, score) in score.iter_mut().enumerate() {
-        for &(node, filter) in group.filters(unit) {
-            let Some(weight) = weights.get(&node) else { continue };
-            let fan_in = weight.base.len() / weight.shape[0];
-            let values = weight.base[filter * fan_in..][..fan_in].iter();
-            *score += values.map(|v| f64::from(v.abs())).sum::<f64>();
-        }
-    }
-    score
-}
-
-/// Removes a share of each group's units, the weakest first. All scores come from the network as it is.
-fn cut(net: Net, groups: &[ChannelGroup], ratios: &[f64]) -> Result<Net> {
-    let cuts = groups.iter().zip(ratios).map(|(group, ratio)| {
-        let kept = group.len() - (ratio * group.len() as f64).round() as usize;
-        (group, Keep::top(&strengths(&net, group), kept))
-    });
-    let cuts: Vec<_> = cuts.collect();
-    net.keep(&cuts)
-}
-
-/// One ratio for all groups, the smallest at which no more than `share` of the multiply-accumulates remain. A group always keeps one
-/// unit.
-fn for_budget(net: &Net, groups: &[ChannelGroup], share: f64) -> Result<Vec<f64>> {
-    let limit = share * Cost::of(net)?.macs() as f64;
-    let capped = |ratio: f64| -> Vec<f64> { groups.iter().map(|group| ratio.min(1.0 - 1.0 / group.len() as f64)).collect() };
-    let fits =
-        |ratio: f64| -> Result<bool> { Ok(Cost::of(&cut(net.deep_clone(), groups, &capped(ratio))?)?.macs() as f64 <= limit) };
-    if !fits(1.0)? {
-        let detail = format!("filter-l1: even one filter per group leaves more than {share} of the multiply-accumulates");
-        return Err(Error::Invalid(detail));
-    }
-    let (mut low, mut high) = (0.0, 1.0);
-    for _ in 0..BISECTIONS {
-        let middle = (low + high) / 2.0;
-        if fits(middle)? { high = middle } else { low = middle }
-    }
-    Ok(capped(high))
-}
-
-/// Fine enough to tell one filter in a thousand.
-const BISECTIONS: usize = 11;
 
 #[cfg(test)]
 mod tests {
+    use briquette_core::cost::Cost;
     use briquette_core::zoo::Arch;
     use burn::tensor::Device;
 

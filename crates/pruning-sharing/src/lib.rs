@@ -23,20 +23,41 @@
 //! assert_eq!(kept, 120 + 30);
 //! ```
 
+#[cfg(test)]
+mod handmade;
+
+pub mod apoz;
+pub mod biased_decay;
+pub mod data_free;
 pub mod entropy;
 pub mod filter_l1;
+pub mod fpgm;
 pub mod huffman;
 pub mod kmeans_sharing;
 pub mod magnitude;
+pub mod n_m;
+pub mod optimal_brain_damage;
 pub mod parts;
+pub mod random;
+pub mod slimming;
+pub mod taylor;
 
 use briquette_core::pass::Entry;
 
 /// The methods of this crate.
 pub const METHODS: &[Entry] = &[
+    Entry::of::<apoz::Apoz>("pruning-sharing"),
+    Entry::of::<biased_decay::BiasedDecay>("pruning-sharing"),
+    Entry::of::<data_free::DataFree>("pruning-sharing"),
     Entry::of::<entropy::Entropy>("pruning-sharing"),
     Entry::of::<filter_l1::FilterL1>("pruning-sharing"),
+    Entry::of::<fpgm::Fpgm>("pruning-sharing"),
     Entry::of::<huffman::Huffman>("pruning-sharing"),
     Entry::of::<kmeans_sharing::KmeansSharing>("pruning-sharing"),
     Entry::of::<magnitude::Magnitude>("pruning-sharing"),
+    Entry::of::<n_m::NM>("pruning-sharing"),
+    Entry::of::<optimal_brain_damage::OptimalBrainDamage>("pruning-sharing"),
+    Entry::of::<random::Random>("pruning-sharing"),
+    Entry::of::<slimming::Slimming>("pruning-sharing"),
+    Entry::of::<taylor::Taylor>("pruning-sharing"),
 ];

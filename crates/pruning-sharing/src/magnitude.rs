@@ -19,6 +19,8 @@ use briquette_core::types::{PerLayer, Ratio};
 use burn::module::Module;
 use serde::Deserialize;
 
+use crate::parts::masks::{check_shares, keep_highest, threshold};
+
 /// Masks small weights, round by round.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -95,17 +97,13 @@ impl Magnitude {
         if self.rounds == 0 {
             return Err(Error::Invalid("magnitude: rounds must be at least 1".into()));
         }
-        if let Some(keep) = &self.keep {
-            for (index, ratio) in keep.resolve(net)? {
-                nothing_left(&net.nodes[index].name, ratio)?;
-            }
-        }
+        check_shares(net, self.keep.as_ref(), self.global)?;
         if let Some(quality) = &self.quality
             && let Some((index, q)) = quality.resolve(net)?.into_iter().find(|(_, q)| !(q.is_finite() && *q >= 0.0))
         {
             return Err(Error::node(&net.nodes[index].name, format!("quality must be 0 or more, is {q}")));
         }
-        self.global.map_or(Ok(()), |ratio| nothing_left("all layers", ratio))
+        Ok(())
     }
 
     fn prune(&self, net: Net, falling: impl Fn(f64) -> f64) -> Result<Net> {
@@ -130,12 +128,10 @@ impl Magnitude {
             return empty.map_or(Ok(pruned), Err);
         }
         let share = falling(self.global.map_or(1.0, Ratio::get));
-        let mut sizes: Vec<f32> = coding::weights(&net).iter().flat_map(|w| w.values.iter().map(|v| v.abs())).collect();
-        let kept = ((share * sizes.len() as f64).round() as usize).clamp(1, sizes.len());
-        let border = sizes.len() - kept;
-        let threshold = *sizes.select_nth_unstable_by(border, f32::total_cmp).1;
+        let sizes = coding::weights(&net).iter().flat_map(|w| sizes(&w.values)).collect();
+        let threshold = threshold(sizes, share);
         Ok(prune(net, |weight| {
-            let kept = weight.values.iter().filter(|v| v.abs() >= threshold && **v != 0.0).count();
+            let kept = weight.values.iter().filter(|v| f64::from(v.abs()) >= threshold && **v != 0.0).count();
             Some(kept.max(1) as f64 / weight.values.len() as f64)
         }))
     }
@@ -160,36 +156,17 @@ impl Falling {
 /// of which at least one weight is kept; tensors for which it gives none are left alone. Weights that an earlier mask removed stay
 /// removed.
 pub fn prune<M: Module>(module: M, mut keep: impl FnMut(&Weight) -> Option<f64>) -> M {
-    let mut codings = BTreeMap::new();
-    for weight in coding::weights(&module) {
-        if let Some(share) = keep(&weight) {
-            let count = ((share * weight.values.len() as f64).round() as usize).clamp(1, weight.values.len());
-            let mask = largest(&weight.values, count);
-            codings.insert(weight.path, coding::Coding { mask: Some(mask), source: weight.coding.source });
-        }
-    }
-    coding::recode(module, codings)
+    keep_highest(module, |weight| keep(weight).map(|share| (sizes(&weight.values), share)))
 }
 
-/// Marks the `count` values of largest magnitude, the earlier of equals; zeros are never marked unless all values are zero.
-fn largest(values: &[f32], count: usize) -> Vec<bool> {
-    let mut order: Vec<usize> = (0..values.len()).collect();
-    order.sort_by(|&a, &b| values[b].abs().total_cmp(&values[a].abs()));
-    let mut mask = vec![false; values.len()];
-    for (rank, &index) in order[..count].iter().enumerate() {
-        mask[index] = rank == 0 || values[index] != 0.0;
-    }
-    mask
+fn sizes(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|v| f64::from(v.abs())).collect()
 }
 
 fn deviation(values: &[f32]) -> f64 {
     let n = values.len() as f64;
     let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / n;
     (values.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / n).sqrt()
-}
-
-fn nothing_left(layer: &str, keep: Ratio) -> Result<()> {
-    if keep.get() > 0.0 { Ok(()) } else { Err(Error::node(layer, "keep = 0 would remove every weight; keep a share above 0")) }
 }
 
 fn one() -> usize {

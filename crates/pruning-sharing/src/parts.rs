@@ -1,3 +1,6 @@
 //! What several methods are made of.
 
+pub mod channels;
+pub mod except;
 pub mod kmeans;
+pub mod masks;

@@ -277,3 +277,21 @@ fn a_node_becomes_a_chain() {
     let taken = net.rewrite(index, vec![("conv1".into(), relu())]).unwrap_err();
     assert_eq!(taken.to_string(), "node 'conv1': the name is taken by an earlier node");
 }
+
+#[test]
+fn the_best_units_leave_every_layer_a_filter() {
+    let net = zoo("resnet20");
+    let groups = net.channel_groups().unwrap();
+    // Units that few layers share score highest, so that the top alone would empty the first stage.
+    let group = &groups[0];
+    let scores: Vec<f64> = (0..group.len()).map(|unit| -(group.filters(unit).len() as f64) - 1e-3 * unit as f64).collect();
+    let refused = zoo("resnet20").keep(&[(group, Keep::top(&scores, 4))]).unwrap_err().to_string();
+    assert!(refused.contains("would keep none of its 16 channels"), "{refused}");
+    for count in [1, 4] {
+        let keep = group.best(&scores, count);
+        assert!((count..count + 3).contains(&keep.count()), "{keep:?}");
+        assert!(zoo("resnet20").keep(&[(group, keep)]).is_ok());
+    }
+    assert_eq!(group.best(&scores, 60), Keep::top(&scores, 60));
+    assert_eq!(group.best(&scores, 0).count(), 0);
+}

@@ -1,0 +1,165 @@
+//! Biased weight decay.
+//!
+//! Trains with the hyperbolic penalty `lambda * sum |w| / (1 + b |w|)` over all weights, whose pull `lambda sign(w) / (1 + b |w|)^2` is
+//! strong on small weights and leaves large ones nearly alone, then masks the weights below `threshold`.
+//!
+//! Hanson, Pratt. "Comparing Biases for Minimal Network Construction with Back-Propagation". NIPS 1988, Advances in Neural Information
+//! Processing Systems 1, 1989.
+//! Differs from the paper: the penalty is one of single weights instead of the summed weights of a unit, and the threshold follows the
+//! training instead of leaving weights that are merely small.
+
+use briquette_core::error::{Error, Result};
+use briquette_core::net::{Net, Op};
+use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::training::{Extras, Objective, Recipe, fit};
+use burn::tensor::Tensor;
+use serde::Deserialize;
+
+use crate::magnitude::prune;
+
+/// Trains small weights away and masks them.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BiasedDecay {
+    /// Weight of the penalty.
+    lambda: f64,
+    /// How soon the penalty of a growing weight levels off, at `1 / b`.
+    #[serde(default = "one")]
+    b: f64,
+    /// Weights of smaller magnitude go after the training; each layer keeps at least its largest.
+    threshold: f64,
+    /// The training with the penalty.
+    train: Recipe,
+    /// Training of what is left, without the penalty.
+    tune: Option<Recipe>,
+}
+
+impl Method for BiasedDecay {
+    const NAME: &'static str = "biased-decay";
+    const FAMILY: &'static str = "pruning and sharing";
+    const PAPER: &'static str = "Hanson, Pratt, NIPS 1988";
+    const EXAMPLE: &'static str = "lambda = 1e-5\nb = 10\nthreshold = 1e-2\ntrain = { epochs = 10 }";
+}
+
+impl Pass for BiasedDecay {
+    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        let penalty = Hyperbolic { lambda: self.lambda, b: self.b };
+        let net = fit(net, &self.train, Extras { objectives: vec![&penalty], ..Extras::default() }, cx)?;
+        let net = prune(net, |weight| {
+            let kept = weight.values.iter().filter(|v| f64::from(v.abs()) >= self.threshold).count();
+            Some(kept as f64 / weight.values.len() as f64)
+        });
+        match &self.tune {
+            Some(recipe) => fit(net, recipe, Extras::default(), cx),
+            None => Ok(net),
+        }
+    }
+
+    fn plan(&self, net: Net) -> Result<Net> {
+        for (name, value) in [("lambda", self.lambda), ("b", self.b), ("threshold", self.threshold)] {
+            if !(value.is_finite() && value >= 0.0) {
+                return Err(Error::Invalid(format!("biased-decay: {name} must be 0 or more, is {value}")));
+            }
+        }
+        self.train.check()?;
+        Ok(net)
+    }
+
+    fn trainings(&self) -> Vec<&Recipe> {
+        std::iter::once(&self.train).chain(&self.tune).collect()
+    }
+
+    fn shrink(&mut self) {
+        for recipe in std::iter::once(&mut self.train).chain(&mut self.tune) {
+            recipe.shrink(1);
+        }
+    }
+}
+
+/// `lambda * sum |w| / (1 + b |w|)`.
+struct Hyperbolic {
+    lambda: f64,
+    b: f64,
+}
+
+impl Objective for Hyperbolic {
+    fn term(&self, net: &Net, _: &Tensor<4>, logits: &Tensor<2>) -> Tensor<1> {
+        let of = |op: &Op| match op {
+            Op::Conv2d(conv) => Some(self.sum(conv.weight.val())),
+            Op::Linear(linear) => Some(self.sum(linear.weight.val())),
+            Op::BatchNorm(_) | Op::Custom(_) | Op::Fixed(_) => None,
+        };
+        let zero = Tensor::zeros([1], &logits.device());
+        net.nodes.iter().filter_map(|node| of(&node.op)).fold(zero, |sum, term| sum + term).mul_scalar(self.lambda)
+    }
+}
+
+impl Hyperbolic {
+    fn sum<const D: usize>(&self, weights: Tensor<D>) -> Tensor<1> {
+        let sizes = weights.abs();
+        (sizes.clone() / (sizes.mul_scalar(self.b) + 1.0)).sum()
+    }
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::module::Module;
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::handmade::{get, refusal, run, set, small};
+
+    #[test]
+    fn the_gradient_of_the_hyperbolic_penalty_agrees_with_differences_and_with_its_formula() {
+        let (lambda, b) = (0.3, 4.0);
+        let value = |net: &Net, device: &Device| {
+            Hyperbolic { lambda, b }.term(net, &Tensor::zeros([1, 1, 4, 4], device), &Tensor::zeros([1, 3], device))
+        };
+        let net = small();
+        let trained = net.deep_clone().train();
+        let grads = value(&trained, &Device::flex().autodiff()).backward();
+        for layer in ["conv1", "conv2", "fc1", "fc2"] {
+            let weights = get(&net, layer, "weight");
+            let gradient = trained.nodes[net.index(layer).unwrap()].gradient("weight", &grads).unwrap();
+            for i in (0..weights.len()).filter(|i| weights[*i].abs() > 0.02) {
+                let moved = |step: f32| {
+                    let mut weights = weights.clone();
+                    weights[i] += step;
+                    let net = set(net.deep_clone(), layer, "weight", &weights);
+                    f64::from(value(&net, &Device::flex()).into_scalar::<f32>())
+                };
+                let difference = (moved(4e-3) - moved(-4e-3)) / 8e-3;
+                let w = f64::from(weights[i]);
+                let formula = lambda * w.signum() / (1.0 + b * w.abs()).powi(2);
+                assert!((f64::from(gradient[i]) - formula).abs() < 1e-5, "{layer} {i}: {} and {formula}", gradient[i]);
+                assert!((difference - formula).abs() < 2e-3, "{layer} {i}: {difference} and {formula}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_penalty_drives_weights_below_the_threshold_and_they_stay_masked() {
+        let left = |lambda: f64| {
+            let train = serde_json::json!({ "epochs": 40, "batch": 20, "lr": 0.02, "choose": "last" });
+            let tune = serde_json::json!({ "epochs": 1, "batch": 20 });
+            let settings = serde_json::json!({ "lambda": lambda, "b": 5.0, "threshold": 0.05, "train": train, "tune": tune });
+            let net = run::<BiasedDecay>(small(), settings).unwrap();
+            let weights = ["conv1", "conv2", "fc1", "fc2"].map(|layer| get(&net, layer, "weight"));
+            weights.concat().iter().filter(|v| **v != 0.0).count()
+        };
+        let (free, held) = (left(0.0), left(0.2));
+        assert!(4 <= held && held < free / 2, "{held} and {free} weights left");
+    }
+
+    #[test]
+    fn settings_out_of_range_are_refused() {
+        let settings = serde_json::json!({ "lambda": 0.1, "threshold": -1.0, "train": {} });
+        assert_eq!(refusal::<BiasedDecay>(small(), settings), "biased-decay: threshold must be 0 or more, is -1");
+        let settings = serde_json::json!({ "lambda": 0.1, "threshold": 0.1, "train": { "batch": 0 } });
+        assert_eq!(refusal::<BiasedDecay>(small(), settings), "training settings: batch must be at least 1");
+    }
+}

@@ -1,0 +1,66 @@
+//! Networks with weights set by hand, and a few images, for the tests of the methods.
+
+use briquette_core::builder::{Builder, Conv};
+use briquette_core::error::Result;
+use briquette_core::net::Net;
+use briquette_core::pass::{Context, Data, Host, Pass, Silent};
+use briquette_data::Dataset;
+use burn::tensor::Device;
+use serde::de::DeserializeOwned;
+
+/// Two convolutions of 4 and 3 filters, the first with batch norm, and two fully connected layers of 5 and 3 outputs, for images of 4 by 4.
+pub(crate) fn small() -> Net {
+    let mut b = Builder::new([1, 4, 4], 11, &Device::flex());
+    let mut x = b.conv("conv1", b.input(), Conv::new(4, 2).no_bias());
+    x = b.batch_norm("norm1", x);
+    x = b.relu("relu1", x);
+    x = b.conv("conv2", x, Conv::new(3, 2));
+    x = b.relu("relu2", x);
+    x = b.flatten("flatten", x);
+    x = b.linear("fc1", x, 5);
+    x = b.relu("relu3", x);
+    b.linear("fc2", x, 3);
+    b.finish().unwrap()
+}
+
+/// The network with other values in a parameter of a layer, in the layout of `Node::weight`.
+pub(crate) fn set(mut net: Net, layer: &str, parameter: &str, values: &[f32]) -> Net {
+    let (index, device) = (net.index(layer).unwrap(), net.device());
+    let node = net.nodes.remove(index);
+    let mut parameters = node.parameters();
+    let changed = parameters.iter_mut().find(|stored| stored.name == parameter).unwrap();
+    assert_eq!(changed.base.len(), values.len(), "{layer}.{parameter} is {:?}", changed.shape);
+    changed.base = values.to_vec();
+    net.nodes.insert(index, node.with(parameters, &device).unwrap());
+    net
+}
+
+/// The effective values of a parameter.
+pub(crate) fn get(net: &Net, layer: &str, parameter: &str) -> Vec<f32> {
+    let parameters = net.nodes[net.index(layer).unwrap()].parameters();
+    parameters.iter().find(|stored| stored.name == parameter).unwrap().values()
+}
+
+/// 40 images of 4 by 4 in 3 classes.
+pub(crate) fn images() -> Data {
+    let pixels = (0..40_usize * 16).map(|i| (i * i * 31 % 251) as u8).collect();
+    let labels = (0..40).map(|i| i % 3).collect();
+    let all = Dataset::from_memory("handmade", [1, 4, 4], 3, pixels, labels).unwrap();
+    Data { train: all.clone(), valid: all.clone(), test: all }
+}
+
+/// Runs a method with these settings.
+pub(crate) fn run<P: Pass + DeserializeOwned>(net: Net, settings: serde_json::Value) -> Result<Net> {
+    let (data, mut silent) = (images(), Silent);
+    serde_json::from_value::<P>(settings).unwrap().run(net, &mut context(&data, &mut silent))
+}
+
+/// What a method's `plan` says against these settings.
+pub(crate) fn refusal<P: Pass + DeserializeOwned>(net: Net, settings: serde_json::Value) -> String {
+    serde_json::from_value::<P>(settings).unwrap().plan(net).unwrap_err().to_string()
+}
+
+/// A context of seed 3.
+pub(crate) fn context<'a>(data: &'a Data, host: &'a mut dyn Host) -> Context<'a> {
+    Context::new(&Device::flex(), 3, data, host)
+}

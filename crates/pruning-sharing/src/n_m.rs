@@ -1,0 +1,130 @@
+//! N:M sparsity.
+//!
+//! Of every `m` consecutive weights along a neuron's fan-in, flattened as `[in, kh, kw]`, the `n` of largest magnitude stay, so that hardware
+//! finds as many weights in each block. A last block of fewer than `m` weights keeps up to `n` too.
+//!
+//! Mishra, Latorre, Pool, Stosic, Stosic, Venkatesh, Yu, Micikevicius. "Accelerating Sparse Deep Neural Networks". arXiv:2104.08378, 2021
+//! (2:4 sparsity: prune a trained network, then train again).
+//! Differs from the paper: its blocks of a convolution run along the input channels of one pixel, for which channels are not permuted here.
+
+use briquette_core::error::{Error, Result};
+use briquette_core::net::Net;
+use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::training::{Extras, Recipe, fit};
+use serde::Deserialize;
+
+use crate::parts::except::excepted;
+use crate::parts::masks::{highest, mask_layers};
+
+/// Masks all but the largest `n` of every `m` consecutive weights.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NM {
+    /// Weights that stay in each block.
+    n: usize,
+    /// Weights in a block.
+    m: usize,
+    /// Layers left alone; a trailing `*` stands for any ending.
+    #[serde(default)]
+    except: Vec<String>,
+    /// Training afterwards.
+    tune: Option<Recipe>,
+}
+
+impl Method for NM {
+    const NAME: &'static str = "n-m";
+    const FAMILY: &'static str = "pruning and sharing";
+    const PAPER: &'static str = "Mishra et al., arXiv:2104.08378";
+    const EXAMPLE: &'static str = "n = 2\nm = 4";
+}
+
+impl Pass for NM {
+    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        let net = self.plan(net)?;
+        match &self.tune {
+            Some(recipe) => fit(net, recipe, Extras::default(), cx),
+            None => Ok(net),
+        }
+    }
+
+    fn plan(&self, net: Net) -> Result<Net> {
+        if self.n == 0 || self.n > self.m {
+            return Err(Error::Invalid(format!("n-m: {} of {} weights cannot stay; n lies in 1..=m", self.n, self.m)));
+        }
+        let spared = excepted(&net, &self.except)?;
+        for (index, node) in net.weighted().filter(|(index, _)| !spared.contains(index)) {
+            let Some(shape) = net.nodes[index].op.weight_shape() else { continue };
+            let fan_in: usize = shape[1..].iter().product();
+            if fan_in < self.m {
+                let detail = format!("a fan-in of {fan_in} holds no block of {} weights; name it in `except`", self.m);
+                return Err(Error::node(&node.name, detail));
+            }
+        }
+        mask_layers(net, |index, weight| {
+            let fan_in: usize = weight.shape[1..].iter().product();
+            (!spared.contains(&index)).then(|| self.mask(&weight.values(), fan_in))
+        })
+    }
+
+    fn trainings(&self) -> Vec<&Recipe> {
+        self.tune.iter().collect()
+    }
+
+    fn shrink(&mut self) {
+        if let Some(recipe) = &mut self.tune {
+            recipe.shrink(1);
+        }
+    }
+}
+
+impl NM {
+    fn mask(&self, values: &[f32], fan_in: usize) -> Vec<bool> {
+        let kept = |block: &[f32]| {
+            let sizes: Vec<f64> = block.iter().map(|v| f64::from(v.abs())).collect();
+            highest(block, &sizes, self.n.min(block.len()) as f64 / block.len() as f64)
+        };
+        values.chunks_exact(fan_in).flat_map(|row| row.chunks(self.m)).flat_map(kept).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handmade::{refusal, small};
+
+    #[test]
+    fn every_block_keeps_its_largest_n() {
+        for (n, m) in [(1, 2), (2, 4), (1, 4), (3, 4), (2, 5)] {
+            let settings = serde_json::json!({ "n": n, "m": m, "except": ["conv1"] });
+            let pruned = serde_json::from_value::<NM>(settings).unwrap().plan(small()).unwrap();
+            for (index, before) in small().weighted().map(|(i, node)| (i, node.weight().unwrap())) {
+                let after = pruned.nodes[index].weight().unwrap().values();
+                if pruned.nodes[index].name == "conv1" {
+                    assert_eq!(after, before.base);
+                    continue;
+                }
+                let fan_in: usize = before.shape[1..].iter().product();
+                let rows = before.base.chunks_exact(fan_in).zip(after.chunks_exact(fan_in));
+                for (old, new) in rows.flat_map(|(old, new)| old.chunks(m).zip(new.chunks(m))) {
+                    let mut sizes: Vec<f32> = old.iter().map(|v| v.abs()).collect();
+                    sizes.sort_by(|a, b| b.total_cmp(a));
+                    let kept: Vec<f32> =
+                        old.iter().map(|v| if v.abs() >= sizes[n.min(sizes.len()) - 1] { *v } else { 0.0 }).collect();
+                    assert_eq!(new, kept, "{n}:{m} of {old:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_that_do_not_fit_are_refused() {
+        assert_eq!(
+            refusal::<NM>(small(), serde_json::json!({ "n": 4, "m": 8 })),
+            "node 'conv1': a fan-in of 4 holds no block of 8 weights; name it in `except`"
+        );
+        let all = refusal::<NM>(small(), serde_json::json!({ "n": 5, "m": 4 }));
+        assert_eq!(all, "n-m: 5 of 4 weights cannot stay; n lies in 1..=m");
+        let name = refusal::<NM>(small(), serde_json::json!({ "n": 2, "m": 4, "except": ["cov1"] }));
+        assert!(name.contains("unknown layer 'cov1'; did you mean"), "{name}");
+    }
+}

@@ -1,0 +1,318 @@
+//! What the methods that cut channels share: which groups they may cut, how many units of each, and the training afterwards. A method
+//! adds a score for every unit.
+
+use std::collections::BTreeMap;
+
+use briquette_core::cost::Cost;
+use briquette_core::error::{Error, Result};
+use briquette_core::net::{Net, Op};
+use briquette_core::pass::Context;
+use briquette_core::stored::Stored;
+use briquette_core::surgery::{ChannelGroup, Keep};
+use briquette_core::training::{Extras, Recipe, fit};
+use briquette_core::types::{PerLayer, Ratio};
+use serde::Deserialize;
+
+use super::except::excepted;
+use super::masks::threshold;
+
+/// The settings; a method's struct flattens them into its own and denies unknown fields there.
+#[derive(Debug, Default, Deserialize)]
+pub struct Channels {
+    /// Share of filters removed, for all groups or by the name of any layer that produces the group's channels.
+    ratio: Option<PerLayer<Ratio>>,
+    /// Share of the multiply-accumulates that stays: the one ratio for all groups that reaches it is found by bisection.
+    macs: Option<Ratio>,
+    /// Layers whose groups are left alone; a trailing `*` stands for any ending.
+    #[serde(default)]
+    except: Vec<String>,
+    /// Training afterwards.
+    tune: Option<Recipe>,
+}
+
+impl Channels {
+    /// The groups that may be cut.
+    ///
+    /// # Errors
+    /// When `except` names what is not there.
+    pub fn groups(&self, net: &Net) -> Result<Vec<ChannelGroup>> {
+        let spared = excepted(net, &self.except)?;
+        let free = |group: &ChannelGroup| group.frozen.is_none() && !group.producers().any(|node| spared.contains(&node));
+        Ok(net.channel_groups()?.into_iter().filter(free).collect())
+    }
+
+    /// Every layer whose filters may go, with the node behind it that `follower` finds.
+    ///
+    /// # Errors
+    /// Names the first layer for which it finds none, with what is `missing`.
+    pub fn followed(
+        &self,
+        net: &Net,
+        follower: impl Fn(&Net, usize) -> Option<usize>,
+        missing: &str,
+    ) -> Result<BTreeMap<usize, usize>> {
+        let found = |node: usize| follower(net, node).ok_or_else(|| Error::node(&net.nodes[node].name, missing));
+        let groups = self.groups(net)?;
+        groups.iter().flat_map(ChannelGroup::producers).map(|node| Ok((node, found(node)?))).collect()
+    }
+
+    /// Removes the units of the lowest scores from every group that may be cut. All scores come from the network as it is.
+    ///
+    /// # Errors
+    /// When the settings, of the method of this name, do not fit the network.
+    pub fn cut(&self, method: &str, net: Net, score: impl Fn(&Net, &ChannelGroup) -> Vec<f64>) -> Result<Net> {
+        let groups = self.groups(&net)?;
+        let scores: Vec<Vec<f64>> = groups.iter().map(|group| score(&net, group)).collect();
+        let keeps = self.keeps(method, &net, &groups, &scores)?;
+        net.keep(&pairs(&groups, keeps))
+    }
+
+    /// As [`Channels::cut`]; with `global`, which takes the place of `ratio` and `macs`, that share of the units of all groups goes under
+    /// one threshold, every layer always keeping a filter.
+    ///
+    /// # Errors
+    /// When the settings do not fit the network or each other.
+    pub fn cut_or_rank(
+        &self,
+        method: &str,
+        global: Option<Ratio>,
+        net: Net,
+        score: impl Fn(&Net, &ChannelGroup) -> Vec<f64>,
+    ) -> Result<Net> {
+        let Some(share) = self.ranked(method, global)? else { return self.cut(method, net, score) };
+        let groups = self.groups(&net)?;
+        let scores: Vec<Vec<f64>> = groups.iter().map(|group| score(&net, group)).collect();
+        let border = threshold(scores.concat(), 1.0 - share.get());
+        let keeps = groups.iter().zip(&scores).map(|(group, scores)| {
+            let kept = scores.iter().filter(|score| **score >= border).count();
+            group.best(scores, kept.max(1))
+        });
+        net.keep(&pairs(&groups, keeps.collect()))
+    }
+
+    /// The network's shape after a cut whose scores only data can tell: the last units of each group go, and with `global` the same share
+    /// of each.
+    ///
+    /// # Errors
+    /// As [`Channels::cut_or_rank`].
+    pub fn plan(&self, method: &str, global: Option<Ratio>, net: Net) -> Result<Net> {
+        let Some(share) = self.ranked(method, global)? else { return self.plan_equal(method, net) };
+        let groups = self.groups(&net)?;
+        let kept = |group: &ChannelGroup| (group.len() - (share.get() * group.len() as f64).round() as usize).max(1);
+        let keeps = groups.iter().map(|group| group.best(&vec![0.0; group.len()], kept(group))).collect();
+        net.keep(&pairs(&groups, keeps))
+    }
+
+    /// As [`Channels::plan`], for methods without `global`.
+    ///
+    /// # Errors
+    /// As [`Channels::cut`].
+    pub fn plan_equal(&self, method: &str, net: Net) -> Result<Net> {
+        self.cut(method, net, |_, group| vec![0.0; group.len()])
+    }
+
+    /// Which units of each group stay.
+    ///
+    /// # Errors
+    /// As [`Channels::cut`].
+    pub fn keeps(&self, method: &str, net: &Net, groups: &[ChannelGroup], scores: &[Vec<f64>]) -> Result<Vec<Keep>> {
+        let ratios: Vec<f64> = match (&self.ratio, self.macs) {
+            (Some(ratio), None) => named(method, ratio, net, groups)?,
+            (None, Some(macs)) => for_budget(method, net, groups, scores, macs.get())?,
+            _ => return Err(Error::Invalid(format!("{method} takes exactly one of `ratio` and `macs`"))),
+        };
+        Ok(weakest_go(groups, scores, &ratios))
+    }
+
+    /// Whether neither `ratio` nor `macs` is given.
+    pub fn open(&self) -> bool {
+        self.ratio.is_none() && self.macs.is_none()
+    }
+
+    /// Trains as `tune` says.
+    ///
+    /// # Errors
+    /// As [`fit`].
+    pub fn tune(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        match &self.tune {
+            Some(recipe) => fit(net, recipe, Extras::default(), cx),
+            None => Ok(net),
+        }
+    }
+
+    /// The training afterwards.
+    pub fn trainings(&self) -> Vec<&Recipe> {
+        self.tune.iter().collect()
+    }
+
+    /// For a trial run.
+    pub fn shrink(&mut self) {
+        if let Some(recipe) = &mut self.tune {
+            recipe.shrink(1);
+        }
+    }
+
+    fn ranked(&self, method: &str, global: Option<Ratio>) -> Result<Option<Ratio>> {
+        if global.is_some() == self.open() {
+            Ok(global)
+        } else {
+            Err(Error::Invalid(format!("{method} takes exactly one of `ratio`, `macs` and `global`")))
+        }
+    }
+}
+
+/// A score for each filter of each layer, by node.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct FilterScores(pub BTreeMap<usize, Vec<f64>>);
+
+impl FilterScores {
+    /// Scores from the weights `[out, ...]` of each layer.
+    pub fn of_weights(net: &Net, score: impl Fn(&Stored) -> Vec<f64>) -> Self {
+        Self(net.weighted().filter_map(|(index, node)| Some((index, score(&node.weight()?)))).collect())
+    }
+
+    /// For each unit of the group, the sum over its filters; filters without a score add nothing.
+    pub fn sums(&self, group: &ChannelGroup) -> Vec<f64> {
+        (0..group.len()).map(|unit| self.filters(group, unit).sum()).collect()
+    }
+
+    /// For each unit of the group, the mean over its filters.
+    pub fn means(&self, group: &ChannelGroup) -> Vec<f64> {
+        let mean = |unit| self.filters(group, unit).sum::<f64>() / self.filters(group, unit).count().max(1) as f64;
+        (0..group.len()).map(mean).collect()
+    }
+
+    fn filters(&self, group: &ChannelGroup, unit: usize) -> impl Iterator<Item = f64> {
+        group.filters(unit).iter().filter_map(|(node, filter)| Some(self.0.get(node)?[*filter]))
+    }
+}
+
+/// The groups with what stays of them, as [`Net::keep`] takes them.
+pub fn pairs(groups: &[ChannelGroup], keeps: Vec<Keep>) -> Vec<(&ChannelGroup, Keep)> {
+    groups.iter().zip(keeps).collect()
+}
+
+/// The batch norm that reads a layer directly.
+pub fn norm_after(net: &Net, layer: usize) -> Option<usize> {
+    net.nodes.iter().position(|node| node.inputs == [layer] && matches!(node.op, Op::BatchNorm(_)))
+}
+
+fn named(method: &str, ratio: &PerLayer<Ratio>, net: &Net, groups: &[ChannelGroup]) -> Result<Vec<f64>> {
+    let each = match ratio {
+        PerLayer::All(ratio) => return Ok(vec![ratio.get(); groups.len()]),
+        PerLayer::Each(each) => each,
+    };
+    let mut ratios = vec![0.0; groups.len()];
+    for (name, ratio) in each {
+        let node = net.index(name)?;
+        let group = groups.iter().position(|group| group.producers().any(|producer| producer == node));
+        let Some(group) = group else {
+            return Err(Error::node(
+                name,
+                format!(
+                    "its channels cannot be cut: they are the output, excepted, frozen, or not of the kind that {method} cuts"
+                ),
+            ));
+        };
+        ratios[group] = ratio.get();
+    }
+    Ok(ratios)
+}
+
+/// A share of each group's units goes, the weakest first; every layer keeps one filter unless all are to go.
+fn weakest_go(groups: &[ChannelGroup], scores: &[Vec<f64>], ratios: &[f64]) -> Vec<Keep> {
+    let kept = |group: &ChannelGroup, ratio: f64| group.len() - (ratio * group.len() as f64).round() as usize;
+    groups.iter().zip(scores).zip(ratios).map(|((group, scores), ratio)| group.best(scores, kept(group, *ratio))).collect()
+}
+
+/// One ratio for all groups, the smallest at which no more than `share` of the multiply-accumulates remain. A group always keeps one
+/// unit.
+fn for_budget(method: &str, net: &Net, groups: &[ChannelGroup], scores: &[Vec<f64>], share: f64) -> Result<Vec<f64>> {
+    let limit = share * Cost::of(net)?.macs() as f64;
+    let capped = |ratio: f64| -> Vec<f64> { groups.iter().map(|group| ratio.min(1.0 - 1.0 / group.len() as f64)).collect() };
+    let fits = |ratio: f64| -> Result<bool> {
+        let keeps = weakest_go(groups, scores, &capped(ratio));
+        Ok(Cost::of(&net.deep_clone().keep(&pairs(groups, keeps))?)?.macs() as f64 <= limit)
+    };
+    if !fits(1.0)? {
+        let detail = format!("{method}: even one filter per group leaves more than {share} of the multiply-accumulates");
+        return Err(Error::Invalid(detail));
+    }
+    let (mut low, mut high) = (0.0, 1.0);
+    for _ in 0..BISECTIONS {
+        let middle = (low + high) / 2.0;
+        if fits(middle)? { high = middle } else { low = middle }
+    }
+    Ok(capped(high))
+}
+
+/// Fine enough to tell one filter in a thousand.
+const BISECTIONS: usize = 11;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fpgm::Fpgm;
+    use crate::handmade::small;
+
+    #[test]
+    fn unknown_settings_are_refused_beside_the_shared_ones() {
+        let error = serde_json::from_value::<Fpgm>(serde_json::json!({ "ratio": 0.5, "ration": 0.5 })).unwrap_err().to_string();
+        assert!(error.contains("unknown field `ration`"), "{error}");
+        let error = serde_json::from_value::<Fpgm>(serde_json::json!({ "ratio": { "conv1": 1.5 } })).unwrap_err().to_string();
+        assert!(error.contains("a ratio lies in [0, 1], not 1.5"), "{error}");
+    }
+
+    #[test]
+    fn one_threshold_ranks_all_groups_and_leaves_each_its_best() {
+        let channels = Channels::default();
+        let share = |value| Some(Ratio::try_from(value).unwrap());
+        let widths =
+            |net: &Net| ["conv1", "conv2", "fc1"].map(|n| net.nodes[net.index(n).unwrap()].op.weight_shape().unwrap()[0]);
+        // Scores 0 to 3 for conv1, 10 to 12 for conv2 and 20 to 24 for fc1.
+        let score = |_: &Net, group: &ChannelGroup| {
+            let start = ["conv1", "conv2", "fc1"].iter().position(|name| *name == group.name).unwrap() * 10;
+            (start..start + group.len()).map(|score| score as f64).collect()
+        };
+        let ranked = |value| widths(&channels.cut_or_rank("slimming", share(value), small(), score).unwrap());
+        assert_eq!(ranked(0.0), [4, 3, 5]);
+        assert_eq!(ranked(0.25), [1, 3, 5]);
+        assert_eq!(ranked(0.5), [1, 1, 5]);
+        assert_eq!(ranked(1.0), [1, 1, 1]);
+        assert_eq!(widths(&channels.plan("slimming", share(0.5), small()).unwrap()), [2, 1, 2]);
+        let neither = channels.plan("slimming", None, small()).unwrap_err().to_string();
+        assert_eq!(neither, "slimming takes exactly one of `ratio`, `macs` and `global`");
+    }
+
+    #[test]
+    fn a_budget_leaves_every_layer_a_filter() {
+        let arch = briquette_core::zoo::Arch::named("resnet20").unwrap();
+        let net = arch.build(&arch.wanted(), &burn::tensor::Device::flex()).unwrap();
+        let full = Cost::of(&net).unwrap().macs() as f64;
+        let channels: Channels = serde_json::from_value(serde_json::json!({ "macs": 0.3 })).unwrap();
+        // The units of the first stage, which the most layers share, score lowest.
+        let score =
+            |_: &Net, group: &ChannelGroup| (0..group.len()).map(|unit| -(group.filters(unit).len() as f64)).collect::<Vec<_>>();
+        let cut = channels.cut("slimming", net, score).unwrap();
+        let macs = Cost::of(&cut).unwrap().macs() as f64;
+        assert!(macs <= 0.3 * full && macs > 0.2 * full, "{}", macs / full);
+    }
+
+    #[test]
+    fn a_unit_of_several_filters_has_their_sum_or_their_mean() {
+        let net = small();
+        let groups = net.channel_groups().unwrap();
+        let conv1 = net.index("conv1").unwrap();
+        let scores = FilterScores([(conv1, vec![1.0, 2.0, 3.0, 4.0])].into());
+        assert_eq!(scores.sums(&groups[0]), [1.0, 2.0, 3.0, 4.0]);
+        let arch = briquette_core::zoo::Arch::named("resnet20").unwrap();
+        let net = arch.build(&arch.wanted(), &burn::tensor::Device::flex()).unwrap();
+        let groups = net.channel_groups().unwrap();
+        let joined = groups.iter().find(|group| group.filters(0).len() > 1).unwrap();
+        let scores = FilterScores::of_weights(&net, |weight| vec![2.0; weight.shape[0]]);
+        for unit in 0..joined.len() {
+            assert_eq!(scores.sums(joined)[unit], 2.0 * joined.filters(unit).len() as f64);
+            assert_eq!(scores.means(joined)[unit], 2.0);
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Random pruning: the control that every score has to beat.
+//!
+//! Scores are drawn evenly from [0, 1), from streams that depend on the pass's seed and the layer's name alone, so that a layer loses
+//! the same units whatever happens to its neighbours. Removes whole units of channel groups (`ratio`, `macs`) or single weights (`keep`).
+//!
+//! Mittal, Bhardwaj, Khapra, Ravindran. "Recovering from Random Pruning: On the Plasticity of Deep Convolutional Neural Networks". WACV
+//! 2018. arXiv:1801.10447.
+
+use std::collections::BTreeMap;
+
+use briquette_core::builder::stream;
+use briquette_core::error::{Error, Result};
+use briquette_core::net::Net;
+use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::training::Recipe;
+use briquette_core::types::{PerLayer, Ratio};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::Deserialize;
+
+use crate::parts::channels::Channels;
+use crate::parts::masks::{check_shares, highest, mask_layers};
+
+/// Removes channels or weights at random.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Random {
+    /// Which groups, how much of them, and the training afterwards.
+    #[serde(flatten)]
+    channels: Channels,
+    /// Share of each layer's single weights that stays, in place of cutting channels.
+    keep: Option<PerLayer<Ratio>>,
+}
+
+impl Method for Random {
+    const NAME: &'static str = "random";
+    const FAMILY: &'static str = "pruning and sharing";
+    const PAPER: &'static str = "Mittal, Bhardwaj, Khapra, Ravindran, WACV 2018, arXiv:1801.10447";
+    const EXAMPLE: &'static str = "ratio = 0.5";
+}
+
+impl Pass for Random {
+    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        let net = self.prune(net, cx.seed)?;
+        self.channels.tune(net, cx)
+    }
+
+    fn plan(&self, net: Net) -> Result<Net> {
+        self.prune(net, 0)
+    }
+
+    fn trainings(&self) -> Vec<&Recipe> {
+        self.channels.trainings()
+    }
+
+    fn shrink(&mut self) {
+        self.channels.shrink();
+    }
+}
+
+impl Random {
+    fn prune(&self, net: Net, seed: u64) -> Result<Net> {
+        let Some(keep) = &self.keep else {
+            return self.channels.cut(Self::NAME, net, |_, group| scores(seed, &group.name, group.len()));
+        };
+        if !self.channels.open() {
+            return Err(Error::Invalid("random takes exactly one of `ratio`, `macs` and `keep`".into()));
+        }
+        check_shares(&net, Some(keep), None)?;
+        let each: BTreeMap<usize, Ratio> = keep.resolve(&net)?.into_iter().collect();
+        let names: Vec<String> = net.nodes.iter().map(|node| node.name.clone()).collect();
+        mask_layers(net, |index, weight| {
+            let values = weight.values();
+            Some(highest(&values, &scores(seed, &names[index], values.len()), each.get(&index)?.get()))
+        })
+    }
+}
+
+fn scores(seed: u64, name: &str, count: usize) -> Vec<f64> {
+    let mut rng = ChaCha8Rng::seed_from_u64(stream(seed, &format!("random-{name}")));
+    (0..count).map(|_| rng.random()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handmade::{get, refusal, set, small};
+
+    fn pruned(settings: &serde_json::Value, seed: u64) -> Vec<f32> {
+        let net = set(small(), "fc1", "weight", &(1..=60).map(|i| i as f32).collect::<Vec<_>>());
+        let net = serde_json::from_value::<Random>(settings.clone()).unwrap().prune(net, seed).unwrap();
+        get(&net, "fc1", "weight")
+    }
+
+    #[test]
+    fn the_seed_alone_decides_what_stays() {
+        for settings in [serde_json::json!({ "ratio": { "fc1": 0.4 } }), serde_json::json!({ "keep": 0.5 })] {
+            assert_eq!(pruned(&settings, 1), pruned(&settings, 1));
+            assert!((2..9).any(|seed| pruned(&settings, seed) != pruned(&settings, 1)), "{settings}");
+        }
+        let kept = |settings| pruned(&settings, 1).iter().filter(|v| **v != 0.0).count();
+        assert_eq!(kept(serde_json::json!({ "ratio": { "fc1": 0.4 } })), 36);
+        assert_eq!(kept(serde_json::json!({ "ratio": { "conv1": 0.5, "fc1": 0.4 } })), 36);
+        assert_eq!(kept(serde_json::json!({ "keep": 0.25 })), 15);
+        // A cut elsewhere does not change the draw.
+        let alone = pruned(&serde_json::json!({ "ratio": { "fc1": 0.4 } }), 1);
+        assert_eq!(pruned(&serde_json::json!({ "ratio": { "conv1": 0.5, "fc1": 0.4 } }), 1), alone);
+    }
+
+    #[test]
+    fn every_unit_goes_about_equally_often() {
+        let mut gone = [0; 5];
+        for seed in 0..500 {
+            let kept = pruned(&serde_json::json!({ "ratio": { "fc1": 0.4 } }), seed);
+            let stays = |unit: usize| kept.contains(&((unit * 12 + 1) as f32));
+            (0..5).filter(|unit| !stays(*unit)).for_each(|unit| gone[unit] += 1);
+        }
+        assert!(gone.iter().all(|count| (150..250).contains(count)), "{gone:?}");
+    }
+
+    #[test]
+    fn settings_that_contradict_each_other_are_refused() {
+        let both = refusal::<Random>(small(), serde_json::json!({ "ratio": 0.5, "keep": 0.5 }));
+        assert_eq!(both, "random takes exactly one of `ratio`, `macs` and `keep`");
+        let none = refusal::<Random>(small(), serde_json::json!({ "keep": { "fc1": 0.0 } }));
+        assert_eq!(none, "node 'fc1': keep = 0 would remove every weight; keep a share above 0");
+    }
+}

@@ -1,0 +1,168 @@
+//! Network slimming.
+//!
+//! Trains with the penalty `lambda * sum |gamma|` over the scales of the batch norms behind the layers that may lose channels, which
+//! drives the scales of dispensable channels to zero, then removes the channels of the smallest `|gamma|`.
+//!
+//! Liu, Li, Shen, Huang, Yan, Zhang. "Learning Efficient Convolutional Networks through Network Slimming". ICCV 2017. arXiv:1708.06519.
+//! Differs from the paper: layers joined by a residual are cut together by the mean of their scales instead of selecting channels in
+//! front of each block, a group always keeps one unit, and repeating the procedure is repeating the pass.
+
+use std::collections::BTreeMap;
+
+use briquette_core::error::{Error, Result};
+use briquette_core::net::{Net, Op};
+use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::training::{Extras, Objective, Recipe, fit};
+use briquette_core::types::Ratio;
+use burn::tensor::Tensor;
+use serde::Deserialize;
+
+use crate::parts::channels::{Channels, FilterScores, norm_after};
+
+/// Trains the scales of channels towards zero and removes the channels of the smallest, physically.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Slimming {
+    /// Which groups, how much of them, and the training afterwards.
+    #[serde(flatten)]
+    channels: Channels,
+    /// Share of the units of all groups that goes under one threshold, in place of `ratio` and `macs`: the paper's form.
+    global: Option<Ratio>,
+    /// Weight of the penalty.
+    lambda: f64,
+    /// The training with the penalty; `choose = "last"` keeps it from returning an early epoch with large scales.
+    train: Recipe,
+}
+
+impl Method for Slimming {
+    const NAME: &'static str = "slimming";
+    const FAMILY: &'static str = "pruning and sharing";
+    const PAPER: &'static str = "Liu, Li, Shen, Huang, Yan, Zhang, ICCV 2017, arXiv:1708.06519";
+    const EXAMPLE: &'static str = "global = 0.4\nlambda = 1e-4\ntrain = { epochs = 40, choose = \"last\" }";
+}
+
+impl Pass for Slimming {
+    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        let norms = self.norms(&net)?;
+        let penalty = Penalty { lambda: self.lambda, norms: norms.values().copied().collect() };
+        let net = fit(net, &self.train, Extras { objectives: vec![&penalty], ..Extras::default() }, cx)?;
+        let scores = FilterScores(norms.into_iter().map(|(node, norm)| (node, scales(&net, norm))).collect());
+        let net = self.channels.cut_or_rank(Self::NAME, self.global, net, |_, group| scores.means(group))?;
+        self.channels.tune(net, cx)
+    }
+
+    fn plan(&self, net: Net) -> Result<Net> {
+        if !(self.lambda.is_finite() && self.lambda >= 0.0) {
+            return Err(Error::Invalid(format!("slimming: lambda must be 0 or more, is {}", self.lambda)));
+        }
+        self.train.check()?;
+        self.norms(&net)?;
+        self.channels.plan(Self::NAME, self.global, net)
+    }
+
+    fn trainings(&self) -> Vec<&Recipe> {
+        [vec![&self.train], self.channels.trainings()].concat()
+    }
+
+    fn shrink(&mut self) {
+        self.train.shrink(1);
+        self.channels.shrink();
+    }
+}
+
+impl Slimming {
+    /// The layers whose filters may go, each with the batch norm behind it.
+    fn norms(&self, net: &Net) -> Result<BTreeMap<usize, usize>> {
+        let missing = "no batch norm follows it, whose scales would tell its filters apart; name it in `except`";
+        self.channels.followed(net, norm_after, missing)
+    }
+}
+
+/// `lambda * sum |gamma|`.
+struct Penalty {
+    lambda: f64,
+    norms: Vec<usize>,
+}
+
+impl Objective for Penalty {
+    fn term(&self, net: &Net, _: &Tensor<4>, logits: &Tensor<2>) -> Tensor<1> {
+        let size = |norm: &usize| match &net.nodes[*norm].op {
+            Op::BatchNorm(norm) => Some(norm.gamma.val().abs().sum()),
+            Op::Conv2d(_) | Op::Linear(_) | Op::Custom(_) | Op::Fixed(_) => None,
+        };
+        let zero = Tensor::zeros([1], &logits.device());
+        self.norms.iter().filter_map(size).fold(zero, |sum, size| sum + size).mul_scalar(self.lambda)
+    }
+}
+
+/// `|gamma|` of a batch norm.
+fn scales(net: &Net, norm: usize) -> Vec<f64> {
+    let gamma = net.nodes[norm].parameters().into_iter().find(|parameter| parameter.name == "gamma");
+    gamma.map_or(Vec::new(), |gamma| gamma.base.iter().map(|v| f64::from(v.abs())).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::module::Module;
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::handmade::{get, refusal, run, set, small};
+
+    const GAMMA: [f32; 4] = [0.9, -0.2, 0.1, -0.5];
+
+    fn scaled() -> Net {
+        set(small(), "norm1", "gamma", &GAMMA)
+    }
+
+    fn settings(more: &serde_json::Value) -> serde_json::Value {
+        let mut all = serde_json::json!({ "lambda": 0.01, "train": { "epochs": 0 }, "except": ["conv2", "fc1"] });
+        all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        all
+    }
+
+    #[test]
+    fn the_penalty_is_the_sum_of_absolute_scales_and_its_gradient_their_signs() {
+        let net = scaled().train();
+        let device = Device::flex().autodiff();
+        let norm = net.index("norm1").unwrap();
+        let penalty = Penalty { lambda: 0.1, norms: vec![norm] };
+        let term = penalty.term(&net, &Tensor::zeros([1, 1, 4, 4], &device), &Tensor::zeros([1, 3], &device));
+        assert!((term.clone().into_scalar::<f32>() - 0.17).abs() < 1e-6);
+        let gradient = net.nodes[norm].gradient("gamma", &term.backward()).unwrap();
+        assert_eq!(gradient, [0.1, -0.1, 0.1, -0.1]);
+    }
+
+    #[test]
+    fn the_channels_of_the_smallest_scales_go() {
+        for how in &[serde_json::json!({ "ratio": 0.5 }), serde_json::json!({ "global": 0.5 })] {
+            let net = run::<Slimming>(scaled(), settings(how)).unwrap();
+            assert_eq!(get(&net, "norm1", "gamma"), [0.9, -0.5]);
+            assert_eq!(get(&net, "conv1", "weight").len(), 2 * 4);
+        }
+    }
+
+    #[test]
+    fn the_training_shrinks_the_scales() {
+        let trained = |lambda: f64| -> f32 {
+            let train = serde_json::json!({ "epochs": 40, "batch": 20, "lr": 0.05, "choose": "last" });
+            let net = run::<Slimming>(scaled(), settings(&serde_json::json!({ "ratio": 0.0, "lambda": lambda, "train": train })));
+            get(&net.unwrap(), "norm1", "gamma").iter().map(|v| v.abs()).sum()
+        };
+        let (free, held) = (trained(0.0), trained(1.0));
+        assert!(held < 0.2 * free, "{held} and {free}");
+    }
+
+    #[test]
+    fn layers_without_batch_norm_are_refused() {
+        let missing = refusal::<Slimming>(small(), serde_json::json!({ "ratio": 0.5, "lambda": 0.1, "train": {} }));
+        assert_eq!(
+            missing,
+            "node 'conv2': no batch norm follows it, whose scales would tell its filters apart; name it in `except`"
+        );
+        let lambda = refusal::<Slimming>(small(), settings(&serde_json::json!({ "ratio": 0.5, "lambda": -1.0 })));
+        assert_eq!(lambda, "slimming: lambda must be 0 or more, is -1");
+        let rate = refusal::<Slimming>(small(), settings(&serde_json::json!({ "ratio": 0.5, "train": { "lr": -1.0 } })));
+        assert_eq!(rate, "training settings: lr must be positive");
+    }
+}
