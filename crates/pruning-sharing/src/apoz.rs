@@ -132,7 +132,7 @@ mod tests {
     use super::*;
     use crate::handmade::{context, get, images, refusal, run, set, small};
 
-    /// The first filter of `conv1` hands on the upper left pixel of its window, from three different levels on; the last is never active.
+    /// All filters of `conv1` hand on the upper left pixel of their window above different levels; the last is never active.
     fn levels() -> Net {
         let filter = [1.0, 0.0, 0.0, 0.0];
         let net = set(small(), "conv1", "weight", &[filter, filter, filter, filter].concat());

@@ -156,6 +156,17 @@ mod tests {
     }
 
     #[test]
+    fn a_threshold_above_all_weights_leaves_each_layer_its_largest() {
+        let settings = serde_json::json!({ "lambda": 0.0, "threshold": 1e9, "train": { "epochs": 0 } });
+        let net = run::<BiasedDecay>(small(), settings).unwrap();
+        for layer in ["conv1", "conv2", "fc1", "fc2"] {
+            let largest = get(&small(), layer, "weight").into_iter().max_by(|a, b| a.abs().total_cmp(&b.abs())).unwrap();
+            let left: Vec<f32> = get(&net, layer, "weight").into_iter().filter(|v| *v != 0.0).collect();
+            assert_eq!(left, [largest]);
+        }
+    }
+
+    #[test]
     fn settings_out_of_range_are_refused() {
         let settings = serde_json::json!({ "lambda": 0.1, "threshold": -1.0, "train": {} });
         assert_eq!(refusal::<BiasedDecay>(small(), settings), "biased-decay: threshold must be 0 or more, is -1");

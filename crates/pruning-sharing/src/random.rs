@@ -68,10 +68,12 @@ impl Random {
         }
         check_shares(&net, Some(keep), None)?;
         let each: BTreeMap<usize, Ratio> = keep.resolve(&net)?.into_iter().collect();
+        let spared = self.channels.spared(&net)?;
         let names: Vec<String> = net.nodes.iter().map(|node| node.name.clone()).collect();
         mask_layers(net, |index, weight| {
+            let share = each.get(&index).filter(|_| !spared.contains(&index))?;
             let values = weight.values();
-            Some(highest(&values, &scores(seed, &names[index], values.len()), each.get(&index)?.get()))
+            Some(highest(&values, &scores(seed, &names[index], values.len()), share.get()))
         })
     }
 }
@@ -102,6 +104,7 @@ mod tests {
         assert_eq!(kept(serde_json::json!({ "ratio": { "fc1": 0.4 } })), 36);
         assert_eq!(kept(serde_json::json!({ "ratio": { "conv1": 0.5, "fc1": 0.4 } })), 36);
         assert_eq!(kept(serde_json::json!({ "keep": 0.25 })), 15);
+        assert_eq!(kept(serde_json::json!({ "keep": 0.25, "except": ["fc*"] })), 60);
         // A cut elsewhere does not change the draw.
         let alone = pruned(&serde_json::json!({ "ratio": { "fc1": 0.4 } }), 1);
         assert_eq!(pruned(&serde_json::json!({ "ratio": { "conv1": 0.5, "fc1": 0.4 } }), 1), alone);

@@ -5,7 +5,7 @@
 //!
 //! Liu, Li, Shen, Huang, Yan, Zhang. "Learning Efficient Convolutional Networks through Network Slimming". ICCV 2017. arXiv:1708.06519.
 //! Differs from the paper: layers joined by a residual are cut together by the mean of their scales instead of selecting channels in
-//! front of each block, a group always keeps one unit, and repeating the procedure is repeating the pass.
+//! front of each block, every layer keeps a filter, and repeating the procedure is repeating the pass.
 
 use std::collections::BTreeMap;
 

@@ -60,6 +60,7 @@ pub fn probe(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::builder::Builder;
     use crate::coding::floats;
     use crate::training::cross_entropy;
     use crate::zoo::{Arch, Wanted};
@@ -95,5 +96,17 @@ mod tests {
             assert!(gradient.iter().any(|g| *g != 0.0), "{}", node.name);
         }
         assert_eq!(floats(net.forward(pixels(&device))), expected, "the network itself is left alone");
+    }
+
+    #[test]
+    fn a_probed_network_drops_nothing() {
+        let mut b = Builder::new([1, 4, 4], 1, &Device::flex());
+        let x = b.flatten("flatten", b.input());
+        let x = b.fixed("drop", &[x], Layer::Dropout { p: 0.5 });
+        b.linear("fc", x, 3);
+        let net = b.finish().unwrap();
+        let pixels = |device: &Device| Tensor::<4>::ones([5, 1, 4, 4], device);
+        let probed = net.probed().forward(pixels(&Device::flex().autodiff()));
+        assert_eq!(floats(probed.inner()), floats(net.forward(pixels(&Device::flex()))));
     }
 }

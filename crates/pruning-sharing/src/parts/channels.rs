@@ -36,9 +36,17 @@ impl Channels {
     /// # Errors
     /// When `except` names what is not there.
     pub fn groups(&self, net: &Net) -> Result<Vec<ChannelGroup>> {
-        let spared = excepted(net, &self.except)?;
+        let spared = self.spared(net)?;
         let free = |group: &ChannelGroup| group.frozen.is_none() && !group.producers().any(|node| spared.contains(&node));
         Ok(net.channel_groups()?.into_iter().filter(free).collect())
+    }
+
+    /// The nodes that `except` names.
+    ///
+    /// # Errors
+    /// When it names what is not there.
+    pub fn spared(&self, net: &Net) -> Result<Vec<usize>> {
+        excepted(net, &self.except)
     }
 
     /// Every layer whose filters may go, with the node behind it that `follower` finds.
