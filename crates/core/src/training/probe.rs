@@ -88,7 +88,9 @@ mod tests {
 
         let probed = net.probed();
         let logits = probed.forward(pixels(&device.clone().autodiff()));
-        assert_eq!(floats(logits.clone().inner()), expected);
+        // A frozen batch norm in a training graph runs on Burn's operations, in an evaluation on ours: equal but for rounding.
+        let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-5 * b.abs().max(1.0);
+        assert!(floats(logits.clone().inner()).iter().zip(&expected).all(near));
         let grads = cross_entropy(logits, &[1, 7], 0.0).backward();
         for (_, node) in probed.weighted() {
             let gradient = node.gradient("weight", &grads).unwrap();
