@@ -53,18 +53,21 @@ impl Steps {
     }
 }
 
-/// Vectors of pixels do not fill on narrower maps, where Burn's matrix products are faster.
-const NARROW: usize = 8;
+/// Rows of fewer pixels fill less than half a vector; Burn's matrix products are then faster.
+const NARROW: usize = 4;
 
-/// Whether our kernels take this convolution: the numbers must be floats, and rows at least a vector wide.
-fn serves(tensors: [&FlexTensor; 2], width: usize) -> bool {
-    width >= NARROW && tensors.iter().all(|tensor| tensor.dtype() == DType::F32)
+/// The sum over pixels that is a weight's gradient is short on narrow maps, and adding up its lanes outweighs it.
+const NARROW_SUM: usize = 8;
+
+/// Whether our kernels take rows of this `width`: at least `narrow` pixels, and numbers that are floats.
+fn serves(tensors: [&FlexTensor; 2], width: usize, narrow: usize) -> bool {
+    width >= narrow && tensors.iter().all(|tensor| tensor.dtype() == DType::F32)
 }
 
 pub(super) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>, steps: Steps) -> FlexTensor {
     let shapes = steps.shapes(&x, &weight);
     let [filters, height, width] = shapes.output().expect(CHECKED);
-    if !serves([&x, &weight], width) {
+    if !serves([&x, &weight], width, NARROW) {
         return Flex::conv2d(x, weight, bias, steps.options());
     }
     made([shapes.batch, filters, height, width], |y| {
@@ -113,7 +116,7 @@ fn bias_gradient(dy: &FlexTensor) -> FlexTensor {
 fn input_gradient(x: &FlexTensor, weight: &FlexTensor, dy: &FlexTensor, steps: Steps) -> FlexTensor {
     let shapes = steps.shapes(x, weight);
     let [channels, height, width] = shapes.input;
-    if !serves([dy, weight], width) {
+    if !serves([dy, weight], width, NARROW) {
         return Flex::conv2d_x_backward(x.clone(), weight.clone(), dy.clone(), steps.options());
     }
     made([shapes.batch, channels, height, width], |dx| {
@@ -124,7 +127,7 @@ fn input_gradient(x: &FlexTensor, weight: &FlexTensor, dy: &FlexTensor, steps: S
 fn weight_gradient(x: FlexTensor, weight: FlexTensor, dy: FlexTensor, steps: Steps) -> FlexTensor {
     let shapes = steps.shapes(&x, &weight);
     let [_, _, _, width] = dy.shape().dims();
-    if !serves([&dy, &x], width) {
+    if !serves([&dy, &x], width, NARROW_SUM) {
         return Flex::conv2d_weight_backward(x, weight, dy, steps.options());
     }
     made(weight.shape().dims(), |dw| {
@@ -173,8 +176,8 @@ mod tests {
                 .with_groups(groups)
                 .with_bias(bias);
             let conv = config.init(&device);
-            // Twelve columns are served by our kernels, six are left to Burn.
-            for width in [6, 12, 17] {
+            // From three columns to seventeen: all by Burn, all but the weights' gradient by our kernels, all by ours.
+            for width in [3, 6, 12, 17] {
                 let x = Tensor::<4>::random([3, channels, 9, width], Distribution::Normal(0.0, 1.0), &device).require_grad();
                 let run = |y: Tensor<4>| {
                     let grads = y.clone().powi_scalar(2).mul_scalar(0.5).sum().backward();
