@@ -13,6 +13,25 @@ use burn::tensor::Device;
 use crate::engine::difference;
 
 #[test]
+#[ignore = "needs the checkpoints in BRIQUETTE_MODELS"]
+fn zip_and_legacy_checkpoints_are_read_whole() {
+    let folder = PathBuf::from(std::env::var_os("BRIQUETTE_MODELS").unwrap()).join("cifar10-resnet-akamaster");
+    let files = [
+        ("resnet20", "12fca82f", 269_722),
+        ("resnet32", "d509ac18", 464_154),
+        ("resnet44", "014dd654", 658_586),
+        ("resnet56", "4bfd9763", 853_018),
+    ];
+    for (name, hash, params) in files {
+        let arch = Arch::named(name).unwrap();
+        let net = arch.build(&arch.wanted(), &Device::flex()).unwrap();
+        let checkpoint = briquette_interchange::read(&folder.join(format!("{name}-{hash}.th"))).unwrap();
+        let net = briquette_interchange::assign(net, &checkpoint, None).unwrap();
+        assert_eq!(Cost::of(&net).unwrap().params(), params, "{name}");
+    }
+}
+
+#[test]
 #[ignore = "needs the checkpoints in BRIQUETTE_MODELS and the data sets in BRIQUETTE_DATA"]
 fn a_resnet_trained_with_pytorch_keeps_its_accuracy() {
     let models = PathBuf::from(std::env::var_os("BRIQUETTE_MODELS").unwrap());

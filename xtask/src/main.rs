@@ -166,8 +166,17 @@ fn with_default(arguments: &[String], what: &str) -> Vec<String> {
     all
 }
 
+/// Cargo, without what it told this process of its package: build scripts that look at it would run again, and their crates with them.
 fn cargo() -> Command {
-    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let told = std::env::vars_os().map(|(name, _)| name).filter(|name| {
+        let name = name.to_string_lossy();
+        name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+    });
+    told.for_each(|name| {
+        command.env_remove(name);
+    });
+    command
 }
 
 fn root() -> PathBuf {
