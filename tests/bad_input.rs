@@ -49,6 +49,19 @@ fn files_and_data_that_are_not_there_are_named() {
 }
 
 #[test]
+fn a_trial_run_may_take_other_data_and_says_so() {
+    let text = SMALL.replace("name = \"glyphs\"", "name = \"mnist\", smoke = \"glyphs\"");
+    let bench = Bench::with(&text);
+    let (error, _) = bench.refusal(&["run", "small.toml", "--data-dir", "."]);
+    assert!(error.contains("data set 'mnist'"), "{error}");
+    let output = bench.call(&["run", "small.toml", "--data-dir", ".", "--smoke", "--out", "trial"]);
+    assert!(output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("mnist is not at hand; this trial run takes glyphs"));
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(bench.path("trial/report.json")).unwrap()).unwrap();
+    assert_eq!((&report["data"]["name"], &report["smoke"]), (&"glyphs".into(), &true.into()));
+}
+
+#[test]
 fn data_of_the_wrong_length_or_content_is_refused() {
     let bench = Bench::with(&SMALL.replace("glyphs", "mnist"));
     let name = "train-images-idx3-ubyte.gz";

@@ -71,6 +71,8 @@ pub struct DataSpec {
     pub train: Option<usize>,
     /// Test images to use; all without it.
     pub test: Option<usize>,
+    /// Set that a trial run takes when the named one is not at hand.
+    pub smoke: Option<String>,
     /// Images held back from training for the choice of the epoch; a twelfth of the training images without it.
     pub valid: Option<usize>,
 }
@@ -120,7 +122,9 @@ impl Config {
         for (index, settings) in top.pass.into_iter().enumerate() {
             passes.push(step(&methods, settings).with_context(|| format!("{}: pass {index}", at()))?);
         }
-        if smoke {
+        if !smoke {
+            data.smoke = None;
+        } else {
             passes.iter_mut().for_each(|step| step.pass.shrink());
             data.train = Some(data.train.map_or(SMOKE_TRAIN, |n| n.min(SMOKE_TRAIN)));
             data.test = Some(data.test.map_or(SMOKE_TEST, |n| n.min(SMOKE_TEST)));

@@ -41,22 +41,25 @@ pub fn device(name: &str) -> Result<Device> {
 /// When it is not there or not whole.
 pub fn data(spec: &DataSpec, seed: u64, data_dir: Option<&Path>) -> Result<(Splits, Data)> {
     let mut at = Locations::from_env(data_dir);
-    if spec.name == "glyphs" {
-        let all = GlyphCounts::default();
-        at.glyphs = GlyphCounts { train: spec.train.unwrap_or(all.train), test: spec.test.unwrap_or(all.test) };
+    let all = GlyphCounts::default();
+    at.glyphs = GlyphCounts { train: spec.train.unwrap_or(all.train), test: spec.test.unwrap_or(all.test) };
+    let mut name = &spec.name;
+    if let Status::Missing { files } = briquette_data::locate(name, &at)? {
+        match &spec.smoke {
+            Some(other) if !matches!(briquette_data::locate(other, &at)?, Status::Missing { .. }) => {
+                tracing::info!("{name} is not at hand; this trial run takes {other}");
+                name = other;
+            }
+            _ if !at.offline && files.iter().all(|file| !file.urls.is_empty()) => drop(fetch(name, &at)?),
+            _ => {}
+        }
     }
-    if let Status::Missing { files } = briquette_data::locate(&spec.name, &at)?
-        && !at.offline
-        && files.iter().all(|file| !file.urls.is_empty())
-    {
-        fetch(&spec.name, &at)?;
-    }
-    let splits = briquette_data::open(&spec.name, &at)?;
+    let splits = briquette_data::open(name, &at)?;
     let train = spec.train.map_or(splits.train.clone(), |n| splits.train.take(n));
     let test = spec.test.map_or(splits.test.clone(), |n| splits.test.take(n));
     let valid = spec.valid.unwrap_or(train.len() / 12);
     if valid == 0 || valid >= train.len() {
-        bail!("data '{}': {valid} of {} training images cannot be held back for validation", spec.name, train.len());
+        bail!("data '{name}': {valid} of {} training images cannot be held back for validation", train.len());
     }
     let (train, valid) = train.split(valid, stream(seed, "validation"));
     Ok((splits, Data { train, valid, test }))
