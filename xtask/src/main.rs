@@ -17,6 +17,7 @@ fn main() -> ExitCode {
         "check" => check(),
         "bench" => briquette(&with_default(&arguments, "training")),
         "table" => write_generated(),
+        "smoke" => smoke(),
         _ => briquette(&arguments),
     };
     match result {
@@ -40,6 +41,7 @@ fn help() -> Result<ExitCode> {
          test       all tests\n  \
          check      format, lints, documentation, generated pages up to date\n  \
          bench      training speed and memory\n  \
+         smoke      a trial run of every config\n  \
          table      writes docs/tables and the README's results from docs/records, and docs/methods.md");
     briquette(&["help".to_string()])
 }
@@ -106,6 +108,35 @@ fn test(rest: &[String]) -> Result<ExitCode> {
         say("BRIQUETTE_DATA and BRIQUETTE_MODELS name no folders: tests that need data are skipped and counted as ignored");
     }
     exit_code(&mut command)
+}
+
+/// A trial run of every config, one after the other; what they write goes to `target/smoke`.
+fn smoke() -> Result<ExitCode> {
+    build(&[])?;
+    let mut configs = tables::entries(&root().join("configs"))?;
+    configs.retain(|path| path.extension().is_some_and(|e| e == "toml"));
+    let mut failed = 0;
+    for config in &configs {
+        let name = config.file_stem().unwrap_or_default().to_string_lossy();
+        let out = root().join("target/smoke").join(&*name);
+        if out.exists() {
+            std::fs::remove_dir_all(&out).with_context(|| out.display().to_string())?;
+        }
+        let began = std::time::Instant::now();
+        let mut run = Command::new(binary());
+        environment(run.arg("run").arg(config).arg("--smoke").arg("--out").arg(&out));
+        let output = run.output().context("cannot run briquette")?;
+        let seconds = began.elapsed().as_secs();
+        if output.status.success() {
+            say(&format!("{name}: done in {seconds} s"));
+        } else {
+            failed += 1;
+            let log = String::from_utf8_lossy(&output.stderr);
+            say(&format!("{name}: failed after {seconds} s: {}", log.lines().last().unwrap_or_default()));
+        }
+    }
+    say(&format!("{} of {} configs ran", configs.len() - failed, configs.len()));
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Cheapest first.

@@ -147,7 +147,8 @@ fn between_marks(text: &str, table: &str) -> Result<String> {
     Ok(format!("{}{table}{}", &text[..from], &text[from + to..]))
 }
 
-fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+/// The paths in a folder, sorted.
+pub(crate) fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let read = std::fs::read_dir(folder).with_context(|| folder.display().to_string())?;
     let mut all = read.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     all.sort();
