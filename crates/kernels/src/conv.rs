@@ -4,8 +4,9 @@
 //! `(channel, kh, kw)` of every filter is one distance, the same for all output pixels, and eight neighbouring output pixels of a row read
 //! eight neighbouring floats. The inner loops of all three products then run over distances:
 //!
-//! - forward: `y[m][p] = b[m] + sum over taps k of w[m][k] * x[p + tap_k]`, four filters by three vectors of pixels in registers;
-//! - gradient of the input: the same loop over the gradient of the output, spread apart by the stride, with the filters turned round;
+//! - forward: `y[m][p] = b[m] + sum over taps k of w[m][k] * x[p + tap_k]`, six filters by two vectors of pixels in registers;
+//! - gradient of the input: the same loop over the gradient of the output, once for each remainder of a pixel's place modulo the stride,
+//!   with the taps that reach such pixels;
 //! - gradient of the weights: `dw[m][k] = sum over p of dy[m][p] * x[p + tap_k]`, three filters by four taps in registers.
 
 mod planes;
@@ -17,7 +18,7 @@ use rayon::prelude::*;
 
 use crate::Error;
 use crate::lanes::Isa;
-use planes::{Planes, Slots, with_scratch};
+use planes::{Planes, Residue, Slots, with_scratch};
 
 /// A convolution of a batch: shapes and steps. `input` is `[channels, height, width]`, weights are `[filters, channels / groups, kh, kw]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +39,14 @@ pub struct Conv2d {
     pub dilation: [usize; 2],
     /// Independent groups of channels.
     pub groups: usize,
+}
+
+/// Some pixels of the output channels and what they are computed from.
+struct Part {
+    taps: Vec<usize>,
+    slots: Slots,
+    /// The weights of these taps, packed.
+    packed: Vec<f32>,
 }
 
 /// Parts of a batch whose weight gradients are summed apart, whatever the number of threads.
@@ -78,9 +87,10 @@ impl Conv2d {
         if bias.is_some_and(|bias| bias.len() != self.filters) {
             return Err(Error(format!("a bias of {} values for {} filters", bias.map_or(0, <[f32]>::len), self.filters)));
         }
-        let packed = products::pack_filters(w, self.filters, self.groups);
-        let planes = Planes::of_input(self);
-        self.correlate(isa, &planes, x, &packed, bias, (self.filters, [out[1], out[2]]), y);
+        let (planes, taps) = Planes::of_input(self);
+        let slots = Slots::new(&planes, [out[1], out[2]], [0, 0], [1, 1]);
+        let part = Part { taps, slots, packed: products::pack_filters(w, self.filters, self.groups) };
+        self.correlate(isa, (&planes, x), &[part], bias, (self.filters, y));
         Ok(())
     }
 
@@ -94,39 +104,42 @@ impl Conv2d {
 
     pub(crate) fn input_gradient_with(&self, isa: Isa, dy: &[f32], w: &[f32], dx: &mut [f32]) -> Result<(), Error> {
         let out = self.check(dx.len(), w.len(), dy.len())?;
-        let turned = products::turn(w, self.filters, self.input[0], self.groups, self.kernel[0] * self.kernel[1]);
-        let packed = products::pack_filters(&turned, self.input[0], self.groups);
-        let planes = Planes::of_gradient(self, out);
-        self.correlate(isa, &planes, dy, &packed, None, (self.input[0], [self.input[1], self.input[2]]), dx);
+        let (planes, residues) = Planes::of_gradient(self, out);
+        let [channels, height, width] = self.input;
+        let area = self.kernel[0] * self.kernel[1];
+        let parts = residues.into_iter().map(|Residue { first, taps, picks }| {
+            let turned = products::turn(w, self.filters, channels, self.groups, area, &picks);
+            let slots = Slots::new(&planes, [height, width], first, self.stride);
+            Part { taps, slots, packed: products::pack_filters(&turned, channels, self.groups) }
+        });
+        let parts: Vec<Part> = parts.collect();
+        self.correlate(isa, (&planes, dy), &parts, None, (channels, dx));
         Ok(())
     }
 
-    /// One image after the other through the scratch buffer; `to` is the number of output channels and their height and width.
-    #[allow(clippy::too_many_arguments)] // Both directions share it; a struct would only rename the arguments.
+    /// One image after the other through the scratch buffer, from which each part computes its pixels of the output channels.
     fn correlate(
         &self,
         isa: Isa,
-        planes: &Planes,
-        from: &[f32],
-        packed: &[f32],
+        (planes, from): (&Planes, &[f32]),
+        parts: &[Part],
         bias: Option<&[f32]>,
-        (channels, size): (usize, [usize; 2]),
-        to: &mut [f32],
+        (channels, to): (usize, &mut [f32]),
     ) {
-        let image = planes.source.iter().product::<usize>() * self.groups;
-        if to.is_empty() || image == 0 {
+        let (group_from, filters) = (planes.source.iter().product::<usize>(), channels / self.groups);
+        let group_to = to.len() / self.batch.max(1) / self.groups;
+        if to.is_empty() || group_from == 0 {
             return;
         }
-        let slots = Slots::new(planes, size);
-        let (part_from, part_to) = (image / self.groups, channels / self.groups * size[0] * size[1]);
-        to.par_chunks_mut(part_to * self.groups).zip(from.par_chunks(image)).for_each(|(to, from)| {
+        to.par_chunks_mut(group_to * self.groups).zip(from.par_chunks(group_from * self.groups)).for_each(|(to, from)| {
             with_scratch(planes.len(), |scratch| {
-                for group in 0..self.groups {
-                    planes.fill(&from[group * part_from..][..part_from], scratch);
-                    let filters = channels / self.groups;
-                    let packed = &packed[group * products::packed_len(filters, planes.taps.len())..];
+                for (group, to) in to.chunks_mut(group_to).enumerate() {
+                    planes.fill(&from[group * group_from..][..group_from], scratch);
                     let bias = bias.map(|bias| &bias[group * filters..][..filters]);
-                    products::correlate(isa, scratch, &planes.taps, &slots, packed, bias, &mut to[group * part_to..][..part_to]);
+                    for Part { taps, slots, packed } in parts {
+                        let packed = &packed[group * products::packed_len(filters, taps.len())..];
+                        products::correlate(isa, scratch, taps, slots, packed, bias, to);
+                    }
                 }
             });
         });
@@ -146,9 +159,9 @@ impl Conv2d {
         if self.batch == 0 || dw.is_empty() {
             return Ok(());
         }
-        let planes = Planes::of_input(self);
+        let (planes, taps) = Planes::of_input(self);
         let rows = Planes::of_rows(self, out);
-        let slots = Slots::new(&planes, [out[1], out[2]]);
+        let slots = Slots::new(&planes, [out[1], out[2]], [0, 0], [1, 1]);
         let (image_x, image_y) = (x.len() / self.batch, dy.len() / self.batch);
         let part = self.batch.div_ceil(PARTS);
         let sums: Vec<Vec<f32>> = (x.par_chunks(part * image_x).zip(dy.par_chunks(part * image_y)))
@@ -157,7 +170,7 @@ impl Conv2d {
                 let together = products::images_together(planes.len() + rows.len());
                 for (x, dy) in x.chunks(together * image_x).zip(dy.chunks(together * image_y)) {
                     for (group, sum) in sum.chunks_mut(dw.len() / self.groups).enumerate() {
-                        self.add_weight_gradient(isa, (&planes, x), (&rows, dy), group, &slots, sum);
+                        self.add_weight_gradient(isa, (&planes, &taps, x), (&rows, dy), group, &slots, sum);
                     }
                 }
                 sum
@@ -173,7 +186,7 @@ impl Conv2d {
     fn add_weight_gradient(
         &self,
         isa: Isa,
-        (planes, x): (&Planes, &[f32]),
+        (planes, taps, x): (&Planes, &[usize], &[f32]),
         (rows, dy): (&Planes, &[f32]),
         group: usize,
         slots: &Slots,
@@ -188,7 +201,7 @@ impl Conv2d {
                 planes.fill(&x[start * sizes[0]..][..sizes[0]], &mut scratch_x[image * planes.len()..][..planes.len()]);
                 rows.fill(&dy[start * sizes[1]..][..sizes[1]], &mut scratch_y[image * rows.len()..][..rows.len()]);
             }
-            products::outer(isa, (scratch_x, planes), (scratch_y, rows), images, slots, sum);
+            products::outer(isa, (scratch_x, planes, taps), (scratch_y, rows), images, slots, sum);
         });
     }
 

@@ -36,18 +36,14 @@ pub(super) fn packed_len(filters: usize, taps: usize) -> usize {
     filters.next_multiple_of(FILTERS) * taps
 }
 
-/// The filters as the gradient of the input needs them: `[group][channel][filter][reversed taps]`.
-pub(super) fn turn(w: &[f32], filters: usize, channels: usize, groups: usize, area: usize) -> Vec<f32> {
+/// The filters as the gradient of the input needs them: `[group][channel][picks]`, of each channel the weights of all filters of its group
+/// that `picks` names.
+pub(super) fn turn(w: &[f32], filters: usize, channels: usize, groups: usize, area: usize, picks: &[usize]) -> Vec<f32> {
     let (filters, channels) = (filters / groups, channels / groups);
-    let mut turned = vec![0.0; w.len()];
-    for group in 0..groups {
-        let offset = group * filters * channels * area;
-        for filter in 0..filters {
-            for channel in 0..channels {
-                let from = &w[offset + (filter * channels + channel) * area..][..area];
-                let to = &mut turned[offset + (channel * filters + filter) * area..][..area];
-                to.iter_mut().zip(from.iter().rev()).for_each(|(to, from)| *to = *from);
-            }
+    let mut turned = Vec::with_capacity(groups * channels * picks.len());
+    for group in w.chunks_exact((filters * channels * area).max(1)) {
+        for channel in 0..channels {
+            turned.extend(picks.iter().map(|pick| group[(pick / area * channels + channel) * area + pick % area]));
         }
     }
     turned
@@ -114,7 +110,7 @@ fn correlate_with<L: Lanes>(
                 let start = bias.map_or(0.0, |bias| bias[first + filter]);
                 let row = &mut to[(first + filter) * slots.pixels..][..slots.pixels];
                 for (slot, sum) in some.iter().zip(sums) {
-                    write(slot, *sum, start, row);
+                    write(slot, slots.stride, *sum, start, row);
                 }
             }
         }
@@ -122,9 +118,13 @@ fn correlate_with<L: Lanes>(
 }
 
 #[inline(always)]
-fn write<L: Lanes>(slot: &Slot, sum: L, start: f32, row: &mut [f32]) {
+fn write<L: Lanes>(slot: &Slot, stride: usize, sum: L, start: f32, row: &mut [f32]) {
     let values = sum.to_array();
-    row[slot.at..][..slot.len].iter_mut().zip(values).for_each(|(to, value)| *to = value + start);
+    if stride == 1 {
+        row[slot.at..][..slot.len].iter_mut().zip(values).for_each(|(to, value)| *to = value + start);
+    } else {
+        row[slot.at..].iter_mut().step_by(stride).zip(&values[..slot.len]).for_each(|(to, value)| *to = value + start);
+    }
 }
 
 /// The first `F` of six filters on two vectors of pixels.
@@ -158,21 +158,21 @@ unsafe fn tile<L: Lanes, const F: usize>(
 /// Adds `sum over images and p of dy[m][p] * x[p + taps[k]]` to `to[m][k]`.
 pub(super) fn outer(
     isa: Isa,
-    (x, planes): (&[f32], &Planes),
+    (x, planes, taps): (&[f32], &Planes, &[usize]),
     (dy, rows): (&[f32], &Planes),
     images: usize,
     slots: &Slots,
     to: &mut [f32],
 ) {
-    let farthest = planes.taps.iter().max().map_or(0, |farthest| farthest + slots.reach());
+    let farthest = taps.iter().max().map_or(0, |farthest| farthest + slots.reach());
     let wide = slots.all.len() * LANES;
     assert!(farthest <= planes.len() && wide <= rows.plane(), "a tap lies outside its buffer");
     assert!(images * planes.len() <= x.len() && images * rows.len() <= dy.len(), "an image lies outside its buffer");
     match isa {
-        Isa::Portable => outer_with::<Plain>((x, planes), (dy, rows), images, slots, to),
+        Isa::Portable => outer_with::<Plain>((x, planes, taps), (dy, rows), images, slots, to),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the instructions were detected.
-        Isa::Avx2 => unsafe { outer_avx2((x, planes), (dy, rows), images, slots, to) },
+        Isa::Avx2 => unsafe { outer_avx2((x, planes, taps), (dy, rows), images, slots, to) },
         #[cfg(not(target_arch = "x86_64"))]
         Isa::Avx2 => unreachable!("AVX2 is only detected on x86-64"),
     }
@@ -180,30 +180,30 @@ pub(super) fn outer(
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn outer_avx2(x: (&[f32], &Planes), dy: (&[f32], &Planes), images: usize, slots: &Slots, to: &mut [f32]) {
+fn outer_avx2(x: (&[f32], &Planes, &[usize]), dy: (&[f32], &Planes), images: usize, slots: &Slots, to: &mut [f32]) {
     outer_with::<Avx2>(x, dy, images, slots, to);
 }
 
 #[inline(always)]
 fn outer_with<L: Lanes>(
-    (x, planes): (&[f32], &Planes),
+    (x, planes, distances): (&[f32], &Planes, &[usize]),
     (dy, rows): (&[f32], &Planes),
     images: usize,
     slots: &Slots,
     to: &mut [f32],
 ) {
-    let taps = planes.taps.len();
+    let taps = distances.len();
     let filters = rows.source[0];
     for first in (0..filters).step_by(OUTER_FILTERS) {
         // The last tiles compute some sums twice rather than read beyond the end; only the wanted ones are added.
         let channels: [usize; OUTER_FILTERS] = std::array::from_fn(|i| (first + i).min(filters - 1) * rows.plane());
         for tap in (0..taps).step_by(OUTER_TAPS) {
-            let distances: [usize; OUTER_TAPS] = std::array::from_fn(|i| planes.taps[(tap + i).min(taps - 1)]);
+            let some: [usize; OUTER_TAPS] = std::array::from_fn(|i| distances[(tap + i).min(taps - 1)]);
             let mut sums = [[L::splat(0.0); OUTER_TAPS]; OUTER_FILTERS];
             for image in 0..images {
                 let (x, dy) = (&x[image * planes.len()..], &dy[image * rows.len()..]);
                 // SAFETY: `outer` checked the farthest tap, the last vector of the rows, and the last image.
-                unsafe { outer_tile::<L>(x.as_ptr(), dy.as_ptr(), distances, channels, slots, &mut sums) };
+                unsafe { outer_tile::<L>(x.as_ptr(), dy.as_ptr(), some, channels, slots, &mut sums) };
             }
             for (filter, sums) in sums.iter().enumerate().take(filters - first) {
                 let row = &mut to[(first + filter) * taps + tap..][..OUTER_TAPS.min(taps - tap)];
