@@ -91,18 +91,20 @@ fn all_three_products_follow_the_definition_on_every_instruction_set() {
     assert!(tried >= 500, "{tried} shapes");
 }
 
+const PLAIN: Conv2d = Conv2d {
+    batch: 1,
+    input: [3, 4, 4],
+    filters: 2,
+    kernel: [3, 3],
+    stride: [1, 1],
+    padding: [0, 0],
+    dilation: [1, 1],
+    groups: 1,
+};
+
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() {
-    let conv = Conv2d {
-        batch: 37,
-        input: [6, 9, 11],
-        filters: 7,
-        kernel: [3, 3],
-        stride: [1, 1],
-        padding: [1, 1],
-        dilation: [1, 1],
-        groups: 1,
-    };
+    let conv = Conv2d { batch: 37, input: [6, 9, 11], filters: 7, padding: [1, 1], ..PLAIN };
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let mut noise = |count: usize| (0..count).map(|_| rng.random_range(-1.0..1.0)).collect::<Vec<f32>>();
     let (x, w, dy) = (noise(37 * 6 * 99), noise(7 * 6 * 9), noise(37 * 7 * 99));
@@ -121,16 +123,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
 
 #[test]
 fn what_does_not_fit_is_refused_with_its_shapes() {
-    let conv = Conv2d {
-        batch: 1,
-        input: [3, 4, 4],
-        filters: 2,
-        kernel: [3, 3],
-        stride: [1, 1],
-        padding: [0, 0],
-        dilation: [1, 1],
-        groups: 1,
-    };
+    let conv = PLAIN;
     let error = conv.forward(&[0.0; 47], &[0.0; 54], None, &mut [0.0; 8]).unwrap_err().to_string();
     assert!(error.contains("have 47, 54 and 8 values") && error.contains("takes [48, 54, 8]"), "{error}");
     let error = conv.forward(&[0.0; 48], &[0.0; 54], Some(&[0.0; 3]), &mut [0.0; 8]).unwrap_err().to_string();
