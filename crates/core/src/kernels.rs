@@ -1,96 +1,239 @@
 //! Operations of the network on Briquette's own CPU kernels, with their gradients.
 //!
-//! They extend Burn's `flex` backend and are used where a tensor lives on it; every other device keeps Burn's operations. No method and
-//! no network knows the difference. `BRIQUETTE_KERNELS=off` gives plain Burn, for comparison.
+//! They extend Burn's `flex` backend and are used where a tensor lives on it; every other device keeps Burn's operations. Feature maps lie
+//! channels last here, `[batch, height, width, channels]`: the network turns them around where others look at them. No method and no
+//! network knows the difference. `BRIQUETTE_KERNELS=off` gives plain Burn, for comparison.
 
 mod conv;
+mod linear;
 mod norm;
+mod optimize;
+mod pointwise;
 mod pool;
 
-use std::sync::LazyLock;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::Instant;
 
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, AutodiffBackend, Backend, Dispatch, Flex, backend_extension};
+use burn::backend::{Autodiff, AutodiffBackend, Backend, Dispatch, ExtensionType, Flex, TensorMetadata, backend_extension};
+use burn::module::Param;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use burn_flex::FlexTensor;
 
 pub use conv::Steps;
-pub(crate) use conv::convolve;
+pub(crate) use conv::{convolve, convolve_normalized};
+pub(crate) use linear::linear;
+pub use norm::Form;
 pub(crate) use norm::normalize;
-pub use pool::Windows;
-pub(crate) use pool::max_pool;
+pub(crate) use optimize::{adam_step, sgd_step};
+pub(crate) use pointwise::{channels_first, channels_last, cross_entropy, rectify};
+pub use pool::{Shortcut, Windows};
+pub(crate) use pool::{channel_means, max_pool, pad_shortcut};
 
-/// What the `flex` backend learns. Extensions cannot take options, hence two of one kind.
+/// A tensor that an operation may go without.
+#[derive(Debug, Clone, ExtensionType)]
+pub enum Maybe<B: Backend> {
+    /// It does.
+    Absent,
+    /// It does not.
+    Present(FloatTensor<B>),
+}
+
+/// What the `flex` backend learns. Maps are channels last.
 #[backend_extension(Autodiff, Flex)]
 pub trait Kernels: Backend {
-    /// Convolution of `x` `[batch, channels, height, width]` with `weight` `[filters, channels / groups, kh, kw]`.
-    fn convolve(x: FloatTensor<Self>, weight: FloatTensor<Self>, steps: Steps) -> FloatTensor<Self>;
-    /// The same, with a bias for each filter.
-    fn convolve_biased(
+    /// `[batch, channels, height, width]` to `[batch, height, width, channels]`.
+    fn channels_last(x: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// `[batch, height, width, channels]` to `[batch, channels, height, width]`.
+    fn channels_first(x: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// Convolution of `x` with `weight` `[filters, channels / groups, kh, kw]`, with a bias for each filter; rectified if the steps say so.
+    fn convolve(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
+        #[extension_type] bias: Maybe<Self>,
         steps: Steps,
+    ) -> FloatTensor<Self>;
+
+    /// Convolution, then a factor and a summand for each filter, and a residual sum; carries no gradient.
+    fn convolve_affine(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+        #[extension_type] residual: Maybe<Self>,
+        steps: Steps,
+    ) -> FloatTensor<Self>;
+
+    /// `x` `[rows, inputs]` times `weight` `[inputs, outputs]`, with a bias for each output, rectified or not.
+    fn multiply(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        #[extension_type] bias: Maybe<Self>,
+        rectify: bool,
     ) -> FloatTensor<Self>;
 
     /// Mean and variance of each channel of `x` over the batch, `[2, channels]`; carries no gradient.
     fn batch_moments(x: FloatTensor<Self>) -> FloatTensor<Self>;
 
-    /// `(x - mean) / sqrt(variance + epsilon) * gamma + beta`, with the gradient for moments that are those of `x` itself.
+    /// `(x - mean) / sqrt(variance + epsilon) * gamma + beta + residual`, rectified or not, with the gradient for moments that are those of
+    /// `x` itself.
     fn batch_normalize(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
         moments: FloatTensor<Self>,
-        epsilon: f32,
+        #[extension_type] residual: Maybe<Self>,
+        form: Form,
     ) -> FloatTensor<Self>;
 
     /// The largest value of each window.
-    fn pool_max(x: FloatTensor<Self>, window: Windows) -> FloatTensor<Self>;
+    fn pool_max(x: FloatTensor<Self>, windows: Windows) -> FloatTensor<Self>;
+
+    /// The mean of each channel of each image, `[batch, channels]`.
+    fn pool_channels(x: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// Every few rows and columns, between channels of zeros.
+    fn shortcut(x: FloatTensor<Self>, shortcut: Shortcut) -> FloatTensor<Self>;
+
+    /// `max(x, 0)`.
+    fn rectify(x: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// The mean over the rows of `-sum_k t_k log softmax(logits)_k`.
+    fn softmax_cross_entropy(logits: FloatTensor<Self>, targets: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// A step of gradient descent: the weights and the velocity afterwards.
+    fn descend(
+        weights: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        velocity: FloatTensor<Self>,
+        step: optimize::Sgd,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// A step of Adam: the weights and both moments afterwards.
+    fn descend_adaptively(
+        weights: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        first: FloatTensor<Self>,
+        second: FloatTensor<Self>,
+        step: optimize::Adam,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 }
 
 impl Kernels for Flex {
-    fn convolve(x: FlexTensor, weight: FlexTensor, steps: Steps) -> FlexTensor {
-        conv::forward(x, weight, None, steps)
+    fn channels_last(x: FlexTensor) -> FlexTensor {
+        pointwise::last(&x)
     }
 
-    fn convolve_biased(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, steps: Steps) -> FlexTensor {
-        conv::forward(x, weight, Some(bias), steps)
+    fn channels_first(x: FlexTensor) -> FlexTensor {
+        pointwise::first(&x)
+    }
+
+    fn convolve(x: FlexTensor, weight: FlexTensor, bias: Maybe<Self>, steps: Steps) -> FlexTensor {
+        conv::forward(&x, &weight, &bias, steps)
+    }
+
+    fn convolve_affine(
+        x: FlexTensor,
+        weight: FlexTensor,
+        scale: FlexTensor,
+        shift: FlexTensor,
+        residual: Maybe<Self>,
+        steps: Steps,
+    ) -> FlexTensor {
+        conv::affine(&x, &weight, [&scale, &shift], &residual, steps)
+    }
+
+    fn multiply(x: FlexTensor, weight: FlexTensor, bias: Maybe<Self>, rectify: bool) -> FlexTensor {
+        linear::forward(&x, &weight, &bias, rectify)
     }
 
     fn batch_moments(x: FlexTensor) -> FlexTensor {
         norm::moments(&x)
     }
 
-    fn batch_normalize(x: FlexTensor, gamma: FlexTensor, beta: FlexTensor, moments: FlexTensor, epsilon: f32) -> FlexTensor {
-        norm::forward(&x, &gamma, &beta, &moments, epsilon)
+    fn batch_normalize(
+        x: FlexTensor,
+        gamma: FlexTensor,
+        beta: FlexTensor,
+        moments: FlexTensor,
+        residual: Maybe<Self>,
+        form: Form,
+    ) -> FlexTensor {
+        norm::forward(&x, [&gamma, &beta, &moments], &residual, form)
     }
 
     fn pool_max(x: FlexTensor, windows: Windows) -> FlexTensor {
-        pool::forward(&x, windows).0
+        pool::largest(&x, windows).0
+    }
+
+    fn pool_channels(x: FlexTensor) -> FlexTensor {
+        pool::means(&x)
+    }
+
+    fn shortcut(x: FlexTensor, shortcut: Shortcut) -> FlexTensor {
+        pool::shorten(&x, shortcut)
+    }
+
+    fn rectify(x: FlexTensor) -> FlexTensor {
+        pointwise::rectified(&x)
+    }
+
+    fn softmax_cross_entropy(logits: FlexTensor, targets: FlexTensor) -> FlexTensor {
+        pointwise::loss(&logits, &targets).0
+    }
+
+    fn descend(w: FlexTensor, g: FlexTensor, v: FlexTensor, step: optimize::Sgd) -> (FlexTensor, FlexTensor) {
+        optimize::descend(w, &g, v, step)
+    }
+
+    fn descend_adaptively(
+        w: FlexTensor,
+        g: FlexTensor,
+        m: FlexTensor,
+        v: FlexTensor,
+        step: optimize::Adam,
+    ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        optimize::descend_adaptively(w, &g, m, v, step)
     }
 }
 
 impl<C: CheckpointStrategy> Kernels for Autodiff<Flex, C> {
-    fn convolve(x: FloatTensor<Self>, weight: FloatTensor<Self>, steps: Steps) -> FloatTensor<Self> {
-        let guards = [x.node(), weight.node()];
-        conv::record::<C, 2>(guards, x.into_primitive(), weight.into_primitive(), None, steps)
+    fn channels_last(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        pointwise::record_last::<C>(x)
     }
 
-    fn convolve_biased(
+    fn channels_first(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        pointwise::record_first::<C>(x)
+    }
+
+    fn convolve(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: Maybe<Self>, steps: Steps) -> FloatTensor<Self> {
+        conv::record::<C>(x, weight, bias, steps)
+    }
+
+    fn convolve_affine(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
-        bias: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+        residual: Maybe<Self>,
         steps: Steps,
     ) -> FloatTensor<Self> {
-        let guards = [x.node(), weight.node(), bias.node()];
-        conv::record::<C, 3>(guards, x.into_primitive(), weight.into_primitive(), Some(bias.into_primitive()), steps)
+        let residual = residual.primitive();
+        let [weight, scale, shift] = [weight, scale, shift].map(FloatTensor::<Self>::into_primitive);
+        Self::from_inner(conv::affine(x.primitive(), &weight, [&scale, &shift], &residual, steps))
+    }
+
+    fn multiply(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: Maybe<Self>, rectify: bool) -> FloatTensor<Self> {
+        linear::record::<C>(x, weight, bias, rectify)
     }
 
     fn batch_moments(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        Self::from_inner(norm::moments(&x.into_primitive()))
+        Self::from_inner(norm::moments(x.primitive()))
     }
 
     fn batch_normalize(
@@ -98,13 +241,79 @@ impl<C: CheckpointStrategy> Kernels for Autodiff<Flex, C> {
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
         moments: FloatTensor<Self>,
-        epsilon: f32,
+        residual: Maybe<Self>,
+        form: Form,
     ) -> FloatTensor<Self> {
-        norm::record::<C>(x, gamma, beta, moments.into_primitive(), epsilon)
+        norm::record::<C>([x, gamma, beta], moments.into_primitive(), residual, form)
     }
 
     fn pool_max(x: FloatTensor<Self>, windows: Windows) -> FloatTensor<Self> {
-        pool::record::<C>(x, windows)
+        pool::record_largest::<C>(x, windows)
+    }
+
+    fn pool_channels(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        pool::record_means::<C>(x)
+    }
+
+    fn shortcut(x: FloatTensor<Self>, shortcut: Shortcut) -> FloatTensor<Self> {
+        pool::record_shortcut::<C>(x, shortcut)
+    }
+
+    fn rectify(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        pointwise::record_rectified::<C>(x)
+    }
+
+    fn softmax_cross_entropy(logits: FloatTensor<Self>, targets: FloatTensor<Self>) -> FloatTensor<Self> {
+        pointwise::record_loss::<C>(logits, targets.primitive())
+    }
+
+    fn descend(
+        w: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        step: optimize::Sgd,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let [w, g, v] = [w, g, v].map(FloatTensor::<Self>::into_primitive);
+        let (w, v) = optimize::descend(w, &g, v, step);
+        (Self::from_inner(w), Self::from_inner(v))
+    }
+
+    fn descend_adaptively(
+        w: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        m: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        step: optimize::Adam,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let [w, g, m, v] = [w, g, m, v].map(FloatTensor::<Self>::into_primitive);
+        let (w, m, v) = optimize::descend_adaptively(w, &g, m, v, step);
+        (Self::from_inner(w), Self::from_inner(m), Self::from_inner(v))
+    }
+}
+
+impl Maybe<Flex> {
+    /// Hands the tensor's values to `read`, if there is one.
+    fn with_values<R>(&self, read: impl FnOnce(Option<&[f32]>) -> R) -> R {
+        match self {
+            Maybe::Absent => read(None),
+            Maybe::Present(tensor) => with_values(tensor, |values| read(Some(values))),
+        }
+    }
+}
+
+impl<C: CheckpointStrategy> Maybe<Autodiff<Flex, C>> {
+    /// The tensor without its place in the graph.
+    fn primitive(&self) -> Maybe<Flex> {
+        match self {
+            Maybe::Absent => Maybe::Absent,
+            Maybe::Present(tensor) => Maybe::Present(tensor.primitive().clone()),
+        }
+    }
+}
+
+impl Maybe<Dispatch> {
+    fn of<const D: usize>(tensor: Option<Tensor<D>>) -> Self {
+        tensor.map_or(Maybe::Absent, |tensor| Maybe::Present(tensor.into_dispatch()))
     }
 }
 
@@ -117,8 +326,23 @@ pub fn enable(on: bool) {
 }
 
 /// Whether our kernels take this tensor.
-fn takes(x: &Tensor<4>) -> bool {
+pub(crate) fn takes<const D: usize>(x: &Tensor<D>) -> bool {
     ENABLED.load(Ordering::Relaxed) && x.dtype() == DType::F32 && x.device().inner() == Device::flex()
+}
+
+static PROFILE: Mutex<BTreeMap<&'static str, f64>> = Mutex::new(BTreeMap::new());
+
+/// Seconds that our kernels took, by operation, since this was last asked; gradients end in `'`.
+pub fn take_profile() -> BTreeMap<&'static str, f64> {
+    std::mem::take(&mut PROFILE.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Does the work and adds its time to the profile.
+fn timed<R>(kind: &'static str, work: impl FnOnce() -> R) -> R {
+    let began = Instant::now();
+    let result = work();
+    *PROFILE.lock().unwrap_or_else(PoisonError::into_inner).entry(kind).or_default() += began.elapsed().as_secs_f64();
+    result
 }
 
 /// Hands the tensor's values to `read` in order.
@@ -128,9 +352,15 @@ fn with_values<R>(tensor: &FlexTensor, read: impl FnOnce(&[f32]) -> R) -> R {
     read(&tensor.storage::<f32>()[start..][..tensor.layout().num_elements()])
 }
 
-fn made(shape: [usize; 4], make: impl FnOnce(&mut [f32])) -> FlexTensor {
-    let mut values = vec![0.0; shape.iter().product()];
-    make(&mut values);
+/// Lets `change` change the tensor's values, which are copied first if anybody else holds them.
+fn with_values_mut<R>(tensor: FlexTensor, change: impl FnOnce(&mut [f32]) -> R) -> (FlexTensor, R) {
+    let mut tensor = if tensor.is_contiguous() { tensor } else { tensor.to_contiguous() };
+    let (start, len) = (tensor.layout().start_offset(), tensor.layout().num_elements());
+    let result = change(&mut tensor.storage_mut::<f32>()[start..][..len]);
+    (tensor, result)
+}
+
+fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(values, shape))
 }
 

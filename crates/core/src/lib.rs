@@ -7,6 +7,7 @@ pub mod builder;
 pub mod coding;
 pub mod cost;
 pub mod error;
+mod forward;
 pub mod kernels;
 pub mod net;
 pub mod pass;

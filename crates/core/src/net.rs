@@ -5,17 +5,13 @@
 
 use std::sync::Arc;
 
-use briquette_runtime::{Activation, Layer, Window};
+use briquette_runtime::Layer;
 use burn::module::{Module, Param};
 use burn::nn::conv::Conv2d;
 use burn::nn::{BatchNorm, Linear, PaddingConfig2d};
-use burn::tensor::activation;
-use burn::tensor::module::{adaptive_avg_pool2d, avg_pool2d};
-use burn::tensor::ops::AvgPoolOptions;
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{Device, Tensor};
 
 use crate::error::{Error, Result};
-use crate::kernels;
 
 /// A network, from its input to its logits.
 #[derive(Module, Debug)]
@@ -97,40 +93,6 @@ pub enum Value {
 }
 
 impl Net {
-    /// Output of the last node for the input `[batch, channels, height, width]`: `[batch, classes]`.
-    pub fn forward(&self, input: Tensor<4>) -> Tensor<2> {
-        self.trace(input, |_, value| value).vector()
-    }
-
-    /// Runs the network and hands every activation to `tap` together with its node's index; what `tap` returns goes on in its place.
-    /// Activations are dropped after their last use.
-    pub fn trace(&self, input: Tensor<4>, mut tap: impl FnMut(usize, Value) -> Value) -> Value {
-        let last_use = self.last_use();
-        let mut values: Vec<Option<Value>> = Vec::with_capacity(self.nodes.len());
-        values.push(Some(tap(0, Value::Map(input))));
-        for (index, node) in self.nodes.iter().enumerate().skip(1) {
-            let live = |&i: &usize| values[i].clone().expect("an activation lives until its last use");
-            let inputs = node.inputs.iter().map(live).collect();
-            values.push(Some(tap(index, node.op.forward(inputs))));
-            for &used in &node.inputs {
-                if last_use[used] == index {
-                    values[used] = None;
-                }
-            }
-        }
-        values.pop().flatten().expect("a network has an output")
-    }
-
-    fn last_use(&self) -> Vec<usize> {
-        let mut last = vec![usize::MAX; self.nodes.len()];
-        for (index, node) in self.nodes.iter().enumerate() {
-            for &input in &node.inputs {
-                last[input] = index;
-            }
-        }
-        last
-    }
-
     /// Checks wiring, names and shapes; the output shape of every node, without the batch.
     ///
     /// # Errors
@@ -246,22 +208,6 @@ impl Op {
             Op::Custom(_) | Op::Fixed(_) => Ok(()),
         }
     }
-
-    fn forward(&self, mut inputs: Vec<Value>) -> Value {
-        match self {
-            Op::Conv2d(conv) => Value::Map(kernels::convolve(conv, inputs.remove(0).map())),
-            Op::Linear(linear) => Value::Vector(linear.forward(inputs.remove(0).vector())),
-            Op::BatchNorm(norm) => match inputs.remove(0) {
-                Value::Map(x) => Value::Map(kernels::normalize(norm, x)),
-                Value::Vector(x) => Value::Vector(norm.forward(x)),
-            },
-            Op::Custom(custom) => {
-                let tensors: Vec<Tensor<2>> = custom.tensors.iter().map(Param::val).collect();
-                custom.kernel.forward(&tensors, &inputs)
-            }
-            Op::Fixed(fixed) => forward_fixed(&fixed.layer, inputs),
-        }
-    }
 }
 
 impl Value {
@@ -302,109 +248,4 @@ pub(crate) fn padding(config: &PaddingConfig2d) -> [usize; 2] {
         PaddingConfig2d::Explicit(top, left, _, _) => [*top, *left],
         PaddingConfig2d::Valid | PaddingConfig2d::Same => [0, 0],
     }
-}
-
-fn forward_fixed(layer: &Layer, mut inputs: Vec<Value>) -> Value {
-    match layer {
-        Layer::Normalize { mean, std } => {
-            let x = inputs.remove(0).map();
-            let device = x.device();
-            let per_channel =
-                |values: Vec<f32>| Tensor::<1>::from_floats(values.as_slice(), &device).reshape([1, values.len(), 1, 1]);
-            Value::Map((x - per_channel(mean.clone())) * per_channel(std.iter().map(|s| 1.0 / s).collect()))
-        }
-        Layer::Activation(function) => match inputs.remove(0) {
-            Value::Map(x) => Value::Map(activate(*function, x)),
-            Value::Vector(x) => Value::Vector(activate(*function, x)),
-        },
-        Layer::Softmax => match inputs.remove(0) {
-            Value::Map(x) => Value::Map(activation::softmax(x, 1)),
-            Value::Vector(x) => Value::Vector(activation::softmax(x, 1)),
-        },
-        Layer::LocalResponseNorm { size, alpha, beta, k } => {
-            let x = inputs.remove(0).map();
-            let [n, c, h, w] = x.dims();
-            let before = (size - 1) / 2;
-            let squares = x.clone().powi_scalar(2).reshape([n, 1, c, h * w]);
-            let options = AvgPoolOptions::new([*size, 1])
-                .with_stride([1, 1])
-                .with_padding_pairs([(before, size - 1 - before), (0, 0)])
-                .with_count_include_pad(true);
-            let mean = avg_pool2d(squares, options).reshape([n, c, h, w]);
-            Value::Map(x / (mean.mul_scalar(*alpha).add_scalar(*k)).powf_scalar(*beta))
-        }
-        Layer::MaxPool(window) => Value::Map(kernels::max_pool(window, inputs.remove(0).map())),
-        Layer::AvgPool { window, count_padding } => Value::Map(average(inputs.remove(0).map(), window, *count_padding)),
-        Layer::AdaptiveAvgPool { output } => Value::Map(adaptive_avg_pool2d(inputs.remove(0).map(), *output)),
-        Layer::GlobalAvgPool => {
-            let x = inputs.remove(0).map();
-            let [n, c, h, w] = x.dims();
-            Value::Vector(x.reshape([n, c, h * w]).mean_dim(2).reshape([n, c]))
-        }
-        Layer::Add => inputs
-            .into_iter()
-            .reduce(|sum, next| match (sum, next) {
-                (Value::Map(a), b) => Value::Map(a + b.map()),
-                (Value::Vector(a), b) => Value::Vector(a + b.vector()),
-            })
-            .expect("the shapes were checked"),
-        Layer::Concat => match inputs[0] {
-            Value::Map(_) => Value::Map(Tensor::cat(inputs.into_iter().map(Value::map).collect(), 1)),
-            Value::Vector(_) => Value::Vector(Tensor::cat(inputs.into_iter().map(Value::vector).collect(), 1)),
-        },
-        Layer::ChannelSlice { start, len } => match inputs.remove(0) {
-            Value::Map(x) => Value::Map(x.narrow(1, *start, *len)),
-            Value::Vector(x) => Value::Vector(x.narrow(1, *start, *len)),
-        },
-        Layer::PadShortcut { stride, before, after } => {
-            let window = Window { kernel: [1, 1], stride: [*stride; 2], padding: [0; 2] };
-            let x = average(inputs.remove(0).map(), &window, true);
-            let [n, _, h, w] = x.dims();
-            let device = x.device();
-            let zeros = |channels: usize| (channels > 0).then(|| Tensor::<4>::zeros([n, channels, h, w], &device));
-            Value::Map(Tensor::cat([zeros(*before), Some(x), zeros(*after)].into_iter().flatten().collect(), 1))
-        }
-        Layer::Flatten => match inputs.remove(0) {
-            Value::Map(x) => Value::Vector(x.flatten(1, 3)),
-            vector @ Value::Vector(_) => vector,
-        },
-        Layer::Dropout { p } => {
-            let value = inputs.remove(0);
-            if *p == 0.0 || !value.device().is_autodiff() {
-                return value;
-            }
-            match value {
-                Value::Map(x) => Value::Map(drop_out(x, *p)),
-                Value::Vector(x) => Value::Vector(drop_out(x, *p)),
-            }
-        }
-        Layer::Input { .. } | Layer::Conv2d { .. } | Layer::Linear | Layer::BatchNorm { .. } | Layer::Custom { .. } => {
-            unreachable!("{} is no parameter-free function of other nodes", layer.kind())
-        }
-    }
-}
-
-fn average(x: Tensor<4>, window: &Window, count_padding: bool) -> Tensor<4> {
-    let options = AvgPoolOptions::new(window.kernel)
-        .with_stride(window.stride)
-        .with_padding(window.padding)
-        .with_count_include_pad(count_padding);
-    avg_pool2d(x, options)
-}
-
-fn activate<const D: usize>(function: Activation, x: Tensor<D>) -> Tensor<D> {
-    match function {
-        Activation::Relu => activation::relu(x),
-        Activation::LeakyRelu { slope } => activation::leaky_relu(x, slope),
-        Activation::Relu6 => activation::relu6(x),
-        Activation::Sigmoid => activation::sigmoid(x),
-        Activation::Tanh => activation::tanh(x),
-        Activation::Gelu => activation::gelu(x),
-        Activation::Silu => activation::silu(x),
-    }
-}
-
-fn drop_out<const D: usize>(x: Tensor<D>, p: f64) -> Tensor<D> {
-    let mask = x.random_like(Distribution::Bernoulli(1.0 - p));
-    x * mask.mul_scalar(1.0 / (1.0 - p))
 }

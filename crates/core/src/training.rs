@@ -4,6 +4,7 @@
 //! stage and the epoch, and the state is handed to the host after each epoch, so that an interrupted training goes on from there and
 //! ends with the same weights.
 
+mod optimizer;
 mod probe;
 mod recipe;
 mod state;
@@ -13,10 +14,8 @@ mod tests;
 use std::time::Instant;
 
 use briquette_data::{Batch, Dataset, Loader};
-use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
-use burn::optim::decay::WeightDecayConfig;
-use burn::optim::momentum::MomentumConfig;
-use burn::optim::{Adam, AdamConfig, AdamW, AdamWConfig, GradientsParams, ModuleOptimizer, Sgd, SgdConfig};
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +25,7 @@ pub use recipe::{Choose, Optimizer, Recipe, Schedule};
 use crate::builder::stream;
 use crate::coding::floats;
 use crate::error::{Error, Result};
+use crate::kernels;
 use crate::net::Net;
 use crate::pass::{Context, Event, Host};
 use state::State;
@@ -107,7 +107,7 @@ pub fn fit(net: Net, recipe: &Recipe, mut extras: Extras<'_>, cx: &mut Context<'
         Some(bytes) => State::from_bytes(&bytes, &device)?,
         None => State::start(net.deep_clone()),
     };
-    let mut optimizer = optimizer(recipe, &state.net.clone().with_stable_ids());
+    let mut optimizer = recipe.optimizer(&state.net.clone().with_stable_ids());
     if let Some(bytes) = state.optimizer.take() {
         optimizer = optimizer.from_bytes(bytes).map_err(|error| Error::State(error.to_string()))?;
     }
@@ -229,64 +229,10 @@ pub fn cross_entropy(logits: Tensor<2>, labels: &[u16], smoothing: f64) -> Tenso
         targets[row * classes + *label as usize] = on;
     }
     let targets = Tensor::<2>::from_data(TensorData::new(targets, [n, classes]), &logits.device());
+    if kernels::takes(&logits) {
+        return kernels::cross_entropy(logits, targets);
+    }
     (activation::log_softmax(logits, 1) * targets).sum().mul_scalar(-1.0 / n as f64)
-}
-
-/// Weight decay applies to tensors of rank 2 or more unless the recipe says that all decay.
-fn optimizer(recipe: &Recipe, net: &Net) -> ModuleOptimizer {
-    let vectors = ParamGroup::from_paths(vector_paths(net));
-    let split = !recipe.decay_all && recipe.weight_decay > 0.0;
-    match recipe.optimizer {
-        Optimizer::Sgd => {
-            let momentum =
-                MomentumConfig::new().with_momentum(recipe.momentum).with_dampening(0.0).with_nesterov(recipe.nesterov);
-            let config = SgdConfig::new().with_momentum((recipe.momentum > 0.0).then_some(momentum));
-            let decay = (recipe.weight_decay > 0.0).then(|| WeightDecayConfig::new(recipe.weight_decay as f32));
-            let decayed: Sgd = config.clone().with_weight_decay(decay).build();
-            let all = ModuleOptimizer::from(decayed);
-            if split { all.with_group(vectors, config.build(), None) } else { all }
-        }
-        Optimizer::Adam => {
-            let decay = (recipe.weight_decay > 0.0).then(|| WeightDecayConfig::new(recipe.weight_decay as f32));
-            let decayed: Adam = AdamConfig::new().with_weight_decay(decay).build();
-            let all = ModuleOptimizer::from(decayed);
-            if split { all.with_group(vectors, AdamConfig::new().build(), None) } else { all }
-        }
-        Optimizer::Adamw => {
-            let decayed: AdamW = AdamWConfig::new().with_weight_decay(recipe.weight_decay as f32).build();
-            let all = ModuleOptimizer::from(decayed);
-            if split { all.with_group(vectors, AdamWConfig::new().with_weight_decay(0.0).build(), None) } else { all }
-        }
-    }
-}
-
-/// Paths of the parameters of rank 1: biases, normalization, centroids.
-fn vector_paths(net: &Net) -> Vec<String> {
-    #[derive(Default)]
-    struct Paths {
-        path: Vec<String>,
-        vectors: Vec<String>,
-    }
-
-    impl ModuleVisitor for Paths {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name.to_string());
-        }
-
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.pop();
-        }
-
-        fn visit_float<const D: usize>(&mut self, _: &Param<Tensor<D>>) {
-            if D < 2 {
-                self.vectors.push(self.path.join("."));
-            }
-        }
-    }
-
-    let mut paths = Paths::default();
-    net.visit(&mut paths);
-    paths.vectors
 }
 
 /// Scales all gradients by `limit / norm` when the norm of all of them together exceeds `limit`.

@@ -1,12 +1,76 @@
-//! Eight floats at a time: the vector types over which every kernel is written, and the choice among them.
+//! Vectors of floats: what kernels are written over, once for every instruction set, and the choice among the sets at run time.
 
-// Kernels read through pointers whose range was checked once, before their loops.
+// Loads and stores go through pointers; each kernel checks their reach before its loops.
 #![allow(unsafe_code)]
+
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod plain;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use std::sync::OnceLock;
 
-/// Floats in a vector.
-pub(crate) const LANES: usize = 8;
+/// A vector of floats in registers. Values of a type exist only where its instructions were found.
+pub(crate) trait Lanes: Copy {
+    /// Floats in a vector.
+    const COUNT: usize;
+
+    /// The same number in each lane.
+    fn splat(value: f32) -> Self;
+    /// # Safety
+    /// `at` points to [`Lanes::COUNT`] readable floats.
+    unsafe fn load(at: *const f32) -> Self;
+    /// The first `count` floats, the other lanes zero.
+    ///
+    /// # Safety
+    /// `at` points to `count` readable floats, of at most [`Lanes::COUNT`].
+    unsafe fn load_some(at: *const f32, count: usize) -> Self;
+    /// # Safety
+    /// `at` points to [`Lanes::COUNT`] writable floats.
+    unsafe fn store(self, at: *mut f32);
+    /// # Safety
+    /// `at` points to `count` writable floats, of at most [`Lanes::COUNT`].
+    unsafe fn store_some(self, at: *mut f32, count: usize);
+    /// `self * factor + sum`.
+    fn multiply_add(self, factor: Self, sum: Self) -> Self;
+    /// `self + other`.
+    fn add(self, other: Self) -> Self;
+    /// `self - other`.
+    fn subtract(self, other: Self) -> Self;
+    /// `self * other`.
+    fn multiply(self, other: Self) -> Self;
+    /// `self / other`.
+    fn divide(self, other: Self) -> Self;
+    /// The square root.
+    fn root(self) -> Self;
+    /// `self` where it is larger than `other`, else `other`: NaN in either gives `other`.
+    fn max(self, other: Self) -> Self;
+    /// `then` where `self` is larger than `other`, else `otherwise`; NaN is not larger.
+    fn choose_if_larger(self, other: Self, then: Self, otherwise: Self) -> Self;
+    /// `then` where `self` equals `other`, else `otherwise`; NaN equals nothing.
+    fn choose_if_equal(self, other: Self, then: Self, otherwise: Self) -> Self;
+
+    /// The rectifier; NaN stays NaN.
+    #[inline(always)]
+    fn rectified(self) -> Self {
+        Self::splat(0.0).max(self)
+    }
+
+    /// `self` where `gate` is positive, else zero.
+    #[inline(always)]
+    fn where_positive(self, gate: Self) -> Self {
+        gate.choose_if_larger(Self::splat(0.0), self, Self::splat(0.0))
+    }
+}
+
+/// Loops over vectors, to be compiled for each instruction set. Implementations mark `run` as always inlined.
+pub(crate) trait Work {
+    /// What the loops bring.
+    type Output;
+    /// The loops.
+    fn run<L: Lanes>(self) -> Self::Output;
+}
 
 /// The instructions that kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,131 +78,149 @@ pub(crate) enum Isa {
     /// Plain Rust; the twin that the others are tested against.
     Portable,
     /// AVX2 and FMA.
+    #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// AVX-512 F.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// NEON.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
 impl Isa {
-    /// The best that this machine has. `BRIQUETTE_ISA=portable` asks for the portable kernels.
+    /// What this machine has, the plainest first.
+    pub(crate) fn all() -> Vec<Self> {
+        let mut all = vec![Isa::Portable];
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            all.push(Isa::Avx2);
+            if is_x86_feature_detected!("avx512f") {
+                all.push(Isa::Avx512);
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            all.push(Isa::Neon);
+        }
+        all
+    }
+
+    /// The best that this machine has, or the one that `BRIQUETTE_ISA` names: `portable`, `avx2`, `avx512` or `neon`. A name that this
+    /// machine does not have changes nothing.
     pub(crate) fn of_this_machine() -> Self {
         static ISA: OnceLock<Isa> = OnceLock::new();
         *ISA.get_or_init(|| {
-            if std::env::var_os("BRIQUETTE_ISA").is_some_and(|wanted| wanted == "portable") {
-                return Isa::Portable;
-            }
-            #[cfg(target_arch = "x86_64")]
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                return Isa::Avx2;
-            }
-            Isa::Portable
+            let (all, wanted) = (Isa::all(), std::env::var("BRIQUETTE_ISA").unwrap_or_default());
+            let named = all.iter().find(|isa| format!("{isa:?}").eq_ignore_ascii_case(&wanted));
+            *named.or(all.last()).unwrap_or(&Isa::Portable)
         })
     }
-}
 
-impl Isa {
-    /// Runs plain loops compiled for these instructions: what is inlined into it is vectorized for them.
-    pub(crate) fn run<R>(self, work: impl FnOnce() -> R) -> R {
+    /// Runs the loops on these instructions.
+    pub(crate) fn run<W: Work>(self, work: W) -> W::Output {
         match self {
-            Isa::Portable => work(),
+            Isa::Portable => work.run::<plain::Plain>(),
+            // SAFETY: a value of this enum other than `Portable` comes from `all`, which found the instructions.
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the instructions were detected.
-            Isa::Avx2 => unsafe { run_avx2(work) },
-            #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 => unreachable!("AVX2 is only detected on x86-64"),
+            Isa::Avx2 => unsafe { x86::on_avx2(work) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { x86::on_avx512(work) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => unsafe { neon::on_neon(work) },
         }
+    }
+
+    /// Floats in a vector of these instructions.
+    pub(crate) fn lanes(self) -> usize {
+        struct Count;
+        impl Work for Count {
+            type Output = usize;
+
+            #[inline(always)]
+            fn run<L: Lanes>(self) -> usize {
+                L::COUNT
+            }
+        }
+        self.run(Count)
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn run_avx2<R>(work: impl FnOnce() -> R) -> R {
-    work()
+/// The instruction set that the kernels of this process use, for reports: `portable`, `avx2`, `avx512` or `neon`.
+pub fn instructions() -> String {
+    format!("{:?}", Isa::of_this_machine()).to_lowercase()
 }
 
-/// A vector of [`LANES`] floats.
-pub(crate) trait Lanes: Copy {
-    /// The same number in each lane.
-    fn splat(value: f32) -> Self;
-    /// # Safety
-    /// `at` points to [`LANES`] readable floats.
-    unsafe fn load(at: *const f32) -> Self;
-    /// `self * factor + sum`.
-    fn multiply_add(self, factor: Self, sum: Self) -> Self;
-    /// The lanes in order.
-    fn to_array(self) -> [f32; LANES];
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// The sum of the lanes, pairwise.
-    #[inline(always)]
-    fn sum(self) -> f32 {
-        let [a, b, c, d, e, f, g, h] = self.to_array();
-        ((a + e) + (c + g)) + ((b + f) + (d + h))
-    }
-}
+    /// Every operation on the same floats, on one instruction set.
+    struct Everything<'a>(&'a [f32], &'a [f32]);
 
-/// The portable vector.
-#[derive(Clone, Copy)]
-pub(crate) struct Plain([f32; LANES]);
+    impl Work for Everything<'_> {
+        type Output = Vec<Vec<f32>>;
 
-impl Lanes for Plain {
-    #[inline(always)]
-    fn splat(value: f32) -> Self {
-        Self([value; LANES])
-    }
-
-    #[inline(always)]
-    unsafe fn load(at: *const f32) -> Self {
-        // SAFETY: the caller vouches for LANES readable floats; an array of floats has the alignment of one.
-        Self(unsafe { *at.cast::<[f32; LANES]>() })
-    }
-
-    #[inline(always)]
-    fn multiply_add(self, factor: Self, sum: Self) -> Self {
-        Self(std::array::from_fn(|i| self.0[i] * factor.0[i] + sum.0[i]))
-    }
-
-    #[inline(always)]
-    fn to_array(self) -> [f32; LANES] {
-        self.0
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-pub(crate) use avx2::Avx2;
-
-#[cfg(target_arch = "x86_64")]
-mod avx2 {
-    use std::arch::x86_64::{__m256, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_storeu_ps};
-
-    use super::{LANES, Lanes};
-
-    /// A register of AVX. Values exist only inside functions that were entered after AVX2 and FMA had been detected.
-    #[derive(Clone, Copy)]
-    pub(crate) struct Avx2(__m256);
-
-    impl Lanes for Avx2 {
         #[inline(always)]
-        fn splat(value: f32) -> Self {
-            // SAFETY: the type is used only where AVX2 and FMA are there.
-            Self(unsafe { _mm256_set1_ps(value) })
+        fn run<L: Lanes>(self) -> Vec<Vec<f32>> {
+            let (a, b) = (self.0.as_chunks::<48>().0, self.1.as_chunks::<48>().0);
+            let mut all = vec![Vec::new(); 12];
+            for (a, b) in a.iter().zip(b) {
+                for at in (0..48).step_by(L::COUNT) {
+                    // SAFETY: both hold 48 floats, which is a multiple of every vector's length.
+                    let (a, b) = unsafe { (L::load(a.as_ptr().add(at)), L::load(b.as_ptr().add(at))) };
+                    let results = [
+                        a.multiply_add(b, L::splat(0.5)),
+                        a.add(b),
+                        a.subtract(b),
+                        a.multiply(b),
+                        a.divide(b),
+                        a.multiply(a).root(),
+                        a.max(b),
+                        a.choose_if_larger(b, a, L::splat(7.0)),
+                        a.choose_if_equal(b, a, L::splat(7.0)),
+                        a.rectified(),
+                        a.where_positive(b),
+                    ];
+                    let mut to = [0.0; 48];
+                    for (all, result) in all.iter_mut().zip(results) {
+                        // SAFETY: 48 floats hold any vector.
+                        unsafe { result.store(to.as_mut_ptr()) };
+                        all.extend(&to[..L::COUNT]);
+                    }
+                    for count in 0..=L::COUNT {
+                        to.fill(-1.0);
+                        // SAFETY: 48 floats hold any part of a vector.
+                        unsafe {
+                            a.store_some(to.as_mut_ptr(), count);
+                            assert!(to[count..].iter().all(|v| *v == -1.0), "a partial store reached beyond its end");
+                            L::load_some(to.as_ptr(), count).store(to.as_mut_ptr());
+                        }
+                        assert!(to[count..L::COUNT].iter().all(|v| *v == 0.0), "a partial load leaves the other lanes zero");
+                    }
+                    all[11].extend(&to[..L::COUNT]);
+                }
+            }
+            all
         }
+    }
 
-        #[inline(always)]
-        unsafe fn load(at: *const f32) -> Self {
-            // SAFETY: as above; the caller vouches for LANES readable floats, and the load needs no alignment.
-            Self(unsafe { _mm256_loadu_ps(at) })
-        }
-
-        #[inline(always)]
-        fn multiply_add(self, factor: Self, sum: Self) -> Self {
-            // SAFETY: the type is used only where AVX2 and FMA are there.
-            Self(unsafe { _mm256_fmadd_ps(self.0, factor.0, sum.0) })
-        }
-
-        #[inline(always)]
-        fn to_array(self) -> [f32; LANES] {
-            let mut lanes = [0.0; LANES];
-            // SAFETY: the array holds LANES floats, and the store needs no alignment.
-            unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), self.0) };
-            lanes
+    #[test]
+    fn every_instruction_set_computes_what_plain_rust_does() {
+        let mut a: Vec<f32> = (0..480_i16).map(|i| f32::from(i * 37 % 101) / 16.0 - 3.0).collect();
+        let b: Vec<f32> = (0..480_i16).map(|i| f32::from(i * 53 % 97) / 16.0 - 3.0).collect();
+        (a[5], a[77], a[200]) = (f32::NAN, f32::INFINITY, b[200]);
+        let plain = Isa::Portable.run(Everything(&a, &b));
+        assert!(plain[9][5].is_nan() && plain[6][5] == b[5] && plain[8][200] == b[200]);
+        for isa in Isa::all() {
+            for (found, plain) in isa.run(Everything(&a, &b)).iter().zip(&plain) {
+                // A fused product rounds once, a plain one twice.
+                let near =
+                    |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || (a - b).abs() < 1e-5 || (a.is_nan() && b.is_nan());
+                assert!(found.iter().zip(plain).all(near), "{isa:?}");
+            }
         }
     }
 }

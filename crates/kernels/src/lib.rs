@@ -1,16 +1,27 @@
 //! CPU kernels for training and inference. Knows neither Burn nor the container.
 //!
-//! Tensors are plain slices in the order `[batch, channels, height, width]`. Work is split in a way that depends on shapes alone, so that
-//! results do not depend on the number of threads; threads are those of the rayon pool in which a kernel is called.
+//! Tensors are plain slices; feature maps lie channels last, `[batch, height, width, channels]`. Work is split in a way that depends on
+//! shapes alone, so that results do not depend on the number of threads; threads are those of the rayon pool in which a kernel is called.
+//! Every kernel is written once over vectors of floats ([`instructions`] tells which) and compiled for each instruction set.
 
+mod buffer;
+mod columns;
 pub mod conv;
 mod lanes;
+pub mod linear;
 pub mod norm;
+pub mod optimize;
+mod peak;
+pub mod pointwise;
 pub mod pool;
 
-pub use conv::Conv2d;
+pub use columns::column_sums;
+pub use conv::{Conv2d, Epilogue};
+pub use lanes::instructions;
+pub use linear::Linear;
 pub use norm::{BatchNorm, Moments};
-pub use pool::MaxPool2d;
+pub use peak::fma_gflops;
+pub use pool::{MaxPool2d, PadShortcut};
 
 /// Why a kernel refuses.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

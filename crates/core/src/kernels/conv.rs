@@ -1,44 +1,61 @@
 //! Convolution.
 
-use briquette_kernels::Conv2d as Shapes;
-use burn::backend::TensorMetadata;
+use briquette_kernels::{Conv2d as Shapes, Epilogue, column_sums};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, NodeGuard, Ops, OpsKind};
-use burn::backend::ops::{ConvOptions, FloatTensorOps, ModuleOps};
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::nn::BatchNorm;
 use burn::nn::conv::Conv2d;
 
 use super::*;
 use crate::net::padding;
 
-/// A convolution as the network's node describes it; shapes come with the tensors.
+/// A convolution as the network's node describes it, and whether a rectifier follows; shapes come with the tensors.
 #[derive(Debug, Clone, Copy)]
 pub struct Steps {
     stride: [usize; 2],
     padding: [usize; 2],
     dilation: [usize; 2],
     groups: usize,
+    rectify: bool,
 }
 
-/// The convolution's forward pass, on our kernels where they serve.
-pub(crate) fn convolve(conv: &Conv2d, x: Tensor<4>) -> Tensor<4> {
-    if !takes(&x) {
-        return conv.forward(x);
-    }
-    let steps = Steps { stride: conv.stride, padding: padding(&conv.padding), dilation: conv.dilation, groups: conv.groups };
+/// The convolution of a map that lies channels last.
+pub(crate) fn convolve(conv: &Conv2d, x: Tensor<4>, rectify: bool) -> Tensor<4> {
     let (x, weight) = (x.into_dispatch(), conv.weight.val().into_dispatch());
-    Tensor::from_dispatch(match &conv.bias {
-        None => <Dispatch as Kernels>::convolve(x, weight, steps),
-        Some(bias) => <Dispatch as Kernels>::convolve_biased(x, weight, bias.val().into_dispatch(), steps),
-    })
+    let bias = Maybe::of(conv.bias.as_ref().map(Param::val));
+    Tensor::from_dispatch(<Dispatch as Kernels>::convolve(x, weight, bias, Steps::of(conv, rectify)))
+}
+
+/// The convolution, the normalization by running moments that follows, and a residual sum after that.
+pub(crate) fn convolve_normalized(
+    conv: &Conv2d,
+    norm: &BatchNorm,
+    x: Tensor<4>,
+    residual: Option<Tensor<4>>,
+    rectify: bool,
+) -> Tensor<4> {
+    let deviation = norm.running_var.value_sync().add_scalar(norm.epsilon).sqrt();
+    let scale = norm.gamma.val() / deviation;
+    let mean = norm.running_mean.value_sync();
+    let mean = conv.bias.as_ref().map_or(mean.clone(), |bias| mean - bias.val());
+    let shift = norm.beta.val() - mean * scale.clone();
+    let [scale, shift] = [scale, shift].map(Tensor::into_dispatch);
+    let (x, weight) = (x.into_dispatch(), conv.weight.val().into_dispatch());
+    let steps = Steps::of(conv, rectify);
+    Tensor::from_dispatch(<Dispatch as Kernels>::convolve_affine(x, weight, scale, shift, Maybe::of(residual), steps))
 }
 
 impl Steps {
+    fn of(conv: &Conv2d, rectify: bool) -> Self {
+        Self { stride: conv.stride, padding: padding(&conv.padding), dilation: conv.dilation, groups: conv.groups, rectify }
+    }
+
     fn shapes(self, x: &FlexTensor, weight: &FlexTensor) -> Shapes {
-        let ([batch, channels, height, width], [filters, _, kh, kw]) = (x.shape().dims(), weight.shape().dims());
+        let ([batch, height, width, channels], [filters, _, kh, kw]) = (x.shape().dims(), weight.shape().dims());
         Shapes {
             batch,
-            input: [channels, height, width],
+            input: [height, width, channels],
             filters,
             kernel: [kh, kw],
             stride: self.stride,
@@ -47,105 +64,102 @@ impl Steps {
             groups: self.groups,
         }
     }
-
-    fn options(self) -> ConvOptions<2> {
-        ConvOptions::new(self.stride, self.padding, self.dilation, self.groups)
-    }
 }
 
-/// Rows of fewer pixels fill less than half a vector; Burn's matrix products are then faster.
-const NARROW: usize = 4;
-
-/// The sum over pixels that is a weight's gradient is short on narrow maps, and adding up its lanes outweighs it.
-const NARROW_SUM: usize = 8;
-
-/// Whether our kernels take rows of this `width`: at least `narrow` pixels, and numbers that are floats.
-fn serves(tensors: [&FlexTensor; 2], width: usize, narrow: usize) -> bool {
-    width >= narrow && tensors.iter().all(|tensor| tensor.dtype() == DType::F32)
+pub(super) fn forward(x: &FlexTensor, weight: &FlexTensor, bias: &Maybe<Flex>, steps: Steps) -> FlexTensor {
+    bias.with_values(|bias| run(x, weight, &Epilogue { bias, rectify: steps.rectify, ..Epilogue::default() }, steps))
 }
 
-pub(super) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>, steps: Steps) -> FlexTensor {
-    let shapes = steps.shapes(&x, &weight);
-    let [filters, height, width] = shapes.output().expect(CHECKED);
-    if !serves([&x, &weight], width, NARROW) {
-        return Flex::conv2d(x, weight, bias, steps.options());
-    }
-    made([shapes.batch, filters, height, width], |y| {
-        with_values(&x, |x| {
-            with_values(&weight, |w| match &bias {
-                Some(bias) => with_values(bias, |bias| shapes.forward(x, w, Some(bias), y)),
-                None => shapes.forward(x, w, None, y),
+pub(super) fn affine(
+    x: &FlexTensor,
+    weight: &FlexTensor,
+    [scale, shift]: [&FlexTensor; 2],
+    residual: &Maybe<Flex>,
+    steps: Steps,
+) -> FlexTensor {
+    with_values(scale, |scale| {
+        with_values(shift, |shift| {
+            residual.with_values(|residual| {
+                let epilogue = Epilogue { scale: Some(scale), bias: Some(shift), residual, rectify: steps.rectify };
+                run(x, weight, &epilogue, steps)
             })
         })
-        .expect(CHECKED);
     })
+}
+
+fn run(x: &FlexTensor, weight: &FlexTensor, epilogue: &Epilogue<'_>, steps: Steps) -> FlexTensor {
+    let shapes = steps.shapes(x, weight);
+    let [height, width, filters] = shapes.output().expect(CHECKED);
+    let y = with_values(x, |x| with_values(weight, |w| timed("conv2d", || shapes.forward(x, w, epilogue)))).expect(CHECKED);
+    tensor(y, [shapes.batch, height, width, filters])
 }
 
 /// The gradients of a convolution with a bias (three parents) or without one (two).
 #[derive(Debug)]
 struct Convolution<const PARENTS: usize>;
 
-impl<const PARENTS: usize> Backward<Flex, PARENTS> for Convolution<PARENTS> {
-    type State = (FlexTensor, FlexTensor, Steps);
+#[derive(Debug, Clone)]
+struct State {
+    x: FlexTensor,
+    weight: FlexTensor,
+    /// The output, where a rectifier looks at its sign.
+    y: Option<FlexTensor>,
+    steps: Steps,
+}
 
-    fn backward(self, ops: Ops<Self::State, PARENTS>, grads: &mut Gradients, _: &mut Checkpointer) {
+impl<const PARENTS: usize> Backward<Flex, PARENTS> for Convolution<PARENTS> {
+    type State = State;
+
+    fn backward(self, ops: Ops<State, PARENTS>, grads: &mut Gradients, _: &mut Checkpointer) {
         let mut parents = ops.parents.into_iter();
         let mut parent = || parents.next().flatten();
         let (of_x, of_weight, of_bias) = (parent(), parent(), parent());
-        let (x, weight, steps) = ops.state;
-        let dy = grads.consume::<Flex>(&ops.node);
-        if let Some(node) = of_bias {
-            grads.register::<Flex>(node.id, bias_gradient(&dy));
-        }
-        if let Some(node) = of_x {
-            grads.register::<Flex>(node.id, input_gradient(&x, &weight, &dy, steps));
-        }
-        if let Some(node) = of_weight {
-            grads.register::<Flex>(node.id, weight_gradient(x, weight, dy, steps));
-        }
+        let State { x, weight, y, steps } = ops.state;
+        let dy = pointwise::through(y.as_ref(), grads.consume::<Flex>(&ops.node));
+        let shapes = steps.shapes(&x, &weight);
+        with_values(&dy, |dy| {
+            if let Some(node) = of_bias {
+                grads.register::<Flex>(node.id, tensor(column_sums(dy, shapes.filters), [shapes.filters]));
+            }
+            if let Some(node) = of_weight {
+                let dw = with_values(&x, |x| timed("conv2d weight'", || shapes.weight_gradient(x, dy))).expect(CHECKED);
+                grads.register::<Flex>(node.id, tensor::<4>(dw, weight.shape().dims()));
+            }
+            if let Some(node) = of_x {
+                let dx = with_values(&weight, |w| timed("conv2d'", || shapes.input_gradient(dy, w))).expect(CHECKED);
+                grads.register::<Flex>(node.id, tensor::<4>(dx, x.shape().dims()));
+            }
+        });
     }
-}
-
-fn bias_gradient(dy: &FlexTensor) -> FlexTensor {
-    let [batch, filters, height, width] = dy.shape().dims();
-    let rows = Flex::float_reshape(dy.clone(), [batch, filters, height * width].into());
-    let sums = Flex::float_sum_dim(Flex::float_sum_dim(rows, 2), 0);
-    Flex::float_reshape(sums, [filters].into())
-}
-
-fn input_gradient(x: &FlexTensor, weight: &FlexTensor, dy: &FlexTensor, steps: Steps) -> FlexTensor {
-    let shapes = steps.shapes(x, weight);
-    let [channels, height, width] = shapes.input;
-    if !serves([dy, weight], width, NARROW) {
-        return Flex::conv2d_x_backward(x.clone(), weight.clone(), dy.clone(), steps.options());
-    }
-    made([shapes.batch, channels, height, width], |dx| {
-        with_values(dy, |dy| with_values(weight, |w| shapes.input_gradient(dy, w, dx))).expect(CHECKED);
-    })
-}
-
-fn weight_gradient(x: FlexTensor, weight: FlexTensor, dy: FlexTensor, steps: Steps) -> FlexTensor {
-    let shapes = steps.shapes(&x, &weight);
-    let [_, _, _, width] = dy.shape().dims();
-    if !serves([&dy, &x], width, NARROW_SUM) {
-        return Flex::conv2d_weight_backward(x, weight, dy, steps.options());
-    }
-    made(weight.shape().dims(), |dw| {
-        with_values(&x, |x| with_values(&dy, |dy| shapes.weight_gradient(x, dy, dw))).expect(CHECKED);
-    })
 }
 
 /// Runs the forward pass and, when a parent wants a gradient, remembers what the backward pass needs.
-pub(super) fn record<C: CheckpointStrategy, const PARENTS: usize>(
-    guards: [NodeGuard; PARENTS],
-    x: FlexTensor,
-    weight: FlexTensor,
-    bias: Option<FlexTensor>,
+pub(super) fn record<C: CheckpointStrategy>(
+    x: FloatTensor<Autodiff<Flex, C>>,
+    weight: FloatTensor<Autodiff<Flex, C>>,
+    bias: Maybe<Autodiff<Flex, C>>,
     steps: Steps,
 ) -> FloatTensor<Autodiff<Flex, C>> {
-    let y = forward(x.clone(), weight.clone(), bias, steps);
-    match Convolution::<PARENTS>.prepare::<C>(guards).compute_bound().stateful() {
-        OpsKind::Tracked(prep) => prep.finish((x, weight, steps), y),
+    let y = forward(x.primitive(), weight.primitive(), &bias.primitive(), steps);
+    let nodes = [x.node(), weight.node()];
+    let (x, weight) = (x.into_primitive(), weight.into_primitive());
+    let state = State { x, weight, y: steps.rectify.then(|| y.clone()), steps };
+    match bias {
+        Maybe::Absent => finish::<C, 2>(Convolution.prepare::<C>(nodes).compute_bound().stateful(), state, y),
+        Maybe::Present(bias) => {
+            let [x, weight] = nodes;
+            finish::<C, 3>(Convolution.prepare::<C>([x, weight, bias.node()]).compute_bound().stateful(), state, y)
+        }
+    }
+}
+
+fn finish<C: CheckpointStrategy, const N: usize>(
+    prepared: OpsKind<Convolution<N>, Flex, State, C, N>,
+    state: State,
+    y: FlexTensor,
+) -> FloatTensor<Autodiff<Flex, C>> {
+    match prepared {
+        OpsKind::Tracked(prep) => prep.finish(state, y),
         OpsKind::UnTracked(prep) => prep.finish(y),
     }
 }
@@ -153,7 +167,7 @@ pub(super) fn record<C: CheckpointStrategy, const PARENTS: usize>(
 #[cfg(test)]
 mod tests {
     use burn::nn::conv::Conv2dConfig;
-    use burn::tensor::Distribution;
+    use burn::tensor::{Distribution, activation};
 
     use super::*;
     use crate::coding::floats;
@@ -176,15 +190,16 @@ mod tests {
                 .with_groups(groups)
                 .with_bias(bias);
             let conv = config.init(&device);
-            // From three columns to seventeen: all by Burn, all but the weights' gradient by our kernels, all by ours.
-            for width in [3, 6, 12, 17] {
+            for (width, rectified) in [(3, false), (6, true), (17, false), (17, true)] {
                 let x = Tensor::<4>::random([3, channels, 9, width], Distribution::Normal(0.0, 1.0), &device).require_grad();
                 let run = |y: Tensor<4>| {
                     let grads = y.clone().powi_scalar(2).mul_scalar(0.5).sum().backward();
                     let of_bias = conv.bias.as_ref().map_or(Vec::new(), |bias| floats(bias.grad(&grads).unwrap()));
                     [floats(y.inner()), floats(x.grad(&grads).unwrap()), floats(conv.weight.grad(&grads).unwrap()), of_bias]
                 };
-                let (ours, burns) = (run(convolve(&conv, x.clone())), run(conv.forward(x.clone())));
+                let ours = run(channels_first(convolve(&conv, channels_last(x.clone()), rectified)));
+                let plain = conv.forward(x.clone());
+                let burns = run(if rectified { activation::relu(plain) } else { plain });
                 for (ours, burns) in ours.iter().zip(&burns) {
                     let scale = burns.iter().fold(1.0_f32, |most, v| most.max(v.abs()));
                     assert_eq!(ours.len(), burns.len());

@@ -1,29 +1,34 @@
 //! Batch normalization.
 
-use briquette_kernels::Moments;
-use burn::backend::TensorMetadata;
+use briquette_kernels::{Moments, norm};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::autodiff::ops::{Backward, NodeGuard, Ops, OpsKind};
 use burn::nn::BatchNorm;
 
 use super::*;
 
-/// Batch normalization: by the batch's own moments while training, which also move the running ones, and by those afterwards.
-pub(crate) fn normalize(norm: &BatchNorm, x: Tensor<4>) -> Tensor<4> {
-    let device = x.device();
-    if !takes(&x) {
-        return norm.forward(x);
-    }
-    let moments = match (device.is_autodiff(), norm.training.is_enabled()) {
+/// What is added to the variance, and whether a rectifier follows.
+#[derive(Debug, Clone, Copy)]
+pub struct Form {
+    epsilon: f32,
+    rectify: bool,
+}
+
+/// Batch normalization of a map that lies channels last, a residual sum and a rectifier after it: by the batch's own moments while training,
+/// which also move the running ones, and by those afterwards. None for a frozen layer in a training graph: its moments are constants,
+/// which our gradient does not take them for.
+pub(crate) fn normalize(norm: &BatchNorm, x: Tensor<4>, residual: Option<Tensor<4>>, rectify: bool) -> Option<Tensor<4>> {
+    let moments = match (x.device().is_autodiff(), norm.training.is_enabled()) {
         (true, true) => moments_of_batch(norm, &x),
         (false, _) => Tensor::stack::<2>(vec![norm.running_mean.value_sync(), norm.running_var.value_sync()], 0),
-        // A frozen layer in a training graph: its moments are constants, which the gradient below does not take them for.
-        (true, false) => return norm.forward(x),
+        (true, false) => return None,
     };
     let [gamma, beta] = [&norm.gamma, &norm.beta].map(|param| param.val().into_dispatch());
     let (x, moments) = (x.into_dispatch(), moments.into_dispatch());
-    Tensor::from_dispatch(<Dispatch as Kernels>::batch_normalize(x, gamma, beta, moments, norm.epsilon as f32))
+    let form = Form { epsilon: norm.epsilon as f32, rectify };
+    let y = <Dispatch as Kernels>::batch_normalize(x, gamma, beta, moments, Maybe::of(residual), form);
+    Some(Tensor::from_dispatch(y))
 }
 
 /// Mean and variance over the batch, `[2, channels]`; the running ones follow them.
@@ -40,23 +45,32 @@ fn moments_of_batch(norm: &BatchNorm, x: &Tensor<4>) -> Tensor<2> {
 
 /// Means in the first row, variances in the second.
 pub(super) fn moments(x: &FlexTensor) -> FlexTensor {
-    let Moments { mean, variance } = with_values(x, |values| shape_of(x).0.moments(values));
+    let Moments { mean, variance } = with_values(x, |values| timed("batch-norm", || shape(x).moments(values))).expect(CHECKED);
     let channels = mean.len();
-    FlexTensor::from_data(TensorData::new([mean, variance].concat(), [2, channels]))
+    tensor([mean, variance].concat(), [2, channels])
 }
 
-pub(super) fn forward(x: &FlexTensor, gamma: &FlexTensor, beta: &FlexTensor, moments: &FlexTensor, epsilon: f32) -> FlexTensor {
-    let ((norm, dims), moments) = (shape_of(x), read_moments(moments));
-    made(dims, |y| {
-        with_values(x, |x| {
-            with_values(gamma, |gamma| with_values(beta, |beta| norm.forward(x, &moments, gamma, beta, epsilon, y)));
-        });
-    })
+pub(super) fn forward(
+    x: &FlexTensor,
+    [gamma, beta, moments]: [&FlexTensor; 3],
+    residual: &Maybe<Flex>,
+    form: Form,
+) -> FlexTensor {
+    let (norm, moments) = (shape(x), read_moments(moments));
+    let y = with_values(x, |x| {
+        with_values(gamma, |gamma| {
+            let form = norm::Form { moments: &moments, gamma, epsilon: form.epsilon, rectify: form.rectify };
+            with_values(beta, |beta| {
+                residual.with_values(|residual| timed("batch-norm", || norm.forward(x, &form, beta, residual)))
+            })
+        })
+    });
+    tensor::<4>(y.expect(CHECKED), x.shape().dims())
 }
 
-fn shape_of(x: &FlexTensor) -> (briquette_kernels::BatchNorm, [usize; 4]) {
-    let dims @ [batch, channels, height, width] = x.shape().dims();
-    (briquette_kernels::BatchNorm { batch, channels, pixels: height * width }, dims)
+fn shape(x: &FlexTensor) -> briquette_kernels::BatchNorm {
+    let [batch, height, width, channels] = x.shape().dims();
+    briquette_kernels::BatchNorm { rows: batch * height * width, channels }
 }
 
 /// The other way of [`moments`].
@@ -67,53 +81,79 @@ fn read_moments(moments: &FlexTensor) -> Moments {
     })
 }
 
-/// The gradients of batch normalization in training.
+/// The gradients of batch normalization in training, with a residual (four parents) or without one (three).
 #[derive(Debug)]
-struct Normalization;
+struct Normalization<const PARENTS: usize>;
 
-impl Backward<Flex, 3> for Normalization {
-    type State = (FlexTensor, FlexTensor, FlexTensor, f32);
+#[derive(Debug, Clone)]
+struct State {
+    x: FlexTensor,
+    y: FlexTensor,
+    gamma: FlexTensor,
+    moments: FlexTensor,
+    form: Form,
+}
 
-    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let [of_x, of_gamma, of_beta] = ops.parents;
-        let (x, gamma, moments, epsilon) = ops.state;
+impl<const PARENTS: usize> Backward<Flex, PARENTS> for Normalization<PARENTS> {
+    type State = State;
+
+    fn backward(self, ops: Ops<State, PARENTS>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let mut parents = ops.parents.into_iter();
+        let mut parent = || parents.next().flatten();
+        let [of_x, of_gamma, of_beta, of_residual] = [parent(), parent(), parent(), parent()];
+        let State { x, y, gamma, moments, form } = ops.state;
         let dy = grads.consume::<Flex>(&ops.node);
-        let ((norm, dims), moments) = (shape_of(&x), read_moments(&moments));
-        let mut sums = (Vec::new(), Vec::new());
-        let dx = made(dims, |dx| {
-            with_values(&x, |x| {
+        let (norm, moments) = (shape(&x), read_moments(&moments));
+        let found = with_values(&x, |x| {
+            with_values(&y, |y| {
                 with_values(&dy, |dy| {
-                    sums = with_values(&gamma, |gamma| norm.gradients(x, dy, &moments, gamma, epsilon, dx));
-                });
-            });
+                    with_values(&gamma, |gamma| {
+                        let form = norm::Form { moments: &moments, gamma, epsilon: form.epsilon, rectify: form.rectify };
+                        timed("batch-norm'", || norm.gradients(x, y, dy, &form, of_residual.is_some()))
+                    })
+                })
+            })
         });
-        let vector = |values: Vec<f32>| {
-            let len = values.len();
-            FlexTensor::from_data(TensorData::new(values, [len]))
-        };
-        if let Some(node) = of_x {
-            grads.register::<Flex>(node.id, dx);
+        let found = found.expect(CHECKED);
+        if let (Some(node), Some(residual)) = (of_residual, found.residual) {
+            grads.register::<Flex>(node.id, tensor::<4>(residual, x.shape().dims()));
         }
-        for (node, sums) in [(of_gamma, sums.0), (of_beta, sums.1)] {
+        if let Some(node) = of_x {
+            grads.register::<Flex>(node.id, tensor::<4>(found.x, x.shape().dims()));
+        }
+        for (node, sums) in [(of_gamma, found.gamma), (of_beta, found.beta)] {
             if let Some(node) = node {
-                grads.register::<Flex>(node.id, vector(sums));
+                grads.register::<Flex>(node.id, tensor(sums, [norm.channels]));
             }
         }
     }
 }
 
 pub(super) fn record<C: CheckpointStrategy>(
-    x: FloatTensor<Autodiff<Flex, C>>,
-    gamma: FloatTensor<Autodiff<Flex, C>>,
-    beta: FloatTensor<Autodiff<Flex, C>>,
+    [x, gamma, beta]: [FloatTensor<Autodiff<Flex, C>>; 3],
     moments: FlexTensor,
-    epsilon: f32,
+    residual: Maybe<Autodiff<Flex, C>>,
+    form: Form,
 ) -> FloatTensor<Autodiff<Flex, C>> {
-    let prepared = Normalization.prepare::<C>([x.node(), gamma.node(), beta.node()]).compute_bound().stateful();
-    let (x, gamma) = (x.into_primitive(), gamma.into_primitive());
-    let y = forward(&x, &gamma, beta.primitive(), &moments, epsilon);
-    match prepared {
-        OpsKind::Tracked(prep) => prep.finish((x, gamma, moments, epsilon), y),
+    let y = forward(x.primitive(), [gamma.primitive(), beta.primitive(), &moments], &residual.primitive(), form);
+    let nodes = [x.node(), gamma.node(), beta.node()];
+    let state = State { x: x.into_primitive(), y: y.clone(), gamma: gamma.into_primitive(), moments, form };
+    match residual {
+        Maybe::Absent => finish::<C, 3>(nodes, state, y),
+        Maybe::Present(residual) => {
+            let [x, gamma, beta] = nodes;
+            finish::<C, 4>([x, gamma, beta, residual.node()], state, y)
+        }
+    }
+}
+
+fn finish<C: CheckpointStrategy, const N: usize>(
+    nodes: [NodeGuard; N],
+    state: State,
+    y: FlexTensor,
+) -> FloatTensor<Autodiff<Flex, C>> {
+    match Normalization::<N>.prepare::<C>(nodes).compute_bound().stateful() {
+        OpsKind::Tracked(prep) => prep.finish(state, y),
         OpsKind::UnTracked(prep) => prep.finish(y),
     }
 }
@@ -121,7 +161,7 @@ pub(super) fn record<C: CheckpointStrategy>(
 #[cfg(test)]
 mod tests {
     use burn::module::Module;
-    use burn::tensor::Distribution;
+    use burn::tensor::{Distribution, activation};
 
     use super::*;
     use crate::coding::floats;
@@ -131,20 +171,35 @@ mod tests {
         let device = Device::flex();
         device.seed(3);
         let device = device.autodiff();
-        let fresh = || -> BatchNorm { burn::nn::BatchNormConfig::new(5).init(&device) };
-        let (ours, burns) = (fresh(), fresh());
-        let x = Tensor::<4>::random([4, 5, 3, 7], Distribution::Normal(1.0, 2.0), &device).require_grad();
-        let factors = Tensor::<4>::random([4, 5, 3, 7], Distribution::Normal(0.0, 1.0), &device);
-        let run = |norm: &BatchNorm, y: Tensor<4>| {
-            let grads = (y.clone() * factors.clone()).sum().backward();
-            let gradients = [&norm.gamma, &norm.beta].map(|param| floats(param.grad(&grads).unwrap()));
-            let running = [&norm.running_mean, &norm.running_var].map(|state| floats(state.value_sync()));
-            [vec![floats(y.inner()), floats(x.grad(&grads).unwrap())], gradients.to_vec(), running.to_vec()].concat()
-        };
-        let (a, b) = (run(&ours, normalize(&ours, x.clone())), run(&burns, burns.forward(x.clone())));
-        let near = |a: &[f32], b: &[f32]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-4);
-        assert!(a.iter().zip(&b).all(|(a, b)| near(a, b)), "{a:?}\n{b:?}");
-        let (ours, x) = (ours.valid(), x.inner());
-        assert!(near(&floats(normalize(&ours, x.clone())), &floats(ours.forward(x))));
+        for (add, rectified) in [(false, false), (false, true), (true, true)] {
+            let fresh = || -> BatchNorm { burn::nn::BatchNormConfig::new(5).init(&device) };
+            let (ours, burns) = (fresh(), fresh());
+            let random = |deviation| Tensor::<4>::random([4, 5, 3, 7], Distribution::Normal(0.5, deviation), &device);
+            let (x, residual, factors) = (random(2.0).require_grad(), random(1.0).require_grad(), random(1.0));
+            let run = |norm: &BatchNorm, y: Tensor<4>| {
+                let grads = (y.clone() * factors.clone()).sum().backward();
+                let gradients = [&norm.gamma, &norm.beta].map(|param| floats(param.grad(&grads).unwrap()));
+                let running = [&norm.running_mean, &norm.running_var].map(|state| floats(state.value_sync()));
+                let by_residual = residual.grad(&grads).map_or(Vec::new(), floats);
+                let maps = vec![floats(y.inner()), floats(x.grad(&grads).unwrap()), by_residual];
+                [maps, gradients.to_vec(), running.to_vec()].concat()
+            };
+            let plain = |norm: &BatchNorm, x: Tensor<4>, residual: Tensor<4>| {
+                let y = norm.forward(x);
+                let y = if add { y + residual } else { y };
+                if rectified { activation::relu(y) } else { y }
+            };
+            let fused = |norm: &BatchNorm, x: Tensor<4>, residual: Tensor<4>| {
+                let residual = add.then(|| channels_last(residual));
+                channels_first(normalize(norm, channels_last(x), residual, rectified).unwrap())
+            };
+            let (a, b) =
+                (run(&ours, fused(&ours, x.clone(), residual.clone())), run(&burns, plain(&burns, x.clone(), residual.clone())));
+            let near = |a: &[f32], b: &[f32]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-4);
+            assert!(a.iter().zip(&b).all(|(a, b)| near(a, b)), "{a:?}\n{b:?}");
+            let (ours, x, residual) = (ours.valid(), x.inner(), residual.inner());
+            let (a, b) = (fused(&ours, x.clone(), residual.clone()), plain(&ours, x, residual));
+            assert!(near(&floats(a), &floats(b)));
+        }
     }
 }

@@ -1,245 +1,374 @@
-//! The inner loops, for every instruction set.
+//! Sums over runs of floats times weights in panels: the forward pass, and the gradient of the input.
 
-// The loops read through pointers whose farthest reach is checked before they begin.
+// The loops read and write through pointers whose farthest reach is checked before they begin.
 #![allow(unsafe_code)]
 
-use super::planes::{Planes, Slot, Slots};
-#[cfg(target_arch = "x86_64")]
-use crate::lanes::Avx2;
-use crate::lanes::{Isa, LANES, Lanes, Plain};
+use rayon::prelude::*;
 
-/// Filters and vectors of pixels in registers: 6 x 2 sums, 2 vectors of pixels and 2 weights fill the sixteen registers of AVX. With 4 x 3
-/// sums the compiler keeps two weights as well and spills a sum, which costs half of the speed.
-const FILTERS: usize = 6;
-const VECTORS: usize = 2;
+use super::geometry::{Segment, Size, Task, View};
+use super::pack::pack;
+use crate::Error;
+use crate::buffer::Target;
+use crate::lanes::{Isa, Lanes, Work};
 
-/// Filters and taps in registers for the gradient of the weights.
-const OUTER_FILTERS: usize = 3;
-const OUTER_TAPS: usize = 4;
+/// Neighbouring filters whose weights lie together: for each place `k` of the sums, `vectors` vectors of filters.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Panel {
+    /// The first filter, and how many there are; further lanes are zero.
+    pub(crate) first: usize,
+    pub(crate) filters: usize,
+    pub(crate) vectors: usize,
+}
 
-/// Weights `[filters, taps]` of each group as `[filters / 6, taps, 6]`, filled up with zeros.
-pub(super) fn pack_filters(w: &[f32], filters: usize, groups: usize) -> Vec<f32> {
-    let (per_group, taps) = (filters / groups, w.len() / filters.max(1));
-    let mut packed = vec![0.0; groups * packed_len(per_group, taps)];
-    for group in 0..groups {
-        let to = &mut packed[group * packed_len(per_group, taps)..];
-        for filter in 0..per_group {
-            let from = &w[(group * per_group + filter) * taps..][..taps];
-            let start = filter / FILTERS * FILTERS * taps + filter % FILTERS;
-            from.iter().enumerate().for_each(|(tap, value)| to[start + tap * FILTERS] = *value);
+/// The filters of a group in panels of two vectors, the last of one where that is enough. The panel that begins with filter `f` begins at
+/// `f * depth` of the packed weights.
+pub(crate) fn panels(filters: usize, lanes: usize) -> Vec<Panel> {
+    let panel = |first: usize| {
+        let filters = (filters - first).min(2 * lanes);
+        Panel { first, filters, vectors: filters.div_ceil(lanes) }
+    };
+    (0..filters).step_by(2 * lanes).map(panel).collect()
+}
+
+/// Length of packed weights: `depth` places for every vector of filters.
+pub(crate) fn packed_len(filters: usize, lanes: usize, depth: usize) -> usize {
+    filters.next_multiple_of(lanes) * depth
+}
+
+/// What becomes of a sum before it is written: `y = rectify(sum * scale + bias + residual)`, each part as it is there.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Epilogue<'a> {
+    /// A factor for each filter.
+    pub scale: Option<&'a [f32]>,
+    /// A summand for each filter.
+    pub bias: Option<&'a [f32]>,
+    /// A summand for each result, laid out as they are.
+    pub residual: Option<&'a [f32]>,
+    /// Whether negative results become zero.
+    pub rectify: bool,
+}
+
+impl<'a> Epilogue<'a> {
+    /// A bias for each filter.
+    pub fn biased(bias: &'a [f32]) -> Self {
+        Self { bias: Some(bias), ..Self::default() }
+    }
+
+    pub(crate) fn check(&self, filters: usize, results: usize) -> Result<(), Error> {
+        let parts = [("scale", self.scale, filters), ("bias", self.bias, filters), ("residual", self.residual, results)];
+        for (name, part, wanted) in parts {
+            if let Some(part) = part.filter(|part| part.len() != wanted) {
+                return Err(Error(format!("a {name} of {} values for {filters} filters and {results} results", part.len())));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Epilogue<'_> {
+    fn is_plain(&self) -> bool {
+        self.scale.is_none() && self.bias.is_none() && self.residual.is_none() && !self.rectify
+    }
+
+    /// Finishes the results of the filters `first .. first + count` of one pixel, whose results begin at `place`.
+    #[inline(always)]
+    pub(crate) fn finish<L: Lanes, const V: usize>(&self, mut sums: [L; V], place: usize, first: usize, count: usize) -> [L; V] {
+        if let Some(scale) = self.scale {
+            let scale: [L; V] = read_slice(&scale[first..][..count]);
+            for v in 0..V {
+                sums[v] = sums[v].multiply(scale[v]);
+            }
+        }
+        if let Some(bias) = self.bias {
+            let bias: [L; V] = read_slice(&bias[first..][..count]);
+            for v in 0..V {
+                sums[v] = sums[v].add(bias[v]);
+            }
+        }
+        if let Some(residual) = self.residual {
+            let residual: [L; V] = read_slice(&residual[place + first..][..count]);
+            for v in 0..V {
+                sums[v] = sums[v].add(residual[v]);
+            }
+        }
+        if self.rectify {
+            for sum in &mut sums {
+                *sum = sum.rectified();
+            }
+        }
+        sums
+    }
+}
+
+/// Places of the sums between which intermediate results are written: their weights stay in the first-level cache.
+const DEPTH: usize = 256;
+
+/// The source stays in the second-level cache beside weights and results.
+const SIZE: Size = Size { floats: 64 * 1024, pixels: 768 };
+
+/// A task's share of a product.
+pub(crate) struct Correlation<'a> {
+    pub(crate) source: &'a [f32],
+    /// For pixels of one kind what their first tap reaches in the source, and their place among those of `to`, counted from `start`.
+    pub(crate) pixels: Vec<(&'a [u32], &'a [u32], &'a [Segment])>,
+    pub(crate) start: usize,
+    /// Some panels of the group, and the packed weights of all, `depth` for each filter.
+    pub(crate) panels: &'a [Panel],
+    pub(crate) weights: &'a [f32],
+    pub(crate) depth: usize,
+    pub(crate) epilogue: &'a Epilogue<'a>,
+    /// The group's first filter among those of all groups, and their number.
+    pub(crate) filter: usize,
+    pub(crate) row: usize,
+    pub(crate) to: Target,
+}
+
+impl Work for Correlation<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        for (bases, places, segments) in &self.pixels {
+            let (Some(base), Some(place)) = (bases.iter().max(), places.iter().max()) else { continue };
+            let reach = segments.iter().map(|segment| segment.offset + segment.len).max().unwrap_or(0);
+            let last = segments.iter().map(|segment| segment.weight + segment.len).max().unwrap_or(0);
+            assert!(*base as usize + reach <= self.source.len() && last <= self.depth, "a tap lies outside its buffer");
+            assert_eq!(bases.len(), places.len());
+            let blocks = blocks(segments);
+            for panel in self.panels {
+                let weights = &self.weights[panel.first * self.depth..][..panel.vectors * L::COUNT * self.depth];
+                let first = self.filter + panel.first;
+                assert!(first + panel.filters <= self.row, "no such filters");
+                // The farthest result of the panel lies inside; `at` checks it.
+                self.to.at((self.start + *place as usize) * self.row + first, panel.filters);
+                let to = self.to.at(self.start * self.row + first, panel.filters);
+                for (index, segments) in blocks.iter().enumerate() {
+                    let ends = [index == 0, index + 1 == blocks.len()];
+                    let share = Share { bases, places, segments, weights, filters: panel.filters, first, ends };
+                    // SAFETY: the farthest run of the farthest base, its weights, and the farthest result were checked.
+                    unsafe {
+                        match (panel.vectors, panel.filters.is_multiple_of(L::COUNT)) {
+                            (1, true) => self.tiles::<L, 8, 1, true>(&share, to),
+                            (1, false) => self.tiles::<L, 8, 1, false>(&share, to),
+                            (_, true) => self.tiles::<L, 6, 2, true>(&share, to),
+                            (_, false) => self.tiles::<L, 6, 2, false>(&share, to),
+                        }
+                    }
+                }
+            }
         }
     }
-    packed
 }
 
-pub(super) fn packed_len(filters: usize, taps: usize) -> usize {
-    filters.next_multiple_of(FILTERS) * taps
+/// One panel by one block of the sums.
+struct Share<'a> {
+    bases: &'a [u32],
+    places: &'a [u32],
+    segments: &'a [Segment],
+    /// The panel's weights.
+    weights: &'a [f32],
+    /// Filters of the panel, and its first one among those of all groups.
+    filters: usize,
+    first: usize,
+    /// Whether the block is the first, and whether it is the last.
+    ends: [bool; 2],
 }
 
-/// The filters as the gradient of the input needs them: `[group][channel][picks]`, of each channel the weights of all filters of its group
-/// that `picks` names.
-pub(super) fn turn(w: &[f32], filters: usize, channels: usize, groups: usize, area: usize, picks: &[usize]) -> Vec<f32> {
-    let (filters, channels) = (filters / groups, channels / groups);
-    let mut turned = Vec::with_capacity(groups * channels * picks.len());
-    for group in w.chunks_exact((filters * channels * area).max(1)) {
-        for channel in 0..channels {
-            turned.extend(picks.iter().map(|pick| group[(pick / area * channels + channel) * area + pick % area]));
+impl Correlation<'_> {
+    /// All pixels, `P` at a time, by a panel of `V` vectors, `WHOLE` or with lanes that are no filters.
+    ///
+    /// # Safety
+    /// Every run of the block is readable from every base, the weights hold `V` vectors for each place of the runs, and the panel's
+    /// filters are writable from `to` on at every place.
+    #[inline(always)]
+    unsafe fn tiles<L: Lanes, const P: usize, const V: usize, const WHOLE: bool>(&self, share: &Share<'_>, to: *mut f32) {
+        let (bases, places) = (share.bases.as_chunks::<P>(), share.places.as_chunks::<P>());
+        for (bases, places) in bases.0.iter().zip(places.0) {
+            // SAFETY: as the caller vouches.
+            unsafe { self.tile::<L, P, V, WHOLE>(share, bases, places, to) };
+        }
+        if let Some(last) = bases.1.len().checked_sub(1) {
+            // The last tile computes its last pixel several times: each time the same result goes to the same place.
+            let (mut some_bases, mut some_places) = ([bases.1[last]; P], [places.1[last]; P]);
+            some_bases[..last].copy_from_slice(&bases.1[..last]);
+            some_places[..last].copy_from_slice(&places.1[..last]);
+            // SAFETY: as the caller vouches.
+            unsafe { self.tile::<L, P, V, WHOLE>(share, &some_bases, &some_places, to) };
         }
     }
-    turned
-}
 
-/// How many images' scratch buffers of this length stay in the second-level cache.
-pub(super) fn images_together(len: usize) -> usize {
-    (96 * 1024 / len.max(1)).clamp(1, 16)
-}
-
-/// `to[m][p] = bias[m] + sum over k of packed[m][k] * scratch[p + taps[k]]`.
-pub(super) fn correlate(
-    isa: Isa,
-    scratch: &[f32],
-    taps: &[usize],
-    slots: &Slots,
-    packed: &[f32],
-    bias: Option<&[f32]>,
-    to: &mut [f32],
-) {
-    let reach = taps.iter().max().map_or(0, |farthest| farthest + slots.reach());
-    let filters = to.len() / slots.pixels.max(1);
-    assert!(reach <= scratch.len() && packed_len(filters, taps.len()) <= packed.len(), "a tap lies outside its buffer");
-    match isa {
-        Isa::Portable => correlate_with::<Plain>(scratch, taps, slots, packed, bias, to),
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the instructions were detected.
-        Isa::Avx2 => unsafe { correlate_avx2(scratch, taps, slots, packed, bias, to) },
-        #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2 => unreachable!("AVX2 is only detected on x86-64"),
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn correlate_avx2(scratch: &[f32], taps: &[usize], slots: &Slots, packed: &[f32], bias: Option<&[f32]>, to: &mut [f32]) {
-    correlate_with::<Avx2>(scratch, taps, slots, packed, bias, to);
-}
-
-#[inline(always)]
-fn correlate_with<L: Lanes>(
-    scratch: &[f32],
-    taps: &[usize],
-    slots: &Slots,
-    packed: &[f32],
-    bias: Option<&[f32]>,
-    to: &mut [f32],
-) {
-    let filters = to.len() / slots.pixels.max(1);
-    for some in slots.all.chunks(VECTORS) {
-        let bases: [usize; VECTORS] = std::array::from_fn(|i| some[i.min(some.len() - 1)].base);
-        for first in (0..filters).step_by(FILTERS) {
-            let weights = &packed[first * taps.len()..][..FILTERS * taps.len()];
-            let mut sums = [[L::splat(0.0); VECTORS]; FILTERS];
-            // SAFETY: `correlate` checked that the farthest tap of the farthest slot lies inside the scratch buffer.
+    /// # Safety
+    /// As for [`Correlation::tiles`].
+    #[inline(always)]
+    unsafe fn tile<L: Lanes, const P: usize, const V: usize, const WHOLE: bool>(
+        &self,
+        share: &Share<'_>,
+        bases: &[u32; P],
+        places: &[u32; P],
+        to: *mut f32,
+    ) {
+        let filters = if WHOLE { V * L::COUNT } else { share.filters };
+        let (mut starts, mut results) = ([self.source.as_ptr(); P], [to; P]);
+        for i in 0..P {
+            // SAFETY: as the caller vouches.
             unsafe {
-                match filters - first {
-                    1 | 2 => tile::<L, 2>(scratch.as_ptr(), taps, weights, bases, &mut sums),
-                    3 | 4 => tile::<L, 4>(scratch.as_ptr(), taps, weights, bases, &mut sums),
-                    _ => tile::<L, FILTERS>(scratch.as_ptr(), taps, weights, bases, &mut sums),
+                starts[i] = starts[i].add(bases[i] as usize);
+                results[i] = to.add(places[i] as usize * self.row);
+            }
+        }
+        // SAFETY: as the caller vouches.
+        let mut sums = unsafe { products::<L, P, V>(starts, share.segments, share.weights.as_ptr()) };
+        if !share.ends[0] {
+            for i in 0..P {
+                // SAFETY: the block before wrote the panel's results.
+                let before: [L; V] = unsafe { read(results[i], filters) };
+                for v in 0..V {
+                    sums[i][v] = before[v].add(sums[i][v]);
                 }
             }
-            for (filter, sums) in sums.iter().enumerate().take(filters - first) {
-                let start = bias.map_or(0.0, |bias| bias[first + filter]);
-                let row = &mut to[(first + filter) * slots.pixels..][..slots.pixels];
-                for (slot, sum) in some.iter().zip(sums) {
-                    write(slot, slots.stride, *sum, start, row);
+        }
+        if share.ends[1] && !self.epilogue.is_plain() {
+            for i in 0..P {
+                let place = (self.start + places[i] as usize) * self.row;
+                sums[i] = self.epilogue.finish(sums[i], place, share.first, filters);
+            }
+        }
+        for i in 0..P {
+            // SAFETY: as the caller vouches.
+            unsafe { write(results[i], filters, sums[i]) };
+        }
+    }
+}
+
+/// The products of `segments` with the weights, for `P` pixels.
+///
+/// # Safety
+/// Every segment is readable from every start, and its weights, `V` vectors for each float.
+#[inline(always)]
+unsafe fn products<L: Lanes, const P: usize, const V: usize>(
+    starts: [*const f32; P],
+    segments: &[Segment],
+    weights: *const f32,
+) -> [[L; V]; P] {
+    let mut sums = [[L::splat(0.0); V]; P];
+    for segment in segments {
+        let mut from = starts;
+        for from in &mut from {
+            // SAFETY: the caller vouches for every segment from every start.
+            *from = unsafe { from.add(segment.offset) };
+        }
+        // SAFETY: the caller vouches for the weights of every segment.
+        let mut weights = unsafe { weights.add(segment.weight * V * L::COUNT) };
+        for k in 0..segment.len {
+            // SAFETY: the caller vouches for the weights of every float.
+            let some: [L; V] = unsafe { read(weights, V * L::COUNT) };
+            // SAFETY: one past the last vector at most.
+            weights = unsafe { weights.add(V * L::COUNT) };
+            for p in 0..P {
+                // SAFETY: inside the segment.
+                let x = L::splat(unsafe { *from[p].add(k) });
+                for v in 0..V {
+                    sums[p][v] = some[v].multiply_add(x, sums[p][v]);
                 }
             }
         }
     }
+    sums
 }
 
-#[inline(always)]
-fn write<L: Lanes>(slot: &Slot, stride: usize, sum: L, start: f32, row: &mut [f32]) {
-    let values = sum.to_array();
-    if stride == 1 {
-        row[slot.at..][..slot.len].iter_mut().zip(values).for_each(|(to, value)| *to = value + start);
-    } else {
-        row[slot.at..].iter_mut().step_by(stride).zip(&values[..slot.len]).for_each(|(to, value)| *to = value + start);
-    }
-}
-
-/// The first `F` of six filters on two vectors of pixels.
+/// `count` floats in `V` vectors.
 ///
 /// # Safety
-/// `scratch` is readable for [`LANES`] floats from every base plus every tap.
+/// They are readable, and more than fill `V - 1` vectors.
 #[inline(always)]
-unsafe fn tile<L: Lanes, const F: usize>(
-    scratch: *const f32,
-    taps: &[usize],
-    weights: &[f32],
-    bases: [usize; VECTORS],
-    to: &mut [[L; VECTORS]; FILTERS],
-) {
-    let mut sums = [[L::splat(0.0); VECTORS]; F];
-    // SAFETY: the caller vouches for every base.
-    let starts = bases.map(|base| unsafe { scratch.add(base) });
-    for (tap, weights) in taps.iter().zip(weights.as_chunks::<FILTERS>().0) {
-        // SAFETY: the caller vouches for every base plus every tap.
-        let pixels = starts.map(|start| unsafe { L::load(start.add(*tap)) });
-        for filter in 0..F {
-            let weight = L::splat(weights[filter]);
-            for vector in 0..VECTORS {
-                sums[filter][vector] = pixels[vector].multiply_add(weight, sums[filter][vector]);
+pub(crate) unsafe fn read<L: Lanes, const V: usize>(from: *const f32, count: usize) -> [L; V] {
+    let mut vectors = [L::splat(0.0); V];
+    for (v, vector) in vectors.iter_mut().enumerate() {
+        // SAFETY: the caller vouches for `count` floats.
+        *vector = unsafe {
+            match count - v * L::COUNT {
+                left if left < L::COUNT => L::load_some(from.add(v * L::COUNT), left),
+                _ => L::load(from.add(v * L::COUNT)),
             }
-        }
+        };
     }
-    to[..F].copy_from_slice(&sums);
+    vectors
 }
 
-/// Adds `sum over images and p of dy[m][p] * x[p + taps[k]]` to `to[m][k]`.
-pub(super) fn outer(
-    isa: Isa,
-    (x, planes, taps): (&[f32], &Planes, &[usize]),
-    (dy, rows): (&[f32], &Planes),
-    images: usize,
-    slots: &Slots,
-    to: &mut [f32],
-) {
-    let farthest = taps.iter().max().map_or(0, |farthest| farthest + slots.reach());
-    let wide = slots.all.len() * LANES;
-    assert!(farthest <= planes.len() && wide <= rows.plane(), "a tap lies outside its buffer");
-    assert!(images * planes.len() <= x.len() && images * rows.len() <= dy.len(), "an image lies outside its buffer");
-    match isa {
-        Isa::Portable => outer_with::<Plain>((x, planes, taps), (dy, rows), images, slots, to),
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the instructions were detected.
-        Isa::Avx2 => unsafe { outer_avx2((x, planes, taps), (dy, rows), images, slots, to) },
-        #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2 => unreachable!("AVX2 is only detected on x86-64"),
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn outer_avx2(x: (&[f32], &Planes, &[usize]), dy: (&[f32], &Planes), images: usize, slots: &Slots, to: &mut [f32]) {
-    outer_with::<Avx2>(x, dy, images, slots, to);
-}
-
+/// A slice in `V` vectors, of which it more than fills `V - 1`.
 #[inline(always)]
-fn outer_with<L: Lanes>(
-    (x, planes, distances): (&[f32], &Planes, &[usize]),
-    (dy, rows): (&[f32], &Planes),
-    images: usize,
-    slots: &Slots,
-    to: &mut [f32],
-) {
-    let taps = distances.len();
-    let filters = rows.source[0];
-    for first in (0..filters).step_by(OUTER_FILTERS) {
-        // The last tiles compute some sums twice rather than read beyond the end; only the wanted ones are added.
-        let channels: [usize; OUTER_FILTERS] = std::array::from_fn(|i| (first + i).min(filters - 1) * rows.plane());
-        for tap in (0..taps).step_by(OUTER_TAPS) {
-            let some: [usize; OUTER_TAPS] = std::array::from_fn(|i| distances[(tap + i).min(taps - 1)]);
-            let mut sums = [[L::splat(0.0); OUTER_TAPS]; OUTER_FILTERS];
-            for image in 0..images {
-                let (x, dy) = (&x[image * planes.len()..], &dy[image * rows.len()..]);
-                // SAFETY: `outer` checked the farthest tap, the last vector of the rows, and the last image.
-                unsafe { outer_tile::<L>(x.as_ptr(), dy.as_ptr(), some, channels, slots, &mut sums) };
-            }
-            for (filter, sums) in sums.iter().enumerate().take(filters - first) {
-                let row = &mut to[(first + filter) * taps + tap..][..OUTER_TAPS.min(taps - tap)];
-                row.iter_mut().zip(sums).for_each(|(to, sum)| *to += sum.sum());
-            }
-        }
-    }
+pub(crate) fn read_slice<L: Lanes, const V: usize>(values: &[f32]) -> [L; V] {
+    assert!(values.len() <= V * L::COUNT);
+    // SAFETY: the slice is readable.
+    unsafe { read(values.as_ptr(), values.len()) }
 }
 
-/// Three filters' gradients times four taps, over all pixels of an image.
+/// The other way of [`read`].
 ///
 /// # Safety
-/// `x` is readable for [`LANES`] floats from every slot's base plus every distance, `dy` from every channel for as many vectors as there
-/// are slots.
+/// As for [`read`], for writing.
 #[inline(always)]
-unsafe fn outer_tile<L: Lanes>(
-    x: *const f32,
-    dy: *const f32,
-    distances: [usize; OUTER_TAPS],
-    channels: [usize; OUTER_FILTERS],
-    slots: &Slots,
-    sums: &mut [[L; OUTER_TAPS]; OUTER_FILTERS],
-) {
-    let mut now = *sums;
-    // SAFETY: the caller vouches for every channel and distance.
-    let (rows, starts) = unsafe { (channels.map(|channel| dy.add(channel)), distances.map(|distance| x.add(distance))) };
-    for (index, slot) in slots.all.iter().enumerate() {
-        // SAFETY: the caller vouches for every channel and slot.
-        let gradients = rows.map(|row| unsafe { L::load(row.add(index * LANES)) });
-        for (tap, start) in starts.iter().enumerate() {
-            // SAFETY: the caller vouches for every base plus every distance.
-            let pixels = unsafe { L::load(start.add(slot.base)) };
-            for (sums, gradient) in now.iter_mut().zip(gradients) {
-                sums[tap] = gradient.multiply_add(pixels, sums[tap]);
+pub(crate) unsafe fn write<L: Lanes, const V: usize>(to: *mut f32, count: usize, vectors: [L; V]) {
+    for (v, vector) in vectors.into_iter().enumerate() {
+        // SAFETY: the caller vouches for `count` floats.
+        unsafe {
+            match count - v * L::COUNT {
+                left if left < L::COUNT => vector.store_some(to.add(v * L::COUNT), left),
+                _ => vector.store(to.add(v * L::COUNT)),
             }
         }
     }
-    *sums = now;
+}
+
+/// Cuts the runs into blocks of about equal depths; there is at least one block.
+fn blocks(segments: &[Segment]) -> Vec<Vec<Segment>> {
+    let depth: usize = segments.iter().map(|segment| segment.len).sum();
+    let most = depth.div_ceil(depth.div_ceil(DEPTH).max(1)).max(1);
+    let mut blocks = vec![Vec::new()];
+    let mut room = most;
+    for segment in segments {
+        let mut left = *segment;
+        while left.len > 0 {
+            if room == 0 {
+                blocks.push(Vec::new());
+                room = most;
+            }
+            let len = left.len.min(room);
+            blocks.last_mut().expect("there is one").push(Segment { len, ..left });
+            left = Segment { offset: left.offset + len, len: left.len - len, weight: left.weight + len };
+            room -= len;
+        }
+    }
+    blocks
+}
+
+impl View {
+    /// Computes every target pixel from the source and the weights, whose filters lie as the view says.
+    pub(super) fn correlate(&self, isa: Isa, batch: usize, from: &[f32], w: &[f32], epilogue: &Epilogue<'_>, to: Target) {
+        let lanes = isa.lanes();
+        let (panels, weights) = (panels(self.filters, lanes), pack(self, w, lanes));
+        let (tables, tasks) = self.tasks(batch, panels.len(), SIZE);
+        // Few tasks share the panels of each.
+        let some = panels.len().div_ceil(super::geometry::shares(tasks.len() * self.groups)).max(1);
+        let jobs: Vec<(&Task, usize, &[Panel])> = (tasks.iter())
+            .flat_map(|task| (0..self.groups).map(move |group| (task, group)))
+            .flat_map(|(task, group)| panels.chunks(some).map(move |panels| (task, group, panels)))
+            .collect();
+        let each = weights.len() / self.groups;
+        jobs.into_par_iter().for_each(|(task, group, panels)| {
+            let (source, start) = self.start(task, group, from);
+            isa.run(Correlation {
+                source,
+                pixels: tables[task.table].iter().map(|kind| kind.of(task.images.len())).collect(),
+                start,
+                panels,
+                weights: &weights[group * each..][..each],
+                depth: self.depth(),
+                epilogue,
+                filter: group * self.filters,
+                row: self.filters * self.groups,
+                to,
+            });
+        });
+    }
 }

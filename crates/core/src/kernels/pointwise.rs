@@ -1,0 +1,161 @@
+//! The order of values, the rectifier, and the loss.
+
+use briquette_kernels::pointwise;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+
+use super::*;
+
+/// `[batch, channels, height, width]` to `[batch, height, width, channels]`.
+pub(crate) fn channels_last(x: Tensor<4>) -> Tensor<4> {
+    Tensor::from_dispatch(<Dispatch as Kernels>::channels_last(x.into_dispatch()))
+}
+
+/// `[batch, height, width, channels]` to `[batch, channels, height, width]`.
+pub(crate) fn channels_first(x: Tensor<4>) -> Tensor<4> {
+    Tensor::from_dispatch(<Dispatch as Kernels>::channels_first(x.into_dispatch()))
+}
+
+/// `max(x, 0)`.
+pub(crate) fn rectify<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    Tensor::from_dispatch(<Dispatch as Kernels>::rectify(x.into_dispatch()))
+}
+
+/// The mean over the rows of `-sum_k t_k log softmax(logits)_k`.
+pub(crate) fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
+    Tensor::from_dispatch(<Dispatch as Kernels>::softmax_cross_entropy(logits.into_dispatch(), targets.into_dispatch()))
+}
+
+pub(super) fn last(x: &FlexTensor) -> FlexTensor {
+    let [batch, channels, height, width] = x.shape().dims();
+    tensor(with_values(x, |x| pointwise::channels_last(x, channels, height * width)), [batch, height, width, channels])
+}
+
+pub(super) fn first(x: &FlexTensor) -> FlexTensor {
+    let [batch, height, width, channels] = x.shape().dims();
+    tensor(with_values(x, |x| pointwise::channels_last(x, height * width, channels)), [batch, channels, height, width])
+}
+
+#[derive(Debug)]
+struct Turned(fn(&FlexTensor) -> FlexTensor);
+
+impl Backward<Flex, 1> for Turned {
+    type State = ();
+
+    fn backward(self, ops: Ops<(), 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = grads.consume::<Flex>(&ops.node);
+        if let [Some(node)] = ops.parents {
+            grads.register::<Flex>(node.id, self.0(&dy));
+        }
+    }
+}
+
+pub(super) fn record_last<C: CheckpointStrategy>(x: FloatTensor<Autodiff<Flex, C>>) -> FloatTensor<Autodiff<Flex, C>> {
+    Turned(first).prepare::<C>([x.node()]).compute_bound().stateless(last(x.primitive()))
+}
+
+pub(super) fn record_first<C: CheckpointStrategy>(x: FloatTensor<Autodiff<Flex, C>>) -> FloatTensor<Autodiff<Flex, C>> {
+    Turned(last).prepare::<C>([x.node()]).compute_bound().stateless(first(x.primitive()))
+}
+
+/// The same shape with other values.
+fn like(x: &FlexTensor, values: Vec<f32>) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, x.shape()))
+}
+
+pub(super) fn rectified(x: &FlexTensor) -> FlexTensor {
+    like(x, with_values(x, pointwise::rectify))
+}
+
+/// The gradient before a rectifier whose output is `y`; without one, the gradient itself.
+pub(super) fn through(y: Option<&FlexTensor>, dy: FlexTensor) -> FlexTensor {
+    match y {
+        None => dy,
+        Some(y) => like(y, with_values(y, |y| with_values(&dy, |dy| timed("relu'", || pointwise::rectify_gradient(y, dy))))),
+    }
+}
+
+#[derive(Debug)]
+struct Rectified;
+
+impl Backward<Flex, 1> for Rectified {
+    type State = FlexTensor;
+
+    fn backward(self, ops: Ops<FlexTensor, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = grads.consume::<Flex>(&ops.node);
+        if let [Some(node)] = ops.parents {
+            grads.register::<Flex>(node.id, through(Some(&ops.state), dy));
+        }
+    }
+}
+
+pub(super) fn record_rectified<C: CheckpointStrategy>(x: FloatTensor<Autodiff<Flex, C>>) -> FloatTensor<Autodiff<Flex, C>> {
+    let y = rectified(x.primitive());
+    match Rectified.prepare::<C>([x.node()]).compute_bound().stateful() {
+        OpsKind::Tracked(prep) => prep.finish(y.clone(), y),
+        OpsKind::UnTracked(prep) => prep.finish(y),
+    }
+}
+
+/// The loss and its gradient by the logits.
+pub(super) fn loss(logits: &FlexTensor, targets: &FlexTensor) -> (FlexTensor, FlexTensor) {
+    let [_, classes] = logits.shape().dims();
+    let (loss, gradient) =
+        with_values(logits, |logits| with_values(targets, |targets| pointwise::cross_entropy(logits, targets, classes)));
+    (tensor(vec![loss], [1]), like(logits, gradient))
+}
+
+#[derive(Debug)]
+struct Loss;
+
+impl Backward<Flex, 1> for Loss {
+    type State = FlexTensor;
+
+    fn backward(self, ops: Ops<FlexTensor, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = grads.consume::<Flex>(&ops.node);
+        if let [Some(node)] = ops.parents {
+            let factor = with_values(&dy, |dy| dy.iter().sum::<f32>());
+            let (gradient, ()) = with_values_mut(ops.state, |values| values.iter_mut().for_each(|value| *value *= factor));
+            grads.register::<Flex>(node.id, gradient);
+        }
+    }
+}
+
+pub(super) fn record_loss<C: CheckpointStrategy>(
+    logits: FloatTensor<Autodiff<Flex, C>>,
+    targets: &FlexTensor,
+) -> FloatTensor<Autodiff<Flex, C>> {
+    let (value, gradient) = loss(logits.primitive(), targets);
+    match Loss.prepare::<C>([logits.node()]).compute_bound().stateful() {
+        OpsKind::Tracked(prep) => prep.finish(gradient, value),
+        OpsKind::UnTracked(prep) => prep.finish(value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Distribution, activation};
+
+    use super::*;
+    use crate::coding::floats;
+
+    #[test]
+    fn rectifier_and_loss_are_those_of_burn() {
+        let device = Device::flex();
+        device.seed(5);
+        let device = device.autodiff();
+        let x = Tensor::<2>::random([13, 7], Distribution::Normal(0.0, 2.0), &device).require_grad();
+        let targets = Tensor::<2>::random([13, 7], Distribution::Uniform(0.0, 1.0), &device);
+        let run = |y: Tensor<1>| {
+            let grads = y.clone().mul_scalar(3.0).backward();
+            [floats(y.inner()), floats(x.grad(&grads).unwrap())]
+        };
+        let near = |ours: [Vec<f32>; 2], burns: [Vec<f32>; 2]| {
+            assert!(ours.concat().iter().zip(burns.concat()).all(|(a, b)| (a - b).abs() < 1e-5), "{ours:?} {burns:?}");
+        };
+        near(run(rectify(x.clone()).powi_scalar(2).sum()), run(activation::relu(x.clone()).powi_scalar(2).sum()));
+        let burns = (activation::log_softmax(x.clone(), 1) * targets.clone()).sum().mul_scalar(-1.0 / 13.0);
+        near(run(cross_entropy(x.clone(), targets)), run(burns));
+    }
+}

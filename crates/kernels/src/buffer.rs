@@ -1,0 +1,40 @@
+//! Memory that kernels write before anybody reads it.
+
+// A new buffer's contents are declared written once a kernel has written them all.
+#![allow(unsafe_code)]
+
+/// Where a kernel puts its results; tasks on several threads write to places of their own.
+#[derive(Clone, Copy)]
+pub(crate) struct Target {
+    start: *mut f32,
+    len: usize,
+}
+
+// SAFETY: it is a pointer into a buffer that outlives the kernel; each task writes where no other task writes, and nobody reads meanwhile.
+unsafe impl Send for Target {}
+// SAFETY: as above.
+unsafe impl Sync for Target {}
+
+impl Target {
+    /// The place of the results from `offset` on, of which a task writes at most `len`.
+    ///
+    /// # Panics
+    /// When they do not lie inside.
+    pub(crate) fn at(self, offset: usize, len: usize) -> *mut f32 {
+        assert!(offset + len <= self.len, "{len} results from {offset} on lie outside {}", self.len);
+        // SAFETY: the sum is inside the buffer, as was just checked.
+        unsafe { self.start.add(offset) }
+    }
+}
+
+/// A new vector of results, not zeroed first.
+///
+/// # Safety
+/// `write` writes every element.
+pub(crate) unsafe fn filled(len: usize, write: impl FnOnce(Target)) -> Vec<f32> {
+    let mut values: Vec<f32> = Vec::with_capacity(len);
+    write(Target { start: values.as_mut_ptr(), len });
+    // SAFETY: the capacity is `len`, and the caller vouches that all was written.
+    unsafe { values.set_len(len) };
+    values
+}

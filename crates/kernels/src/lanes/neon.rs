@@ -1,0 +1,126 @@
+//! NEON: two registers of four floats, so that a vector fills as many channels as elsewhere.
+
+use std::arch::aarch64::*;
+
+use super::{Lanes, Work};
+
+/// # Safety
+/// NEON was found.
+#[target_feature(enable = "neon")]
+pub(super) fn on_neon<W: Work>(work: W) -> W::Output {
+    work.run::<Neon>()
+}
+
+/// Two registers. Values exist only inside the function above.
+#[derive(Clone, Copy)]
+pub(crate) struct Neon(float32x4_t, float32x4_t);
+
+impl Lanes for Neon {
+    const COUNT: usize = 8;
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        // SAFETY: values of this type exist only where NEON was found.
+        unsafe { Self(vdupq_n_f32(value), vdupq_n_f32(value)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(at: *const f32) -> Self {
+        // SAFETY: as above; the caller vouches for eight readable floats.
+        unsafe { Self(vld1q_f32(at), vld1q_f32(at.add(4))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_some(at: *const f32, count: usize) -> Self {
+        let mut all = [0.0; 8];
+        for (i, lane) in all.iter_mut().enumerate().take(count) {
+            // SAFETY: the caller vouches for `count` readable floats.
+            *lane = unsafe { *at.add(i) };
+        }
+        // SAFETY: the array holds eight floats.
+        unsafe { Self::load(all.as_ptr()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, at: *mut f32) {
+        // SAFETY: as above; the caller vouches for eight writable floats.
+        unsafe {
+            vst1q_f32(at, self.0);
+            vst1q_f32(at.add(4), self.1);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_some(self, at: *mut f32, count: usize) {
+        let mut all = [0.0; 8];
+        // SAFETY: the array holds eight floats.
+        unsafe { self.store(all.as_mut_ptr()) };
+        for (i, lane) in all.into_iter().enumerate().take(count) {
+            // SAFETY: the caller vouches for `count` writable floats.
+            unsafe { *at.add(i) = lane };
+        }
+    }
+
+    #[inline(always)]
+    fn multiply_add(self, factor: Self, sum: Self) -> Self {
+        // SAFETY: as for `splat`.
+        unsafe { Self(vfmaq_f32(sum.0, self.0, factor.0), vfmaq_f32(sum.1, self.1, factor.1)) }
+    }
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        // SAFETY: as for `splat`.
+        unsafe { Self(vaddq_f32(self.0, other.0), vaddq_f32(self.1, other.1)) }
+    }
+
+    #[inline(always)]
+    fn subtract(self, other: Self) -> Self {
+        // SAFETY: as for `splat`.
+        unsafe { Self(vsubq_f32(self.0, other.0), vsubq_f32(self.1, other.1)) }
+    }
+
+    #[inline(always)]
+    fn multiply(self, other: Self) -> Self {
+        // SAFETY: as for `splat`.
+        unsafe { Self(vmulq_f32(self.0, other.0), vmulq_f32(self.1, other.1)) }
+    }
+
+    #[inline(always)]
+    fn divide(self, other: Self) -> Self {
+        // SAFETY: as for `splat`.
+        unsafe { Self(vdivq_f32(self.0, other.0), vdivq_f32(self.1, other.1)) }
+    }
+
+    #[inline(always)]
+    fn root(self) -> Self {
+        // SAFETY: as for `splat`.
+        unsafe { Self(vsqrtq_f32(self.0), vsqrtq_f32(self.1)) }
+    }
+
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        self.choose_if_larger(other, self, other)
+    }
+
+    #[inline(always)]
+    fn choose_if_larger(self, other: Self, then: Self, otherwise: Self) -> Self {
+        // SAFETY: as for `splat`.
+        unsafe {
+            Self(
+                vbslq_f32(vcgtq_f32(self.0, other.0), then.0, otherwise.0),
+                vbslq_f32(vcgtq_f32(self.1, other.1), then.1, otherwise.1),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn choose_if_equal(self, other: Self, then: Self, otherwise: Self) -> Self {
+        // SAFETY: as for `splat`.
+        unsafe {
+            Self(
+                vbslq_f32(vceqq_f32(self.0, other.0), then.0, otherwise.0),
+                vbslq_f32(vceqq_f32(self.1, other.1), then.1, otherwise.1),
+            )
+        }
+    }
+}
