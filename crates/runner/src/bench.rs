@@ -1,98 +1,224 @@
-//! How fast the training graph is, and where its time goes.
+//! How fast the training graph is, beside plain Burn and, where it is at hand, PyTorch; how much memory it takes; where its time goes.
+
+mod peer;
+mod steps;
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::path::Path;
+use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
+use briquette_core::cost::Cost;
 use briquette_core::kernels;
 use briquette_core::net::Net;
-use briquette_core::training::cross_entropy;
 use briquette_core::zoo::Arch;
-use burn::module::Module;
-use burn::optim::momentum::MomentumConfig;
-use burn::optim::{GradientsParams, SgdConfig};
-use burn::tensor::{Device, Tensor, TensorData};
-use serde::Serialize;
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
 
 use crate::measure::median;
+use peer::Peer;
+use steps::Steps;
 
-/// One network's figures.
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Whole training steps with SGD and momentum.
+    Train,
+    /// The forward pass in evaluation form.
+    Infer,
+}
+
+impl std::fmt::Display for Mode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Mode::Train => "train",
+            Mode::Infer => "infer",
+        })
+    }
+}
+
+/// Everything that one benchmark of training brought.
+#[derive(Debug, Serialize)]
+pub struct Training {
+    /// Fused multiply-adds that the machine's vector units did in registers alone while this ran, in GFLOP/s over all threads.
+    pub fma_gflops: f64,
+    /// PyTorch's version, if it ran beside us.
+    pub peer: Option<String>,
+    /// One row per net and mode.
+    pub rows: Vec<TrainingRow>,
+}
+
+/// One network's figures; speeds are medians, and all sides took turns.
 #[derive(Debug, Serialize)]
 pub struct TrainingRow {
     /// Network.
     pub net: &'static str,
+    /// Training or inference in the training graph.
+    pub mode: Mode,
     /// Images per step.
     pub batch: usize,
-    /// Threads that Burn uses.
+    /// Threads of every side.
     pub threads: usize,
-    /// Median of the steps.
+    /// Ours.
     pub images_per_s: f64,
-    /// The same on Burn's own operations, the steps taken in turn with ours.
+    /// On Burn's own operations.
     pub baseline_images_per_s: f64,
-    /// Highest resident memory while it trained on our kernels, in MiB; none where the system does not tell.
+    /// PyTorch's, in the faster of its memory formats.
+    pub peer_images_per_s: Option<f64>,
+    /// That format.
+    pub peer_format: Option<&'static str>,
+    /// Products and sums of the convolutions and fully connected layers, forward and backward, per second of ours.
+    pub gflops: f64,
+    /// Highest resident memory of a process that does nothing but this, in MiB; none where the system does not tell.
     pub peak_mib: Option<f64>,
-    /// Share of a step spent in each kind of operation forward, and in `backward` and `optimizer` as a whole.
+    /// The same on Burn's own operations.
+    pub baseline_peak_mib: Option<f64>,
+    /// Share of a step that each of our kernels takes, gradients with a trailing `'`, and the rest.
     pub shares: BTreeMap<String, f64>,
 }
 
-/// Networks, and how often two steps with our kernels and two without are measured, each pair after one to warm up.
-const NETS: [(&str, usize); 3] = [("lenet5", 8), ("resnet20", 4), ("vgg16-cifar", 1)];
-const BATCH: usize = 128;
+/// A network of the benchmark.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    net: &'static str,
+    batch: usize,
+    /// Steps in a turn and turns of each side.
+    steps: usize,
+    turns: usize,
+}
 
-/// Trains each network for a few steps on random images with SGD and momentum.
+const CASES: [Case; 4] = [
+    Case { net: "lenet300", batch: 64, steps: 60, turns: 9 },
+    Case { net: "lenet5", batch: 128, steps: 8, turns: 9 },
+    Case { net: "resnet20", batch: 128, steps: 2, turns: 5 },
+    Case { net: "vgg16-cifar", batch: 32, steps: 2, turns: 4 },
+];
+
+/// Images per step of every inference.
+const INFERENCE_BATCH: usize = 128;
+
+/// Measures the networks, or the one of this name, beside PyTorch in `python` if there is one.
 ///
 /// # Errors
-/// When a network does not build.
-pub fn training() -> Result<Vec<TrainingRow>> {
-    NETS.iter().map(|(net, rounds)| one(net, *rounds)).collect()
+/// When a network is not among those, or the peer does not start.
+pub fn training(only: Option<&str>, python: Option<&Path>) -> Result<Training> {
+    if let Some(only) = only.filter(|only| CASES.iter().all(|case| case.net != *only)) {
+        return Err(briquette_core::Error::unknown("net of the benchmark", only, CASES.map(|case| case.net)).into());
+    }
+    let threads = rayon::current_num_threads();
+    let mut peer = python.map(|python| Peer::start(python, threads)).transpose()?;
+    let mut rows = Vec::new();
+    for case in CASES.into_iter().filter(|case| only.is_none_or(|only| case.net == only)) {
+        rows.push(row(case, Mode::Train, peer.as_mut())?);
+        rows.push(row(Case { batch: INFERENCE_BATCH, ..case }, Mode::Infer, peer.as_mut())?);
+    }
+    Ok(Training { fma_gflops: briquette_kernels::fma_gflops(), peer: peer.map(|peer| peer.version.clone()), rows })
+}
+
+/// Ours, plain Burn and the peer's formats in turn, so that a machine whose speed drifts treats them alike.
+fn row(case: Case, mode: Mode, mut peer: Option<&mut Peer>) -> Result<TrainingRow> {
+    let net = net(case.net)?;
+    let products = Cost::of(&net)?.macs() as f64 * if mode == Mode::Train { 6.0 } else { 2.0 } / 1e9;
+    let (mut ours, mut plain) = (Steps::new(&net, case.batch, mode)?, Steps::new(&net, case.batch, mode)?);
+    let (mut times, mut baseline) = (Vec::new(), Vec::new());
+    let mut formats = peer::FORMATS.map(|format| (format, Vec::new()));
+    for _ in 0..case.turns {
+        times.extend(ours.run(case.steps));
+        kernels::enable(false);
+        baseline.extend(plain.run(case.steps.div_ceil(2)));
+        kernels::enable(true);
+        if let Some(peer) = &mut peer {
+            for (format, times) in &mut formats {
+                times.extend(peer.steps(case.net, mode, case.batch, case.steps, format)?);
+            }
+        }
+    }
+    let speed = |times: Vec<f64>| case.batch as f64 / median(times);
+    let peer =
+        peer.and_then(|_| formats.map(|(format, times)| (format, speed(times))).into_iter().max_by(|a, b| a.1.total_cmp(&b.1)));
+    let images_per_s = speed(times);
+    Ok(TrainingRow {
+        net: case.net,
+        mode,
+        batch: case.batch,
+        threads: rayon::current_num_threads(),
+        images_per_s,
+        baseline_images_per_s: speed(baseline),
+        peer_images_per_s: peer.map(|(_, speed)| speed),
+        peer_format: peer.map(|(format, _)| format),
+        gflops: images_per_s * products,
+        peak_mib: alone(case, mode, true),
+        baseline_peak_mib: alone(case, mode, false),
+        shares: ours.shares(),
+    })
+}
+
+fn net(name: &str) -> Result<Net> {
+    let arch = Arch::named(name)?;
+    Ok(arch.build(&arch.wanted(), &Device::flex())?)
+}
+
+/// Peak memory of a process that only runs three steps.
+fn alone(case: Case, mode: Mode, ours: bool) -> Option<f64> {
+    let mut command = Command::new(std::env::current_exe().ok()?);
+    command.args([
+        "bench",
+        "memory",
+        "--json",
+        "--net",
+        case.net,
+        "--mode",
+        &mode.to_string(),
+        "--batch",
+        &case.batch.to_string(),
+    ]);
+    command.env("BRIQUETTE_KERNELS", if ours { "on" } else { "off" });
+    let output = command.output().ok().filter(|output| output.status.success())?;
+    serde_json::from_slice::<serde_json::Value>(&output.stdout).ok()?["peak_mib"].as_f64()
+}
+
+/// Highest resident memory of this process, in MiB, once it has run three steps.
+///
+/// # Errors
+/// When the network does not build or the system does not tell.
+pub fn memory(name: &str, mode: Mode, batch: usize) -> Result<f64> {
+    Steps::new(&net(name)?, batch, mode)?.run(2);
+    let status = std::fs::read_to_string("/proc/self/status").context("this system does not tell a process's memory")?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse::<f64>().ok());
+    match peak {
+        Some(kib) => Ok(kib / 1024.0),
+        None => bail!("/proc/self/status has no line VmHWM"),
+    }
 }
 
 /// The rows as text.
-pub fn table(rows: &[TrainingRow]) -> String {
-    let head = ["batch", "threads", "images/s", "plain Burn", "ratio", "peak MiB"];
-    let mut lines = vec![format!("{:12}", "net") + &head.map(|title| format!("{title:>11}")).concat() + "  time"];
-    for row in rows {
+pub fn table(training: &Training) -> String {
+    let head = ["mode", "batch", "threads", "images/s", "plain Burn", "ratio", "PyTorch", "ratio", "GFLOP/s", "MiB", "plain"];
+    let mut lines = vec![format!("{:12}", "net") + &head.map(|title| format!("{title:>10}")).concat() + "  time"];
+    for row in &training.rows {
         let mut shares: Vec<(&String, &f64)> = row.shares.iter().collect();
         shares.sort_by(|a, b| b.1.total_cmp(a.1));
-        let shares: Vec<String> = shares.iter().take(6).map(|(kind, share)| format!("{kind} {:.0} %", 100.0 * **share)).collect();
+        let shares: Vec<String> = shares.iter().take(8).map(|(kind, share)| format!("{kind} {:.0} %", 100.0 * **share)).collect();
+        let known = |figure: Option<f64>, decimals: usize| figure.map_or("-".into(), |figure| format!("{figure:.decimals$}"));
         let cells = [
+            row.mode.to_string(),
             row.batch.to_string(),
             row.threads.to_string(),
             format!("{:.1}", row.images_per_s),
             format!("{:.1}", row.baseline_images_per_s),
             format!("{:.2}x", row.images_per_s / row.baseline_images_per_s),
-            row.peak_mib.map_or("-".into(), |peak| format!("{peak:.0}")),
+            known(row.peer_images_per_s, 1),
+            known(row.peer_images_per_s.map(|peer| row.images_per_s / peer), 2),
+            format!("{:.1}", row.gflops),
+            known(row.peak_mib, 0),
+            known(row.baseline_peak_mib, 0),
         ];
-        lines.push(format!("{:12}", row.net) + &cells.map(|cell| format!("{cell:>11}")).concat() + "  " + &shares.join(", "));
+        lines.push(format!("{:12}", row.net) + &cells.map(|cell| format!("{cell:>10}")).concat() + "  " + &shares.join(", "));
     }
+    let peer = training.peer.as_ref().map_or("no PyTorch: `--peer` brings it".into(), |version| format!("PyTorch {version}"));
+    lines.push(format!("this machine's fused multiply-adds: {:.1} GFLOP/s; {peer}", training.fma_gflops));
     lines.join("\n")
-}
-
-fn one(name: &'static str, rounds: usize) -> Result<TrainingRow> {
-    let arch = Arch::named(name)?;
-    let net = arch.build(&arch.wanted(), &Device::flex())?;
-    let (mut times, mut baseline, mut parts, mut peak) = (Vec::new(), Vec::new(), BTreeMap::<String, f64>::new(), None);
-    for _ in 0..rounds {
-        reset_peak();
-        let (ours, shares) = train(net.deep_clone(), BATCH, 2)?;
-        peak = peak_mib();
-        times.extend(ours);
-        shares.into_iter().for_each(|(part, seconds)| *parts.entry(part).or_default() += seconds);
-        kernels::enable(false);
-        let plain = train(net.deep_clone(), BATCH, 2);
-        kernels::enable(true);
-        baseline.extend(plain?.0);
-    }
-    let total: f64 = parts.values().sum();
-    Ok(TrainingRow {
-        net: name,
-        batch: BATCH,
-        threads: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
-        images_per_s: BATCH as f64 / median(times),
-        baseline_images_per_s: BATCH as f64 / median(baseline),
-        peak_mib: peak,
-        shares: parts.into_iter().map(|(part, seconds)| (part, seconds / total)).collect(),
-    })
 }
 
 /// Time that training takes per image, from a few steps on random images.
@@ -100,58 +226,7 @@ fn one(name: &'static str, rounds: usize) -> Result<TrainingRow> {
 /// # Errors
 /// When the network does not hold together.
 pub fn seconds_per_image(net: &Net) -> Result<f64> {
-    let (times, _) = train(net.deep_clone(), TRIAL_BATCH, 2)?;
-    Ok(median(times) / TRIAL_BATCH as f64)
+    Ok(median(Steps::new(net, TRIAL_BATCH, Mode::Train)?.run(2)) / TRIAL_BATCH as f64)
 }
 
 const TRIAL_BATCH: usize = 32;
-
-/// Seconds of each of `steps` training steps after one to warm up, and the sum of them by kind of operation.
-fn train(net: Net, batch: usize, steps: usize) -> Result<(Vec<f64>, BTreeMap<String, f64>)> {
-    let (shape, classes) = (net.input_shape(), net.shapes()?.last().map_or(1, |shape| shape[0]));
-    let mut net = net.train();
-    let momentum = MomentumConfig::new().with_momentum(0.9).with_dampening(0.0);
-    let mut optimizer = SgdConfig::new().with_momentum(Some(momentum)).init();
-    let pixels: Vec<f32> = (0..batch * shape.iter().product::<usize>()).map(|i| ((i * 7919) % 256) as f32 / 255.0).collect();
-    let labels: Vec<u16> = (0..batch).map(|i| (i % classes) as u16).collect();
-    let (mut times, mut parts) = (Vec::new(), BTreeMap::<String, f64>::new());
-    for step in 0..=steps {
-        let data = TensorData::new(pixels.clone(), [batch, shape[0], shape[1], shape[2]]);
-        let images = Tensor::<4>::from_data(data, &Device::flex().autodiff());
-        let kinds: Vec<&'static str> = net.nodes.iter().map(|node| node.op.layer().kind()).collect();
-        let began = Instant::now();
-        let mut mark = began;
-        let mut spent = |part: &str| {
-            let now = Instant::now();
-            if step > 0 {
-                *parts.entry(part.to_string()).or_default() += now.duration_since(mark).as_secs_f64();
-            }
-            mark = now;
-        };
-        let logits = net.trace(images, |index, value| {
-            spent(kinds[index]);
-            value
-        });
-        let loss = cross_entropy(logits.vector(), &labels, 0.0);
-        spent("loss");
-        let grads = GradientsParams::from_grads(loss.backward(), &net);
-        spent("backward");
-        net = optimizer.step(0.01, net, grads);
-        spent("optimizer");
-        if step > 0 {
-            times.push(began.elapsed().as_secs_f64());
-        }
-    }
-    Ok((times, parts))
-}
-
-/// Lets the system's record of the highest resident memory start again from now.
-fn reset_peak() {
-    let _ = std::fs::write("/proc/self/clear_refs", "5");
-}
-
-fn peak_mib() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    line.split_whitespace().nth(1)?.parse::<f64>().ok().map(|kib| kib / 1024.0)
-}

@@ -99,8 +99,20 @@ enum Verb {
     },
     /// Measure training speed, memory and where the time goes.
     Bench {
-        /// `training`.
+        /// `training`: speed and memory of the training graph. `memory`: peak memory of a few steps of one net, in this process.
         what: String,
+        /// One network instead of all.
+        #[arg(long)]
+        net: Option<String>,
+        /// `train` or `infer` (memory).
+        #[arg(long, default_value = "train")]
+        mode: String,
+        /// Images per step (memory).
+        #[arg(long, default_value_t = 128)]
+        batch: usize,
+        /// A Python with PyTorch, to run beside us; `cargo xtask bench training --peer` makes one.
+        #[arg(long, value_name = "PYTHON")]
+        peer: Option<PathBuf>,
     },
 }
 
@@ -141,7 +153,7 @@ pub fn main() -> ExitCode {
     if let Err(error) = ctrlc::set_handler(on_interrupt) {
         tracing::warn!("Ctrl-C will end the run at once: {error}");
     }
-    match dispatch(&cli) {
+    match on_a_pool_thread(|| dispatch(&cli)) {
         Ok(code) => code,
         Err(Failure { code, error }) => {
             let stopped = error.chain().any(|cause| matches!(cause.downcast_ref(), Some(briquette_core::Error::Stopped)));
@@ -153,6 +165,19 @@ pub fn main() -> ExitCode {
             ExitCode::from(code)
         }
     }
+}
+
+/// Runs everything on a thread of the pool whose threads the kernels share. From outside, each parallel region would wake all of the pool's
+/// threads, which the system likes to put on one core for a millisecond or more, while a thread of the pool wakes only the others.
+fn on_a_pool_thread<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    // Networks are deep and debug builds are greedy: as much stack as the main thread has.
+    let built = rayon::ThreadPoolBuilder::new().stack_size(8 << 20).build_global();
+    if let Err(error) = built {
+        tracing::warn!("the thread pool was there before: {error}");
+    }
+    let mut result = None;
+    rayon::scope(|_| result = Some(work()));
+    result.expect("the scope has run the work")
 }
 
 struct Failure {
@@ -195,7 +220,15 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
             let normalization = mean.clone().zip(std.clone());
             verbs::import(file, arch, normalization, *classes, out, cli.json)?;
         }
-        Verb::Bench { what } => verbs::bench(what, cli.json)?,
+        Verb::Bench { what, net, mode, batch, peer } => match what.as_str() {
+            "training" => verbs::bench_training(net.as_deref(), peer.as_deref(), cli.json)?,
+            "memory" => verbs::bench_memory(net.as_deref(), mode, *batch, cli.json)?,
+            other => {
+                return Err(
+                    anyhow::Error::from(briquette_core::Error::unknown("benchmark", other, ["training", "memory"])).into()
+                );
+            }
+        },
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -300,15 +300,23 @@ pub(crate) fn import(
     Ok(())
 }
 
-/// `bench`.
-pub(crate) fn bench(what: &str, json: bool) -> Result<()> {
-    if what != "training" {
-        return Err(briquette_core::Error::unknown("benchmark", what, ["training"]).into());
-    }
-    let rows = crate::bench::training()?;
+/// `bench training`.
+pub(crate) fn bench_training(net: Option<&str>, peer: Option<&Path>, json: bool) -> Result<()> {
+    let training = crate::bench::training(net, peer)?;
     if json {
-        return print_json(&json!({ "rows": rows }));
+        return print_json(&training);
     }
-    print(&crate::bench::table(&rows));
+    print(&crate::bench::table(&training));
+    Ok(())
+}
+
+/// `bench memory`.
+pub(crate) fn bench_memory(net: Option<&str>, mode: &str, batch: usize, json: bool) -> Result<()> {
+    let mode = serde_json::from_value(mode.into()).with_context(|| format!("--mode {mode}"))?;
+    let peak = crate::bench::memory(net.unwrap_or("resnet20"), mode, batch)?;
+    if json {
+        return print_json(&json!({ "peak_mib": peak }));
+    }
+    print(&format!("{peak:.0} MiB"));
     Ok(())
 }

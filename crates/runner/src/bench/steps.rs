@@ -1,0 +1,76 @@
+//! A network that takes steps on random images.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use anyhow::Result;
+use briquette_core::kernels;
+use briquette_core::net::Net;
+use briquette_core::training::{Optimizer, Recipe, cross_entropy};
+use burn::module::Module;
+use burn::optim::{GradientsParams, ModuleOptimizer};
+use burn::tensor::{Device, Tensor, TensorData};
+
+use super::Mode;
+
+pub(super) struct Steps {
+    /// Taken out during a step.
+    net: Option<Net>,
+    optimizer: ModuleOptimizer,
+    mode: Mode,
+    pixels: TensorData,
+    labels: Vec<u16>,
+    /// Seconds of the last turn by operation, and in all.
+    seconds: BTreeMap<&'static str, f64>,
+    total: f64,
+}
+
+impl Steps {
+    pub(super) fn new(net: &Net, batch: usize, mode: Mode) -> Result<Self> {
+        let (shape, classes) = (net.input_shape(), net.shapes()?.last().map_or(1, |shape| shape[0]));
+        let pixels: Vec<f32> = (0..batch * shape.iter().product::<usize>()).map(|i| ((i * 7919) % 256) as f32 / 255.0).collect();
+        let recipe = Recipe { optimizer: Optimizer::Sgd, momentum: 0.9, ..Recipe::default() };
+        let net = net.deep_clone();
+        Ok(Self {
+            optimizer: recipe.optimizer(&net),
+            net: Some(if mode == Mode::Train { net.train() } else { net }),
+            mode,
+            pixels: TensorData::new(pixels, [batch, shape[0], shape[1], shape[2]]),
+            labels: (0..batch).map(|i| (i % classes) as u16).collect(),
+            seconds: BTreeMap::new(),
+            total: 0.0,
+        })
+    }
+
+    /// Seconds of each of `count` steps after one that finds cold caches and is not counted.
+    pub(super) fn run(&mut self, count: usize) -> Vec<f64> {
+        self.step();
+        kernels::take_profile();
+        let times: Vec<f64> = (0..count).map(|_| self.step()).collect();
+        (self.seconds, self.total) = (kernels::take_profile(), times.iter().sum());
+        times
+    }
+
+    /// Where the time of the last turn went: into our kernels, and into the rest.
+    pub(super) fn shares(&self) -> BTreeMap<String, f64> {
+        let rest = self.total - self.seconds.values().sum::<f64>();
+        let all = self.seconds.iter().map(|(part, seconds)| (*part, *seconds)).chain([("rest", rest)]);
+        all.map(|(part, seconds)| (part.to_string(), seconds / self.total)).collect()
+    }
+
+    fn step(&mut self) -> f64 {
+        let mut net = self.net.take().expect("a step puts the network back");
+        let device = if self.mode == Mode::Train { Device::flex().autodiff() } else { Device::flex() };
+        let images = Tensor::<4>::from_data(self.pixels.clone(), &device);
+        let began = Instant::now();
+        let logits = net.forward(images);
+        if self.mode == Mode::Train {
+            let grads = cross_entropy(logits, &self.labels, 0.0).backward();
+            let grads = GradientsParams::from_grads(grads, &net);
+            net = self.optimizer.step(0.01, net, grads);
+        }
+        let elapsed = began.elapsed().as_secs_f64();
+        self.net = Some(net);
+        elapsed
+    }
+}
