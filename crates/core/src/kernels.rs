@@ -11,11 +11,13 @@ mod optimize;
 mod pointwise;
 mod pool;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Instant;
 
+use briquette_kernels::Precision;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, AutodiffBackend, Backend, Dispatch, ExtensionType, Flex, TensorMetadata, backend_extension};
@@ -25,6 +27,7 @@ use burn_flex::FlexTensor;
 
 pub use conv::Steps;
 pub(crate) use conv::{convolve, convolve_normalized};
+pub use linear::Finish;
 pub(crate) use linear::linear;
 pub use norm::Form;
 pub(crate) use norm::normalize;
@@ -69,12 +72,12 @@ pub trait Kernels: Backend {
         steps: Steps,
     ) -> FloatTensor<Self>;
 
-    /// `x` `[rows, inputs]` times `weight` `[inputs, outputs]`, with a bias for each output, rectified or not.
+    /// `x` `[rows, inputs]` times `weight` `[inputs, outputs]`, with a bias for each output, rectified if it says so.
     fn multiply(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         #[extension_type] bias: Maybe<Self>,
-        rectify: bool,
+        finish: Finish,
     ) -> FloatTensor<Self>;
 
     /// Mean and variance of each channel of `x` over the batch, `[2, channels]`; carries no gradient.
@@ -148,8 +151,8 @@ impl Kernels for Flex {
         conv::affine(&x, &weight, [&scale, &shift], &residual, steps)
     }
 
-    fn multiply(x: FlexTensor, weight: FlexTensor, bias: Maybe<Self>, rectify: bool) -> FlexTensor {
-        linear::forward(&x, &weight, &bias, rectify)
+    fn multiply(x: FlexTensor, weight: FlexTensor, bias: Maybe<Self>, finish: Finish) -> FlexTensor {
+        linear::forward(&x, &weight, &bias, finish)
     }
 
     fn batch_moments(x: FlexTensor) -> FlexTensor {
@@ -228,8 +231,8 @@ impl<C: CheckpointStrategy> Kernels for Autodiff<Flex, C> {
         Self::from_inner(conv::affine(x.primitive(), &weight, [&scale, &shift], &residual, steps))
     }
 
-    fn multiply(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: Maybe<Self>, rectify: bool) -> FloatTensor<Self> {
-        linear::record::<C>(x, weight, bias, rectify)
+    fn multiply(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: Maybe<Self>, finish: Finish) -> FloatTensor<Self> {
+        linear::record::<C>(x, weight, bias, finish)
     }
 
     fn batch_moments(x: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -327,7 +330,29 @@ pub fn enable(on: bool) {
 
 /// Whether our kernels take this tensor.
 pub(crate) fn takes<const D: usize>(x: &Tensor<D>) -> bool {
-    ENABLED.load(Ordering::Relaxed) && x.dtype() == DType::F32 && x.device().inner() == Device::flex()
+    x.dtype() == DType::F32 && serve(&x.device().inner())
+}
+
+/// Whether our kernels serve this device.
+pub(crate) fn serve(device: &Device) -> bool {
+    ENABLED.load(Ordering::Relaxed) && *device == Device::flex()
+}
+
+thread_local! {
+    static PRECISION: Cell<Precision> = const { Cell::new(Precision::F32) };
+}
+
+/// Runs `work` with the factors of convolutions and fully connected layers, and later of their gradients, in this precision: a setting of a
+/// training, which the network's layers know nothing of.
+pub(crate) fn in_precision<R>(precision: Precision, work: impl FnOnce() -> R) -> R {
+    let before = PRECISION.replace(precision);
+    let result = work();
+    PRECISION.set(before);
+    result
+}
+
+fn precision() -> Precision {
+    PRECISION.get()
 }
 
 static PROFILE: Mutex<BTreeMap<&'static str, f64>> = Mutex::new(BTreeMap::new());

@@ -20,7 +20,7 @@ use burn::tensor::{Device, Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 
 pub use probe::probe;
-pub use recipe::{Choose, Optimizer, Recipe, Schedule};
+pub use recipe::{Choose, Optimizer, Precision, Recipe, Schedule};
 
 use crate::builder::stream;
 use crate::coding::floats;
@@ -96,6 +96,10 @@ pub struct Score {
 /// with the host. Settings that cannot train, and the host's own failures.
 pub fn fit(net: Net, recipe: &Recipe, mut extras: Extras<'_>, cx: &mut Context<'_>) -> Result<Net> {
     recipe.check()?;
+    if recipe.precision == Precision::Bf16 && !kernels::serve(&cx.device) {
+        let detail = "precision = \"bf16\" takes the CPU kernels of the device `flex`, which are off or not there; leave it out";
+        return Err(Error::Invalid(format!("training settings: {detail}")));
+    }
     let key = format!("training-{}", cx.stage);
     let seed = stream(cx.seed, &key);
     cx.stage += 1;
@@ -127,7 +131,7 @@ pub fn fit(net: Net, recipe: &Recipe, mut extras: Extras<'_>, cx: &mut Context<'
             }
             lr = recipe.rate((epoch * steps_per_epoch + index) as f64 / steps_per_epoch as f64);
             let images = images(&batch, cx.data.train.shape, &device.clone().autodiff());
-            let logits = net.forward(images.clone());
+            let logits = kernels::in_precision(recipe.precision.into(), || net.forward(images.clone()));
             correct += hits(&floats(logits.clone().inner()), &batch.labels, 1);
             let mut loss = cross_entropy(logits.clone(), &batch.labels, recipe.label_smoothing);
             for objective in &extras.objectives {

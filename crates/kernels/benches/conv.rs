@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use briquette_kernels::{Conv2d, Epilogue, fma_gflops};
+use briquette_kernels::{Conv2d, Epilogue, Precision, fma_gflops};
 
 // As in the binary: results are large, and the system takes its time over fresh pages.
 #[global_allocator]
@@ -42,6 +42,7 @@ fn main() {
             padding: [padding; 2],
             dilation: [1; 2],
             groups: 1,
+            precision: Precision::F32,
         };
         let out = conv.output().expect("the layers fit");
         let noise = |count: usize| -> Vec<f32> { (0..count).map(|i| ((i * 7919) % 1000) as f32 / 500.0 - 1.0).collect() };

@@ -23,6 +23,7 @@ mod weights;
 use crate::Error;
 use crate::buffer::filled;
 use crate::lanes::Isa;
+use crate::operand::{Half, Precision, Single};
 use geometry::View;
 
 pub(crate) use geometry::Segment;
@@ -49,6 +50,8 @@ pub struct Conv2d {
     pub dilation: [usize; 2],
     /// Independent groups of channels.
     pub groups: usize,
+    /// Precision of the factors; depthwise convolutions, which memory bounds, are always single.
+    pub precision: Precision,
 }
 
 impl Conv2d {
@@ -88,9 +91,10 @@ impl Conv2d {
         epilogue.check(self.filters, len)?;
         // SAFETY: every pixel of the output is of the one grid, and every filter is in a panel.
         Ok(unsafe {
-            filled(len, |to| match self.is_depthwise() {
-                true => self.depthwise_forward(isa, x, w, epilogue, to),
-                false => View::of_input(self, out).correlate(isa, self.batch, x, w, epilogue, to),
+            filled(len, |to| match (self.is_depthwise(), self.precision) {
+                (true, _) => self.depthwise_forward(isa, x, w, epilogue, to),
+                (_, Precision::F32) => View::of_input(self, out).correlate::<Single>(isa, self.batch, x, w, epilogue, to),
+                (_, Precision::Bf16) => View::of_input(self, out).correlate::<Half>(isa, self.batch, x, w, epilogue, to),
             })
         })
     }
@@ -110,9 +114,10 @@ impl Conv2d {
         let plain = Epilogue::default();
         // SAFETY: the grids of all remainders modulo the stride cover every pixel of the input.
         Ok(unsafe {
-            filled(len, |to| match self.is_depthwise() {
-                true => self.depthwise_input_gradient(isa, dy, w, to),
-                false => View::of_gradient(self, out).correlate(isa, self.batch, dy, w, &plain, to),
+            filled(len, |to| match (self.is_depthwise(), self.precision) {
+                (true, _) => self.depthwise_input_gradient(isa, dy, w, to),
+                (_, Precision::F32) => View::of_gradient(self, out).correlate::<Single>(isa, self.batch, dy, w, &plain, to),
+                (_, Precision::Bf16) => View::of_gradient(self, out).correlate::<Half>(isa, self.batch, dy, w, &plain, to),
             })
         })
     }
@@ -129,10 +134,11 @@ impl Conv2d {
         let out = self.output()?;
         let len = self.filters * (self.input[2] / self.groups) * self.kernel[0] * self.kernel[1];
         self.check(x.len(), len, dy.len())?;
-        if self.is_depthwise() {
-            return Ok(self.depthwise_weight_gradient(isa, x, dy));
-        }
-        Ok(View::of_input(self, out).weight_gradient(isa, self.batch, x, dy))
+        Ok(match (self.is_depthwise(), self.precision) {
+            (true, _) => self.depthwise_weight_gradient(isa, x, dy),
+            (_, Precision::F32) => View::of_input(self, out).weight_gradient::<Single>(isa, self.batch, x, dy),
+            (_, Precision::Bf16) => View::of_input(self, out).weight_gradient::<Half>(isa, self.batch, x, dy),
+        })
     }
 
     /// A filter for each channel.

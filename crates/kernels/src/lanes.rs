@@ -13,6 +13,9 @@ use std::sync::OnceLock;
 
 /// A vector of floats in registers. Values of a type exist only where its instructions were found.
 pub(crate) trait Lanes: Copy {
+    /// As many pairs of bf16 as there are lanes.
+    type Pairs: Copy;
+
     /// Floats in a vector.
     const COUNT: usize;
 
@@ -51,6 +54,14 @@ pub(crate) trait Lanes: Copy {
     /// `then` where `self` equals `other`, else `otherwise`; NaN equals nothing.
     fn choose_if_equal(self, other: Self, then: Self, otherwise: Self) -> Self;
 
+    /// # Safety
+    /// `at` points to [`Lanes::COUNT`] readable pairs.
+    unsafe fn load_pairs(at: *const u32) -> Self::Pairs;
+    /// The same pair in each lane, its first value in the low half.
+    fn splat_pair(pair: u32) -> Self::Pairs;
+    /// `self` plus the products of both values of the pairs.
+    fn add_products(self, a: Self::Pairs, b: Self::Pairs) -> Self;
+
     /// The rectifier; NaN stays NaN.
     #[inline(always)]
     fn rectified(self) -> Self {
@@ -83,6 +94,9 @@ pub(crate) enum Isa {
     /// AVX-512 F.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// AVX-512 F and BF16.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
     /// NEON.
     #[cfg(target_arch = "aarch64")]
     Neon,
@@ -97,6 +111,9 @@ impl Isa {
             all.push(Isa::Avx2);
             if is_x86_feature_detected!("avx512f") {
                 all.push(Isa::Avx512);
+                if is_x86_feature_detected!("avx512bf16") {
+                    all.push(Isa::Avx512Bf16);
+                }
             }
         }
         #[cfg(target_arch = "aarch64")]
@@ -106,7 +123,7 @@ impl Isa {
         all
     }
 
-    /// The best that this machine has, or the one that `BRIQUETTE_ISA` names: `portable`, `avx2`, `avx512` or `neon`. A name that this
+    /// The best that this machine has, or the one that `BRIQUETTE_ISA` names: `portable`, `avx2`, `avx512`, `avx512bf16` or `neon`. A name that this
     /// machine does not have changes nothing.
     pub(crate) fn of_this_machine() -> Self {
         static ISA: OnceLock<Isa> = OnceLock::new();
@@ -128,6 +145,9 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => unsafe { x86::on_avx512(work) },
             // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => unsafe { x86::on_avx512_bf16(work) },
+            // SAFETY: as above.
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => unsafe { neon::on_neon(work) },
         }
@@ -148,7 +168,7 @@ impl Isa {
     }
 }
 
-/// The instruction set that the kernels of this process use, for reports: `portable`, `avx2`, `avx512` or `neon`.
+/// The instruction set that the kernels of this process use, for reports.
 pub fn instructions() -> String {
     format!("{:?}", Isa::of_this_machine()).to_lowercase()
 }
@@ -166,11 +186,14 @@ mod tests {
         #[inline(always)]
         fn run<L: Lanes>(self) -> Vec<Vec<f32>> {
             let (a, b) = (self.0.as_chunks::<48>().0, self.1.as_chunks::<48>().0);
-            let mut all = vec![Vec::new(); 12];
+            let mut all = vec![Vec::new(); 13];
             for (a, b) in a.iter().zip(b) {
                 for at in (0..48).step_by(L::COUNT) {
                     // SAFETY: both hold 48 floats, which is a multiple of every vector's length.
                     let (a, b) = unsafe { (L::load(a.as_ptr().add(at)), L::load(b.as_ptr().add(at))) };
+                    let bits: [u32; 48] = std::array::from_fn(|i| 0x4040_3f80 + (i as u32) * 0x0001_0002);
+                    // SAFETY: 48 pairs hold any vector.
+                    let pairs = unsafe { L::load_pairs(bits.as_ptr()) };
                     let results = [
                         a.multiply_add(b, L::splat(0.5)),
                         a.add(b),
@@ -183,6 +206,7 @@ mod tests {
                         a.choose_if_equal(b, a, L::splat(7.0)),
                         a.rectified(),
                         a.where_positive(b),
+                        a.add_products(pairs, L::splat_pair(u32::from_le_bytes([0x80, 0x3f, 0, 0xc0]))),
                     ];
                     let mut to = [0.0; 48];
                     for (all, result) in all.iter_mut().zip(results) {
@@ -200,11 +224,18 @@ mod tests {
                         }
                         assert!(to[count..L::COUNT].iter().all(|v| *v == 0.0), "a partial load leaves the other lanes zero");
                     }
-                    all[11].extend(&to[..L::COUNT]);
+                    all[12].extend(&to[..L::COUNT]);
                 }
             }
             all
         }
+    }
+
+    #[test]
+    fn pairs_are_multiplied_low_half_by_low_half() {
+        // 1 and 3 times 1 and -2.
+        let one = Isa::Portable.run(Everything(&[0.5; 48], &[0.0; 48]))[11][0];
+        assert_eq!(one, 0.5 + 1.0 - 6.0);
     }
 
     #[test]

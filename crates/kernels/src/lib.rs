@@ -10,6 +10,7 @@ pub mod conv;
 mod lanes;
 pub mod linear;
 pub mod norm;
+mod operand;
 pub mod optimize;
 mod peak;
 pub mod pointwise;
@@ -20,6 +21,7 @@ pub use conv::{Conv2d, Epilogue};
 pub use lanes::instructions;
 pub use linear::Linear;
 pub use norm::{BatchNorm, Moments};
+pub use operand::Precision;
 pub use peak::fma_gflops;
 pub use pool::{MaxPool2d, PadShortcut};
 

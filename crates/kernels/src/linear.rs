@@ -8,6 +8,7 @@ use crate::Error;
 use crate::buffer::{Target, filled};
 use crate::conv::{Correlation, Epilogue, Job, Outer, Panel, Segment, jobs, packed_len, panels, parts};
 use crate::lanes::Isa;
+use crate::operand::{Half, Operand, Precision, Single};
 
 /// `y = x w` for `x` of `[rows, inputs]` and `w` of `[inputs, outputs]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub struct Linear {
     pub inputs: usize,
     /// Features of a row of the output.
     pub outputs: usize,
+    /// Precision of the factors.
+    pub precision: Precision,
 }
 
 /// Rows of a task.
@@ -35,8 +38,11 @@ impl Linear {
     fn forward_on(&self, isa: Isa, x: &[f32], w: &[f32], epilogue: &Epilogue<'_>) -> Result<Vec<f32>, Error> {
         self.check(x.len(), w.len(), self.rows * self.outputs)?;
         epilogue.check(self.outputs, self.rows * self.outputs)?;
-        let packed = pack(w, [self.inputs, self.outputs], isa.lanes(), false);
-        Ok(product(isa, x, &packed, [self.rows, self.inputs, self.outputs], epilogue))
+        let shape = [self.rows, self.inputs, self.outputs];
+        Ok(match self.precision {
+            Precision::F32 => product::<Single>(isa, x, w, shape, false, epilogue),
+            Precision::Bf16 => product::<Half>(isa, x, w, shape, false, epilogue),
+        })
     }
 
     /// The gradient of the loss by the input, `[rows, inputs]`, from that by the output.
@@ -49,8 +55,11 @@ impl Linear {
 
     fn input_gradient_on(&self, isa: Isa, dy: &[f32], w: &[f32]) -> Result<Vec<f32>, Error> {
         self.check(self.rows * self.inputs, w.len(), dy.len())?;
-        let packed = pack(w, [self.inputs, self.outputs], isa.lanes(), true);
-        Ok(product(isa, dy, &packed, [self.rows, self.outputs, self.inputs], &Epilogue::default()))
+        let (shape, plain) = ([self.rows, self.outputs, self.inputs], Epilogue::default());
+        Ok(match self.precision {
+            Precision::F32 => product::<Single>(isa, dy, w, shape, true, &plain),
+            Precision::Bf16 => product::<Half>(isa, dy, w, shape, true, &plain),
+        })
     }
 
     /// The gradient of the loss by the weights, `[inputs, outputs]`.
@@ -63,6 +72,14 @@ impl Linear {
 
     fn weight_gradient_on(&self, isa: Isa, x: &[f32], dy: &[f32]) -> Result<Vec<f32>, Error> {
         self.check(x.len(), self.inputs * self.outputs, dy.len())?;
+        Ok(match self.precision {
+            Precision::F32 => self.outer::<Single>(isa, x, dy),
+            Precision::Bf16 => self.outer::<Half>(isa, x, dy),
+        })
+    }
+
+    fn outer<O: Operand>(&self, isa: Isa, x: &[f32], dy: &[f32]) -> Vec<f32> {
+        let x = O::values(x);
         let (lanes, depth) = (isa.lanes(), self.inputs);
         let segments = [Segment { offset: 0, len: depth, weight: 0 }];
         let (bases, places) = rows(depth);
@@ -76,7 +93,7 @@ impl Linear {
             |Job { part, panels: mut mine, .. }| {
                 for row in tasks.chunks(each).nth(part).into_iter().flatten() {
                     let count = ROWS.min(self.rows - row);
-                    isa.run(Outer {
+                    isa.run(Outer::<O> {
                         source: &x[row * depth..],
                         pixels: vec![(&bases[..count], &places[..count], &segments)],
                         dy: &dy[row * self.outputs..],
@@ -98,7 +115,7 @@ impl Linear {
                 }
             }
         });
-        Ok(dw)
+        dw
     }
 
     fn check(&self, x: usize, w: usize, y: usize) -> Result<(), Error> {
@@ -110,8 +127,16 @@ impl Linear {
     }
 }
 
-/// A product of `[rows, depth]` with packed weights of `width` columns.
-fn product(isa: Isa, from: &[f32], packed: &[f32], [count, depth, width]: [usize; 3], epilogue: &Epilogue<'_>) -> Vec<f32> {
+/// A product of `[rows, depth]` with a matrix `[depth, width]`, or, `turned`, `[width, depth]`.
+fn product<O: Operand>(
+    isa: Isa,
+    from: &[f32],
+    w: &[f32],
+    [count, depth, width]: [usize; 3],
+    turned: bool,
+    epilogue: &Epilogue<'_>,
+) -> Vec<f32> {
+    let (from, packed) = (O::values(from), pack::<O>(w, [depth, width], isa.lanes(), turned));
     let segments = [Segment { offset: 0, len: depth, weight: 0 }];
     let (bases, places) = rows(depth);
     let panels = panels(width, isa.lanes());
@@ -122,13 +147,13 @@ fn product(isa: Isa, from: &[f32], packed: &[f32], [count, depth, width]: [usize
     let write = |to: Target| {
         jobs.into_par_iter().for_each(|(row, panels)| {
             let some = ROWS.min(count - row);
-            isa.run(Correlation {
+            isa.run(Correlation::<O> {
                 source: &from[row * depth..],
                 pixels: vec![(&bases[..some], &places[..some], &segments)],
                 start: row,
                 panels,
-                weights: packed,
-                depth,
+                weights: &packed,
+                depth: depth.div_ceil(O::PER),
                 epilogue,
                 filter: 0,
                 row: width,
@@ -151,22 +176,27 @@ fn rows(depth: usize) -> (Vec<u32>, Vec<u32>) {
 /// Least number of tasks, where there is as much to do.
 const TASKS: usize = 8;
 
-/// A matrix `[inputs, outputs]` in panels of its columns, or, `turned`, of its rows.
-fn pack(w: &[f32], [inputs, outputs]: [usize; 2], lanes: usize, turned: bool) -> Vec<f32> {
-    let (depth, filters) = if turned { (outputs, inputs) } else { (inputs, outputs) };
-    let mut packed = vec![0.0; packed_len(filters, lanes, depth)];
+/// A matrix `[depth, width]` in panels of its columns, or, `turned`, one `[width, depth]` in panels of its rows.
+fn pack<O: Operand>(w: &[f32], [depth, width]: [usize; 2], lanes: usize, turned: bool) -> Vec<O::Weight> {
+    let places = depth.div_ceil(O::PER);
+    let mut packed = vec![O::Weight::default(); packed_len(width, lanes, places)];
     if depth == 0 {
         return packed;
     }
-    packed.par_chunks_mut(2 * lanes * depth).zip(panels(filters, lanes)).for_each(|(to, panel)| {
-        let width = panel.vectors * lanes;
+    packed.par_chunks_mut(2 * lanes * places).zip(panels(width, lanes)).for_each(|(to, panel)| {
+        let columns = panel.vectors * lanes;
         if turned {
             for (lane, row) in w[panel.first * depth..].chunks_exact(depth).take(panel.filters).enumerate() {
-                to[lane..].iter_mut().step_by(width).zip(row).for_each(|(to, w)| *to = *w);
+                for (to, some) in to[lane..].iter_mut().step_by(columns).zip(row.chunks(O::PER)) {
+                    *to = O::weight(some[0], some.get(1).copied().unwrap_or(0.0));
+                }
             }
         } else {
-            for (to, row) in to.chunks_exact_mut(width).zip(w.chunks_exact(outputs)) {
-                to[..panel.filters].copy_from_slice(&row[panel.first..][..panel.filters]);
+            let some = panel.first..panel.first + panel.filters;
+            for (to, rows) in to.chunks_exact_mut(columns).zip(w.chunks(O::PER * width)) {
+                let (first, second) = rows.split_at(width);
+                let second = (!second.is_empty()).then(|| &second[some.clone()]);
+                O::weights(&first[some.clone()], second, to);
             }
         }
     });
@@ -179,6 +209,7 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
+    use crate::operand::round_to_bf16;
 
     #[test]
     fn all_three_products_follow_the_definition_on_every_instruction_set() {
@@ -186,10 +217,16 @@ mod tests {
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
             let sizes = [0, 1, 2, 3, 7, 16, 17, 31, 64, 100, 257];
             let mut size = |least: usize| sizes[rng.random_range(least..sizes.len())];
-            let linear = Linear { rows: size(0), inputs: size(1), outputs: size(1) };
-            let Linear { rows, inputs, outputs } = linear;
+            let precision = if seed % 2 == 0 { Precision::F32 } else { Precision::Bf16 };
+            let linear = Linear { rows: size(0), inputs: size(1), outputs: size(1), precision };
+            let Linear { rows, inputs, outputs, .. } = linear;
             let mut noise = |count: usize| (0..count).map(|_| rng.random_range(-1.0..1.0)).collect::<Vec<f32>>();
-            let (x, w, dy, bias) = (noise(rows * inputs), noise(inputs * outputs), noise(rows * outputs), noise(outputs));
+            let (mut x, mut w, mut dy) = (noise(rows * inputs), noise(inputs * outputs), noise(rows * outputs));
+            let bias = noise(outputs);
+            if precision == Precision::Bf16 {
+                // The definition is that of factors that bf16 holds.
+                [&mut x, &mut w, &mut dy].into_iter().for_each(|values| round_to_bf16(values));
+            }
             let (mut y, mut dx, mut dw) = (vec![0.0; dy.len()], vec![0.0; x.len()], vec![0.0; w.len()]);
             for (row, i, o) in (0..rows).flat_map(|row| (0..inputs).flat_map(move |i| (0..outputs).map(move |o| (row, i, o)))) {
                 let (x, w, dy) = (x[row * inputs + i], w[i * outputs + o], dy[row * outputs + o]);
@@ -213,7 +250,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused_with_its_shapes() {
-        let linear = Linear { rows: 2, inputs: 3, outputs: 4 };
+        let linear = Linear { rows: 2, inputs: 3, outputs: 4, precision: Precision::F32 };
         let error = linear.forward(&[0.0; 6], &[0.0; 11], &Epilogue::default()).unwrap_err().to_string();
         assert!(error.contains("have 6, 11 and 8 values") && error.contains("takes [6, 12, 8]"), "{error}");
         let error = linear.forward(&[0.0; 6], &[0.0; 12], &Epilogue::biased(&[0.0; 3])).unwrap_err().to_string();

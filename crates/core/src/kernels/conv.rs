@@ -1,6 +1,6 @@
 //! Convolution.
 
-use briquette_kernels::{Conv2d as Shapes, Epilogue, column_sums};
+use briquette_kernels::{Conv2d as Shapes, Epilogue, Precision, column_sums};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
@@ -18,6 +18,7 @@ pub struct Steps {
     dilation: [usize; 2],
     groups: usize,
     rectify: bool,
+    precision: Precision,
 }
 
 /// The convolution of a map that lies channels last.
@@ -48,7 +49,14 @@ pub(crate) fn convolve_normalized(
 
 impl Steps {
     fn of(conv: &Conv2d, rectify: bool) -> Self {
-        Self { stride: conv.stride, padding: padding(&conv.padding), dilation: conv.dilation, groups: conv.groups, rectify }
+        Self {
+            stride: conv.stride,
+            padding: padding(&conv.padding),
+            dilation: conv.dilation,
+            groups: conv.groups,
+            rectify,
+            precision: precision(),
+        }
     }
 
     fn shapes(self, x: &FlexTensor, weight: &FlexTensor) -> Shapes {
@@ -62,6 +70,7 @@ impl Steps {
             padding: self.padding,
             dilation: self.dilation,
             groups: self.groups,
+            precision: self.precision,
         }
     }
 }

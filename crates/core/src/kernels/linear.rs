@@ -1,6 +1,6 @@
 //! Fully connected layers.
 
-use briquette_kernels::{Epilogue, Linear as Shapes, column_sums};
+use briquette_kernels::{Epilogue, Linear as Shapes, Precision, column_sums};
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
@@ -8,23 +8,33 @@ use burn::nn::Linear;
 
 use super::*;
 
+/// Whether a rectifier follows, and the precision of the factors.
+#[derive(Debug, Clone, Copy)]
+pub struct Finish {
+    rectify: bool,
+    precision: Precision,
+}
+
 /// The layer's output for `[rows, inputs]`, rectified or not.
 pub(crate) fn linear(layer: &Linear, x: Tensor<2>, rectify: bool) -> Tensor<2> {
     let (x, weight) = (x.into_dispatch(), layer.weight.val().into_dispatch());
     let bias = Maybe::of(layer.bias.as_ref().map(Param::val));
-    Tensor::from_dispatch(<Dispatch as Kernels>::multiply(x, weight, bias, rectify))
+    let finish = Finish { rectify, precision: precision() };
+    Tensor::from_dispatch(<Dispatch as Kernels>::multiply(x, weight, bias, finish))
 }
 
-fn shapes(x: &FlexTensor, weight: &FlexTensor) -> Shapes {
+fn shapes(x: &FlexTensor, weight: &FlexTensor, precision: Precision) -> Shapes {
     let ([rows, inputs], [_, outputs]) = (x.shape().dims(), weight.shape().dims());
-    Shapes { rows, inputs, outputs }
+    Shapes { rows, inputs, outputs, precision }
 }
 
-pub(super) fn forward(x: &FlexTensor, weight: &FlexTensor, bias: &Maybe<Flex>, rectify: bool) -> FlexTensor {
-    let shapes = shapes(x, weight);
+pub(super) fn forward(x: &FlexTensor, weight: &FlexTensor, bias: &Maybe<Flex>, finish: Finish) -> FlexTensor {
+    let shapes = shapes(x, weight, finish.precision);
     let y = with_values(x, |x| {
         with_values(weight, |w| {
-            bias.with_values(|bias| timed("linear", || shapes.forward(x, w, &Epilogue { bias, rectify, ..Epilogue::default() })))
+            bias.with_values(|bias| {
+                timed("linear", || shapes.forward(x, w, &Epilogue { bias, rectify: finish.rectify, ..Epilogue::default() }))
+            })
         })
     });
     tensor(y.expect(CHECKED), [shapes.rows, shapes.outputs])
@@ -40,6 +50,7 @@ struct State {
     weight: FlexTensor,
     /// The output, where a rectifier looks at its sign.
     y: Option<FlexTensor>,
+    precision: Precision,
 }
 
 impl<const PARENTS: usize> Backward<Flex, PARENTS> for Multiplication<PARENTS> {
@@ -49,9 +60,9 @@ impl<const PARENTS: usize> Backward<Flex, PARENTS> for Multiplication<PARENTS> {
         let mut parents = ops.parents.into_iter();
         let mut parent = || parents.next().flatten();
         let (of_x, of_weight, of_bias) = (parent(), parent(), parent());
-        let State { x, weight, y } = ops.state;
+        let State { x, weight, y, precision } = ops.state;
         let dy = pointwise::through(y.as_ref(), grads.consume::<Flex>(&ops.node));
-        let shapes = shapes(&x, &weight);
+        let shapes = shapes(&x, &weight, precision);
         with_values(&dy, |dy| {
             if let Some(node) = of_bias {
                 grads.register::<Flex>(node.id, tensor(column_sums(dy, shapes.outputs), [shapes.outputs]));
@@ -72,21 +83,26 @@ pub(super) fn record<C: CheckpointStrategy>(
     x: FloatTensor<Autodiff<Flex, C>>,
     weight: FloatTensor<Autodiff<Flex, C>>,
     bias: Maybe<Autodiff<Flex, C>>,
-    rectify: bool,
+    finish: Finish,
 ) -> FloatTensor<Autodiff<Flex, C>> {
-    let y = forward(x.primitive(), weight.primitive(), &bias.primitive(), rectify);
+    let y = forward(x.primitive(), weight.primitive(), &bias.primitive(), finish);
     let nodes = [x.node(), weight.node()];
-    let state = State { x: x.into_primitive(), weight: weight.into_primitive(), y: rectify.then(|| y.clone()) };
+    let state = State {
+        x: x.into_primitive(),
+        weight: weight.into_primitive(),
+        y: finish.rectify.then(|| y.clone()),
+        precision: finish.precision,
+    };
     match bias {
-        Maybe::Absent => finish::<C, 2>(Multiplication.prepare::<C>(nodes).compute_bound().stateful(), state, y),
+        Maybe::Absent => record_with::<C, 2>(Multiplication.prepare::<C>(nodes).compute_bound().stateful(), state, y),
         Maybe::Present(bias) => {
             let [x, weight] = nodes;
-            finish::<C, 3>(Multiplication.prepare::<C>([x, weight, bias.node()]).compute_bound().stateful(), state, y)
+            record_with::<C, 3>(Multiplication.prepare::<C>([x, weight, bias.node()]).compute_bound().stateful(), state, y)
         }
     }
 }
 
-fn finish<C: CheckpointStrategy, const N: usize>(
+fn record_with<C: CheckpointStrategy, const N: usize>(
     prepared: OpsKind<Multiplication<N>, Flex, State, C, N>,
     state: State,
     y: FlexTensor,

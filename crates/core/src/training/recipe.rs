@@ -33,6 +33,9 @@ pub struct Recipe {
     pub label_smoothing: f64,
     /// Largest norm of the whole gradient.
     pub clip: Option<f64>,
+    /// Precision of the factors of convolutions and fully connected layers and of their gradients; weights, sums and everything else are
+    /// single.
+    pub precision: Precision,
     /// Augmentation of the training images.
     pub augment: Augment,
     /// Which epoch's weights are kept.
@@ -49,6 +52,25 @@ pub enum Optimizer {
     Adam,
     /// Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019).
     Adamw,
+}
+
+/// Precisions of factors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// Single precision.
+    F32,
+    /// bf16, on the kernels of the `flex` device: faster on machines with AVX-512 BF16, the same numbers on all.
+    Bf16,
+}
+
+impl From<Precision> for briquette_kernels::Precision {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::F32,
+            Precision::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 /// Learning-rate schedules.
@@ -93,6 +115,7 @@ impl Default for Recipe {
             warmup: 0.0,
             label_smoothing: 0.0,
             clip: None,
+            precision: Precision::F32,
             augment: Augment::default(),
             choose: Choose::Best,
         }

@@ -49,8 +49,10 @@ fn trained(settings: serde_json::Value, extras: Extras<'_>) -> Result<(Net, Vec<
 
 #[test]
 fn every_optimizer_learns_what_is_easy() {
-    for optimizer in ["sgd", "adam", "adamw"] {
-        let settings = serde_json::json!({ "epochs": 4, "batch": 10, "lr": 0.01, "optimizer": optimizer, "weight-decay": 1e-3, "clip": 1.0 });
+    for (optimizer, precision) in [("sgd", "f32"), ("adam", "f32"), ("adamw", "f32"), ("adam", "bf16")] {
+        let settings = serde_json::json!({
+            "epochs": 4, "batch": 10, "lr": 0.01, "optimizer": optimizer, "weight-decay": 1e-3, "clip": 1.0, "precision": precision
+        });
         let (net, curve) = trained(settings, Extras::default()).unwrap();
         let score = evaluate(&net, &halves().test, &Device::flex(), &mut Silent).unwrap();
         assert!(score.accuracy > 0.95, "{optimizer}: {score:?}");

@@ -47,7 +47,8 @@ struct Place {
     source: usize,
 }
 
-/// A run of floats at a distance from what a pixel's first tap reaches, and the place of its weights among those of a filter.
+/// A run of values at a distance from what a pixel's first tap reaches, and the place of its weights among those of a filter. A place holds
+/// as many weights as are multiplied at a time; an odd last value shares its place with a zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Segment {
     pub(crate) offset: usize,
@@ -138,8 +139,9 @@ impl View {
     }
 
     /// Cuts a batch into tasks, by shapes alone: some images whole, or some rows of one; and for each piece of an image a table of its
-    /// pixels. A task of fewer images has the first pixels of each kind. Each task may be shared among jobs for some of so many `panels`.
-    pub(super) fn tasks(&self, batch: usize, panels: usize, size: Size) -> (Vec<Vec<Pixels>>, Vec<Task>) {
+    /// pixels. A task of fewer images has the first pixels of each kind. Each task may be shared among jobs for some of so many `panels`, and
+    /// `per` weights share a place.
+    pub(super) fn tasks(&self, batch: usize, panels: usize, size: Size, per: usize) -> (Vec<Vec<Pixels>>, Vec<Task>) {
         let image = self.source.iter().product::<usize>() * self.channels * self.groups;
         let (rows, pixels) = (self.target[0], self.target.iter().product::<usize>());
         let wanted = TASKS.div_ceil((panels * self.groups).max(1));
@@ -148,7 +150,7 @@ impl View {
         let images = if bands == 1 { batch.div_ceil(batch.div_ceil(most).max(1)).max(1) } else { 1 };
         let band = rows.div_ceil(bands).max(1);
         let tables: Vec<Vec<Pixels>> =
-            (0..rows).step_by(band).map(|row| self.pixels(images, row..(row + band).min(rows))).collect();
+            (0..rows).step_by(band).map(|row| self.pixels(images, row..(row + band).min(rows), per)).collect();
         let task = |first: usize| {
             let images = first..(first + images).min(batch);
             (0..tables.len()).map(move |table| Task { images: images.clone(), table })
@@ -158,7 +160,7 @@ impl View {
     }
 
     /// The pixels of some rows of the first images of a batch, by what they reach.
-    fn pixels(&self, images: usize, rows: Range<usize>) -> Vec<Pixels> {
+    fn pixels(&self, images: usize, rows: Range<usize>, per: usize) -> Vec<Pixels> {
         let pairs = self.classes[0].iter().flat_map(|row| self.classes[1].iter().map(move |column| (row, column)));
         let of_pair = |(row, column): (&Class, &Class)| {
             let rows: Vec<&Place> = row.places.iter().filter(|place| rows.contains(&place.target)).collect();
@@ -174,10 +176,13 @@ impl View {
             let reaches = row.taps.iter().flat_map(|row| column.taps.iter().map(move |column| (row, column)));
             for (row, column) in reaches {
                 let offset = (row.distance * self.source[1] + column.distance) * self.channels * self.groups;
-                let weight = self.position(row.tap * self.row + column.tap) * self.channels;
+                let weight = self.position(row.tap * self.row + column.tap) * self.channels.div_ceil(per);
                 match pixels.segments.last_mut() {
-                    Some(last) if (last.offset + last.len, last.weight + last.len) == (offset, weight) => {
-                        last.len += self.channels
+                    Some(last)
+                        if self.channels.is_multiple_of(per)
+                            && (last.offset + last.len, last.weight + last.len / per) == (offset, weight) =>
+                    {
+                        last.len += self.channels;
                     }
                     _ => pixels.segments.push(Segment { offset, len: self.channels, weight }),
                 }
@@ -192,16 +197,16 @@ impl View {
         if self.turned { self.area - 1 - tap } else { tap }
     }
 
-    /// Places of the sums of one filter.
-    pub(super) fn depth(&self) -> usize {
-        self.area * self.channels
+    /// Places of the weights of one filter, `per` weights in each.
+    pub(super) fn depth(&self, per: usize) -> usize {
+        self.area * self.channels.div_ceil(per)
     }
 
-    /// A task's source and one group's channels there, and the place of its first image in the target, in pixels.
-    pub(super) fn start<'a>(&self, task: &Task, group: usize, from: &'a [f32]) -> (&'a [f32], usize) {
+    /// The source from a task's first image and a group's first channel on, and the place of that image in the target, in pixels.
+    pub(super) fn start<'a, T>(&self, task: &Task, group: usize, from: &'a [T]) -> (&'a [T], usize) {
         let image = self.source.iter().product::<usize>() * self.channels * self.groups;
-        let from = &from[task.images.start * image..][..task.images.len() * image];
-        (&from[(group * self.channels).min(from.len())..], task.images.start * self.target.iter().product::<usize>())
+        let start = (task.images.start * image + group * self.channels).min(from.len());
+        (&from[start..], task.images.start * self.target.iter().product::<usize>())
     }
 }
 

@@ -4,11 +4,12 @@ use rayon::prelude::*;
 
 use super::geometry::View;
 use super::products::{packed_len, panels};
+use crate::operand::Operand;
 
-/// The weights of each group as `[panel][tap, source channel][filters of the panel]`, lanes beyond the last filter zero.
-pub(super) fn pack(view: &View, w: &[f32], lanes: usize) -> Vec<f32> {
-    let (depth, of_group) = (view.depth(), w.len() / view.groups);
-    let mut packed = vec![0.0; view.groups * packed_len(view.filters, lanes, depth)];
+/// The weights of each group as `[panel][tap, source channels][filters of the panel]`, lanes beyond the last filter zero.
+pub(super) fn pack<O: Operand>(view: &View, w: &[f32], lanes: usize) -> Vec<O::Weight> {
+    let (depth, of_group) = (view.depth(O::PER), w.len() / view.groups);
+    let mut packed = vec![O::Weight::default(); view.groups * packed_len(view.filters, lanes, depth)];
     let mut rest = packed.as_mut_slice();
     let mut jobs = Vec::new();
     for group in 0..view.groups {
@@ -20,12 +21,16 @@ pub(super) fn pack(view: &View, w: &[f32], lanes: usize) -> Vec<f32> {
     }
     let (filter, channel) = strides(view);
     jobs.into_par_iter().for_each(|(w, panel, to)| {
-        let width = panel.vectors * lanes;
-        for source in 0..view.channels {
+        let (width, places) = (panel.vectors * lanes, view.channels.div_ceil(O::PER));
+        for place in 0..places {
+            let source = place * O::PER;
+            // Beyond an odd last channel there is a zero.
+            let pair = O::PER > 1 && source + 1 < view.channels;
             for lane in 0..panel.filters {
-                let taps = &w[(panel.first + lane) * filter + source * channel..][..view.area];
-                for (tap, value) in taps.iter().enumerate() {
-                    to[(view.position(tap) * view.channels + source) * width + lane] = *value;
+                let taps = &w[(panel.first + lane) * filter + source * channel..];
+                for tap in 0..view.area {
+                    let second = if pair { taps[channel + tap] } else { 0.0 };
+                    to[(view.position(tap) * places + place) * width + lane] = O::weight(taps[tap], second);
                 }
             }
         }
@@ -35,7 +40,7 @@ pub(super) fn pack(view: &View, w: &[f32], lanes: usize) -> Vec<f32> {
 
 /// The sum of several packed tensors as weights, laid out as the network holds them. The view is one of the input.
 pub(super) fn unpack(view: &View, parts: &[f32], lanes: usize, w: &mut [f32]) {
-    let depth = view.depth();
+    let depth = view.depth(1);
     let each = packed_len(view.filters, lanes, depth);
     let total = each * view.groups;
     let panels = panels(view.filters, lanes);
@@ -62,5 +67,5 @@ pub(super) fn unpack(view: &View, parts: &[f32], lanes: usize, w: &mut [f32]) {
 
 /// The distance of neighbouring filters in the network's weights, and of neighbouring channels of the source.
 fn strides(view: &View) -> (usize, usize) {
-    if view.turned { (view.area, view.filters * view.area) } else { (view.depth(), view.area) }
+    if view.turned { (view.area, view.filters * view.area) } else { (view.depth(1), view.area) }
 }

@@ -10,6 +10,7 @@ use super::pack::pack;
 use crate::Error;
 use crate::buffer::Target;
 use crate::lanes::{Isa, Lanes, Work};
+use crate::operand::Operand;
 
 /// Neighbouring filters whose weights lie together: for each place `k` of the sums, `vectors` vectors of filters.
 #[derive(Debug, Clone, Copy)]
@@ -107,14 +108,14 @@ const DEPTH: usize = 256;
 const SIZE: Size = Size { floats: 64 * 1024, pixels: 768 };
 
 /// A task's share of a product.
-pub(crate) struct Correlation<'a> {
-    pub(crate) source: &'a [f32],
+pub(crate) struct Correlation<'a, O: Operand> {
+    pub(crate) source: &'a [O::Value],
     /// For pixels of one kind what their first tap reaches in the source, and their place among those of `to`, counted from `start`.
     pub(crate) pixels: Vec<(&'a [u32], &'a [u32], &'a [Segment])>,
     pub(crate) start: usize,
-    /// Some panels of the group, and the packed weights of all, `depth` for each filter.
+    /// Some panels of the group, and the packed weights of all, `depth` places for each filter.
     pub(crate) panels: &'a [Panel],
-    pub(crate) weights: &'a [f32],
+    pub(crate) weights: &'a [O::Weight],
     pub(crate) depth: usize,
     pub(crate) epilogue: &'a Epilogue<'a>,
     /// The group's first filter among those of all groups, and their number.
@@ -123,18 +124,18 @@ pub(crate) struct Correlation<'a> {
     pub(crate) to: Target,
 }
 
-impl Work for Correlation<'_> {
+impl<O: Operand> Work for Correlation<'_, O> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
         for (bases, places, segments) in &self.pixels {
             let (Some(base), Some(place)) = (bases.iter().max(), places.iter().max()) else { continue };
-            let reach = segments.iter().map(|segment| segment.offset + segment.len).max().unwrap_or(0);
-            let last = segments.iter().map(|segment| segment.weight + segment.len).max().unwrap_or(0);
+            let reach = segments.iter().map(|segment| segment.offset + segment.len.next_multiple_of(O::PER)).max().unwrap_or(0);
+            let last = segments.iter().map(|segment| segment.weight + segment.len.div_ceil(O::PER)).max().unwrap_or(0);
             assert!(*base as usize + reach <= self.source.len() && last <= self.depth, "a tap lies outside its buffer");
             assert_eq!(bases.len(), places.len());
-            let blocks = blocks(segments);
+            let blocks = blocks(segments, O::PER);
             for panel in self.panels {
                 let weights = &self.weights[panel.first * self.depth..][..panel.vectors * L::COUNT * self.depth];
                 let first = self.filter + panel.first;
@@ -161,12 +162,12 @@ impl Work for Correlation<'_> {
 }
 
 /// One panel by one block of the sums.
-struct Share<'a> {
+struct Share<'a, O: Operand> {
     bases: &'a [u32],
     places: &'a [u32],
     segments: &'a [Segment],
     /// The panel's weights.
-    weights: &'a [f32],
+    weights: &'a [O::Weight],
     /// Filters of the panel, and its first one among those of all groups.
     filters: usize,
     first: usize,
@@ -174,14 +175,14 @@ struct Share<'a> {
     ends: [bool; 2],
 }
 
-impl Correlation<'_> {
+impl<O: Operand> Correlation<'_, O> {
     /// All pixels, `P` at a time, by a panel of `V` vectors, `WHOLE` or with lanes that are no filters.
     ///
     /// # Safety
     /// Every run of the block is readable from every base, the weights hold `V` vectors for each place of the runs, and the panel's
     /// filters are writable from `to` on at every place.
     #[inline(always)]
-    unsafe fn tiles<L: Lanes, const P: usize, const V: usize, const WHOLE: bool>(&self, share: &Share<'_>, to: *mut f32) {
+    unsafe fn tiles<L: Lanes, const P: usize, const V: usize, const WHOLE: bool>(&self, share: &Share<'_, O>, to: *mut f32) {
         let (bases, places) = (share.bases.as_chunks::<P>(), share.places.as_chunks::<P>());
         for (bases, places) in bases.0.iter().zip(places.0) {
             // SAFETY: as the caller vouches.
@@ -202,7 +203,7 @@ impl Correlation<'_> {
     #[inline(always)]
     unsafe fn tile<L: Lanes, const P: usize, const V: usize, const WHOLE: bool>(
         &self,
-        share: &Share<'_>,
+        share: &Share<'_, O>,
         bases: &[u32; P],
         places: &[u32; P],
         to: *mut f32,
@@ -217,7 +218,7 @@ impl Correlation<'_> {
             }
         }
         // SAFETY: as the caller vouches.
-        let mut sums = unsafe { products::<L, P, V>(starts, share.segments, share.weights.as_ptr()) };
+        let mut sums = unsafe { products::<O, L, P, V>(starts, share.segments, share.weights.as_ptr()) };
         if !share.ends[0] {
             for i in 0..P {
                 // SAFETY: the block before wrote the panel's results.
@@ -243,12 +244,12 @@ impl Correlation<'_> {
 /// The products of `segments` with the weights, for `P` pixels.
 ///
 /// # Safety
-/// Every segment is readable from every start, and its weights, `V` vectors for each float.
+/// Every segment is readable from every start, and its weights, `V` vectors for each place.
 #[inline(always)]
-unsafe fn products<L: Lanes, const P: usize, const V: usize>(
-    starts: [*const f32; P],
+unsafe fn products<O: Operand, L: Lanes, const P: usize, const V: usize>(
+    starts: [*const O::Value; P],
     segments: &[Segment],
-    weights: *const f32,
+    weights: *const O::Weight,
 ) -> [[L; V]; P] {
     let mut sums = [[L::splat(0.0); V]; P];
     for segment in segments {
@@ -259,16 +260,20 @@ unsafe fn products<L: Lanes, const P: usize, const V: usize>(
         }
         // SAFETY: the caller vouches for the weights of every segment.
         let mut weights = unsafe { weights.add(segment.weight * V * L::COUNT) };
-        for k in 0..segment.len {
-            // SAFETY: the caller vouches for the weights of every float.
-            let some: [L; V] = unsafe { read(weights, V * L::COUNT) };
+        for k in 0..segment.len.div_ceil(O::PER) {
+            // SAFETY: the caller vouches for the weights of every place.
+            let mut some = [unsafe { O::load::<L>(weights) }; V];
+            for (v, some) in some.iter_mut().enumerate().skip(1) {
+                // SAFETY: as above.
+                *some = unsafe { O::load::<L>(weights.add(v * L::COUNT)) };
+            }
             // SAFETY: one past the last vector at most.
             weights = unsafe { weights.add(V * L::COUNT) };
             for p in 0..P {
                 // SAFETY: inside the segment.
-                let x = L::splat(unsafe { *from[p].add(k) });
+                let x = unsafe { O::splat::<L>(from[p].add(k * O::PER)) };
                 for v in 0..V {
-                    sums[p][v] = some[v].multiply_add(x, sums[p][v]);
+                    sums[p][v] = O::multiply_add(some[v], x, sums[p][v]);
                 }
             }
         }
@@ -321,8 +326,8 @@ pub(crate) unsafe fn write<L: Lanes, const V: usize>(to: *mut f32, count: usize,
 }
 
 /// Cuts the runs into blocks of about equal depths; there is at least one block.
-fn blocks(segments: &[Segment]) -> Vec<Vec<Segment>> {
-    let depth: usize = segments.iter().map(|segment| segment.len).sum();
+fn blocks(segments: &[Segment], per: usize) -> Vec<Vec<Segment>> {
+    let depth: usize = segments.iter().map(|segment| segment.len.div_ceil(per)).sum();
     let most = depth.div_ceil(depth.div_ceil(DEPTH).max(1)).max(1);
     let mut blocks = vec![Vec::new()];
     let mut room = most;
@@ -333,10 +338,11 @@ fn blocks(segments: &[Segment]) -> Vec<Vec<Segment>> {
                 blocks.push(Vec::new());
                 room = most;
             }
-            let len = left.len.min(room);
+            let len = left.len.min(room * per);
             blocks.last_mut().expect("there is one").push(Segment { len, ..left });
-            left = Segment { offset: left.offset + len, len: left.len - len, weight: left.weight + len };
-            room -= len;
+            let places = len.div_ceil(per);
+            left = Segment { offset: left.offset + len, len: left.len - len, weight: left.weight + places };
+            room -= places;
         }
     }
     blocks
@@ -344,10 +350,19 @@ fn blocks(segments: &[Segment]) -> Vec<Vec<Segment>> {
 
 impl View {
     /// Computes every target pixel from the source and the weights, whose filters lie as the view says.
-    pub(super) fn correlate(&self, isa: Isa, batch: usize, from: &[f32], w: &[f32], epilogue: &Epilogue<'_>, to: Target) {
+    pub(super) fn correlate<O: Operand>(
+        &self,
+        isa: Isa,
+        batch: usize,
+        from: &[f32],
+        w: &[f32],
+        epilogue: &Epilogue<'_>,
+        to: Target,
+    ) {
         let lanes = isa.lanes();
-        let (panels, weights) = (panels(self.filters, lanes), pack(self, w, lanes));
-        let (tables, tasks) = self.tasks(batch, panels.len(), SIZE);
+        let (panels, weights) = (panels(self.filters, lanes), pack::<O>(self, w, lanes));
+        let (tables, tasks) = self.tasks(batch, panels.len(), SIZE, O::PER);
+        let from = O::values(from);
         // Few tasks share the panels of each.
         let some = panels.len().div_ceil(super::geometry::shares(tasks.len() * self.groups)).max(1);
         let jobs: Vec<(&Task, usize, &[Panel])> = (tasks.iter())
@@ -356,14 +371,14 @@ impl View {
             .collect();
         let each = weights.len() / self.groups;
         jobs.into_par_iter().for_each(|(task, group, panels)| {
-            let (source, start) = self.start(task, group, from);
-            isa.run(Correlation {
+            let (source, start) = self.start(task, group, &from);
+            isa.run(Correlation::<O> {
                 source,
                 pixels: tables[task.table].iter().map(|kind| kind.of(task.images.len())).collect(),
                 start,
                 panels,
                 weights: &weights[group * each..][..each],
-                depth: self.depth(),
+                depth: self.depth(O::PER),
                 epilogue,
                 filter: group * self.filters,
                 row: self.filters * self.groups,

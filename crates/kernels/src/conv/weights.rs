@@ -9,6 +9,7 @@ use super::geometry::{Segment, Size, Task, View};
 use super::pack::unpack;
 use super::products::{Panel, packed_len, panels, read, write};
 use crate::lanes::{Isa, Lanes, Work};
+use crate::operand::Operand;
 
 /// Pixels whose sums stay in registers: what they read stays in the first-level cache from one tile to the next.
 const PIXELS: usize = 128;
@@ -21,8 +22,8 @@ const PARTS: usize = 16;
 const PARTIAL: usize = 1 << 22;
 
 /// A task's share of the gradient: adds `sum over pixels of x[base + offset] dy[place][filter]` to each panel's sums, `[k][filters]`.
-pub(crate) struct Outer<'a> {
-    pub(crate) source: &'a [f32],
+pub(crate) struct Outer<'a, O: Operand> {
+    pub(crate) source: &'a [O::Value],
     /// For pixels of one kind what their first tap reaches in the source, their place in the gradient of the output, and what all taps reach.
     pub(crate) pixels: Vec<(&'a [u32], &'a [u32], &'a [Segment])>,
     /// The gradient of the output from the place 0 on, and the number of its filters.
@@ -33,14 +34,14 @@ pub(crate) struct Outer<'a> {
     pub(crate) panels: Vec<(Panel, &'a mut [f32])>,
 }
 
-impl Work for Outer<'_> {
+impl<O: Operand> Work for Outer<'_, O> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(mut self) {
         let mut panels = std::mem::take(&mut self.panels);
         let (mut distances, mut rows) = (Vec::new(), Vec::new());
-        let mut gradients = vec![0.0; PIXELS * 2 * L::COUNT];
+        let mut gradients = vec![O::Weight::default(); PIXELS * 2 * L::COUNT];
         for (bases, places, segments) in &self.pixels {
             let (Some(base), Some(place)) = (bases.iter().max(), places.iter().max()) else { continue };
             let reach = segments.iter().map(|segment| segment.offset + segment.len).max().unwrap_or(0);
@@ -74,7 +75,7 @@ struct Share<'a> {
     rows: &'a [usize],
 }
 
-impl Outer<'_> {
+impl<O: Operand> Outer<'_, O> {
     /// All distances, `K` at a time, by one panel of `V` vectors. The panel's gradients are copied to one place first: rows of many filters
     /// lie so far apart that they would drive each other out of the first-level cache.
     #[inline(always)]
@@ -83,15 +84,14 @@ impl Outer<'_> {
         share: &Share<'_>,
         panel: &Panel,
         to: &mut [f32],
-        gradients: &mut [f32],
+        gradients: &mut [O::Weight],
     ) {
         let (width, first) = (V * L::COUNT, self.filter + panel.first);
-        for (place, gradients) in share.places.iter().zip(gradients.chunks_exact_mut(width)) {
-            let from = &self.dy[*place as usize * self.row + first..][..panel.filters];
-            // SAFETY: both hold the panel's filters, which more than fill `V - 1` vectors; the chunk holds `V`.
-            unsafe { write::<L, V>(gradients.as_mut_ptr(), width, read(from.as_ptr(), panel.filters)) };
+        let row = |place: &u32| &self.dy[*place as usize * self.row + first..][..panel.filters];
+        for (places, gradients) in share.places.chunks(O::PER).zip(gradients.chunks_exact_mut(width)) {
+            O::weights(row(&places[0]), places.get(1).map(row), gradients);
         }
-        assert!(share.places.len() * width <= gradients.len(), "more pixels than a block has");
+        assert!(share.places.len().div_ceil(O::PER) * width <= gradients.len(), "more pixels than a block has");
         for (distances, rows) in share.distances.chunks(K).zip(share.rows.chunks(K)) {
             // The last tile computes its last sums several times rather than read elsewhere.
             let mut starts = [self.source.as_ptr(); K];
@@ -100,7 +100,7 @@ impl Outer<'_> {
                 *start = unsafe { start.add(distances[i.min(distances.len() - 1)]) };
             }
             // SAFETY: as for `starts`; there are gradients for every base.
-            let sums = unsafe { products::<L, K, V>(starts, share.bases, gradients.as_ptr()) };
+            let sums = unsafe { products::<O, L, K, V>(starts, share.bases, gradients.as_ptr()) };
             for (row, sums) in rows.iter().zip(sums) {
                 let to = &mut to[row * width..][..width];
                 // SAFETY: the slice holds V vectors.
@@ -119,24 +119,30 @@ impl Outer<'_> {
 /// The products of all pixels.
 ///
 /// # Safety
-/// `starts` are readable at every base, and there are `V` vectors of gradients for each base.
+/// `starts` are readable at every base, and there are `V` vectors of gradients for every base, or pair of bases.
 #[inline(always)]
-unsafe fn products<L: Lanes, const K: usize, const V: usize>(
-    starts: [*const f32; K],
+unsafe fn products<O: Operand, L: Lanes, const K: usize, const V: usize>(
+    starts: [*const O::Value; K],
     bases: &[u32],
-    mut gradients: *const f32,
+    mut gradients: *const O::Weight,
 ) -> [[L; V]; K] {
     let mut sums = [[L::splat(0.0); V]; K];
-    for base in bases {
+    for bases in bases.chunks(O::PER) {
+        // An odd last pixel is its own neighbour, with a gradient of zero.
+        let (base, next) = (bases[0] as usize, bases[bases.len() - 1] as usize);
         // SAFETY: the caller vouches for the gradients of every base.
-        let some: [L; V] = unsafe { read(gradients, V * L::COUNT) };
+        let mut some = [unsafe { O::load::<L>(gradients) }; V];
+        for (v, some) in some.iter_mut().enumerate().skip(1) {
+            // SAFETY: as above.
+            *some = unsafe { O::load::<L>(gradients.add(v * L::COUNT)) };
+        }
         // SAFETY: one past the last vector at most.
         gradients = unsafe { gradients.add(V * L::COUNT) };
         for k in 0..K {
             // SAFETY: the caller vouches for every base from every start.
-            let x = L::splat(unsafe { *starts[k].add(*base as usize) });
+            let x = unsafe { O::splat_two::<L>(starts[k].add(base), starts[k].add(next)) };
             for v in 0..V {
-                sums[k][v] = some[v].multiply_add(x, sums[k][v]);
+                sums[k][v] = O::multiply_add(some[v], x, sums[k][v]);
             }
         }
     }
@@ -182,11 +188,12 @@ pub(crate) fn parts(len: usize, tasks: usize) -> usize {
 
 impl View {
     /// The gradient of weights that lie as the network holds them. The view is one of the input.
-    pub(super) fn weight_gradient(&self, isa: Isa, batch: usize, x: &[f32], dy: &[f32]) -> Vec<f32> {
-        let (lanes, depth, filters) = (isa.lanes(), self.depth(), self.filters * self.groups);
+    pub(super) fn weight_gradient<O: Operand>(&self, isa: Isa, batch: usize, x: &[f32], dy: &[f32]) -> Vec<f32> {
+        let (lanes, depth, filters) = (isa.lanes(), self.depth(1), self.filters * self.groups);
         let mut dw = vec![0.0; filters * depth];
         let panels = panels(self.filters, lanes);
-        let (tables, tasks) = self.tasks(batch, panels.len(), SIZE);
+        let (tables, tasks) = self.tasks(batch, panels.len(), SIZE, 1);
+        let x = O::values(x);
         let total = self.groups * packed_len(self.filters, lanes, depth);
         let parts = parts(total, tasks.len());
         let mut partial = vec![0.0; parts * total];
@@ -194,8 +201,8 @@ impl View {
         let jobs = jobs(&mut partial, (parts, self.groups), &panels, lanes, depth);
         jobs.into_par_iter().for_each(|Job { part, group, mut panels }| {
             for task in tasks.get(part).copied().unwrap_or_default() {
-                let (source, start) = self.start(task, group, x);
-                isa.run(Outer {
+                let (source, start) = self.start(task, group, &x);
+                isa.run(Outer::<O> {
                     source,
                     pixels: tables[task.table].iter().map(|kind| kind.of(task.images.len())).collect(),
                     dy: &dy[start * filters..],

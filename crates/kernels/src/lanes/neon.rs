@@ -16,6 +16,8 @@ pub(super) fn on_neon<W: Work>(work: W) -> W::Output {
 pub(crate) struct Neon(float32x4_t, float32x4_t);
 
 impl Lanes for Neon {
+    type Pairs = (uint32x4_t, uint32x4_t);
+
     const COUNT: usize = 8;
 
     #[inline(always)]
@@ -121,6 +123,29 @@ impl Lanes for Neon {
                 vbslq_f32(vceqq_f32(self.0, other.0), then.0, otherwise.0),
                 vbslq_f32(vceqq_f32(self.1, other.1), then.1, otherwise.1),
             )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_pairs(at: *const u32) -> Self::Pairs {
+        // SAFETY: as for `splat`; the caller vouches for eight readable pairs.
+        unsafe { (vld1q_u32(at), vld1q_u32(at.add(4))) }
+    }
+
+    #[inline(always)]
+    fn splat_pair(pair: u32) -> Self::Pairs {
+        // SAFETY: as for `splat`.
+        unsafe { (vdupq_n_u32(pair), vdupq_n_u32(pair)) }
+    }
+
+    #[inline(always)]
+    fn add_products(self, a: Self::Pairs, b: Self::Pairs) -> Self {
+        // SAFETY: as for `splat`. A bf16 is the upper half of a float.
+        unsafe {
+            let low = |pairs| vreinterpretq_f32_u32(vshlq_n_u32::<16>(pairs));
+            let high = |pairs| vreinterpretq_f32_u32(vandq_u32(pairs, vdupq_n_u32(0xffff_0000)));
+            let sum = |sum, a, b| vfmaq_f32(vfmaq_f32(sum, low(a), low(b)), high(a), high(b));
+            Self(sum(self.0, a.0, b.0), sum(self.1, a.1, b.1))
         }
     }
 }

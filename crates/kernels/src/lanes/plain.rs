@@ -20,6 +20,8 @@ impl Plain {
 }
 
 impl Lanes for Plain {
+    type Pairs = [u32; COUNT];
+
     const COUNT: usize = COUNT;
 
     #[inline(always)]
@@ -97,5 +99,28 @@ impl Lanes for Plain {
     #[allow(clippy::float_cmp)] // Equality is what is asked for.
     fn choose_if_equal(self, other: Self, then: Self, otherwise: Self) -> Self {
         Self(std::array::from_fn(|i| if self.0[i] == other.0[i] { then.0[i] } else { otherwise.0[i] }))
+    }
+
+    #[inline(always)]
+    unsafe fn load_pairs(at: *const u32) -> [u32; COUNT] {
+        // SAFETY: the caller vouches for COUNT readable pairs.
+        unsafe { *at.cast::<[u32; COUNT]>() }
+    }
+
+    #[inline(always)]
+    fn splat_pair(pair: u32) -> [u32; COUNT] {
+        [pair; COUNT]
+    }
+
+    #[inline(always)]
+    fn add_products(self, a: [u32; COUNT], b: [u32; COUNT]) -> Self {
+        let mut lanes = self.0;
+        for (i, lane) in lanes.iter_mut().enumerate() {
+            // A bf16 is the upper half of a float.
+            let [low, high] =
+                [16, 0].map(|by| f32::from_bits(a[i] << by & 0xffff_0000) * f32::from_bits(b[i] << by & 0xffff_0000));
+            *lane = *lane + low + high;
+        }
+        Self(lanes)
     }
 }
