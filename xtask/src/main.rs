@@ -1,6 +1,7 @@
 //! Orchestrates builds, runs, checks and benchmarks. Verbs that are not listed here go to the binary `briquette`, built with the features
 //! that the wanted device needs.
 
+mod peer;
 mod tables;
 
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ fn main() -> ExitCode {
         "help" | "-h" | "--help" => help(),
         "test" => test(&arguments[1..]),
         "check" => check(),
-        "bench" => briquette(&with_default(&arguments, "training")),
+        "bench" => peer::with_peer(with_default(&arguments, "training")).and_then(|arguments| briquette(&arguments)),
         "table" => write_generated(),
         "smoke" => smoke(),
         _ => briquette(&arguments),
@@ -40,7 +41,7 @@ fn help() -> Result<ExitCode> {
          the verbs of `briquette`; `cargo xtask run --help` lists a verb's options\n  \
          test       all tests\n  \
          check      format, lints, documentation, generated pages up to date\n  \
-         bench      training speed and memory\n  \
+         bench      training speed and memory; `--peer` puts PyTorch beside it\n  \
          smoke      a trial run of every config\n  \
          table      writes docs/tables and the README's results from docs/records, and docs/methods.md");
     briquette(&["help".to_string()])

@@ -13,14 +13,14 @@ use briquette_core::kernels;
 use briquette_core::net::Net;
 use briquette_core::zoo::Arch;
 use burn::tensor::Device;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::measure::median;
 use peer::Peer;
 use steps::Steps;
 
 /// What is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// Whole training steps with SGD and momentum.

@@ -5,11 +5,11 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
 use anyhow::Result;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::Config;
 use crate::host::STOP;
-use crate::{plan, run, verbs};
+use crate::{bench, plan, run, verbs};
 
 /// Model compression for CNNs: TOML in, a smaller and faster network out.
 #[derive(Debug, Parser)]
@@ -99,21 +99,30 @@ enum Verb {
     },
     /// Measure training speed, memory and where the time goes.
     Bench {
-        /// `training`: speed and memory of the training graph. `memory`: peak memory of a few steps of one net, in this process.
-        what: String,
+        /// What is measured.
+        what: Bench,
         /// One network instead of all.
         #[arg(long)]
         net: Option<String>,
-        /// `train` or `infer` (memory).
+        /// Of `memory`: whole training steps or the forward pass alone.
         #[arg(long, default_value = "train")]
-        mode: String,
-        /// Images per step (memory).
+        mode: bench::Mode,
+        /// Of `memory`: images per step.
         #[arg(long, default_value_t = 128)]
         batch: usize,
         /// A Python with PyTorch, to run beside us; `cargo xtask bench training --peer` makes one.
         #[arg(long, value_name = "PYTHON")]
         peer: Option<PathBuf>,
     },
+}
+
+/// Benchmarks.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Bench {
+    /// Speed and memory of the training graph beside plain Burn.
+    Training,
+    /// Peak memory of a few steps of one net in this process.
+    Memory,
 }
 
 #[derive(Debug, Subcommand)]
@@ -220,15 +229,10 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
             let normalization = mean.clone().zip(std.clone());
             verbs::import(file, arch, normalization, *classes, out, cli.json)?;
         }
-        Verb::Bench { what, net, mode, batch, peer } => match what.as_str() {
-            "training" => verbs::bench_training(net.as_deref(), peer.as_deref(), cli.json)?,
-            "memory" => verbs::bench_memory(net.as_deref(), mode, *batch, cli.json)?,
-            other => {
-                return Err(
-                    anyhow::Error::from(briquette_core::Error::unknown("benchmark", other, ["training", "memory"])).into()
-                );
-            }
-        },
+        Verb::Bench { what: Bench::Training, net, peer, .. } => verbs::bench_training(net.as_deref(), peer.as_deref(), cli.json)?,
+        Verb::Bench { what: Bench::Memory, net, mode, batch, .. } => {
+            verbs::bench_memory(net.as_deref(), *mode, *batch, cli.json)?
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -14,6 +14,7 @@ use burn::tensor::Device;
 use serde::Serialize;
 use serde_json::json;
 
+use crate::bench::Mode;
 use crate::plan::Planned;
 use crate::report::{Report, Row};
 use crate::{files, measure, methods as all_methods, setup};
@@ -311,8 +312,7 @@ pub(crate) fn bench_training(net: Option<&str>, peer: Option<&Path>, json: bool)
 }
 
 /// `bench memory`.
-pub(crate) fn bench_memory(net: Option<&str>, mode: &str, batch: usize, json: bool) -> Result<()> {
-    let mode = serde_json::from_value(mode.into()).with_context(|| format!("--mode {mode}"))?;
+pub(crate) fn bench_memory(net: Option<&str>, mode: Mode, batch: usize, json: bool) -> Result<()> {
     let peak = crate::bench::memory(net.unwrap_or("resnet20"), mode, batch)?;
     if json {
         return print_json(&json!({ "peak_mib": peak }));
