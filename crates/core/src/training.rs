@@ -16,7 +16,7 @@ use std::time::Instant;
 use briquette_data::{Batch, Dataset, Loader};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::{Device, Tensor, TensorData, activation};
+use burn::tensor::{Device, Gradients, Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 
 pub use probe::probe;
@@ -34,21 +34,35 @@ use state::State;
 pub trait Objective {
     /// The term for this batch; a scalar that carries gradients.
     fn term(&self, net: &Net, images: &Tensor<4>, logits: &Tensor<2>) -> Tensor<1>;
+
+    /// Trains the tensors that the term has of its own, if any, by the gradients of the whole loss; `lr` is the network's rate.
+    fn learn(&mut self, _gradients: &Gradients, _lr: f64) {}
 }
 
-/// What a method does to the network after each optimizer step.
+/// What a method does around each optimizer step.
 pub trait Projection {
-    /// The projected network. `step` counts from 0 over the whole training, of `steps`.
+    /// Sees the gradients before the step that takes the rate `lr`.
+    fn see(&mut self, _net: &Net, _gradients: &GradientsParams, _lr: f64) {}
+
+    /// The projected network after the step. `step` counts from 0 over the whole training, of `steps`.
     fn project(&mut self, net: Net, step: usize, steps: usize) -> Net;
+}
+
+/// How a method computes the logits while it trains, in the place of [`Net::forward`].
+pub trait Forward {
+    /// `[batch, classes]` for images `[batch, channels, height, width]`.
+    fn forward(&self, net: &Net, images: Tensor<4>) -> Tensor<2>;
 }
 
 /// What a method adds to the training.
 #[derive(Default)]
 pub struct Extras<'a> {
     /// Terms beside the cross-entropy.
-    pub objectives: Vec<&'a dyn Objective>,
+    pub objectives: Vec<&'a mut dyn Objective>,
     /// Projections, in order.
     pub projections: Vec<&'a mut dyn Projection>,
+    /// The training's own way through the network.
+    pub forward: Option<&'a dyn Forward>,
 }
 
 impl std::fmt::Debug for Extras<'_> {
@@ -131,7 +145,10 @@ pub fn fit(net: Net, recipe: &Recipe, mut extras: Extras<'_>, cx: &mut Context<'
             }
             lr = recipe.rate((epoch * steps_per_epoch + index) as f64 / steps_per_epoch as f64);
             let images = images(&batch, cx.data.train.shape, &device.clone().autodiff());
-            let logits = kernels::in_precision(recipe.precision.into(), || net.forward(images.clone()));
+            let logits = kernels::in_precision(recipe.precision.into(), || match extras.forward {
+                Some(own) => own.forward(&net, images.clone()),
+                None => net.forward(images.clone()),
+            });
             correct += hits(&floats(logits.clone().inner()), &batch.labels, 1);
             let mut loss = cross_entropy(logits.clone(), &batch.labels, recipe.label_smoothing);
             for objective in &extras.objectives {
@@ -141,10 +158,13 @@ pub fn fit(net: Net, recipe: &Recipe, mut extras: Extras<'_>, cx: &mut Context<'
             if !value.is_finite() {
                 return Err(Error::Diverged { epoch, loss: value, lr });
             }
-            let mut grads = GradientsParams::from_grads(loss.backward(), &net);
+            let grads = loss.backward();
+            extras.objectives.iter_mut().for_each(|objective| objective.learn(&grads, lr));
+            let mut grads = GradientsParams::from_grads(grads, &net);
             if let Some(limit) = recipe.clip {
                 grads = clip(grads, &net, limit);
             }
+            extras.projections.iter_mut().for_each(|projection| projection.see(&net, &grads, lr));
             net = optimizer.step(lr, net, grads);
             for projection in &mut extras.projections {
                 net = projection.project(net, epoch * steps_per_epoch + index, recipe.epochs * steps_per_epoch);

@@ -43,8 +43,8 @@ impl Method for BiasedDecay {
 
 impl Pass for BiasedDecay {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        let penalty = Hyperbolic { lambda: self.lambda, b: self.b };
-        let net = fit(net, &self.train, Extras { objectives: vec![&penalty], ..Extras::default() }, cx)?;
+        let mut penalty = Hyperbolic { lambda: self.lambda, b: self.b };
+        let net = fit(net, &self.train, Extras { objectives: vec![&mut penalty], ..Extras::default() }, cx)?;
         let net = prune(net, |weight| {
             let kept = weight.values.iter().filter(|v| f64::from(v.abs()) >= self.threshold).count();
             Some(kept as f64 / weight.values.len() as f64)

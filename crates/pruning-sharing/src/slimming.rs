@@ -44,8 +44,8 @@ impl Method for Slimming {
 impl Pass for Slimming {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let norms = self.norms(&net)?;
-        let penalty = Penalty { lambda: self.lambda, norms: norms.values().copied().collect() };
-        let net = fit(net, &self.train, Extras { objectives: vec![&penalty], ..Extras::default() }, cx)?;
+        let mut penalty = Penalty { lambda: self.lambda, norms: norms.values().copied().collect() };
+        let net = fit(net, &self.train, Extras { objectives: vec![&mut penalty], ..Extras::default() }, cx)?;
         let scores = FilterScores(norms.into_iter().map(|(node, norm)| (node, scales(&net, norm))).collect());
         let net = self.channels.cut_or_rank(Self::NAME, self.global, net, |_, group| scores.means(group))?;
         self.channels.tune(net, cx)

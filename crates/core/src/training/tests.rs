@@ -1,6 +1,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
+use crate::net::Op;
 use crate::pass::{Data, Silent};
 use crate::zoo::{Arch, Wanted};
 
@@ -98,13 +99,19 @@ fn objectives_and_projections_take_part_in_every_step() {
     }
     struct Count(AtomicUsize);
     impl Projection for Count {
+        fn see(&mut self, net: &Net, gradients: &GradientsParams, lr: f64) {
+            let Op::Linear(last) = &net.nodes[net.nodes.len() - 1].op else { panic!("the last node is a linear layer") };
+            assert!(lr > 0.0 && gradients.get::<2>(last.weight.id).is_some());
+        }
+
         fn project(&mut self, net: Net, step: usize, steps: usize) -> Net {
             assert_eq!((self.0.fetch_add(1, Ordering::Relaxed), steps), (step, 96));
             net
         }
     }
     let mut count = Count(AtomicUsize::new(0));
-    let extras = Extras { objectives: vec![&Small], projections: vec![&mut count] };
+    let mut small = Small;
+    let extras = Extras { objectives: vec![&mut small], projections: vec![&mut count], ..Extras::default() };
     let (_, curve) = trained(serde_json::json!({ "epochs": 8, "batch": 10, "lr": 0.01 }), extras).unwrap();
     assert_eq!(count.0.into_inner(), 96);
     // Without the term the same recipe tells the two classes apart; with it, it must not.
