@@ -33,6 +33,17 @@ fn faults_of_a_config_are_bad_usage_and_name_what_would_be_right() {
 }
 
 #[test]
+fn a_number_of_threads_that_computes_nothing_is_bad_usage() {
+    let bench = Bench::with(SMALL);
+    for threads in ["0", "-1", "two"] {
+        let (error, code) = bench.refusal(&["run", "small.toml", &format!("--threads={threads}")]);
+        let expected = format!("invalid value '{threads}' for '--threads <N>'");
+        assert!(error.contains(&expected) && code == 2, "{error}");
+        assert!(!bench.path("runs").exists());
+    }
+}
+
+#[test]
 fn files_and_data_that_are_not_there_are_named() {
     let bench = Bench::with(&SMALL.replace("glyphs", "mnist"));
     let (error, code) = bench.refusal(&["run", "small.toml", "--data-dir", "."]);

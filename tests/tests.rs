@@ -5,5 +5,6 @@ mod catalogue;
 mod checkpoints;
 mod engine;
 mod interruption;
+mod kernels;
 mod own_module;
 mod program;

@@ -172,6 +172,8 @@ fn alone(case: Case, mode: Mode, ours: bool) -> Option<f64> {
         &mode.to_string(),
         "--batch",
         &case.batch.to_string(),
+        "--threads",
+        &rayon::current_num_threads().to_string(),
     ]);
     command.env("BRIQUETTE_KERNELS", if ours { "on" } else { "off" });
     let output = command.output().ok().filter(|output| output.status.success())?;

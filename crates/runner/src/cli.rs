@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::Config;
@@ -23,6 +23,9 @@ struct Cli {
     /// Folder in which data sets are looked for first.
     #[arg(long, global = true)]
     data_dir: Option<PathBuf>,
+    /// Threads that compute [default: one for each core].
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -162,7 +165,7 @@ pub fn main() -> ExitCode {
     if let Err(error) = ctrlc::set_handler(on_interrupt) {
         tracing::warn!("Ctrl-C will end the run at once: {error}");
     }
-    match on_a_pool_thread(|| dispatch(&cli)) {
+    match on_a_pool_thread(cli.threads, || dispatch(&cli)) {
         Ok(code) => code,
         Err(Failure { code, error }) => {
             let stopped = error.chain().any(|cause| matches!(cause.downcast_ref(), Some(briquette_core::Error::Stopped)));
@@ -178,12 +181,10 @@ pub fn main() -> ExitCode {
 
 /// Runs everything on a thread of the pool whose threads the kernels share. From outside, each parallel region would wake all of the pool's
 /// threads, which the system likes to put on one core for a millisecond or more, while a thread of the pool wakes only the others.
-fn on_a_pool_thread<R: Send>(work: impl FnOnce() -> R + Send) -> R {
-    // Networks are deep and debug builds are greedy: as much stack as the main thread has.
-    let built = rayon::ThreadPoolBuilder::new().stack_size(8 << 20).build_global();
-    if let Err(error) = built {
-        tracing::warn!("the thread pool was there before: {error}");
-    }
+fn on_a_pool_thread(threads: Option<u16>, work: impl FnOnce() -> Result<ExitCode, Failure> + Send) -> Result<ExitCode, Failure> {
+    // Without a number of its own, rayon counts the cores. Networks are deep and debug builds are greedy: as much stack as the main thread has.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.map_or(0, usize::from)).stack_size(8 << 20);
+    pool.build_global().context("cannot start the threads; fewer may do: `--threads 1`")?;
     let mut result = None;
     rayon::scope(|_| result = Some(work()));
     result.expect("the scope has run the work")

@@ -84,13 +84,13 @@ pub fn row(
     Ok((row, bytes))
 }
 
-/// Median milliseconds of a batch for each model, keyed `b<batch>t<threads>`. Several models take turns, so that a machine whose speed
+/// Median milliseconds of a batch for each model, on one thread and on all, keyed `b<batch>t<threads>`. Several models take turns, so that a machine whose speed
 /// drifts treats them alike.
 ///
 /// # Errors
 /// When an engine refuses.
 pub fn latency(models: &[&Model]) -> Result<Vec<BTreeMap<String, f64>>> {
-    let all = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    let all = rayon::current_num_threads();
     let mut results = vec![BTreeMap::new(); models.len()];
     let mut threads = vec![1, all];
     threads.dedup();

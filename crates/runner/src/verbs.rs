@@ -244,8 +244,7 @@ pub(crate) fn eval(file: &Path, data: &str, split: &str, data_dir: Option<&Path>
         "test" => splits.test,
         other => return Err(briquette_core::Error::unknown("split", other, ["train", "test"]).into()),
     };
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-    let engine = Engine::new(&model, threads)?;
+    let engine = Engine::new(&model, rayon::current_num_threads())?;
     if engine.input_shape() != set.shape {
         bail!("{} takes inputs of shape {:?}, '{data}' has {:?}", file.display(), engine.input_shape(), set.shape);
     }
