@@ -4,7 +4,7 @@
 mod peer;
 mod sanitize;
 mod tables;
-
+mod training_speed;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
