@@ -33,9 +33,9 @@ fn faults_of_a_config_are_bad_usage_and_name_what_would_be_right() {
 }
 
 #[test]
-fn a_number_of_threads_that_computes_nothing_is_bad_usage() {
+fn numbers_of_threads_that_no_machine_runs_are_bad_usage() {
     let bench = Bench::with(SMALL);
-    for threads in ["0", "-1", "two"] {
+    for threads in ["0", "-1", "60000", "two"] {
         let (error, code) = bench.refusal(&["run", "small.toml", &format!("--threads={threads}")]);
         let expected = format!("invalid value '{threads}' for '--threads <N>'");
         assert!(error.contains(&expected) && code == 2, "{error}");

@@ -2,7 +2,9 @@
 //! that the wanted device needs.
 
 mod peer;
+mod sanitize;
 mod tables;
+mod training_speed;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -19,6 +21,7 @@ fn main() -> ExitCode {
         "bench" => peer::with_peer(with_default(&arguments, "training")).and_then(|arguments| briquette(&arguments)),
         "table" => write_generated(),
         "smoke" => smoke(),
+        "sanitize" => sanitize::run(&arguments[1..]),
         _ => briquette(&arguments),
     };
     match result {
@@ -43,6 +46,7 @@ fn help() -> Result<ExitCode> {
          check      format, lints, documentation, generated pages up to date\n  \
          bench      training speed and memory; `--peer` puts PyTorch beside it\n  \
          smoke      a trial run of every config\n  \
+         sanitize   the kernels' tests under AddressSanitizer; needs a nightly toolchain\n  \
          table      writes docs/tables and the README's results from docs/records, and docs/methods.md");
     briquette(&["help".to_string()])
 }

@@ -1,13 +1,15 @@
 //! Tables in the documentation, written from committed run records and nothing else.
 //!
 //! `docs/records/NAME/*.json` are reports of runs, `docs/records/NAME/table.toml` says what the table is called and what the paper
-//! printed. Out come `docs/tables/NAME.md` and the table of results in the README.
+//! printed. Out come `docs/tables/NAME.md` and the table of results in the README. `docs/records/training-speed/*.json` are benchmarks.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde::Deserialize;
+
+use crate::training_speed;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -69,8 +71,17 @@ struct Layer {
 pub(crate) fn all(root: &Path) -> Result<Vec<(PathBuf, String)>> {
     let mut files = Vec::new();
     let mut results = String::from(HEAD);
+    let mut pointer = "";
     for folder in entries(&root.join("docs/records"))? {
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut records = entries(&folder)?;
+        records.retain(|path| path.extension().is_some_and(|e| e == "json"));
+        let page = root.join(format!("docs/tables/{name}.md"));
+        if name == training_speed::NAME {
+            pointer = "\nHow fast networks train, beside plain Burn and PyTorch: [docs/tables/training-speed.md](docs/tables/training-speed.md).\n";
+            files.push((page, training_speed::page(&records)?));
+            continue;
+        }
         let description = folder.join("table.toml");
         let table: Table = toml::from_str(&read(&description)?).with_context(|| description.display().to_string())?;
         let mut text = format!(
@@ -79,7 +90,7 @@ pub(crate) fn all(root: &Path) -> Result<Vec<(PathBuf, String)>> {
             table.text.trim()
         );
         let mut layers = String::new();
-        for path in entries(&folder)?.into_iter().filter(|path| path.extension().is_some_and(|e| e == "json")) {
+        for path in records {
             let record: Record = serde_json::from_str(&read(&path)?).with_context(|| path.display().to_string())?;
             let paper = table.paper.get(&record.title);
             let row = summary(&record, paper).with_context(|| path.display().to_string())?;
@@ -89,8 +100,9 @@ pub(crate) fn all(root: &Path) -> Result<Vec<(PathBuf, String)>> {
                 layers += &by_layer(&record, paper);
             }
         }
-        files.push((root.join(format!("docs/tables/{name}.md")), text + &layers));
+        files.push((page, text + &layers));
     }
+    results += pointer;
     let readme = root.join("README.md");
     files.push((readme.clone(), between_marks(&read(&readme)?, &results)?));
     Ok(files)

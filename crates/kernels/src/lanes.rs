@@ -192,7 +192,7 @@ mod tests {
                     // SAFETY: both hold 48 floats, which is a multiple of every vector's length.
                     let (a, b) = unsafe { (L::load(a.as_ptr().add(at)), L::load(b.as_ptr().add(at))) };
                     let bits: [u32; 48] = std::array::from_fn(|i| 0x4040_3f80 + (i as u32) * 0x0001_0002);
-                    // SAFETY: 48 pairs are a multiple of every vector's length, as the floats are.
+                    // SAFETY: 48 pairs are a multiple of every vector's length.
                     let pairs = unsafe { L::load_pairs(bits.as_ptr().add(at)) };
                     let results = [
                         a.multiply_add(b, L::splat(0.5)),

@@ -43,6 +43,10 @@ impl std::fmt::Display for Mode {
 pub struct Training {
     /// Fused multiply-adds that the machine's vector units did in registers alone while this ran, in GFLOP/s over all threads.
     pub fma_gflops: f64,
+    /// The processor, where the system tells.
+    pub cpu: Option<String>,
+    /// Instructions that our kernels used.
+    pub instructions: String,
     /// PyTorch's version, if it ran beside us.
     pub peer: Option<String>,
     /// One row per net and mode.
@@ -113,7 +117,18 @@ pub fn training(only: Option<&str>, python: Option<&Path>) -> Result<Training> {
         rows.push(row(case, Mode::Train, peer.as_mut())?);
         rows.push(row(Case { batch: INFERENCE_BATCH, ..case }, Mode::Infer, peer.as_mut())?);
     }
-    Ok(Training { fma_gflops: briquette_kernels::fma_gflops(), peer: peer.map(|peer| peer.version.clone()), rows })
+    Ok(Training {
+        fma_gflops: briquette_kernels::fma_gflops(),
+        cpu: cpu(),
+        instructions: briquette_kernels::instructions(),
+        peer: peer.map(|peer| peer.version.clone()),
+        rows,
+    })
+}
+
+fn cpu() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    text.lines().find_map(|line| Some(line.strip_prefix("model name")?.trim_start_matches([' ', '\t', ':']).to_string()))
 }
 
 /// Ours, plain Burn and the peer's formats in turn, so that a machine whose speed drifts treats them alike.
@@ -219,7 +234,8 @@ pub fn table(training: &Training) -> String {
         lines.push(format!("{:12}", row.net) + &cells.map(|cell| format!("{cell:>10}")).concat() + "  " + &shares.join(", "));
     }
     let peer = training.peer.as_ref().map_or("no PyTorch: `--peer` brings it".into(), |version| format!("PyTorch {version}"));
-    lines.push(format!("this machine's fused multiply-adds: {:.1} GFLOP/s; {peer}", training.fma_gflops));
+    let (fma_gflops, instructions) = (training.fma_gflops, &training.instructions);
+    lines.push(format!("this machine's fused multiply-adds: {fma_gflops:.1} GFLOP/s; instructions: {instructions}; {peer}"));
     lines.join("\n")
 }
 

@@ -23,8 +23,8 @@ struct Cli {
     /// Folder in which data sets are looked for first.
     #[arg(long, global = true)]
     data_dir: Option<PathBuf>,
-    /// Threads that compute [default: one for each core].
-    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    /// Threads that compute [default: one for each core]; results do not depend on it.
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
 }
 
@@ -184,7 +184,7 @@ pub fn main() -> ExitCode {
 fn on_a_pool_thread(threads: Option<u16>, work: impl FnOnce() -> Result<ExitCode, Failure> + Send) -> Result<ExitCode, Failure> {
     // Without a number of its own, rayon counts the cores. Networks are deep and debug builds are greedy: as much stack as the main thread has.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.map_or(0, usize::from)).stack_size(8 << 20);
-    pool.build_global().context("cannot start the threads; fewer may do: `--threads 1`")?;
+    pool.build_global().context("cannot start the threads; fewer may do, as in `--threads 1`")?;
     let mut result = None;
     rayon::scope(|_| result = Some(work()));
     result.expect("the scope has run the work")
