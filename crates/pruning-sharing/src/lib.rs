@@ -29,9 +29,11 @@ mod handmade;
 pub mod apoz;
 pub mod biased_decay;
 pub mod data_free;
+pub mod ecsq;
 pub mod entropy;
 pub mod filter_l1;
 pub mod fpgm;
+pub mod hessian_kmeans;
 pub mod huffman;
 pub mod kmeans_sharing;
 pub mod magnitude;
@@ -49,9 +51,11 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<apoz::Apoz>("pruning-sharing"),
     Entry::of::<biased_decay::BiasedDecay>("pruning-sharing"),
     Entry::of::<data_free::DataFree>("pruning-sharing"),
+    Entry::of::<ecsq::Ecsq>("pruning-sharing"),
     Entry::of::<entropy::Entropy>("pruning-sharing"),
     Entry::of::<filter_l1::FilterL1>("pruning-sharing"),
     Entry::of::<fpgm::Fpgm>("pruning-sharing"),
+    Entry::of::<hessian_kmeans::HessianKmeans>("pruning-sharing"),
     Entry::of::<huffman::Huffman>("pruning-sharing"),
     Entry::of::<kmeans_sharing::KmeansSharing>("pruning-sharing"),
     Entry::of::<magnitude::Magnitude>("pruning-sharing"),

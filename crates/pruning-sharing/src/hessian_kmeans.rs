@@ -1,0 +1,158 @@
+//! Weight sharing by Hessian-weighted k-means.
+//!
+//! At a minimum of the loss `L`, with its Hessian taken as diagonal, replacing the weights `w_i` by `q_i` raises `L` by
+//! `sum_i h_ii (w_i - q_i)^2 / 2`. The weights of all layers together, or of each, are therefore clustered by the distances
+//! `h_ii (w_i - c_j)^2`: each weight goes to its nearest centroid, whose value becomes `c_j = sum h_ii w_i / sum h_ii` over its weights. The
+//! curvature `h_ii` is that of [optimal brain damage](crate::optimal_brain_damage), the square root of Adam's second moment of the
+//! gradients, or the same for all, which is plain k-means.
+//!
+//! Choi, El-Khamy, Lee. "Towards the Limit of Network Quantization". ICLR 2017. arXiv:1612.01543.
+//! Differs from the paper: where all layers are clustered together, each stores, and trains, its own copy of the centroids it uses.
+//!
+//! ```
+//! use briquette_core::coding::weights;
+//! use briquette_core::pass::Pass;
+//! use briquette_core::zoo::{Arch, Wanted};
+//! use briquette_pruning_sharing::hessian_kmeans::HessianKmeans;
+//! use burn::tensor::Device;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let arch = Arch::named("lenet300")?;
+//! let net = arch.build(&Wanted { width: 0.1, ..arch.wanted() }, &Device::flex())?;
+//! let method: HessianKmeans = serde_json::from_value(serde_json::json!({ "bits": 3 }))?;
+//! // What the method does where the loss curves the same along all weights; `run` estimates the curvature from training images.
+//! let shared = method.plan(net)?;
+//! for layer in weights(&shared) {
+//!     let mut values = layer.values.clone();
+//!     values.sort_by(f32::total_cmp);
+//!     values.dedup();
+//!     assert!(values.len() <= 8);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+use briquette_core::error::Result;
+use briquette_core::net::Net;
+use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::training::Recipe;
+use briquette_core::types::Bits;
+use serde::Deserialize;
+
+use crate::parts::codebooks::Codebooks;
+use crate::parts::kmeans::{Clusters, Init, LLOYD_STEPS, Weighted, cluster};
+
+/// Shares weights among a few trained centroids, the closer the more the loss feels them.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HessianKmeans {
+    /// Bits of an index: at most `2^bits` centroids.
+    bits: Bits,
+    /// Where the centroids start.
+    #[serde(default)]
+    init: Init,
+    /// The curvature, which weights are clustered together, and the training of the centroids.
+    #[serde(flatten)]
+    codebooks: Codebooks,
+}
+
+impl Method for HessianKmeans {
+    const NAME: &'static str = "hessian-kmeans";
+    const FAMILY: &'static str = "quantization and binarization";
+    const PAPER: &'static str = "Choi, El-Khamy, Lee, ICLR 2017, arXiv:1612.01543";
+    const EXAMPLE: &'static str = "bits = 5";
+}
+
+impl Pass for HessianKmeans {
+    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        let seed = cx.seed;
+        self.codebooks.run(Self::NAME, net, cx, |points| Ok(self.cluster(points, seed)))
+    }
+
+    /// The curvature is taken as the same for all weights.
+    fn plan(&self, net: Net) -> Result<Net> {
+        self.codebooks.plan(Self::NAME, net, |points| Ok(self.cluster(points, 0)))
+    }
+
+    fn trainings(&self) -> Vec<&Recipe> {
+        self.codebooks.trainings()
+    }
+
+    fn shrink(&mut self) {
+        self.codebooks.shrink();
+    }
+}
+
+impl HessianKmeans {
+    fn cluster(&self, points: &[Weighted], seed: u64) -> Clusters {
+        cluster(points, self.bits.levels(), self.init, LLOYD_STEPS, seed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handmade::{get, refusal, run, small, stirred};
+    use crate::kmeans_sharing::KmeansSharing;
+
+    const LAYERS: [&str; 4] = ["conv1", "conv2", "fc1", "fc2"];
+
+    #[test]
+    fn with_a_flat_hessian_it_is_plain_k_means() {
+        for init in ["linear", "density", "forgy"] {
+            let flat = serde_json::json!({ "bits": 2, "init": init, "curvature": "flat", "per-layer": true });
+            let flat = run::<HessianKmeans>(small(), flat).unwrap();
+            let plain = run::<KmeansSharing>(small(), serde_json::json!({ "bits": 2, "init": init })).unwrap();
+            for layer in LAYERS {
+                assert_eq!(get(&flat, layer, "weight"), get(&plain, layer, "weight"), "{init} {layer}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_loss_feels_it_less_than_plain_k_means_to_second_order() {
+        let (data, mut silent) = (crate::handmade::images(), briquette_core::pass::Silent);
+        let curvature = {
+            let mut cx = crate::handmade::context(&data, &mut silent);
+            crate::parts::curvature::diagonal(&stirred(), 100, HessianKmeans::NAME, &mut cx).unwrap()
+        };
+        let cost = |curvature_of: &str| -> f64 {
+            let settings = serde_json::json!({ "bits": 2, "curvature": curvature_of });
+            let net = run::<HessianKmeans>(stirred(), settings).unwrap();
+            let cost = |layer: &str| {
+                let (old, new) = (get(&stirred(), layer, "weight"), get(&net, layer, "weight"));
+                let h = &curvature[&net.index(layer).unwrap()];
+                (0..old.len()).map(|i| h[i] * f64::from(old[i] - new[i]).powi(2)).sum::<f64>()
+            };
+            LAYERS.into_iter().map(cost).sum()
+        };
+        let (weighted, flat) = (cost("diagonal"), cost("flat"));
+        assert!(weighted < 0.8 * flat, "{weighted} and {flat}");
+    }
+
+    #[test]
+    fn all_layers_share_one_set_of_centroids_and_training_keeps_each_layer_within_it() {
+        let distinct = |net: &Net, layers: &[&str]| {
+            let mut values: Vec<f32> = layers.iter().flat_map(|layer| get(net, layer, "weight")).collect();
+            values.sort_by(f32::total_cmp);
+            values.dedup();
+            values.len()
+        };
+        let net = run::<HessianKmeans>(stirred(), serde_json::json!({ "bits": 3, "curvature": "adam" })).unwrap();
+        assert!(distinct(&net, &LAYERS) <= 8);
+        let tune = serde_json::json!({ "epochs": 1, "batch": 20 });
+        let net = run::<HessianKmeans>(stirred(), serde_json::json!({ "bits": 3, "curvature": "adam", "tune": tune })).unwrap();
+        assert!(LAYERS.iter().all(|layer| distinct(&net, &[*layer]) <= 8) && distinct(&net, &LAYERS) > 8);
+    }
+
+    #[test]
+    fn settings_that_cannot_be_met_are_refused() {
+        let none = refusal::<HessianKmeans>(small(), serde_json::json!({ "bits": 3, "samples": 0 }));
+        assert_eq!(none, "hessian-kmeans: `samples` must be at least 1");
+        let weights = crate::handmade::set(small(), "fc2", "weight", &[f32::NAN; 15]);
+        let nan = refusal::<HessianKmeans>(weights, serde_json::json!({ "bits": 3 }));
+        assert_eq!(nan, "node 'fc2': holds the weight NaN; train it anew or clip it");
+        let unknown = serde_json::from_value::<HessianKmeans>(serde_json::json!({ "bits": 3, "bit": 3 })).unwrap_err();
+        assert!(unknown.to_string().contains("unknown field `bit`"), "{unknown}");
+    }
+}
