@@ -268,7 +268,7 @@ mod tests {
     #[test]
     fn a_network_is_quantized_and_settings_that_contradict_each_other_are_refused() {
         for settings in
-            [serde_json::json!({ "lambda": 1e-3, "bits": 3 }), serde_json::json!({ "delta": 0.2, "curvature": "adam" })]
+            [serde_json::json!({ "lambda": 1e-3, "bits": 3 }), serde_json::json!({ "delta": 0.4, "curvature": "adam" })]
         {
             let mut values = get(&run::<Ecsq>(small(), settings).unwrap(), "fc1", "weight");
             values.sort_by(f32::total_cmp);

@@ -126,7 +126,7 @@ fn one() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::handmade::{refusal, run, set, stirred};
+    use crate::handmade::{refusal, run, set, small, stirred};
 
     #[test]
     fn the_lowest_saliency_goes_even_if_the_weight_is_the_largest() {

@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(together[0].values(), [-5.0; 16]);
         assert!(together[3].values().iter().enumerate().all(|(i, v)| (i % 2 == 0) == (*v != 0.0)));
         let alone = found(serde_json::json!({ "per-layer": true }));
-        assert_eq!(size(&alone[3]), 4);
+        assert!(size(&alone[0]) == 1 && size(&alone[2]) > 1 && size(&alone[3]) > 1);
     }
 
     #[test]

@@ -210,6 +210,7 @@ mod tests {
             [Curvature::Diagonal, Curvature::Adam].map(|curvature| ranks(curvature.estimate(&net, 40, WHAT, &mut cx).unwrap()));
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
         let correlation = dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt();
-        assert!(correlation > 2.0, "Spearman's correlation is {correlation:.2}");
+        // It is 0.89 here.
+        assert!(correlation > 0.6, "Spearman's correlation is {correlation:.2}");
     }
 }
