@@ -42,6 +42,7 @@ pub mod optimal_brain_damage;
 pub mod parts;
 pub mod random;
 pub mod slimming;
+pub mod soft_weight_sharing;
 pub mod taylor;
 
 use briquette_core::pass::Entry;
@@ -63,5 +64,6 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<optimal_brain_damage::OptimalBrainDamage>("pruning-sharing"),
     Entry::of::<random::Random>("pruning-sharing"),
     Entry::of::<slimming::Slimming>("pruning-sharing"),
+    Entry::of::<soft_weight_sharing::SoftWeightSharing>("pruning-sharing"),
     Entry::of::<taylor::Taylor>("pruning-sharing"),
 ];

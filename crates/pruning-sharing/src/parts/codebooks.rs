@@ -93,14 +93,7 @@ impl Codebooks {
                 codings.insert(member.node, Coding { mask, source });
             }
         }
-        let device = net.device();
-        let nodes = net.nodes.into_iter().enumerate().map(|(index, node)| {
-            let Some(coding) = codings.remove(&index) else { return Ok(node) };
-            let mut parameters = node.parameters();
-            parameters.iter_mut().filter(|stored| stored.name == "weight").for_each(|weight| weight.coding = coding.clone());
-            node.with(parameters, &device)
-        });
-        Ok(Net { nodes: nodes.collect::<Result<_>>()? })
+        recode_layers(net, codings)
     }
 
     fn members(&self, net: &Net, curvature: &PerWeight) -> Result<Vec<Member>> {
@@ -135,6 +128,21 @@ impl Codebooks {
     }
 }
 
+/// The network with other codings of the weights of these nodes, in the layout of [`Node::weight`](briquette_core::net::Node::weight).
+///
+/// # Errors
+/// When a coding does not fit its weight.
+pub fn recode_layers(net: Net, mut codings: BTreeMap<usize, Coding>) -> Result<Net> {
+    let device = net.device();
+    let nodes = net.nodes.into_iter().enumerate().map(|(index, node)| {
+        let Some(coding) = codings.remove(&index) else { return Ok(node) };
+        let mut parameters = node.parameters();
+        parameters.iter_mut().filter(|stored| stored.name == "weight").for_each(|weight| weight.coding = coding.clone());
+        node.with(parameters, &device)
+    });
+    Ok(Net { nodes: nodes.collect::<Result<_>>()? })
+}
+
 /// Scales weights to the mean 1 with a floor; weights that are all 0 become 1.
 fn scale(points: &mut [Weighted]) {
     let mean = points.iter().map(|point| f64::from(point.weight)).sum::<f64>() / points.len().max(1) as f64;
@@ -144,7 +152,7 @@ fn scale(points: &mut [Weighted]) {
 }
 
 /// The clusters without the centroids that this layer does not use.
-fn used(centroids: &[f32], assignment: &[u32]) -> Clusters {
+pub fn used(centroids: &[f32], assignment: &[u32]) -> Clusters {
     let mut places: Vec<Option<u32>> = vec![None; centroids.len()];
     assignment.iter().for_each(|&index| places[index as usize] = Some(0));
     let mut kept = Vec::new();
