@@ -28,6 +28,7 @@ mod handmade;
 
 pub mod apoz;
 pub mod biased_decay;
+pub mod channel_lasso;
 pub mod data_free;
 pub mod ecsq;
 pub mod entropy;
@@ -44,6 +45,7 @@ pub mod random;
 pub mod slimming;
 pub mod soft_weight_sharing;
 pub mod taylor;
+pub mod thinet;
 
 use briquette_core::pass::Entry;
 
@@ -51,6 +53,7 @@ use briquette_core::pass::Entry;
 pub const METHODS: &[Entry] = &[
     Entry::of::<apoz::Apoz>("pruning-sharing"),
     Entry::of::<biased_decay::BiasedDecay>("pruning-sharing"),
+    Entry::of::<channel_lasso::ChannelLasso>("pruning-sharing"),
     Entry::of::<data_free::DataFree>("pruning-sharing"),
     Entry::of::<ecsq::Ecsq>("pruning-sharing"),
     Entry::of::<entropy::Entropy>("pruning-sharing"),
@@ -66,4 +69,5 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<slimming::Slimming>("pruning-sharing"),
     Entry::of::<soft_weight_sharing::SoftWeightSharing>("pruning-sharing"),
     Entry::of::<taylor::Taylor>("pruning-sharing"),
+    Entry::of::<thinet::ThiNet>("pruning-sharing"),
 ];

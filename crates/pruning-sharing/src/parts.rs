@@ -6,3 +6,4 @@ pub mod curvature;
 pub mod except;
 pub mod kmeans;
 pub mod masks;
+pub mod patches;
