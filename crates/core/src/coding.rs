@@ -96,17 +96,19 @@ impl Coded {
     fn new(coding: Coding, device: &Device) -> Self {
         let mask = coding.mask.map(|mask| {
             let values: Vec<f32> = mask.into_iter().map(|keep| f32::from(u8::from(keep))).collect();
-            Param::from_tensor(Tensor::from_data(TensorData::from(values.as_slice()), device)).set_require_grad(false)
+            let len = values.len();
+            Param::from_tensor(Tensor::from_data(TensorData::new(values, [len]), device)).set_require_grad(false)
         });
         let codebook = match coding.source {
             Source::Free => None,
             Source::Codebook { centroids, assignment } => {
+                let len = assignment.len();
                 let indices: Vec<i64> = assignment.into_iter().map(i64::from).collect();
                 Some(Codebook {
                     centroids: Param::from_tensor(Tensor::from_data(TensorData::from(centroids.as_slice()), device)),
                     assignment: Param::initialized(
                         burn::module::ParamId::new(),
-                        Tensor::from_data(TensorData::from(indices.as_slice()), device),
+                        Tensor::from_data(TensorData::new(indices, [len]), device),
                     ),
                 })
             }
@@ -152,14 +154,18 @@ impl Weight {
 
 /// Every tensor of rank 2 or more in a module, with its coding: the weights, without biases and normalization.
 pub fn weights<M: Module>(module: &M) -> Vec<Weight> {
-    let mut visitor = Visitor::default();
+    let mut visitor = Visitor { bases: true, ..Visitor::default() };
     module.visit(&mut visitor);
     visitor.weights.into_values().map(Raw::into_weight).collect()
 }
 
 /// Gives the weights at these paths new codings; a weight that had one passes its effective values on as the new base.
 pub fn recode<M: Module>(module: M, codings: BTreeMap<String, Coding>) -> M {
-    let mut all: BTreeMap<String, Coding> = weights(&module).into_iter().map(|weight| (weight.path, weight.coding)).collect();
+    // Bases stay on the device: of a large network they would be another copy.
+    let mut visitor = Visitor::default();
+    module.visit(&mut visitor);
+    let mut all: BTreeMap<String, Coding> =
+        visitor.weights.into_iter().map(|(path, mut raw)| (path, raw.take_coding())).collect();
     all.extend(codings);
     module.materialize().apply_reparameterization(Each(all))
 }
@@ -191,6 +197,8 @@ impl Reparameterizer for Each {
 /// reparameterization.
 #[derive(Default)]
 struct Visitor {
+    /// Whether to read the bases.
+    bases: bool,
     path: Vec<String>,
     weights: BTreeMap<String, Raw>,
 }
@@ -206,19 +214,25 @@ struct Raw {
 }
 
 impl Raw {
-    fn into_weight(self) -> Weight {
-        let mask: Option<Vec<bool>> = self.mask.map(|mask| mask.iter().map(|m| *m != 0.0).collect());
-        let (mut values, source) = match (self.centroids, self.assignment) {
-            (Some(centroids), Some(assignment)) => {
-                let values = assignment.iter().map(|&i| centroids[i as usize]).collect();
-                (values, Source::Codebook { centroids, assignment })
-            }
-            _ => (self.base, Source::Free),
+    fn take_coding(&mut self) -> Coding {
+        let mask = self.mask.take().map(|mask| mask.iter().map(|m| *m != 0.0).collect());
+        let source = match (self.centroids.take(), self.assignment.take()) {
+            (Some(centroids), Some(assignment)) => Source::Codebook { centroids, assignment },
+            _ => Source::Free,
         };
-        if let Some(mask) = &mask {
+        Coding { mask, source }
+    }
+
+    fn into_weight(mut self) -> Weight {
+        let coding = self.take_coding();
+        let mut values = match &coding.source {
+            Source::Codebook { centroids, assignment } => assignment.iter().map(|&i| centroids[i as usize]).collect(),
+            Source::Free => self.base,
+        };
+        if let Some(mask) = &coding.mask {
             values.iter_mut().zip(mask).filter(|(_, keep)| !**keep).for_each(|(value, _)| *value = 0.0);
         }
-        Weight { path: self.path, shape: self.shape, values, coding: Coding { mask, source } }
+        Weight { path: self.path, shape: self.shape, values, coding }
     }
 }
 
@@ -250,7 +264,8 @@ impl ModuleVisitor for Visitor {
         } else if D >= 2 {
             let path = self.path.join(".");
             let shape = param.lazy_shape().as_slice().to_vec();
-            self.weights.insert(path.clone(), Raw { path, shape, base: floats(param.base()), ..Raw::default() });
+            let base = if self.bases { floats(param.base()) } else { Vec::new() };
+            self.weights.insert(path.clone(), Raw { path, shape, base, ..Raw::default() });
         }
     }
 

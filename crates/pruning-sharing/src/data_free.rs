@@ -19,7 +19,7 @@ use briquette_core::surgery::ChannelGroup;
 use briquette_core::training::Recipe;
 use serde::Deserialize;
 
-use crate::parts::channels::{Channels, pairs};
+use crate::parts::channels::{Channels, only_reader, pairs};
 
 /// Merges the most similar neurons of fully connected layers, physically.
 #[derive(Debug, Deserialize)]
@@ -75,20 +75,9 @@ type Merger = (usize, usize);
 
 /// The fully connected layer that alone reads the group's one layer, itself fully connected, through element-wise functions.
 fn reader(net: &Net, group: &ChannelGroup) -> Option<usize> {
-    let producers: Vec<usize> = group.producers().collect();
-    let [mut node] = producers[..] else { return None };
-    if !matches!(net.nodes[node].op, Op::Linear(_)) {
-        return None;
-    }
-    loop {
-        let mut readers = (0..net.nodes.len()).filter(|&reader| net.nodes[reader].inputs.contains(&node));
-        let (Some(only), None) = (readers.next(), readers.next()) else { return None };
-        match net.nodes[only].op.layer() {
-            Layer::Linear => return Some(only),
-            Layer::Activation(_) | Layer::Dropout { .. } => node = only,
-            _ => return None,
-        }
-    }
+    let passes = |layer: &Layer| matches!(layer, Layer::Activation(_) | Layer::Dropout { .. });
+    let linear = |node: usize| matches!(net.nodes[node].op, Op::Linear(_));
+    only_reader(net, group, passes).filter(|reader| linear(*reader) && group.producers().all(linear))
 }
 
 /// All mergers of a group, the cheapest first, until one neuron is left.

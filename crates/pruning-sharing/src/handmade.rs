@@ -23,6 +23,11 @@ pub(crate) fn small() -> Net {
     b.finish().unwrap()
 }
 
+/// [`small`] with a normalization that shifts.
+pub(crate) fn stirred() -> Net {
+    set(set(small(), "norm1", "beta", &[0.3, 0.5, -0.1, 0.2]), "norm1", "mean", &[0.1, 0.0, -0.2, 0.3])
+}
+
 /// The network with other values in a parameter of a layer, in the layout of `Node::weight`.
 pub(crate) fn set(mut net: Net, layer: &str, parameter: &str, values: &[f32]) -> Net {
     let (index, device) = (net.index(layer).unwrap(), net.device());

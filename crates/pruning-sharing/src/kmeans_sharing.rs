@@ -18,7 +18,7 @@ use briquette_core::types::{Bits, PerLayer};
 use burn::module::Module;
 use serde::Deserialize;
 
-use crate::parts::kmeans::cluster;
+use crate::parts::kmeans::{LLOYD_STEPS, cluster, kept};
 
 pub use crate::parts::kmeans::Init;
 
@@ -96,19 +96,13 @@ fn share_seeded<M: Module>(module: M, mut levels: impl FnMut(&Weight) -> Option<
 }
 
 fn codebook(weight: &Weight, levels: usize, init: Init, seed: u64) -> Source {
-    let kept = |i: usize| weight.coding.mask.as_ref().is_none_or(|mask| mask[i]);
-    let survivors: Vec<f32> = (0..weight.values.len()).filter(|&i| kept(i)).map(|i| weight.values[i]).collect();
-    let clusters = cluster(&survivors, levels.max(1), init, LLOYD_STEPS, seed);
-    if clusters.centroids.is_empty() {
-        return Source::Free;
-    }
-    let mut indices = clusters.assignment.iter();
-    let assignment = (0..weight.values.len()).map(|i| if kept(i) { *indices.next().unwrap_or(&0) } else { 0 }).collect();
-    Source::Codebook { centroids: clusters.centroids, assignment }
+    let found = |values: &[f32]| cluster(values, levels.max(1), init, LLOYD_STEPS, seed);
+    let clusters = match &weight.coding.mask {
+        None => found(&weight.values),
+        Some(mask) => found(&kept(&weight.values, mask)).spread(mask),
+    };
+    clusters.into_source()
 }
-
-/// Enough for convergence on every layer of the zoo; a bound for the ones nobody has seen.
-const LLOYD_STEPS: usize = 300;
 
 #[cfg(test)]
 mod tests {

@@ -28,10 +28,13 @@ mod handmade;
 
 pub mod apoz;
 pub mod biased_decay;
+pub mod channel_lasso;
 pub mod data_free;
+pub mod ecsq;
 pub mod entropy;
 pub mod filter_l1;
 pub mod fpgm;
+pub mod hessian_kmeans;
 pub mod huffman;
 pub mod kmeans_sharing;
 pub mod magnitude;
@@ -40,7 +43,9 @@ pub mod optimal_brain_damage;
 pub mod parts;
 pub mod random;
 pub mod slimming;
+pub mod soft_weight_sharing;
 pub mod taylor;
+pub mod thinet;
 
 use briquette_core::pass::Entry;
 
@@ -48,10 +53,13 @@ use briquette_core::pass::Entry;
 pub const METHODS: &[Entry] = &[
     Entry::of::<apoz::Apoz>("pruning-sharing"),
     Entry::of::<biased_decay::BiasedDecay>("pruning-sharing"),
+    Entry::of::<channel_lasso::ChannelLasso>("pruning-sharing"),
     Entry::of::<data_free::DataFree>("pruning-sharing"),
+    Entry::of::<ecsq::Ecsq>("pruning-sharing"),
     Entry::of::<entropy::Entropy>("pruning-sharing"),
     Entry::of::<filter_l1::FilterL1>("pruning-sharing"),
     Entry::of::<fpgm::Fpgm>("pruning-sharing"),
+    Entry::of::<hessian_kmeans::HessianKmeans>("pruning-sharing"),
     Entry::of::<huffman::Huffman>("pruning-sharing"),
     Entry::of::<kmeans_sharing::KmeansSharing>("pruning-sharing"),
     Entry::of::<magnitude::Magnitude>("pruning-sharing"),
@@ -59,5 +67,7 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<optimal_brain_damage::OptimalBrainDamage>("pruning-sharing"),
     Entry::of::<random::Random>("pruning-sharing"),
     Entry::of::<slimming::Slimming>("pruning-sharing"),
+    Entry::of::<soft_weight_sharing::SoftWeightSharing>("pruning-sharing"),
     Entry::of::<taylor::Taylor>("pruning-sharing"),
+    Entry::of::<thinet::ThiNet>("pruning-sharing"),
 ];

@@ -15,11 +15,11 @@ use std::collections::BTreeMap;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::{Extras, Recipe, cross_entropy, fit, probe};
+use briquette_core::training::{Extras, Recipe, fit};
 use briquette_core::types::{PerLayer, Ratio};
-use burn::tensor::Device;
 use serde::Deserialize;
 
+use crate::parts::curvature::diagonal;
 use crate::parts::masks::{check_shares, highest, mask_layers, threshold};
 
 /// Masks the weights whose loss the network feels least, to second order.
@@ -51,7 +51,7 @@ impl Pass for OptimalBrainDamage {
     fn run(&self, mut net: Net, cx: &mut Context<'_>) -> Result<Net> {
         self.check(&net)?;
         for round in 1..=self.rounds {
-            let curvature = curvature(&net, self.samples, cx)?;
+            let curvature = diagonal(&net, self.samples, Self::NAME, cx)?;
             net = self.prune(net, &curvature, round as f64 / self.rounds as f64)?;
             if let Some(recipe) = &self.tune {
                 net = fit(net, recipe, Extras::default(), cx)?;
@@ -115,30 +115,6 @@ impl OptimalBrainDamage {
     }
 }
 
-/// The diagonal of the Gauss-Newton matrix of the mean loss, for the weights of each layer.
-fn curvature(net: &Net, samples: usize, cx: &mut Context<'_>) -> Result<BTreeMap<usize, Vec<f64>>> {
-    let probed = net.probed();
-    let device: Device = net.device().autodiff();
-    let mut sums: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
-    let seen = probe(cx, OptimalBrainDamage::NAME, (samples, 1), &device, |image, _| {
-        let classes = probed.forward(image.clone()).dims()[1];
-        for class in 0..classes {
-            let loss = cross_entropy(probed.forward(image.clone()), &[class as u16], 0.0);
-            let probability = (-f64::from(loss.clone().into_scalar::<f32>())).exp();
-            let grads = loss.backward();
-            for (index, node) in probed.weighted() {
-                let gradient = node.gradient("weight", &grads).unwrap_or_default();
-                let sums = sums.entry(index).or_insert_with(|| vec![0.0; gradient.len()]);
-                sums.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += probability * f64::from(g).powi(2));
-            }
-        }
-        Ok(())
-    })?;
-    sums.values_mut().flatten().for_each(|sum| *sum /= seen as f64);
-    sums.retain(|_, curvature| !curvature.is_empty());
-    Ok(sums)
-}
-
 fn hundred() -> usize {
     100
 }
@@ -149,70 +125,8 @@ fn one() -> usize {
 
 #[cfg(test)]
 mod tests {
-    use briquette_core::coding::floats;
-    use briquette_core::net::Value;
-    use briquette_core::pass::Silent;
-
     use super::*;
-    use crate::handmade::{context, get, images, refusal, run, set, small};
-
-    const SAMPLES: usize = 6;
-
-    fn stirred() -> Net {
-        set(set(small(), "norm1", "beta", &[0.3, 0.5, -0.1, 0.2]), "norm1", "mean", &[0.1, 0.0, -0.2, 0.3])
-    }
-
-    #[test]
-    fn the_curvature_of_a_piecewise_linear_network_is_the_diagonal_of_its_hessian() {
-        let (data, mut silent) = (images(), Silent);
-        let mut cx = context(&data, &mut silent);
-        let net = stirred();
-        let found = curvature(&net, SAMPLES, &mut cx).unwrap();
-        // The slope of the loss by a layer's weights, and which rectifiers are active.
-        let mut look = |net: &Net, layer: &str| -> (Vec<f32>, Vec<bool>) {
-            let (net, mut slope, mut active) = (net.probed(), Vec::new(), Vec::new());
-            let index = net.index(layer).unwrap();
-            probe(&mut cx, OptimalBrainDamage::NAME, (1, SAMPLES), &Device::flex().autodiff(), |images, labels| {
-                let logits = net.trace(images, |i, value| {
-                    if net.nodes[i].name.starts_with("relu") {
-                        let values = match value.clone() {
-                            Value::Map(x) => floats(x.inner()),
-                            Value::Vector(x) => floats(x.inner()),
-                        };
-                        active.extend(values.into_iter().map(|v| v > 0.0));
-                    }
-                    value
-                });
-                let grads = cross_entropy(logits.vector(), labels, 0.0).backward();
-                slope = net.nodes[index].gradient("weight", &grads).unwrap();
-                Ok(())
-            })
-            .unwrap();
-            (slope, active)
-        };
-        let (mut compared, mut all) = (0, 0);
-        for layer in ["conv1", "conv2", "fc1", "fc2"] {
-            let weights = get(&net, layer, "weight");
-            let curvature = &found[&net.index(layer).unwrap()];
-            let largest = curvature.iter().copied().fold(0.0, f64::max);
-            all += weights.len();
-            for i in 0..weights.len() {
-                let mut moved = |step: f32| {
-                    let mut weights = weights.clone();
-                    weights[i] += step;
-                    look(&set(net.deep_clone(), layer, "weight", &weights), layer)
-                };
-                let ((low, low_active), (high, high_active)) = (moved(-1e-3), moved(1e-3));
-                // Across a kink the difference is none of the second derivative.
-                if low_active == high_active {
-                    let difference = f64::from(high[i] - low[i]) / 2e-3;
-                    assert!((difference - curvature[i]).abs() < 0.01 * largest, "{layer} {i}: {} and {difference}", curvature[i]);
-                    compared += 1;
-                }
-            }
-        }
-        assert!(compared * 10 > all * 8, "{compared} of {all} weights stay clear of kinks");
-    }
+    use crate::handmade::{refusal, run, set, small, stirred};
 
     #[test]
     fn the_lowest_saliency_goes_even_if_the_weight_is_the_largest() {

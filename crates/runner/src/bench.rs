@@ -1,5 +1,6 @@
 //! How fast the training graph is, beside plain Burn and, where it is at hand, PyTorch; how much memory it takes; where its time goes.
 
+mod coding;
 mod peer;
 mod steps;
 
@@ -16,6 +17,7 @@ use burn::tensor::Device;
 use serde::Serialize;
 
 use crate::measure::median;
+pub use coding::{CodingRow, coding};
 use peer::Peer;
 use steps::Steps;
 
@@ -201,12 +203,22 @@ fn alone(case: Case, mode: Mode, ours: bool) -> Option<f64> {
 /// When the network does not build or the system does not tell.
 pub fn memory(name: &str, mode: Mode, batch: usize) -> Result<f64> {
     Steps::new(&net(name)?, batch, mode)?.run(2);
+    peak_mib()
+}
+
+/// Highest resident memory of this process since it began or [`forget_peak`] was called, in MiB.
+fn peak_mib() -> Result<f64> {
     let status = std::fs::read_to_string("/proc/self/status").context("this system does not tell a process's memory")?;
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse::<f64>().ok());
     match peak {
         Some(kib) => Ok(kib / 1024.0),
         None => bail!("/proc/self/status has no line VmHWM"),
     }
+}
+
+/// Lets the highest resident memory begin anew at what is resident now.
+fn forget_peak() -> Result<()> {
+    std::fs::write("/proc/self/clear_refs", "5").context("this system does not measure a process's memory anew")
 }
 
 /// The rows as text.

@@ -126,6 +126,8 @@ enum Bench {
     Training,
     /// Peak memory of a few steps of one net in this process.
     Memory,
+    /// Speed and memory of clustering and encoding 38 million weights.
+    Coding,
 }
 
 #[derive(Debug, Subcommand)]
@@ -234,6 +236,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
         Verb::Bench { what: Bench::Memory, net, mode, batch, .. } => {
             verbs::bench_memory(net.as_deref(), *mode, *batch, cli.json)?
         }
+        Verb::Bench { what: Bench::Coding, .. } => verbs::bench_coding(cli.json)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -319,3 +319,23 @@ pub(crate) fn bench_memory(net: Option<&str>, mode: Mode, batch: usize, json: bo
     print(&format!("{peak:.0} MiB"));
     Ok(())
 }
+
+/// `bench coding`.
+pub(crate) fn bench_coding(json: bool) -> Result<()> {
+    let rows = crate::bench::coding()?;
+    if json {
+        return print_json(&rows);
+    }
+    for row in rows {
+        print(&format!(
+            "{} weights, {} centroids: clustering {:.1} M/s, peak {:.2} times the weights; encoding {:.1} M/s, peak {:.2}",
+            row.weights,
+            row.centroids,
+            row.clustered_per_s / 1e6,
+            row.clustering_peak,
+            row.encoded_per_s / 1e6,
+            row.encoding_peak
+        ));
+    }
+    Ok(())
+}

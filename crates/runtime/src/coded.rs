@@ -1,5 +1,7 @@
 //! One tensor as it is stored.
 
+use std::borrow::Cow;
+
 use half::f16;
 use serde::Serialize;
 
@@ -193,7 +195,8 @@ impl Coded {
     /// The tensor in one form with the best coders that a reader accepts; none when it is too sparse for any.
     fn form(shape: &[usize], values: &[f32], sparse: bool, plan: &Plan) -> Result<Option<Self>, Error> {
         let nonzero = values.iter().filter(|value| **value != 0.0).count();
-        let kept: Vec<f32> = values.iter().copied().filter(|value| !sparse || *value != 0.0).collect();
+        let kept: Cow<'_, [f32]> =
+            if sparse { values.iter().copied().filter(|value| *value != 0.0).collect() } else { Cow::Borrowed(values) };
         let book = match plan.values {
             ValueFormat::F32 | ValueFormat::F16 => None,
             ValueFormat::Codebook => match Book::of(&kept) {
@@ -209,7 +212,7 @@ impl Coded {
             let values = match (&book, plan.values) {
                 (Some(book), _) => book.values(&kept, coder),
                 (None, ValueFormat::F16) => Values::F16(kept.iter().map(|value| f16::from_f32(*value)).collect()),
-                (None, ValueFormat::F32 | ValueFormat::Codebook) => Values::F32(kept.clone()),
+                (None, ValueFormat::F32 | ValueFormat::Codebook) => Values::F32(kept.to_vec()),
             };
             let coded = Self { shape: shape.to_vec(), nonzero, gaps, values };
             if coded.bounded(shape.iter().product()) {

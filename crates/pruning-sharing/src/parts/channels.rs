@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use briquette_core::Layer;
 use briquette_core::cost::Cost;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
@@ -203,6 +204,22 @@ pub fn pairs(groups: &[ChannelGroup], keeps: Vec<Keep>) -> Vec<(&ChannelGroup, K
 /// The batch norm that reads a layer directly.
 pub fn norm_after(net: &Net, layer: usize) -> Option<usize> {
     net.nodes.iter().position(|node| node.inputs == [layer] && matches!(node.op, Op::BatchNorm(_)))
+}
+
+/// The first convolution or fully connected layer behind the one layer that makes a group's channels, where nothing else reads them on the
+/// way and every node between satisfies `passes`.
+pub fn only_reader(net: &Net, group: &ChannelGroup, passes: impl Fn(&Layer) -> bool) -> Option<usize> {
+    let producers: Vec<usize> = group.producers().collect();
+    let [mut node] = producers[..] else { return None };
+    loop {
+        let mut readers = (0..net.nodes.len()).filter(|&reader| net.nodes[reader].inputs.contains(&node));
+        let (Some(only), None) = (readers.next(), readers.next()) else { return None };
+        match net.nodes[only].op.layer() {
+            Layer::Linear | Layer::Conv2d { .. } => return Some(only),
+            layer if passes(&layer) => node = only,
+            _ => return None,
+        }
+    }
 }
 
 fn named(method: &str, ratio: &PerLayer<Ratio>, net: &Net, groups: &[ChannelGroup]) -> Result<Vec<f64>> {

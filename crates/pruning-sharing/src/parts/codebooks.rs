@@ -1,0 +1,219 @@
+//! What the methods that share weights by their curvature have in common: which layers, how much each weight counts, and the training of
+//! the centroids. A method adds the clustering.
+
+use std::collections::BTreeMap;
+
+use briquette_core::coding::Coding;
+use briquette_core::error::{Error, Result};
+use briquette_core::net::Net;
+use briquette_core::pass::Context;
+use briquette_core::training::{Extras, Recipe, fit};
+use serde::Deserialize;
+
+use super::curvature::{Curvature, PerWeight};
+use super::except::excepted;
+use super::kmeans::{Clusters, Weighted, kept};
+
+/// The settings; a method's struct flattens them into its own and denies unknown fields there.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Codebooks {
+    /// How much the error of a weight counts.
+    #[serde(default)]
+    curvature: Curvature,
+    /// Training images over which the curvature is averaged.
+    #[serde(default = "hundred")]
+    samples: usize,
+    /// Whether each layer is clustered by itself, instead of all together.
+    #[serde(default)]
+    per_layer: bool,
+    /// Layers that are left alone; a trailing `*` stands for any ending.
+    #[serde(default)]
+    except: Vec<String>,
+    /// Training of the centroids.
+    tune: Option<Recipe>,
+}
+
+/// The weights of a layer that no mask hides, to be shared.
+struct Member {
+    node: usize,
+    mask: Option<Vec<bool>>,
+    points: Vec<Weighted>,
+}
+
+impl Codebooks {
+    /// Estimates the curvature, clusters, and trains the centroids.
+    ///
+    /// # Errors
+    /// Names a layer whose weights or curvature are not finite; otherwise as `cluster` and [`fit`].
+    pub fn run(
+        &self,
+        method: &str,
+        net: Net,
+        cx: &mut Context<'_>,
+        cluster: impl Fn(&[Weighted]) -> Result<Clusters>,
+    ) -> Result<Net> {
+        let curvature = self.curvature.estimate(&net, self.samples, method, cx)?;
+        let net = self.share(net, &curvature, cluster)?;
+        match &self.tune {
+            Some(recipe) => fit(net, recipe, Extras::default(), cx),
+            None => Ok(net),
+        }
+    }
+
+    /// The network's shape afterwards, the curvature taken as the same for all weights.
+    ///
+    /// # Errors
+    /// When the settings, of the method of this name, do not fit the network.
+    pub fn plan(&self, method: &str, net: Net, cluster: impl Fn(&[Weighted]) -> Result<Clusters>) -> Result<Net> {
+        if self.samples == 0 {
+            return Err(Error::Invalid(format!("{method}: `samples` must be at least 1")));
+        }
+        self.share(net, &PerWeight::new(), cluster)
+    }
+
+    /// Shares the weights of each layer, or of all together, among the centroids that `cluster` finds. Curvatures are scaled to the mean 1
+    /// over the weights that are clustered together, and none counts less than [`LEAST`] of it.
+    fn share(&self, net: Net, curvature: &PerWeight, cluster: impl Fn(&[Weighted]) -> Result<Clusters>) -> Result<Net> {
+        let mut members = self.members(&net, curvature)?;
+        let all = members.len().max(1);
+        let mut codings: BTreeMap<usize, Coding> = BTreeMap::new();
+        for group in members.chunks_mut(if self.per_layer { 1 } else { all }) {
+            let sizes: Vec<usize> = group.iter().map(|member| member.points.len()).collect();
+            let mut points: Vec<Weighted> = group.iter_mut().flat_map(|member| std::mem::take(&mut member.points)).collect();
+            scale(&mut points);
+            let clusters = cluster(&points)?;
+            let mut rest = &clusters.assignment[..];
+            for (member, size) in group.iter_mut().zip(sizes) {
+                let (own, others) = rest.split_at(size);
+                rest = others;
+                let mask = member.mask.take();
+                let own = used(&clusters.centroids, own);
+                let source = mask.as_ref().map_or_else(|| own.clone(), |mask| own.clone().spread(mask)).into_source();
+                codings.insert(member.node, Coding { mask, source });
+            }
+        }
+        recode_layers(net, codings)
+    }
+
+    fn members(&self, net: &Net, curvature: &PerWeight) -> Result<Vec<Member>> {
+        let spared = excepted(net, &self.except)?;
+        let mut members = Vec::new();
+        for (index, node) in net.weighted().filter(|(index, _)| !spared.contains(index)) {
+            let Some(weight) = node.weight() else { continue };
+            let values = weight.values();
+            if let Some(bad) = values.iter().find(|v| !v.is_finite()) {
+                return Err(Error::node(&node.name, format!("holds the weight {bad}; train it anew or clip it")));
+            }
+            let h = curvature.get(&index);
+            let points = values.iter().enumerate().map(|(i, &value)| Weighted { value, weight: h.map_or(1.0, |h| h[i] as f32) });
+            let points: Vec<Weighted> = points.collect();
+            let points = weight.coding.mask.as_ref().map_or_else(|| points.clone(), |mask| kept(&points, mask));
+            members.push(Member { node: index, mask: weight.coding.mask, points });
+        }
+        Ok(members)
+    }
+
+    /// The training of the centroids.
+    pub fn trainings(&self) -> Vec<&Recipe> {
+        self.tune.iter().collect()
+    }
+
+    /// For a trial run.
+    pub fn shrink(&mut self) {
+        self.samples = self.samples.min(10);
+        if let Some(recipe) = &mut self.tune {
+            recipe.shrink(1);
+        }
+    }
+}
+
+/// The network with other codings of the weights of these nodes, in the layout of [`Node::weight`](briquette_core::net::Node::weight).
+///
+/// # Errors
+/// When a coding does not fit its weight.
+pub fn recode_layers(net: Net, mut codings: BTreeMap<usize, Coding>) -> Result<Net> {
+    let device = net.device();
+    let nodes = net.nodes.into_iter().enumerate().map(|(index, node)| {
+        let Some(coding) = codings.remove(&index) else { return Ok(node) };
+        let mut parameters = node.parameters();
+        parameters.iter_mut().filter(|stored| stored.name == "weight").for_each(|weight| weight.coding = coding.clone());
+        node.with(parameters, &device)
+    });
+    Ok(Net { nodes: nodes.collect::<Result<_>>()? })
+}
+
+/// Scales weights to the mean 1 with a floor; weights that are all 0 become 1.
+fn scale(points: &mut [Weighted]) {
+    let mean = points.iter().map(|point| f64::from(point.weight)).sum::<f64>() / points.len().max(1) as f64;
+    for point in points {
+        point.weight = if mean > 0.0 { ((f64::from(point.weight) / mean) as f32).max(LEAST) } else { 1.0 };
+    }
+}
+
+/// The clusters without the centroids that this layer does not use.
+pub fn used(centroids: &[f32], assignment: &[u32]) -> Clusters {
+    let mut places: Vec<Option<u32>> = vec![None; centroids.len()];
+    assignment.iter().for_each(|&index| places[index as usize] = Some(0));
+    let mut kept = Vec::new();
+    for (place, centroid) in places.iter_mut().zip(centroids).filter(|(place, _)| place.is_some()) {
+        *place = Some(kept.len() as u32);
+        kept.push(*centroid);
+    }
+    let assignment = assignment.iter().filter_map(|&index| places[index as usize]).collect();
+    Clusters { centroids: kept, assignment }
+}
+
+/// What a weight counts at least: so that one whose loss is flat still goes to a centroid near it.
+const LEAST: f32 = 1e-6;
+
+fn hundred() -> usize {
+    100
+}
+
+#[cfg(test)]
+mod tests {
+    use briquette_core::coding::Source;
+
+    use super::*;
+    use crate::handmade::{set, small};
+    use crate::parts::kmeans::{Init, cluster};
+    use crate::parts::masks::mask_layers;
+
+    fn settings(more: serde_json::Value) -> Codebooks {
+        serde_json::from_value(more).unwrap()
+    }
+
+    #[test]
+    fn a_layer_keeps_the_centroids_it_uses_and_its_mask() {
+        let net = set(small(), "conv1", "weight", &[-5.0; 16]);
+        let fc2 = net.index("fc2").unwrap();
+        let net = mask_layers(net, |i, _| (i == fc2).then(|| (0..15).map(|w| w % 2 == 0).collect())).unwrap();
+        let found = |more: serde_json::Value| {
+            let shared =
+                settings(more).share(net.deep_clone(), &PerWeight::new(), |points| Ok(cluster(points, 4, Init::Linear, 50, 0)));
+            shared.unwrap().weighted().map(|(_, node)| node.weight().unwrap()).collect::<Vec<_>>()
+        };
+        let size = |weight: &briquette_core::stored::Stored| match &weight.coding.source {
+            Source::Codebook { centroids, .. } => centroids.len(),
+            Source::Free => 0,
+        };
+        let together = found(serde_json::json!({ "except": ["fc1"] }));
+        assert_eq!((size(&together[0]), size(&together[2])), (1, 0));
+        assert_eq!(together[0].values(), [-5.0; 16]);
+        assert!(together[3].values().iter().enumerate().all(|(i, v)| (i % 2 == 0) == (*v != 0.0)));
+        let alone = found(serde_json::json!({ "per-layer": true }));
+        assert!(size(&alone[0]) == 1 && size(&alone[2]) > 1 && size(&alone[3]) > 1);
+    }
+
+    #[test]
+    fn curvatures_are_scaled_to_the_mean_1_and_have_a_floor() {
+        let scaled = |weights: [f32; 4]| {
+            let mut points = weights.map(|weight| Weighted { value: 0.5, weight });
+            scale(&mut points);
+            points.map(|point| point.weight)
+        };
+        assert_eq!(scaled([8.0, 0.0, 0.0, 8.0]), [2.0, LEAST, LEAST, 2.0]);
+        assert_eq!(scaled([0.0; 4]), [1.0; 4]);
+    }
+}

@@ -1,0 +1,497 @@
+//! Soft weight sharing.
+//!
+//! Trains the weights `w` under a mixture of `J + 1` normal densities as their prior, and the mixture with them:
+//! `L = cross-entropy - tau / N sum_i log sum_j pi_j N(w_i | mu_j, s_j^2)`, where `N` is the number of training images, since the
+//! cross-entropy is a mean over images. Component 0 has the mean 0 and a fixed share `pi_0` close to 1: weights fall to zero unless the data
+//! hold them. All other means, deviations and shares are learned, so that the components become narrow and the weights gather at their
+//! means. An inverse-gamma prior on the variances, `-log p(s^2) = (alpha + 1) log s^2 + beta / s^2`, keeps a component from collapsing onto a
+//! few weights. Afterwards components that hardly differ merge (`pi` adds up, `mu` and `s^2` become means weighted by `pi`), and each weight
+//! takes the mean of the component most responsible for it: zeros become a mask, the others a codebook.
+//!
+//! Ullrich, Meeds, Welling. "Soft Weight-Sharing for Neural Network Compression". ICLR 2017. arXiv:1702.04008.
+//! Differs from the paper: the deviations start at half the distance of neighbouring means, `pi_0` has no hyper-prior, components differ by
+//! the mean of the divergences in both directions, and each layer stores its own copy of the means it uses.
+//!
+//! ```
+//! use briquette_core::pass::Pass;
+//! use briquette_core::zoo::{Arch, Wanted};
+//! use briquette_pruning_sharing::soft_weight_sharing::SoftWeightSharing;
+//! use burn::tensor::Device;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let arch = Arch::named("lenet300")?;
+//! let net = arch.build(&Wanted { width: 0.1, ..arch.wanted() }, &Device::flex())?;
+//! let settings = serde_json::json!({ "tau": 0.005, "prior": { "alpha": 250, "beta": 0.1 }, "train": { "epochs": 20 } });
+//! let method: SoftWeightSharing = serde_json::from_value(settings)?;
+//! // Layers keep their shapes; `run` needs a pass's context with its training images.
+//! assert_eq!(method.plan(net.deep_clone())?.shapes()?, net.shapes()?);
+//! # Ok(())
+//! # }
+//! ```
+
+use std::collections::BTreeMap;
+
+use briquette_core::coding::{Coding, floats};
+use briquette_core::error::{Error, Result};
+use briquette_core::net::{Net, Op};
+use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::training::{Choose, Extras, Objective, Recipe, fit};
+use burn::optim::{Adam, AdamConfig, Optimizer};
+use burn::tensor::{Device, Gradients, Tensor, TensorData, activation};
+use serde::Deserialize;
+
+use crate::parts::codebooks::{recode_layers, used};
+
+/// Trains weights towards the means of a mixture that is trained with them.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct SoftWeightSharing {
+    /// Components besides the one at zero.
+    #[serde(default = "sixteen")]
+    components: usize,
+    /// Share of the component at zero.
+    #[serde(default = "nearly_all")]
+    pi_zero: f64,
+    /// Weight of the prior against the data.
+    #[serde(default = "tau")]
+    tau: f64,
+    /// Learning rate of the mixture when that of the weights is at its highest; both follow one schedule.
+    #[serde(default = "rate")]
+    rate: f64,
+    /// Prior on the variances.
+    prior: Option<InverseGamma>,
+    /// Components that differ by less merge, in nats.
+    #[serde(default = "tenth")]
+    merge: f64,
+    /// The training with the mixture, of which the last epoch counts.
+    train: Recipe,
+    /// Training of the centroids.
+    tune: Option<Recipe>,
+}
+
+/// The prior on the variances of the components.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InverseGamma {
+    /// Shape.
+    alpha: f64,
+    /// Scale; the variance likeliest under the prior is `beta / (alpha + 1)`.
+    beta: f64,
+}
+
+impl Method for SoftWeightSharing {
+    const NAME: &'static str = "soft-weight-sharing";
+    const FAMILY: &'static str = "pruning and sharing";
+    const PAPER: &'static str = "Ullrich, Meeds, Welling, ICLR 2017, arXiv:1702.04008";
+    const EXAMPLE: &'static str = "train = { epochs = 40, lr = 5e-4 }";
+}
+
+impl Pass for SoftWeightSharing {
+    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        self.check(&net)?;
+        let mut mixture = Mixture::new(self, &net, cx.data.train.len());
+        let recipe = Recipe { choose: Choose::Last, ..self.train.clone() };
+        let net = fit(net, &recipe, Extras { objectives: vec![&mut mixture], ..Extras::default() }, cx)?;
+        let net = harden(net, &merge(mixture.components(), self.merge))?;
+        match &self.tune {
+            Some(recipe) => fit(net, recipe, Extras::default(), cx),
+            None => Ok(net),
+        }
+    }
+
+    fn plan(&self, net: Net) -> Result<Net> {
+        self.check(&net)?;
+        Ok(net)
+    }
+
+    fn trainings(&self) -> Vec<&Recipe> {
+        std::iter::once(&self.train).chain(&self.tune).collect()
+    }
+
+    fn shrink(&mut self) {
+        for recipe in std::iter::once(&mut self.train).chain(&mut self.tune) {
+            recipe.shrink(1);
+        }
+    }
+}
+
+impl SoftWeightSharing {
+    fn check(&self, net: &Net) -> Result<()> {
+        let prior = self.prior.map_or([1.0, 1.0], |prior| [prior.alpha, prior.beta]);
+        let [alpha, beta] = prior;
+        let positive =
+            [("tau", self.tau), ("rate", self.rate), ("prior.alpha", alpha), ("prior.beta", beta), ("merge", self.merge)];
+        if let Some((name, value)) = positive.into_iter().find(|(_, value)| !(value.is_finite() && *value > 0.0)) {
+            return Err(Error::Invalid(format!("soft-weight-sharing: {name} must be above 0, is {value}")));
+        }
+        if !(self.pi_zero > 0.0 && self.pi_zero < 1.0) {
+            return Err(Error::Invalid(format!("soft-weight-sharing: pi-zero lies between 0 and 1, not {}", self.pi_zero)));
+        }
+        if self.components == 0 {
+            return Err(Error::Invalid("soft-weight-sharing: `components` must be at least 1".into()));
+        }
+        for (_, node) in net.weighted() {
+            let Some(weight) = node.weight() else { continue };
+            if weight.coding != Coding::default() {
+                let detail = "its weights are masked or shared already; put soft-weight-sharing before the pass that does so";
+                return Err(Error::node(&node.name, detail));
+            }
+            if let Some(bad) = weight.base.iter().find(|v| !v.is_finite()) {
+                return Err(Error::node(&node.name, format!("holds the weight {bad}; train it anew or clip it")));
+            }
+        }
+        self.train.check()
+    }
+}
+
+/// The prior and what is learned of it.
+struct Mixture {
+    /// `tau / N`.
+    scale: f64,
+    pi_zero: f64,
+    prior: Option<InverseGamma>,
+    /// Means of the components from 1 on.
+    means: Learned,
+    /// Logarithms of the deviations of all.
+    deviations: Learned,
+    /// The shares of the components from 1 on are `(1 - pi_0) softmax` of these.
+    shares: Learned,
+    adam: Adam,
+    /// Of the mixture's learning rate to that of the weights.
+    pace: f64,
+}
+
+/// A tensor that learns by Adam.
+struct Learned {
+    values: Tensor<1>,
+    state: Option<<Adam as Optimizer>::State<1>>,
+}
+
+impl Learned {
+    fn new(values: Vec<f32>, device: &Device) -> Self {
+        let len = values.len();
+        Self { values: Tensor::from_data(TensorData::new(values, [len]), &device.clone().autodiff()).require_grad(), state: None }
+    }
+
+    fn step(&mut self, adam: &Adam, rate: f64, gradients: &Gradients) {
+        let Some(gradient) = self.values.grad(gradients) else { return };
+        let (values, state) = adam.step(rate, self.values.clone().inner(), gradient, self.state.take());
+        (self.values, self.state) = (Tensor::from_inner(values).require_grad(), state);
+    }
+}
+
+impl Mixture {
+    /// Means evenly over the range of the network's weights, for `images` training images.
+    fn new(settings: &SoftWeightSharing, net: &Net, images: usize) -> Self {
+        let weights = net.weighted().filter_map(|(_, node)| node.weight()).flat_map(|weight| weight.base);
+        let (min, max) = weights.fold((0.0_f32, 0.0_f32), |(min, max), w| (min.min(w), max.max(w)));
+        let gap = (max - min).max(f32::EPSILON) / settings.components as f32;
+        let means = (0..settings.components).map(|j| min + gap * (j as f32 + 0.5)).collect();
+        let device = net.device();
+        Self {
+            scale: settings.tau / images.max(1) as f64,
+            pi_zero: settings.pi_zero,
+            prior: settings.prior,
+            means: Learned::new(means, &device),
+            deviations: Learned::new(vec![(gap / 2.0).ln(); settings.components + 1], &device),
+            shares: Learned::new(vec![0.0; settings.components], &device),
+            adam: AdamConfig::new().build(),
+            pace: settings.rate / settings.train.lr,
+        }
+    }
+
+    /// `-sum_i log sum_j pi_j N(w_i | mu_j, s_j^2)`, in pieces: each weight meets every component.
+    fn cost(&self, weights: &Tensor<1>) -> Tensor<1> {
+        let device = weights.device();
+        let first = |value: f64| Tensor::<1>::from_floats([value as f32], &device);
+        let means = Tensor::cat(vec![first(0.0), self.means.values.clone()], 0).unsqueeze::<2>();
+        let shares = activation::log_softmax(self.shares.values.clone(), 0).add_scalar((1.0 - self.pi_zero).ln());
+        let shares = Tensor::cat(vec![first(self.pi_zero.ln()), shares], 0).unsqueeze::<2>();
+        let logs = self.deviations.values.clone().unsqueeze::<2>();
+        let narrow = logs.clone().neg().exp();
+        let heights = shares - logs - 0.5 * std::f64::consts::TAU.ln();
+        let len = weights.dims()[0];
+        let mut sum = Tensor::zeros([1], &device);
+        for from in (0..len).step_by(PIECE) {
+            let piece = weights.clone().narrow(0, from, PIECE.min(len - from)).unsqueeze_dim::<2>(1);
+            let far = (piece - means.clone()) * narrow.clone();
+            let parts = heights.clone() - far.powi_scalar(2).mul_scalar(0.5);
+            let top = parts.clone().detach().max_dim(1);
+            sum = sum - ((parts - top.clone()).exp().sum_dim(1).log() + top).sum();
+        }
+        sum
+    }
+
+    /// The components as they are, that at zero first.
+    fn components(&self) -> Vec<Component> {
+        let wide = |values: &Tensor<1>| floats(values.clone().inner()).into_iter().map(f64::from).collect::<Vec<_>>();
+        let [means, deviations, shares] = [&self.means, &self.deviations, &self.shares].map(|learned| wide(&learned.values));
+        let total: f64 = shares.iter().map(|share| share.exp()).sum();
+        let shares = shares.iter().map(|share| (1.0 - self.pi_zero) * share.exp() / total);
+        let all = std::iter::once(self.pi_zero).chain(shares).zip(std::iter::once(0.0).chain(means)).zip(deviations);
+        all.map(|((share, mean), deviation)| Component { share, mean, variance: (2.0 * deviation).exp() }).collect()
+    }
+}
+
+impl Objective for Mixture {
+    fn term(&self, net: &Net, _: &Tensor<4>, _: &Tensor<2>) -> Tensor<1> {
+        let flat = |op: &Op| match op {
+            Op::Conv2d(conv) => Some(conv.weight.val().flatten::<1>(0, 3)),
+            Op::Linear(linear) => Some(linear.weight.val().flatten::<1>(0, 1)),
+            Op::BatchNorm(_) | Op::Custom(_) | Op::Fixed(_) => None,
+        };
+        let cost = self.cost(&Tensor::cat(net.nodes.iter().filter_map(|node| flat(&node.op)).collect(), 0));
+        let cost = match self.prior {
+            Some(InverseGamma { alpha, beta }) => {
+                let logs = self.deviations.values.clone().mul_scalar(2.0);
+                cost + (logs.clone().mul_scalar(alpha + 1.0) + logs.neg().exp().mul_scalar(beta)).sum()
+            }
+            None => cost,
+        };
+        cost.mul_scalar(self.scale)
+    }
+
+    fn learn(&mut self, gradients: &Gradients, lr: f64) {
+        for learned in [&mut self.means, &mut self.deviations, &mut self.shares] {
+            learned.step(&self.adam, lr * self.pace, gradients);
+        }
+    }
+}
+
+/// A component of a mixture.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Component {
+    share: f64,
+    mean: f64,
+    variance: f64,
+}
+
+impl Component {
+    /// The mean of the Kullback-Leibler divergences in both directions.
+    fn difference(&self, other: &Self) -> f64 {
+        let square = (self.mean - other.mean).powi(2);
+        ((self.variance + square) / other.variance + (other.variance + square) / self.variance - 2.0) / 4.0
+    }
+
+    fn log_density(&self, w: f64) -> f64 {
+        self.share.ln() - 0.5 * self.variance.ln() - (w - self.mean).powi(2) / (2.0 * self.variance)
+    }
+
+    fn join(&self, other: &Self) -> Self {
+        let share = self.share + other.share;
+        let mean = |a: f64, b: f64| (self.share * a + other.share * b) / share;
+        Self { share, mean: mean(self.mean, other.mean), variance: mean(self.variance, other.variance) }
+    }
+}
+
+/// Merges the two most similar components until all differ by `least`; what merges with the first stays at its mean, zero.
+fn merge(mut components: Vec<Component>, least: f64) -> Vec<Component> {
+    loop {
+        let pairs = (0..components.len()).flat_map(|i| (i + 1..components.len()).map(move |j| (i, j)));
+        let closest = pairs.map(|(i, j)| (components[i].difference(&components[j]), i, j)).min_by(|a, b| a.0.total_cmp(&b.0));
+        let Some((_, i, j)) = closest.filter(|(difference, ..)| *difference < least) else { return components };
+        let gone = components.remove(j);
+        let joined = components[i].join(&gone);
+        components[i] = if i == 0 { Component { mean: 0.0, ..joined } } else { joined };
+    }
+}
+
+/// Sets each weight to the mean of the component most responsible for it; the first component masks.
+fn harden(net: Net, components: &[Component]) -> Result<Net> {
+    let mut codings = BTreeMap::new();
+    for (index, node) in net.weighted() {
+        let Some(weight) = node.weight() else { continue };
+        let responsible = |w: &f32| {
+            let density = |j: &usize| components[*j].log_density(f64::from(*w));
+            (0..components.len()).max_by(|a, b| density(a).total_cmp(&density(b))).unwrap_or(0)
+        };
+        let chosen: Vec<usize> = weight.base.iter().map(responsible).collect();
+        let mask: Vec<bool> = chosen.iter().map(|component| *component > 0).collect();
+        if !mask.contains(&true) {
+            let detail = "all its weights fell to the component at zero; lower `tau`, `pi-zero` or the number of epochs";
+            return Err(Error::node(&node.name, detail));
+        }
+        let kept: Vec<u32> =
+            chosen.into_iter().filter(|component| *component > 0).map(|component| component as u32 - 1).collect();
+        let means: Vec<f32> = components[1..].iter().map(|component| component.mean as f32).collect();
+        let source = used(&means, &kept).spread(&mask).into_source();
+        codings.insert(index, Coding { mask: Some(mask), source });
+    }
+    recode_layers(net, codings)
+}
+
+/// Weights that meet all components at once.
+const PIECE: usize = 1 << 18;
+
+fn sixteen() -> usize {
+    16
+}
+
+fn nearly_all() -> f64 {
+    0.99
+}
+
+fn tau() -> f64 {
+    5e-3
+}
+
+fn rate() -> f64 {
+    5e-4
+}
+
+fn tenth() -> f64 {
+    0.1
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::module::Module;
+
+    use super::*;
+    use crate::handmade::{get, images, refusal, run, set, small};
+
+    fn settings() -> SoftWeightSharing {
+        let settings = serde_json::json!({
+            "components": 3, "pi-zero": 0.6, "tau": 20.0, "prior": { "alpha": 2.0, "beta": 0.1 }, "train": { "lr": 1e-3 }
+        });
+        serde_json::from_value(settings).unwrap()
+    }
+
+    /// A mixture that is not symmetric.
+    fn mixture(net: &Net) -> Mixture {
+        let device = net.device();
+        Mixture {
+            means: Learned::new(vec![-0.3, 0.1, 0.4], &device),
+            deviations: Learned::new(vec![-1.5, -1.0, -1.2, -0.8], &device),
+            shares: Learned::new(vec![0.2, -0.3, 0.5], &device),
+            ..Mixture::new(&settings(), net, 40)
+        }
+    }
+
+    fn value(mixture: &Mixture, net: &Net) -> f64 {
+        let device = Device::flex().autodiff();
+        let term =
+            mixture.term(&net.deep_clone().train(), &Tensor::zeros([1, 1, 4, 4], &device), &Tensor::zeros([1, 3], &device));
+        f64::from(term.into_scalar::<f32>())
+    }
+
+    #[test]
+    fn gradients_by_weights_means_deviations_and_shares_agree_with_differences() {
+        let net = small();
+        let trained = net.deep_clone().train();
+        let device = Device::flex().autodiff();
+        let before = mixture(&net);
+        let gradients = before.term(&trained, &Tensor::zeros([1, 1, 4, 4], &device), &Tensor::zeros([1, 3], &device)).backward();
+        let check = |what: &str, gradient: f32, moved: &dyn Fn(f32) -> f64| {
+            let difference = (moved(4e-3) - moved(-4e-3)) / 8e-3;
+            assert!(
+                (difference - f64::from(gradient)).abs() < 0.02 + 0.01 * difference.abs(),
+                "{what}: {gradient} and {difference}"
+            );
+        };
+        for layer in ["conv1", "fc2"] {
+            let weights = get(&net, layer, "weight");
+            let gradient = trained.nodes[net.index(layer).unwrap()].gradient("weight", &gradients).unwrap();
+            for i in 0..weights.len() {
+                check(layer, gradient[i], &|step| {
+                    let mut weights = weights.clone();
+                    weights[i] += step;
+                    value(&before, &set(net.deep_clone(), layer, "weight", &weights))
+                });
+            }
+        }
+        let parts: [fn(&mut Mixture) -> &mut Learned; 3] = [|m| &mut m.means, |m| &mut m.deviations, |m| &mut m.shares];
+        let learned = [("mean", &before.means), ("deviation", &before.deviations), ("share", &before.shares)];
+        for ((what, learned), part) in learned.into_iter().zip(parts) {
+            let values = floats(learned.values.clone().inner());
+            let gradient = floats(learned.values.grad(&gradients).unwrap());
+            for i in 0..values.len() {
+                check(what, gradient[i], &|step| {
+                    let (mut values, mut moved) = (values.clone(), mixture(&net));
+                    values[i] += step;
+                    *part(&mut moved) = Learned::new(values, &net.device());
+                    value(&moved, &net)
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn equal_components_merge_into_one_with_the_sum_of_their_shares() {
+        let at = |share: f64, mean: f64| Component { share, mean, variance: 0.01 };
+        let merged = merge(vec![at(0.5, 0.0), at(0.125, 0.75), at(0.25, -0.4), at(0.125, 0.75)], 1e-6);
+        assert_eq!(merged, [at(0.5, 0.0), at(0.25, 0.75), at(0.25, -0.4)]);
+        let near = merge(vec![at(0.5, 0.0), at(0.1, 0.70), at(0.3, 0.74), at(0.1, 0.02)], 0.2);
+        assert_eq!((near.len(), near[0]), (2, at(0.6, 0.0)));
+        assert!((near[1].share - 0.4).abs() < 1e-12 && (near[1].mean - 0.73).abs() < 1e-12, "{near:?}");
+        // Of equal means, two variances of the ratio r differ by (r + 1 / r - 2) / 4.
+        let wide = Component { variance: 0.04, ..at(0.5, 0.0) };
+        assert!((at(0.5, 0.0).difference(&wide) - 0.5625).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_weight_takes_the_mean_of_the_component_most_responsible_for_it() {
+        let component = |share: f64, mean: f64| Component { share, mean, variance: 0.01 };
+        let components = [component(0.9, 0.0), component(0.05, 0.5), component(0.05, -0.5)];
+        let mut weights = get(&small(), "fc2", "weight");
+        // Where the densities 0.9 exp(-50 w^2) and 0.05 exp(-50 (w - 0.5)^2) cross, at w = 0.25 + ln(18) / 50 = 0.308.
+        weights[..5].copy_from_slice(&[0.30, 0.32, -0.31, 0.9, -0.05]);
+        let net = harden(set(small(), "fc2", "weight", &weights), &components).unwrap();
+        assert_eq!(get(&net, "fc2", "weight")[..5], [0.0, 0.5, -0.5, 0.5, 0.0]);
+        let lost = harden(set(small(), "fc2", "weight", &[0.1; 15]), &components).unwrap_err().to_string();
+        assert!(lost.starts_with("node 'fc2': all its weights fell to the component at zero"), "{lost}");
+    }
+
+    #[test]
+    fn training_gathers_the_weights_at_means_that_move() {
+        let train = serde_json::json!({ "epochs": 60, "batch": 20, "lr": 0.01, "choose": "last" });
+        let spread = |tau: f64| {
+            let settings = serde_json::json!({
+                "components": 4, "pi-zero": 0.7, "tau": tau, "rate": 0.01, "prior": { "alpha": 2.0, "beta": 0.005 }, "train": train
+            });
+            let method: SoftWeightSharing = serde_json::from_value(settings).unwrap();
+            let (data, mut silent) = (images(), briquette_core::pass::Silent);
+            let mut cx = crate::handmade::context(&data, &mut silent);
+            let mut mixture = Mixture::new(&method, &small(), 40);
+            let start = mixture.components();
+            let net =
+                fit(small(), &method.train, Extras { objectives: vec![&mut mixture], ..Extras::default() }, &mut cx).unwrap();
+            let components = mixture.components();
+            assert!(start.iter().zip(&components).skip(1).all(|(a, b)| a.mean != b.mean && a.share != b.share));
+            assert_eq!((components[0].mean, components[0].share), (0.0, 0.7));
+            let weights: Vec<f32> =
+                ["conv1", "conv2", "fc1", "fc2"].iter().flat_map(|layer| get(&net, layer, "weight")).collect();
+            let far = |w: &f32| components.iter().map(|c| (f64::from(*w) - c.mean).abs()).fold(f64::INFINITY, f64::min);
+            weights.iter().map(far).sum::<f64>() / weights.len() as f64
+        };
+        let (free, held) = (spread(1e-9), spread(5.0));
+        assert!(held < 0.5 * free, "{held} and {free}");
+    }
+
+    #[test]
+    fn the_result_is_masked_and_shared_and_stays_so_while_it_is_tuned() {
+        let settings = serde_json::json!({
+            "components": 4, "pi-zero": 0.7, "tau": 0.5, "rate": 0.01,
+            "train": { "epochs": 10, "batch": 20, "lr": 0.01 }, "tune": { "epochs": 1, "batch": 20 }
+        });
+        let net = run::<SoftWeightSharing>(small(), settings).unwrap();
+        for layer in ["conv1", "conv2", "fc1", "fc2"] {
+            let mut values = get(&net, layer, "weight");
+            values.sort_by(f32::total_cmp);
+            values.dedup();
+            assert!(values.len() <= 5, "{layer}: {values:?}");
+        }
+    }
+
+    #[test]
+    fn settings_and_layers_that_do_not_fit_are_refused() {
+        let train = serde_json::json!({});
+        let tau = refusal::<SoftWeightSharing>(small(), serde_json::json!({ "tau": 0.0, "train": train }));
+        assert_eq!(tau, "soft-weight-sharing: tau must be above 0, is 0");
+        let pi = refusal::<SoftWeightSharing>(small(), serde_json::json!({ "pi-zero": 1.0, "train": train }));
+        assert_eq!(pi, "soft-weight-sharing: pi-zero lies between 0 and 1, not 1");
+        let shared = crate::kmeans_sharing::share(small(), |_| Some(2), crate::kmeans_sharing::Init::Linear);
+        let shared = refusal::<SoftWeightSharing>(shared, serde_json::json!({ "train": train }));
+        assert!(shared.starts_with("node 'conv1': its weights are masked or shared already"), "{shared}");
+    }
+}
