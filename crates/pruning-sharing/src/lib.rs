@@ -37,6 +37,7 @@ pub mod kmeans_sharing;
 pub mod magnitude;
 pub mod n_m;
 pub mod optimal_brain_damage;
+pub mod optimal_brain_surgeon;
 pub mod parts;
 pub mod random;
 pub mod slimming;
@@ -57,6 +58,7 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<magnitude::Magnitude>("pruning-sharing"),
     Entry::of::<n_m::NM>("pruning-sharing"),
     Entry::of::<optimal_brain_damage::OptimalBrainDamage>("pruning-sharing"),
+    Entry::of::<optimal_brain_surgeon::OptimalBrainSurgeon>("pruning-sharing"),
     Entry::of::<random::Random>("pruning-sharing"),
     Entry::of::<slimming::Slimming>("pruning-sharing"),
     Entry::of::<taylor::Taylor>("pruning-sharing"),

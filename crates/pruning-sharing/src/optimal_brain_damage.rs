@@ -15,11 +15,11 @@ use std::collections::BTreeMap;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::{Extras, Recipe, cross_entropy, fit, probe};
+use briquette_core::training::{Extras, Recipe, fit};
 use briquette_core::types::{PerLayer, Ratio};
-use burn::tensor::Device;
 use serde::Deserialize;
 
+use crate::parts::gauss_newton::factors;
 use crate::parts::masks::{check_shares, highest, mask_layers, threshold};
 
 /// Masks the weights whose loss the network feels least, to second order.
@@ -117,25 +117,12 @@ impl OptimalBrainDamage {
 
 /// The diagonal of the Gauss-Newton matrix of the mean loss, for the weights of each layer.
 fn curvature(net: &Net, samples: usize, cx: &mut Context<'_>) -> Result<BTreeMap<usize, Vec<f64>>> {
-    let probed = net.probed();
-    let device: Device = net.device().autodiff();
     let mut sums: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
-    let seen = probe(cx, OptimalBrainDamage::NAME, (samples, 1), &device, |image, _| {
-        let classes = probed.forward(image.clone()).dims()[1];
-        for class in 0..classes {
-            let loss = cross_entropy(probed.forward(image.clone()), &[class as u16], 0.0);
-            let probability = (-f64::from(loss.clone().into_scalar::<f32>())).exp();
-            let grads = loss.backward();
-            for (index, node) in probed.weighted() {
-                let gradient = node.gradient("weight", &grads).unwrap_or_default();
-                let sums = sums.entry(index).or_insert_with(|| vec![0.0; gradient.len()]);
-                sums.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += probability * f64::from(g).powi(2));
-            }
-        }
-        Ok(())
+    let seen = factors(net, OptimalBrainDamage::NAME, samples, cx, |index, factor| {
+        let sums = sums.entry(index).or_insert_with(|| vec![0.0; factor.len()]);
+        sums.iter_mut().zip(factor).for_each(|(sum, x)| *sum += x * x);
     })?;
     sums.values_mut().flatten().for_each(|sum| *sum /= seen as f64);
-    sums.retain(|_, curvature| !curvature.is_empty());
     Ok(sums)
 }
 
@@ -152,6 +139,8 @@ mod tests {
     use briquette_core::coding::floats;
     use briquette_core::net::Value;
     use briquette_core::pass::Silent;
+    use briquette_core::training::{cross_entropy, probe};
+    use burn::tensor::Device;
 
     use super::*;
     use crate::handmade::{context, get, images, refusal, run, set, small};

@@ -2,5 +2,6 @@
 
 pub mod channels;
 pub mod except;
+pub mod gauss_newton;
 pub mod kmeans;
 pub mod masks;

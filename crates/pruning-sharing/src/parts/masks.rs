@@ -47,7 +47,7 @@ pub fn mask_layers(net: Net, mut choose: impl FnMut(usize, &Stored) -> Option<Ve
 /// Marks the share of the values that has the highest scores, at least one, the earlier of equals; zeros come last and are marked only
 /// when all values are zero.
 pub fn highest(values: &[f32], scores: &[f64], share: f64) -> Vec<bool> {
-    let count = ((share * values.len() as f64).round() as usize).clamp(1, values.len());
+    let count = kept(share, values.len());
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|&a, &b| (values[b] != 0.0).cmp(&(values[a] != 0.0)).then(scores[b].total_cmp(&scores[a])));
     let mut mask = vec![false; values.len()];
@@ -55,6 +55,11 @@ pub fn highest(values: &[f32], scores: &[f64], share: f64) -> Vec<bool> {
         mask[index] = rank == 0 || values[index] != 0.0;
     }
     mask
+}
+
+/// How many of `len` weights stay when this share does, at least one.
+pub fn kept(share: f64, len: usize) -> usize {
+    ((share * len as f64).round() as usize).clamp(1, len)
 }
 
 /// The score that `share` of all scores reach, of which at least one does.
