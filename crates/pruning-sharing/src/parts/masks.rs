@@ -44,6 +44,17 @@ pub fn mask_layers(net: Net, mut choose: impl FnMut(usize, &Stored) -> Option<Ve
     Ok(Net { nodes: nodes.collect::<Result<_>>()? })
 }
 
+/// Masks every weight that is zero, so that further training leaves it there.
+///
+/// # Errors
+/// When the network does not hold together.
+pub fn mask_zeros(net: Net) -> Result<Net> {
+    mask_layers(net, |_, weight| {
+        let values = weight.values();
+        values.contains(&0.0).then(|| values.iter().map(|value| *value != 0.0).collect())
+    })
+}
+
 /// Marks the share of the values that has the highest scores, at least one, the earlier of equals; zeros come last and are marked only
 /// when all values are zero.
 pub fn highest(values: &[f32], scores: &[f64], share: f64) -> Vec<bool> {
