@@ -37,6 +37,7 @@ pub mod huffman;
 pub mod kmeans_sharing;
 pub mod less_is_more;
 pub mod magnitude;
+pub mod movement;
 pub mod n_m;
 pub mod optimal_brain_damage;
 pub mod optimal_brain_surgeon;
@@ -61,6 +62,7 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<kmeans_sharing::KmeansSharing>("pruning-sharing"),
     Entry::of::<less_is_more::LessIsMore>("pruning-sharing"),
     Entry::of::<magnitude::Magnitude>("pruning-sharing"),
+    Entry::of::<movement::Movement>("pruning-sharing"),
     Entry::of::<n_m::NM>("pruning-sharing"),
     Entry::of::<optimal_brain_damage::OptimalBrainDamage>("pruning-sharing"),
     Entry::of::<optimal_brain_surgeon::OptimalBrainSurgeon>("pruning-sharing"),
