@@ -25,6 +25,8 @@ pub struct ChannelGroup {
     pub frozen: Option<String>,
     /// The filters of each unit, as pairs of a node and an output channel of it.
     units: Vec<Vec<(usize, usize)>>,
+    /// What reads each unit, as pairs of a node and an input channel of its weight.
+    readers: Vec<Vec<(usize, usize)>>,
     /// The layers that make the group's channels: node, name and number of filters.
     producers: Vec<(usize, String, usize)>,
 }
@@ -43,6 +45,11 @@ impl ChannelGroup {
     /// The filters of a unit: a node (convolution or fully connected) and an output channel of it.
     pub fn filters(&self, unit: usize) -> &[(usize, usize)] {
         &self.units[unit]
+    }
+
+    /// The weights that read a unit: a node (convolution or fully connected) and an index into the second dimension of its weight.
+    pub fn readers(&self, unit: usize) -> &[(usize, usize)] {
+        &self.readers[unit]
     }
 
     /// The `count` units of the highest score, among equals the first, and with them the best unit of every layer that would lose all its
@@ -157,6 +164,36 @@ impl Net {
             }
         }
         let net = Net { nodes };
+        net.shapes()?;
+        Ok(net)
+    }
+
+    /// Has the readers of a node read an earlier one in its place, and drops every node that the output no longer depends on.
+    ///
+    /// # Errors
+    /// When the other node comes later or its output has another shape.
+    pub fn bypass(self, node: usize, instead: usize) -> Result<Self> {
+        let shapes = self.shapes()?;
+        if instead >= node || shapes[instead] != shapes[node] {
+            let other = &self.nodes[instead].name;
+            return Err(Error::node(
+                &self.nodes[node].name,
+                format!("cannot be bypassed by '{other}', which is later or of another shape"),
+            ));
+        }
+        let other = |input: &usize| if *input == node { instead } else { *input };
+        let mut needed = vec![false; self.nodes.len()];
+        needed[0] = true;
+        needed[other(&(self.nodes.len() - 1))] = true;
+        for index in (0..self.nodes.len()).rev().filter(|index| *index != node) {
+            if needed[index] {
+                self.nodes[index].inputs.iter().for_each(|input| needed[other(input)] = true);
+            }
+        }
+        let place = |index: usize| needed[..index].iter().filter(|needed| **needed).count();
+        let kept = self.nodes.into_iter().enumerate().filter(|(index, _)| needed[*index]);
+        let moved = kept.map(|(_, node)| Node { inputs: node.inputs.iter().map(|input| place(other(input))).collect(), ..node });
+        let net = Net { nodes: moved.collect() };
         net.shapes()?;
         Ok(net)
     }

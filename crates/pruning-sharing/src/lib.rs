@@ -34,16 +34,21 @@ pub mod ecsq;
 pub mod entropy;
 pub mod filter_l1;
 pub mod fpgm;
+pub mod group_brain_damage;
 pub mod hessian_kmeans;
 pub mod huffman;
 pub mod kmeans_sharing;
+pub mod less_is_more;
 pub mod magnitude;
+pub mod movement;
 pub mod n_m;
 pub mod optimal_brain_damage;
+pub mod optimal_brain_surgeon;
 pub mod parts;
 pub mod random;
 pub mod slimming;
 pub mod soft_weight_sharing;
+pub mod structured_sparsity;
 pub mod taylor;
 pub mod thinet;
 
@@ -59,15 +64,20 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<entropy::Entropy>("pruning-sharing"),
     Entry::of::<filter_l1::FilterL1>("pruning-sharing"),
     Entry::of::<fpgm::Fpgm>("pruning-sharing"),
+    Entry::of::<group_brain_damage::GroupBrainDamage>("pruning-sharing"),
     Entry::of::<hessian_kmeans::HessianKmeans>("pruning-sharing"),
     Entry::of::<huffman::Huffman>("pruning-sharing"),
     Entry::of::<kmeans_sharing::KmeansSharing>("pruning-sharing"),
+    Entry::of::<less_is_more::LessIsMore>("pruning-sharing"),
     Entry::of::<magnitude::Magnitude>("pruning-sharing"),
+    Entry::of::<movement::Movement>("pruning-sharing"),
     Entry::of::<n_m::NM>("pruning-sharing"),
     Entry::of::<optimal_brain_damage::OptimalBrainDamage>("pruning-sharing"),
+    Entry::of::<optimal_brain_surgeon::OptimalBrainSurgeon>("pruning-sharing"),
     Entry::of::<random::Random>("pruning-sharing"),
     Entry::of::<slimming::Slimming>("pruning-sharing"),
     Entry::of::<soft_weight_sharing::SoftWeightSharing>("pruning-sharing"),
+    Entry::of::<structured_sparsity::StructuredSparsity>("pruning-sharing"),
     Entry::of::<taylor::Taylor>("pruning-sharing"),
     Entry::of::<thinet::ThiNet>("pruning-sharing"),
 ];

@@ -3,7 +3,11 @@
 pub mod channels;
 pub mod codebooks;
 pub mod curvature;
+pub mod empty;
 pub mod except;
+pub mod gauss_newton;
 pub mod kmeans;
 pub mod masks;
 pub mod patches;
+pub mod proximal;
+pub mod values;

@@ -152,18 +152,40 @@ impl Coupling {
                 units.entry(linked.find(class)).or_default().entry(class).or_default().push((node, channel));
             }
         }
-        let mut groups: Vec<ChannelGroup> = units.into_values().map(|units| self.group(net, units)).collect();
+        let mut readers = self.readers(net);
+        let mut groups: Vec<ChannelGroup> = units.into_values().map(|units| self.group(net, units, &mut readers)).collect();
         groups.sort_by_key(|group| group.producers[0].0);
         groups
     }
 
-    fn group(&self, net: &Net, units: BTreeMap<usize, Vec<(usize, usize)>>) -> ChannelGroup {
+    /// For each class, the nodes that read it and the input channels of their weights.
+    fn readers(&self, net: &Net) -> BTreeMap<usize, Vec<(usize, usize)>> {
+        let mut readers: BTreeMap<usize, Vec<(usize, usize)>> = BTreeMap::new();
+        for (index, node) in net.weighted() {
+            let Some(shape) = node.op.weight_shape() else { continue };
+            let channels = &self.channels[node.inputs[0]];
+            // A depthwise convolution hands its channels on; those of other groups were joined by their place in the group.
+            let depthwise = shape[1] == 1 && channels.len() > 1;
+            for (channel, &class) in channels[..shape[1]].iter().enumerate().filter(|_| !depthwise) {
+                readers.entry(self.classes.find(class)).or_default().push((index, channel));
+            }
+        }
+        readers
+    }
+
+    fn group(
+        &self,
+        net: &Net,
+        units: BTreeMap<usize, Vec<(usize, usize)>>,
+        readers: &mut BTreeMap<usize, Vec<(usize, usize)>>,
+    ) -> ChannelGroup {
         let frozen = units.keys().find_map(|class| self.frozen.get(class)).cloned();
+        let readers = units.keys().map(|class| readers.remove(class).unwrap_or_default()).collect();
         let units: Vec<Vec<(usize, usize)>> = units.into_values().collect();
         let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
         units.iter().flatten().for_each(|(node, _)| *counts.entry(*node).or_default() += 1);
         let producers: Vec<_> = counts.into_iter().map(|(node, count)| (node, net.nodes[node].name.clone(), count)).collect();
-        ChannelGroup { name: producers[0].1.clone(), frozen, units, producers }
+        ChannelGroup { name: producers[0].1.clone(), frozen, units, readers, producers }
     }
 
     /// Removes the class of a filter.

@@ -295,3 +295,57 @@ fn the_best_units_leave_every_layer_a_filter() {
     assert_eq!(group.best(&scores, 60), Keep::top(&scores, 60));
     assert_eq!(group.best(&scores, 0).count(), 0);
 }
+
+/// The network with the weights that read a unit set to zero.
+fn unread(mut net: Net, readers: &[(usize, usize)]) -> Net {
+    let device = net.device();
+    for &(index, channel) in readers {
+        let node = net.nodes.remove(index);
+        let mut parameters = node.parameters();
+        let shape = parameters[0].shape.clone();
+        let area: usize = shape[2..].iter().product();
+        let read = |i: usize| i / area % shape[1] == channel;
+        parameters[0].base.iter_mut().enumerate().filter(|(i, _)| read(*i)).for_each(|(_, w)| *w = 0.0);
+        net.nodes.insert(index, node.with(parameters, &device).unwrap());
+    }
+    net
+}
+
+#[test]
+fn a_unit_whose_readers_are_zero_is_cut_with_no_change_of_the_output() {
+    let mut cut_units = 0;
+    for seed in 0..300 {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let net = random_net(&mut rng);
+        let groups = net.channel_groups().unwrap();
+        let Some(group) = groups.iter().find(|group| group.frozen.is_none() && group.len() > 1) else { continue };
+        let unit = rng.random_range(0..group.len());
+        let net = unread(net, group.readers(unit));
+        let input = noise(&mut rng, net.input_shape().iter().product());
+        let before = output(&net, &input);
+        let Ok(cut) = net.keep(&[(group, Keep::new((0..group.len()).map(|u| u != unit).collect()))]) else { continue };
+        assert!(agree(&before, &output(&cut, &input)), "seed {seed}: {group}");
+        cut_units += 1;
+    }
+    assert!(cut_units > 200, "{cut_units}");
+}
+
+#[test]
+fn a_bypassed_branch_goes_with_all_that_only_it_needed() {
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
+    let mut net = stir(zoo("resnet20"), &mut rng);
+    let norm = net.index("layer2.1.conv2.norm").unwrap();
+    let (node, device) = (net.nodes.remove(norm), net.device());
+    let mut parameters = node.parameters();
+    parameters.iter_mut().filter(|p| ["gamma", "beta"].contains(&p.name)).for_each(|p| p.base.fill(0.0));
+    net.nodes.insert(norm, node.with(parameters, &device).unwrap());
+    let input = noise(&mut rng, 3 * 32 * 32);
+    let (before, count) = (output(&net, &input), net.nodes.len());
+    let (add, shortcut) = (net.index("layer2.1.add").unwrap(), net.index("layer2.0.relu2").unwrap());
+    let refused = net.deep_clone().bypass(shortcut, add).unwrap_err().to_string();
+    assert_eq!(refused, "node 'layer2.0.relu2': cannot be bypassed by 'layer2.1.add', which is later or of another shape");
+    let net = net.bypass(add, shortcut).unwrap();
+    // Two convolutions, their norms, a rectifier and the addition.
+    assert_eq!(net.nodes.len(), count - 6);
+    assert!(agree(&before, &output(&net, &input)));
+}

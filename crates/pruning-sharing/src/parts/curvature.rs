@@ -9,6 +9,8 @@ use briquette_core::training::{cross_entropy, probe};
 use burn::tensor::Device;
 use serde::Deserialize;
 
+use super::gauss_newton::factors;
+
 /// A number for each weight of each layer, by node, in the layout of [`Node::weight`](briquette_core::net::Node::weight).
 pub type PerWeight = BTreeMap<usize, Vec<f64>>;
 
@@ -46,31 +48,18 @@ impl Curvature {
     }
 }
 
-/// The diagonal of the Gauss-Newton matrix of the mean loss: `h_ii = mean over samples of sum_k p_k (dL_k/dw_i)^2`, where `p_k` is the
-/// network's own probability of class `k` and `L_k = -log p_k` the loss if `k` were the label.
+/// The diagonal of the Gauss-Newton matrix of the mean loss: `h_ii = mean over samples of sum_k p_k (dL_k/dw_i)^2`, the squares of its
+/// [`factors`].
 ///
 /// # Errors
-/// As [`probe`].
+/// As [`factors`].
 pub fn diagonal(net: &Net, samples: usize, what: &str, cx: &mut Context<'_>) -> Result<PerWeight> {
-    let probed = net.probed();
-    let device: Device = net.device().autodiff();
     let mut sums = PerWeight::new();
-    let seen = probe(cx, what, (samples, 1), &device, |image, _| {
-        let classes = probed.forward(image.clone()).dims()[1];
-        for class in 0..classes {
-            let loss = cross_entropy(probed.forward(image.clone()), &[class as u16], 0.0);
-            let probability = (-f64::from(loss.clone().into_scalar::<f32>())).exp();
-            let grads = loss.backward();
-            for (index, node) in probed.weighted() {
-                let gradient = node.gradient("weight", &grads).unwrap_or_default();
-                let sums = sums.entry(index).or_insert_with(|| vec![0.0; gradient.len()]);
-                sums.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += probability * f64::from(g).powi(2));
-            }
-        }
-        Ok(())
+    let seen = factors(net, what, samples, cx, |index, factor| {
+        let sums = sums.entry(index).or_insert_with(|| vec![0.0; factor.len()]);
+        sums.iter_mut().zip(factor).for_each(|(sum, x)| *sum += x * x);
     })?;
     sums.values_mut().flatten().for_each(|sum| *sum /= seen as f64);
-    sums.retain(|_, curvature| !curvature.is_empty());
     Ok(sums)
 }
 

@@ -44,17 +44,37 @@ pub fn mask_layers(net: Net, mut choose: impl FnMut(usize, &Stored) -> Option<Ve
     Ok(Net { nodes: nodes.collect::<Result<_>>()? })
 }
 
+/// Masks every weight that is zero, so that further training leaves it there.
+///
+/// # Errors
+/// When the network does not hold together.
+pub fn mask_zeros(net: Net) -> Result<Net> {
+    mask_layers(net, |_, weight| {
+        let values = weight.values();
+        values.contains(&0.0).then(|| values.iter().map(|value| *value != 0.0).collect())
+    })
+}
+
 /// Marks the share of the values that has the highest scores, at least one, the earlier of equals; zeros come last and are marked only
 /// when all values are zero.
 pub fn highest(values: &[f32], scores: &[f64], share: f64) -> Vec<bool> {
-    let count = ((share * values.len() as f64).round() as usize).clamp(1, values.len());
+    let count = kept(share, values.len());
     let mut order: Vec<usize> = (0..values.len()).collect();
-    order.sort_by(|&a, &b| (values[b] != 0.0).cmp(&(values[a] != 0.0)).then(scores[b].total_cmp(&scores[a])));
+    let order_of = |&a: &usize, &b: &usize| {
+        (values[b] != 0.0).cmp(&(values[a] != 0.0)).then(scores[b].total_cmp(&scores[a])).then(a.cmp(&b))
+    };
+    order.select_nth_unstable_by(count - 1, order_of);
+    let first = order[..count].iter().copied().min_by(order_of);
     let mut mask = vec![false; values.len()];
-    for (rank, &index) in order[..count].iter().enumerate() {
-        mask[index] = rank == 0 || values[index] != 0.0;
+    for &index in &order[..count] {
+        mask[index] = Some(index) == first || values[index] != 0.0;
     }
     mask
+}
+
+/// How many of `len` weights stay when this share does, at least one.
+pub fn kept(share: f64, len: usize) -> usize {
+    ((share * len as f64).round() as usize).clamp(1, len)
 }
 
 /// The score that `share` of all scores reach, of which at least one does.

@@ -189,8 +189,7 @@ fn operation(node: &Node, input: &[usize], output: &[usize]) -> Operation {
             if shape[1] == 1 && *groups > 1 {
                 return Operation::Depthwise(Depthwise { geometry, weight, epilogue, out });
             }
-            let weight = Matrix::new(out, weight.len() / out, weight, Convolution::SPARSE_BELOW);
-            Operation::Convolution(Convolution { geometry, weight, epilogue, out })
+            Operation::Convolution(Convolution::new(geometry, &weight, epilogue, out))
         }
         Layer::Linear => {
             let epilogue = Epilogue { bias: tensor(node, "bias"), activation: None };

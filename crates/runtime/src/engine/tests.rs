@@ -55,6 +55,8 @@ struct Case {
     dilation: [usize; 2],
     groups: usize,
     zeros: usize,
+    /// Every so many taps are zero in all filters; none if 0.
+    thin: usize,
 }
 
 impl Case {
@@ -66,7 +68,11 @@ impl Case {
     }
 
     fn weights(&self) -> Vec<f32> {
-        values(self.weight.iter().product(), 3, self.zeros)
+        let mut weights = values(self.weight.iter().product(), 3, self.zeros);
+        let depth: usize = self.weight[1..].iter().product();
+        let thinned = |i: usize| (i % depth).checked_rem(self.thin) == Some(0);
+        weights.iter_mut().enumerate().filter(|(i, _)| thinned(*i)).for_each(|(_, weight)| *weight = 0.0);
+        weights
     }
 
     fn bias(&self) -> Vec<f32> {
@@ -118,6 +124,7 @@ fn case() -> impl Strategy<Value = Case> {
                 dilation,
                 groups,
                 zeros,
+                thin: 0,
             })
         })
 }
@@ -129,6 +136,21 @@ proptest! {
         let input = values(case.input.iter().product::<usize>() * batch, 5, 0);
         let output = model.check().unwrap().pop().unwrap();
         assert_close(&run(&model, &input, batch), &case.reference(&input, &output), 1e-5);
+    }
+
+    #[test]
+    fn a_convolution_without_some_taps_is_its_definition_and_holds_fewer_weights(mut case in case(), every in 2_usize..5) {
+        let depth = case.weight[1..].iter().product::<usize>();
+        // With one tap nothing can go, and depthwise convolutions keep all.
+        prop_assume!(depth > 1 && (case.groups == 1 || case.weight[1] > 1));
+        case.zeros = 0;
+        let full = Engine::new(&case.model(), 1).unwrap().peak_bytes(1);
+        case.thin = every;
+        let model = case.model();
+        let input = values(case.input.iter().product(), 5, 0);
+        let output = model.check().unwrap().pop().unwrap();
+        assert_close(&run(&model, &input, 1), &case.reference(&input, &output), 1e-5);
+        prop_assert_eq!(full - Engine::new(&model, 1).unwrap().peak_bytes(1), 4 * case.weight[0] * depth.div_ceil(every));
     }
 
     #[test]

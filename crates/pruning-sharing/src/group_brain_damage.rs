@@ -1,0 +1,235 @@
+//! Group-wise brain damage.
+//!
+//! Written as a product of matrices, a convolution multiplies its weight `[out, in * kh * kw]` with the unfolded input. Training with the
+//! penalty `Omega = lambda sum_{i,j,s} ||K(i, j, s, :)||`, whose groups are the weights of all filters at the place `(i, j)` of the kernel
+//! and the input channel `s`, empties whole columns of the weight, which are the rows of the unfolded input. What is left multiplies a
+//! thinner matrix: the engine unfolds nothing for a column that is zero.
+//!
+//! ```
+//! use briquette_core::builder::{Builder, Conv};
+//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_data::Dataset;
+//! use briquette_pruning_sharing::group_brain_damage::GroupBrainDamage;
+//! use burn::tensor::Device;
+//!
+//! let mut b = Builder::new([1, 2, 2], 1, &Device::flex());
+//! let x = b.conv("conv", b.input(), Conv::new(3, 2));
+//! let x = b.flatten("flatten", x);
+//! b.linear("fc", x, 2);
+//! let all = Dataset::from_memory("dots", [1, 2, 2], 2, vec![9, 0, 80, 5, 200, 7, 0, 90], vec![0, 1]).unwrap();
+//! let data = Data { train: all.clone(), valid: all.clone(), test: all };
+//!
+//! let settings = r#"{ "lambda": 0.1, "ratio": 0.5, "train": { "epochs": 2 } }"#;
+//! let method: GroupBrainDamage = serde_json::from_str(settings).unwrap();
+//! let net = method.run(b.finish().unwrap(), &mut Context::new(&Device::flex(), 1, &data, &mut Silent)).unwrap();
+//! // Two of the four places of the kernel are left, in all three filters.
+//! assert_eq!(net.nodes[1].weight().unwrap().values().iter().filter(|w| **w != 0.0).count(), 2 * 3);
+//! ```
+//!
+//! Lebedev, Lempitsky. "Fast ConvNets Using Group-wise Brain Damage". CVPR 2016. arXiv:1506.02515.
+//! Differs from the paper: the penalty acts by its proximal step after each step of the optimizer, and how many columns go is set by `ratio`
+//! or by one `threshold` for all layers instead of by a threshold that moves during the training.
+
+use std::collections::BTreeMap;
+
+use briquette_core::error::{Error, Result};
+use briquette_core::net::{Net, Op};
+use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::stored::Stored;
+use briquette_core::training::{Extras, Recipe, fit};
+use briquette_core::types::{PerLayer, Ratio};
+use serde::Deserialize;
+
+use crate::parts::empty::refuse_empty;
+use crate::parts::except::excepted;
+use crate::parts::masks::{highest, mask_layers};
+use crate::parts::proximal::{Groups, Penalty, Proximal};
+
+/// Trains whole columns of the convolutions' matrices to zero and masks them.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupBrainDamage {
+    /// Strength of the penalty.
+    lambda: f64,
+    /// Share of each convolution's columns that goes, those of the smallest norms.
+    ratio: Option<PerLayer<Ratio>>,
+    /// In place of `ratio`: columns of a norm up to this go.
+    threshold: Option<f64>,
+    /// Layers that are left alone; a trailing `*` stands for any ending.
+    #[serde(default)]
+    except: Vec<String>,
+    /// The training with the penalty; `choose = "last"` keeps it from returning an early epoch.
+    train: Recipe,
+    /// Training of what is left, without the penalty.
+    tune: Option<Recipe>,
+}
+
+impl Method for GroupBrainDamage {
+    const NAME: &'static str = "group-brain-damage";
+    const FAMILY: &'static str = "pruning and sharing";
+    const PAPER: &'static str = "Lebedev, Lempitsky, CVPR 2016, arXiv:1506.02515";
+    const EXAMPLE: &'static str = "lambda = 1e-2\nratio = 0.6\ntrain = { epochs = 10, choose = \"last\" }";
+}
+
+impl Pass for GroupBrainDamage {
+    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        let (penalty, _) = self.check(&net)?;
+        let mut proximal = Proximal::new(vec![penalty]);
+        let net = fit(net, &self.train, Extras { projections: vec![&mut proximal], ..Extras::default() }, cx)?;
+        refuse_empty(&net, "lower `lambda`, or name it in `except`")?;
+        let net = self.mask(net)?;
+        match &self.tune {
+            Some(recipe) => fit(net, recipe, Extras::default(), cx),
+            None => Ok(net),
+        }
+    }
+
+    /// With a threshold, which only a trained network meets, nothing is masked.
+    fn plan(&self, net: Net) -> Result<Net> {
+        self.check(&net)?;
+        if self.threshold.is_some() { Ok(net) } else { self.mask(net) }
+    }
+
+    fn trainings(&self) -> Vec<&Recipe> {
+        std::iter::once(&self.train).chain(&self.tune).collect()
+    }
+
+    fn shrink(&mut self) {
+        for recipe in std::iter::once(&mut self.train).chain(&mut self.tune) {
+            recipe.shrink(1);
+        }
+    }
+}
+
+impl GroupBrainDamage {
+    /// The penalty, and for each of its layers the share of columns that goes.
+    fn check(&self, net: &Net) -> Result<(Penalty, BTreeMap<usize, f64>)> {
+        if self.ratio.is_some() == self.threshold.is_some() {
+            return Err(Error::Invalid("group-brain-damage takes exactly one of `ratio` and `threshold`".into()));
+        }
+        if let Some(threshold) = self.threshold.filter(|threshold| !(threshold.is_finite() && *threshold >= 0.0)) {
+            return Err(Error::Invalid(format!("group-brain-damage: threshold must be 0 or more, is {threshold}")));
+        }
+        self.train.check()?;
+        let spared = excepted(net, &self.except)?;
+        let fits =
+            |index: &usize| matches!(&net.nodes[*index].op, Op::Conv2d(conv) if conv.groups == 1) && !spared.contains(index);
+        let named: BTreeMap<usize, f64> = match &self.ratio {
+            Some(ratio) => ratio.resolve(net)?.into_iter().map(|(index, ratio)| (index, ratio.get())).collect(),
+            None => net.weighted().map(|(index, _)| (index, 0.0)).collect(),
+        };
+        let shares: BTreeMap<usize, f64> = named.into_iter().filter(|(index, _)| fits(index)).collect();
+        if shares.is_empty() {
+            let detail = "group-brain-damage: no convolution with one group of channels is named; use structured-sparsity for other layers";
+            return Err(Error::Invalid(detail.into()));
+        }
+        if let Some((index, _)) = shares.iter().find(|(_, share)| **share >= 1.0) {
+            return Err(Error::node(&net.nodes[*index].name, "ratio = 1 would remove every column; remove a share below 1"));
+        }
+        let penalty = Penalty { groups: Groups::Columns, layers: shares.keys().copied().collect(), strength: self.lambda };
+        penalty.check(Self::NAME, net)?;
+        Ok((penalty, shares))
+    }
+
+    /// Masks the columns that go; the largest of each layer stays.
+    fn mask(&self, net: Net) -> Result<Net> {
+        let (_, shares) = self.check(&net)?;
+        mask_layers(net, |index, weight| {
+            let removed = shares.get(&index)?;
+            let norms = columns(weight);
+            let share = match self.threshold {
+                Some(threshold) => norms.iter().filter(|norm| **norm > threshold).count() as f64 / norms.len() as f64,
+                None => 1.0 - removed,
+            };
+            let stays = highest(&vec![1.0; norms.len()], &norms, share);
+            Some((0..weight.base.len()).map(|i| stays[i % norms.len()]).collect())
+        })
+    }
+}
+
+/// The norms of the columns of a weight as a matrix `[out, in * kh * kw]`.
+fn columns(weight: &Stored) -> Vec<f64> {
+    let values = weight.values();
+    let count = values.len() / weight.shape[0];
+    let norm = |column: usize| values.iter().skip(column).step_by(count).map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+    (0..count).map(norm).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use briquette_core::coding::floats;
+    use briquette_core::stored::Storage;
+    use briquette_core::training::probe;
+    use briquette_runtime::Engine;
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::handmade::{context, get, images, refusal, run, set, small};
+
+    /// [out 3, in 4, 2, 2] with column norms that grow from column 15 to column 0.
+    fn graded() -> Net {
+        let row = [1.6, -1.5, 1.4, -1.3, 1.2, -1.1, 1.0, -0.9, 0.8, -0.7, 0.6, -0.5, 0.4, -0.3, 0.2, -0.1];
+        set(small(), "conv2", "weight", &[row; 3].concat())
+    }
+
+    fn settings(more: &serde_json::Value) -> serde_json::Value {
+        let mut all = serde_json::json!({ "lambda": 0.0, "train": { "epochs": 0 }, "except": ["conv1"] });
+        all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        all
+    }
+
+    #[test]
+    fn whole_columns_of_the_smallest_norms_go() {
+        // The norm of column c is (1.6 - 0.1 c) times the root of 3.
+        for how in [serde_json::json!({ "ratio": 0.75 }), serde_json::json!({ "threshold": 1.25 * 3.0_f64.sqrt() })] {
+            let net = run::<GroupBrainDamage>(graded(), settings(&how)).unwrap();
+            let left: Vec<bool> = get(&net, "conv2", "weight").iter().map(|w| *w != 0.0).collect();
+            assert_eq!(left, (0..48).map(|i| i % 16 < 4).collect::<Vec<_>>());
+            assert_eq!(get(&net, "conv1", "weight"), get(&small(), "conv1", "weight"));
+        }
+    }
+
+    #[test]
+    fn the_thinned_product_of_the_engine_equals_the_masked_one() {
+        let net = run::<GroupBrainDamage>(graded(), settings(&serde_json::json!({ "ratio": 0.75 }))).unwrap();
+        let (data, mut silent) = (images(), briquette_core::pass::Silent);
+        let mut masked = Vec::new();
+        let mut pixels = Vec::new();
+        probe(&mut context(&data, &mut silent), "all", (1, 40), &Device::flex(), |images, _| {
+            pixels = floats(images.clone());
+            masked = floats(net.forward(images));
+            Ok(())
+        })
+        .unwrap();
+        let engine = |net: &Net| Engine::new(&net.to_model(Storage::default()).unwrap(), 1).unwrap();
+        let thinned = engine(&net).run(&pixels, 40).unwrap();
+        assert!(thinned.iter().zip(&masked).all(|(a, b)| (a - b).abs() < 1e-4), "{thinned:?} and {masked:?}");
+        // 12 of 16 columns of 3 floats are gone, and with them as many multiplications.
+        assert_eq!(engine(&graded()).peak_bytes(1) - engine(&net).peak_bytes(1), 12 * 3 * 4);
+    }
+
+    #[test]
+    fn the_training_empties_columns_and_the_tuning_leaves_them_empty() {
+        let empty = |lambda: f64| {
+            let train = serde_json::json!({ "epochs": 60, "batch": 5, "optimizer": "sgd", "lr": 0.1, "choose": "last" });
+            let more =
+                serde_json::json!({ "lambda": lambda, "threshold": 0.0, "train": train, "tune": { "epochs": 2, "batch": 20 } });
+            let net = run::<GroupBrainDamage>(small(), settings(&more)).unwrap();
+            columns(&net.nodes[net.index("conv2").unwrap()].weight().unwrap()).iter().filter(|norm| **norm == 0.0).count()
+        };
+        assert_eq!(empty(0.0), 0);
+        assert!((4..16).contains(&empty(0.05)), "{}", empty(0.05));
+    }
+
+    #[test]
+    fn settings_that_cannot_be_met_are_refused() {
+        let both = refusal::<GroupBrainDamage>(small(), settings(&serde_json::json!({ "ratio": 0.5, "threshold": 0.1 })));
+        assert_eq!(both, "group-brain-damage takes exactly one of `ratio` and `threshold`");
+        let all = refusal::<GroupBrainDamage>(small(), settings(&serde_json::json!({ "ratio": 1.0 })));
+        assert_eq!(all, "node 'conv2': ratio = 1 would remove every column; remove a share below 1");
+        let fc = refusal::<GroupBrainDamage>(small(), settings(&serde_json::json!({ "ratio": { "fc": 0.5 } })));
+        assert!(fc.starts_with("group-brain-damage: no convolution"), "{fc}");
+        let strength = refusal::<GroupBrainDamage>(small(), settings(&serde_json::json!({ "ratio": 0.5, "lambda": -1.0 })));
+        assert_eq!(strength, "group-brain-damage: strengths must be 0 or more, not -1");
+    }
+}

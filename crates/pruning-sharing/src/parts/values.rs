@@ -1,0 +1,30 @@
+//! New values for parameters of a network that is being trained.
+
+use std::collections::HashMap;
+
+use briquette_core::net::Net;
+use burn::module::{Module, ModuleMapper, Param, ParamId};
+use burn::tensor::Tensor;
+
+/// The network with these values, flat and without gradients, in the place of the parameters' own. Ids and codings stay, so that the
+/// optimizer and the masks go on.
+pub fn replace(net: Net, values: HashMap<ParamId, Tensor<1>>) -> Net {
+    net.map(&mut Values(values))
+}
+
+struct Values(HashMap<ParamId, Tensor<1>>);
+
+impl ModuleMapper for Values {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let Some(new) = self.0.remove(&param.id) else { return param };
+        param.map(|old| {
+            let new = new.reshape(old.shape());
+            if old.is_autodiff() { Tensor::from_inner(new).set_require_grad(old.is_require_grad()) } else { new }
+        })
+    }
+}
+
+/// A tensor without its gradients.
+pub fn plain<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    if tensor.is_autodiff() { tensor.inner() } else { tensor }
+}

@@ -1,0 +1,296 @@
+//! Structured sparsity learning.
+//!
+//! Trains with the penalty `sum_l sum_g lambda_g ||w_g||` over groups of the weights of each layer: its filters, its input channels, the
+//! shapes of its filters (the weights of all filters at one input channel and place in the kernel), and, where a shortcut leads around,
+//! all weights between the ends of the shortcut (the depth). After each step of the optimizer comes the proximal step of each kind of
+//! groups (see [`proximal`](crate::parts::proximal)). Afterwards empty filters and channels are removed physically, a residual addition
+//! with an empty branch gives way to its shortcut, and empty shapes stay masked, which the engine multiplies as a thinner matrix.
+//!
+//! ```
+//! use briquette_core::builder::{Builder, Conv};
+//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_data::Dataset;
+//! use briquette_pruning_sharing::structured_sparsity::StructuredSparsity;
+//! use burn::tensor::Device;
+//!
+//! let mut b = Builder::new([1, 2, 2], 1, &Device::flex());
+//! let x = b.conv("conv", b.input(), Conv::new(20, 2));
+//! let x = b.relu("relu", x);
+//! let x = b.flatten("flatten", x);
+//! b.linear("fc", x, 2);
+//! let all = Dataset::from_memory("dots", [1, 2, 2], 2, vec![9, 0, 80, 5, 200, 7, 0, 90], vec![0, 1]).unwrap();
+//! let data = Data { train: all.clone(), valid: all.clone(), test: all };
+//!
+//! let train = r#"{ "epochs": 300, "optimizer": "sgd", "lr": 0.3, "choose": "last" }"#;
+//! let settings = format!(r#"{{ "filters": 0.05, "train": {train} }}"#);
+//! let method: StructuredSparsity = serde_json::from_str(&settings).unwrap();
+//! let net = method.run(b.finish().unwrap(), &mut Context::new(&Device::flex(), 1, &data, &mut Silent)).unwrap();
+//! assert!(net.nodes[1].op.weight_shape().unwrap()[0] < 10);
+//! ```
+//!
+//! Wen, Wu, Wang, Chen, Li. "Learning Structured Sparsity in Deep Neural Networks". NIPS 2016. arXiv:1608.03665.
+//! Differs from the paper: a filter's group has its bias too; the weights of a whole branch are one group instead of those of each of its
+//! layers; the proximal steps of filters and channels, which overlap, follow each other; and the second penalty, on all weights, is the
+//! recipe's weight decay.
+
+use briquette_core::Layer;
+use briquette_core::error::{Error, Result};
+use briquette_core::net::{Net, Node, Op};
+use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::surgery::ChannelGroup;
+use briquette_core::training::{Extras, Recipe, fit};
+use serde::Deserialize;
+
+use crate::parts::empty::remove_empty;
+use crate::parts::except::excepted;
+use crate::parts::proximal::{Groups, Penalty, Proximal};
+
+/// Trains groups of weights to zero and removes them, physically where the shape of a network can tell.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StructuredSparsity {
+    /// Strength of the penalty on filters and neurons.
+    #[serde(default)]
+    filters: f64,
+    /// On input channels.
+    #[serde(default)]
+    channels: f64,
+    /// On the shapes of the filters of convolutions.
+    #[serde(default)]
+    shapes: f64,
+    /// On the branches beside shortcuts.
+    #[serde(default)]
+    depth: f64,
+    /// Layers that are left alone; a trailing `*` stands for any ending.
+    #[serde(default)]
+    except: Vec<String>,
+    /// The training with the penalty; `choose = "last"` keeps it from returning an early epoch with more weights.
+    train: Recipe,
+    /// Training of what is left, without the penalty.
+    tune: Option<Recipe>,
+}
+
+impl Method for StructuredSparsity {
+    const NAME: &'static str = "structured-sparsity";
+    const FAMILY: &'static str = "pruning and sharing";
+    const PAPER: &'static str = "Wen, Wu, Wang, Chen, Li, NIPS 2016, arXiv:1608.03665";
+    const EXAMPLE: &'static str = "filters = 1e-2\nshapes = 1e-2\ntrain = { epochs = 10, choose = \"last\" }";
+}
+
+impl Pass for StructuredSparsity {
+    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        let mut proximal = Proximal::new(self.penalties(&net)?);
+        let net = fit(net, &self.train, Extras { projections: vec![&mut proximal], ..Extras::default() }, cx)?;
+        let net = remove_empty(shorten(net)?, "lower the strengths, or name it in `except`")?;
+        match &self.tune {
+            Some(recipe) => fit(net, recipe, Extras::default(), cx),
+            None => Ok(net),
+        }
+    }
+
+    /// What goes only the training can tell.
+    fn plan(&self, net: Net) -> Result<Net> {
+        self.train.check()?;
+        self.penalties(&net)?;
+        Ok(net)
+    }
+
+    fn trainings(&self) -> Vec<&Recipe> {
+        std::iter::once(&self.train).chain(&self.tune).collect()
+    }
+
+    fn shrink(&mut self) {
+        for recipe in std::iter::once(&mut self.train).chain(&mut self.tune) {
+            recipe.shrink(1);
+        }
+    }
+}
+
+impl StructuredSparsity {
+    /// The penalties, those on smaller groups first.
+    fn penalties(&self, net: &Net) -> Result<Vec<Penalty>> {
+        let spared = excepted(net, &self.except)?;
+        let groups = net.channel_groups()?;
+        let frozen: Vec<usize> = groups.iter().filter(|group| group.frozen.is_some()).flat_map(ChannelGroup::producers).collect();
+        let one_group = |index: usize| match &net.nodes[index].op {
+            Op::Conv2d(conv) => conv.groups == 1,
+            Op::Linear(_) => true,
+            Op::BatchNorm(_) | Op::Custom(_) | Op::Fixed(_) => false,
+        };
+        let layers = |fits: &dyn Fn(usize) -> bool| -> Vec<usize> {
+            net.weighted().map(|(index, _)| index).filter(|index| !spared.contains(index) && fits(*index)).collect()
+        };
+        let convolution = |index: usize| one_group(index) && matches!(net.nodes[index].op, Op::Conv2d(_));
+        let flat = [
+            (Groups::Columns, self.shapes, layers(&convolution)),
+            (Groups::Channels, self.channels, layers(&one_group)),
+            (Groups::Filters, self.filters, layers(&|index| !frozen.contains(&index))),
+        ];
+        let mut penalties: Vec<Penalty> =
+            flat.into_iter().map(|(groups, strength, layers)| Penalty { groups, layers, strength }).collect();
+        let free = |layers: &Vec<usize>| !layers.iter().any(|layer| spared.contains(layer));
+        let branches = branches(net).into_iter().map(|branch| branch.layers).filter(free);
+        penalties.extend(branches.map(|layers| Penalty { groups: Groups::Whole, layers, strength: self.depth }));
+        penalties.iter().try_for_each(|penalty| penalty.check(Self::NAME, net))?;
+        penalties.retain(|penalty| penalty.strength > 0.0 && !penalty.layers.is_empty());
+        if penalties.is_empty() {
+            let detail = "structured-sparsity: none of `filters`, `channels`, `shapes` and `depth` is above 0 and finds a layer";
+            return Err(Error::Invalid(detail.into()));
+        }
+        Ok(penalties)
+    }
+}
+
+/// One input of an addition, whose weights nothing else uses, beside a shortcut without weights of its own.
+struct Branch {
+    addition: usize,
+    shortcut: usize,
+    /// Its convolutions and fully connected layers.
+    layers: Vec<usize>,
+}
+
+fn branches(net: &Net) -> Vec<Branch> {
+    let mut uses = vec![0; net.nodes.len()];
+    net.nodes.iter().flat_map(|node| &node.inputs).for_each(|input| uses[*input] += 1);
+    // The layers of the chain that ends at a node and begins behind the last node that others read too.
+    let chain = |mut node: usize| {
+        let mut layers = Vec::new();
+        while let ([input], 1) = (&net.nodes[node].inputs[..], uses[node]) {
+            if net.nodes[node].op.weight_shape().is_some() {
+                layers.insert(0, node);
+            }
+            node = *input;
+        }
+        layers
+    };
+    let branch = |(addition, node): (usize, &Node)| {
+        let (Layer::Add, [a, b]) = (node.op.layer(), &node.inputs[..]) else { return None };
+        match (chain(*a), chain(*b)) {
+            (layers, none) if none.is_empty() && !layers.is_empty() => Some(Branch { addition, shortcut: *b, layers }),
+            (none, layers) if none.is_empty() && !layers.is_empty() => Some(Branch { addition, shortcut: *a, layers }),
+            _ => None,
+        }
+    };
+    net.nodes.iter().enumerate().filter_map(branch).collect()
+}
+
+/// Puts the shortcut in the place of every addition of which a layer of the branch is zero, so that the branch gives a constant at most.
+fn shorten(mut net: Net) -> Result<Net> {
+    let zero = |net: &Net, layer: &usize| net.nodes[*layer].weight().is_some_and(|w| w.values().iter().all(|v| *v == 0.0));
+    while let Some(branch) = branches(&net).into_iter().find(|branch| branch.layers.iter().any(|layer| zero(&net, layer))) {
+        net = net.bypass(branch.addition, branch.shortcut)?;
+    }
+    Ok(net)
+}
+
+#[cfg(test)]
+mod tests {
+    use briquette_core::builder::{Builder, Conv};
+    use briquette_core::coding::floats;
+    use briquette_core::pass::Silent;
+    use briquette_core::training::probe;
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::handmade::{context, get, images, refusal, run, set, small};
+
+    fn outputs(net: &Net) -> Vec<f32> {
+        let (data, mut silent) = (images(), Silent);
+        let mut outputs = Vec::new();
+        probe(&mut context(&data, &mut silent), "all", (1, 40), &Device::flex(), |images, _| {
+            outputs = floats(net.forward(images));
+            Ok(())
+        })
+        .unwrap();
+        outputs
+    }
+
+    fn agree(a: &Net, b: &Net) -> bool {
+        outputs(a).iter().zip(outputs(b)).all(|(a, b)| (a - b).abs() < 1e-5)
+    }
+
+    fn shape(net: &Net, layer: &str) -> Vec<usize> {
+        net.nodes[net.index(layer).unwrap()].op.weight_shape().unwrap()
+    }
+
+    /// The network with the weights of a layer zero where `gone` says.
+    fn without(net: Net, layer: &str, gone: impl Fn(usize) -> bool) -> Net {
+        let mut weights = get(&net, layer, "weight");
+        weights.iter_mut().enumerate().filter(|(i, _)| gone(*i)).for_each(|(_, w)| *w = 0.0);
+        set(net, layer, "weight", &weights)
+    }
+
+    fn untrained() -> serde_json::Value {
+        serde_json::json!({ "filters": 0.1, "channels": 0.1, "depth": 0.1, "train": { "epochs": 0 } })
+    }
+
+    #[test]
+    fn empty_filters_and_unread_channels_go_physically_with_no_change_of_the_output() {
+        // Filter 1 of conv2 [3, 4, 2, 2] is empty, nothing reads channel 2 of conv1, and two shapes of conv2 are empty.
+        let net = without(small(), "conv2", |i| i / 16 == 1 || i / 4 % 4 == 2 || [0, 5].contains(&(i % 16)));
+        let cut = run::<StructuredSparsity>(net.deep_clone(), untrained()).unwrap();
+        assert_eq!(
+            (shape(&cut, "conv1"), shape(&cut, "conv2"), shape(&cut, "fc1")),
+            (vec![3, 1, 2, 2], vec![2, 3, 2, 2], vec![5, 8])
+        );
+        assert!(agree(&net, &cut));
+        let conv2 = cut.nodes[cut.index("conv2").unwrap()].weight().unwrap();
+        assert_eq!(conv2.coding.mask.unwrap(), (0..24).map(|i| ![0, 5].contains(&(i % 12))).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_emptied_go_on_emptying() {
+        // The last two neurons of fc1 read only filter 2 of conv2, and nothing reads them: filter 2 goes too.
+        let net = without(small(), "fc1", |i| (i / 12 < 3) == (i % 12 >= 8));
+        let net = without(net, "fc2", |i| i % 5 >= 3);
+        let cut = run::<StructuredSparsity>(net.deep_clone(), untrained()).unwrap();
+        assert_eq!((shape(&cut, "conv2")[0], shape(&cut, "fc1")), (2, vec![3, 8]));
+        assert!(agree(&net, &cut));
+    }
+
+    /// Two residual blocks, the second with two convolutions.
+    fn residual() -> Net {
+        let mut b = Builder::new([1, 4, 4], 5, &Device::flex());
+        let stem = b.conv("stem", b.input(), Conv::new(3, 3).same());
+        let x = b.conv("first", stem, Conv::new(3, 3).same());
+        let first = b.add("add1", &[stem, x]);
+        let x = b.conv("second", first, Conv::new(2, 1));
+        let x = b.relu("relu", x);
+        let x = b.conv("third", x, Conv::new(3, 3).same());
+        let x = b.add("add2", &[x, first]);
+        let x = b.global_avg_pool("pool", x);
+        b.linear("fc", x, 3);
+        b.finish().unwrap()
+    }
+
+    #[test]
+    fn a_residual_branch_that_is_empty_makes_the_graph_shorter() {
+        let found: Vec<Vec<usize>> = branches(&residual()).into_iter().map(|branch| branch.layers).collect();
+        assert_eq!(found, [vec![2], vec![4, 6]]);
+        let net = without(residual(), "third", |_| true);
+        let cut = run::<StructuredSparsity>(net.deep_clone(), untrained()).unwrap();
+        let names: Vec<&str> = cut.nodes.iter().map(|node| node.name.as_str()).collect();
+        assert_eq!(names, ["input", "stem", "first", "add1", "pool", "fc"]);
+        assert!(agree(&net, &cut));
+    }
+
+    #[test]
+    fn the_training_empties_a_branch_as_one() {
+        let left = |depth: f64| {
+            let train = serde_json::json!({ "epochs": 60, "batch": 5, "optimizer": "sgd", "lr": 0.1, "choose": "last" });
+            let settings = serde_json::json!({ "depth": depth, "train": train, "tune": { "epochs": 1, "batch": 20 } });
+            run::<StructuredSparsity>(residual(), settings).unwrap().nodes.len()
+        };
+        assert_eq!((left(1e-6), left(0.2)), (10, 4));
+    }
+
+    #[test]
+    fn settings_that_cannot_be_met_are_refused() {
+        let none = refusal::<StructuredSparsity>(small(), serde_json::json!({ "depth": 0.1, "train": {} }));
+        assert_eq!(none, "structured-sparsity: none of `filters`, `channels`, `shapes` and `depth` is above 0 and finds a layer");
+        let negative = refusal::<StructuredSparsity>(small(), serde_json::json!({ "filters": -0.1, "train": {} }));
+        assert_eq!(negative, "structured-sparsity: strengths must be 0 or more, not -0.1");
+        let empty = run::<StructuredSparsity>(without(small(), "fc1", |_| true), untrained()).unwrap_err().to_string();
+        assert_eq!(empty, "node 'fc1': no weight of it is left; lower the strengths, or name it in `except`");
+    }
+}
