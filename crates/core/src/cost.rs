@@ -21,7 +21,7 @@ pub struct LayerCost {
     pub name: String,
     /// The operation's name.
     pub kind: &'static str,
-    /// Shape of the weight, `[out, in / groups, kh, kw]` or `[out, in]`; empty for normalization.
+    /// Shape of the weight, `[out, in / groups, kh, kw]` or `[out, in]`; empty for normalization and structural matrices.
     pub shape: Vec<usize>,
     /// Trainable values, biases included, running statistics not.
     pub params: usize,
@@ -50,6 +50,10 @@ impl Cost {
                     (weights + vector(linear.bias.as_ref()), weights, node.op.layer().macs(Some(&shape), &shapes[index]))
                 }
                 Op::BatchNorm(norm) => (vector(Some(&norm.gamma)) + vector(Some(&norm.beta)), 0, 0),
+                Op::Structured(structured) => {
+                    let weights = structured.structure.count();
+                    (weights + vector(structured.bias.as_ref()), weights, node.op.layer().macs(None, &shapes[index]))
+                }
                 Op::Custom(custom) => {
                     let inputs: Vec<&[usize]> = node.inputs.iter().map(|&i| shapes[i].as_slice()).collect();
                     let params = custom.tensors.iter().map(|tensor| tensor.lazy_shape().num_elements()).sum();

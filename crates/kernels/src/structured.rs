@@ -182,7 +182,9 @@ impl Structure {
             return refuse("inputs and outputs lie in 1..=2^24");
         }
         match *self {
-            Structure::Acdc { layers: 0, .. } | Structure::ToeplitzLike { rank: 0, .. } | Structure::Kronecker { terms: 0, .. } => {
+            Structure::Acdc { layers: 0, .. }
+            | Structure::ToeplitzLike { rank: 0, .. }
+            | Structure::Kronecker { terms: 0, .. } => {
                 return refuse("a structure has at least one layer, rank or term");
             }
             Structure::Acdc { layers: count, .. }

@@ -4,3 +4,5 @@ pub mod channels;
 pub mod except;
 pub mod kmeans;
 pub mod masks;
+pub mod rank;
+pub mod structured;

@@ -175,7 +175,11 @@ fn products_are_those_of_the_dense_form() {
             }
             for (x, y) in x.chunks(inputs).zip(y.chunks(outputs)) {
                 let wanted: f64 = row(i).iter().zip(x).map(|(w, x)| w * f64::from(*x)).sum();
-                assert!((f64::from(y[i]) - wanted).abs() < 1e-5 * (1.0 + wanted.abs()), "{structure:?} {i}: {} and {wanted}", y[i]);
+                assert!(
+                    (f64::from(y[i]) - wanted).abs() < 1e-5 * (1.0 + wanted.abs()),
+                    "{structure:?} {i}: {} and {wanted}",
+                    y[i]
+                );
             }
         }
     }
@@ -199,7 +203,10 @@ fn gradients_agree_with_differences() {
         let near = |found: f32, up: f64, down: f64, what: &str| {
             // The loss is linear in every single value, and the steps are exact in binary.
             let wanted = up - down;
-            assert!((f64::from(found) - wanted).abs() < 1e-4 * (1.0 + wanted.abs()), "{structure:?} {what}: {found} and {wanted}");
+            assert!(
+                (f64::from(found) - wanted).abs() < 1e-4 * (1.0 + wanted.abs()),
+                "{structure:?} {what}: {found} and {wanted}"
+            );
         };
         for (i, dx) in found.input.iter().enumerate().step_by(5) {
             let moved = |by: f32| {
@@ -263,7 +270,17 @@ fn the_displacement_of_a_toeplitz_like_matrix_has_its_rank() {
     let p = parameters(&structure, 9);
     let dense = structure.dense(&slices(&p)).unwrap();
     let m = matrix(n, |i, j| f64::from(dense[i * n + j]));
-    let shift = |f: f64| matrix(n, |i, j| if i == j + 1 { 1.0 } else if i == 0 && j == n - 1 { f } else { 0.0 });
+    let shift = |f: f64| {
+        matrix(n, |i, j| {
+            if i == j + 1 {
+                1.0
+            } else if i == 0 && j == n - 1 {
+                f
+            } else {
+                0.0
+            }
+        })
+    };
     let (left, right) = (product(&[shift(1.0), m.clone()]), product(&[m, shift(-1.0)]));
     let mut rows = matrix(n, |i, j| left[i][j] - right[i][j]);
     // Elimination with full pivoting; the pivots fall to rounding after the rank.
