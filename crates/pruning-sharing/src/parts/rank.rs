@@ -1,5 +1,9 @@
 //! The best approximation of a matrix by one of low rank.
 
+use briquette_core::builder::standard_normal;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
 /// Rounds of the iteration: enough for its factor `(sigma_{r + 1} / sigma_r)^2` per round on the spectra of trained layers.
 const ROUNDS: usize = 40;
 
@@ -9,9 +13,9 @@ const ROUNDS: usize = 40;
 pub fn low_rank(matrix: &[f32], columns: usize, rank: usize) -> Vec<(Vec<f32>, Vec<f32>)> {
     let rows = matrix.len() / columns;
     let rank = rank.min(rows).min(columns);
-    // Any start will do that is not orthogonal to a leading vector; these are as good as random.
-    let start = |j: usize| (0..columns).map(|i| ((i * 7 + j * 131 + i * i % 61) as f64 * 0.618).sin()).collect();
-    let mut right: Vec<Vec<f64>> = (0..rank).map(start).collect();
+    // A random start is not orthogonal to a leading vector; one seed serves all matrices, so that equal ones have equal factors.
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let mut right: Vec<Vec<f64>> = (0..rank).map(|_| (0..columns).map(|_| standard_normal(&mut rng)).collect()).collect();
     let mut left = Vec::new();
     for _ in 0..ROUNDS {
         orthonormalize(&mut right);
