@@ -204,7 +204,7 @@ pub fn stream(seed: u64, purpose: &str) -> u64 {
 }
 
 /// One draw from N(0, 1), by Box and Muller.
-pub(crate) fn standard_normal(rng: &mut ChaCha8Rng) -> f64 {
+pub fn standard_normal(rng: &mut ChaCha8Rng) -> f64 {
     let u: f64 = 1.0 - rng.random::<f64>();
     let v: f64 = rng.random();
     (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()

@@ -21,7 +21,8 @@ pub struct LayerCost {
     pub name: String,
     /// The operation's name.
     pub kind: &'static str,
-    /// Shape of the weight, `[out, in / groups, kh, kw]` or `[out, in]`; empty for normalization.
+    /// Shape of the weight, `[out, in / groups, kh, kw]` or `[out, in]`; empty for normalization; the number of parameters for a
+    /// structural matrix.
     pub shape: Vec<usize>,
     /// Trainable values, biases included, running statistics not.
     pub params: usize,
@@ -40,7 +41,10 @@ impl Cost {
         let shapes = net.shapes()?;
         let mut layers = Vec::new();
         for (index, node) in net.nodes.iter().enumerate() {
-            let shape = node.op.weight_shape().unwrap_or_default();
+            let shape = match &node.op {
+                Op::Structured(structured) => vec![structured.structure.count()],
+                op => op.weight_shape().unwrap_or_default(),
+            };
             let weights: usize = if shape.is_empty() { 0 } else { shape.iter().product() };
             let (params, weights, macs) = match &node.op {
                 Op::Conv2d(conv) => {
@@ -50,6 +54,9 @@ impl Cost {
                     (weights + vector(linear.bias.as_ref()), weights, node.op.layer().macs(Some(&shape), &shapes[index]))
                 }
                 Op::BatchNorm(norm) => (vector(Some(&norm.gamma)) + vector(Some(&norm.beta)), 0, 0),
+                Op::Structured(structured) => {
+                    (weights + vector(structured.bias.as_ref()), weights, node.op.layer().macs(None, &shapes[index]))
+                }
                 Op::Custom(custom) => {
                     let inputs: Vec<&[usize]> = node.inputs.iter().map(|&i| shapes[i].as_slice()).collect();
                     let params = custom.tensors.iter().map(|tensor| tensor.lazy_shape().num_elements()).sum();

@@ -67,7 +67,9 @@ impl Net {
     fn take(&self, step: &Step, mut inputs: Vec<Flow>, residual: Option<Flow>) -> Flow {
         let norm = step.norm.map(|norm| match &self.nodes[norm].op {
             Op::BatchNorm(norm) => norm,
-            Op::Conv2d(_) | Op::Linear(_) | Op::Custom(_) | Op::Fixed(_) => unreachable!("a step normalizes by a batch norm"),
+            Op::Conv2d(_) | Op::Linear(_) | Op::Structured(_) | Op::Custom(_) | Op::Fixed(_) => {
+                unreachable!("a step normalizes by a batch norm")
+            }
         });
         match &self.nodes[step.node].op {
             Op::Conv2d(conv) => match (inputs.remove(0).last(), norm) {
@@ -83,6 +85,16 @@ impl Net {
                 Flow::Vector(if takes(&x) { kernels::linear(linear, x, step.rectify) } else { linear.forward(x) })
             }
             Op::BatchNorm(norm) => normalize(norm, inputs.remove(0), residual, step.rectify),
+            Op::Structured(structured) => match inputs.remove(0).value() {
+                Value::Vector(x) => Flow::Vector(kernels::structured(structured, x)),
+                Value::Map(x) => {
+                    let [batch, channels, height, width] = x.dims();
+                    let rows = x.permute([0, 2, 3, 1]).reshape([batch * height * width, channels]);
+                    let y = kernels::structured(structured, rows);
+                    let outputs = structured.structure.features()[1];
+                    Flow::First(y.reshape([batch, height, width, outputs]).permute([0, 3, 1, 2]))
+                }
+            },
             Op::Custom(custom) => {
                 let tensors: Vec<Tensor<2>> = custom.tensors.iter().map(Param::val).collect();
                 let inputs: Vec<Value> = inputs.into_iter().map(Flow::value).collect();

@@ -10,6 +10,7 @@ mod norm;
 mod optimize;
 mod pointwise;
 mod pool;
+mod structured;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Instant;
 
-use briquette_kernels::Precision;
+use briquette_kernels::{Precision, Structure};
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, AutodiffBackend, Backend, Dispatch, ExtensionType, Flex, TensorMetadata, backend_extension};
@@ -35,6 +36,7 @@ pub(crate) use optimize::{adam_step, sgd_step};
 pub(crate) use pointwise::{channels_first, channels_last, cross_entropy, rectify};
 pub use pool::{Shortcut, Windows};
 pub(crate) use pool::{channel_means, max_pool, pad_shortcut};
+pub(crate) use structured::structured;
 
 /// A tensor that an operation may go without.
 #[derive(Debug, Clone, ExtensionType)]
@@ -79,6 +81,9 @@ pub trait Kernels: Backend {
         #[extension_type] bias: Maybe<Self>,
         finish: Finish,
     ) -> FloatTensor<Self>;
+
+    /// `x` `[rows, inputs]` times a structural matrix of these parameters, one after the other.
+    fn multiply_structured(x: FloatTensor<Self>, parameters: FloatTensor<Self>, structure: Structure) -> FloatTensor<Self>;
 
     /// Mean and variance of each channel of `x` over the batch, `[2, channels]`; carries no gradient.
     fn batch_moments(x: FloatTensor<Self>) -> FloatTensor<Self>;
@@ -153,6 +158,10 @@ impl Kernels for Flex {
 
     fn multiply(x: FlexTensor, weight: FlexTensor, bias: Maybe<Self>, finish: Finish) -> FlexTensor {
         linear::forward(&x, &weight, &bias, finish)
+    }
+
+    fn multiply_structured(x: FlexTensor, parameters: FlexTensor, structure: Structure) -> FlexTensor {
+        structured::forward(&x, &parameters, structure)
     }
 
     fn batch_moments(x: FlexTensor) -> FlexTensor {
@@ -233,6 +242,10 @@ impl<C: CheckpointStrategy> Kernels for Autodiff<Flex, C> {
 
     fn multiply(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: Maybe<Self>, finish: Finish) -> FloatTensor<Self> {
         linear::record::<C>(x, weight, bias, finish)
+    }
+
+    fn multiply_structured(x: FloatTensor<Self>, parameters: FloatTensor<Self>, structure: Structure) -> FloatTensor<Self> {
+        structured::record::<C>(x, parameters, structure)
     }
 
     fn batch_moments(x: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -335,7 +348,12 @@ pub(crate) fn takes<const D: usize>(x: &Tensor<D>) -> bool {
 
 /// Whether our kernels serve this device.
 pub(crate) fn serve(device: &Device) -> bool {
-    ENABLED.load(Ordering::Relaxed) && *device == Device::flex()
+    ENABLED.load(Ordering::Relaxed) && is_flex(device)
+}
+
+/// Whether tensors of this device can be handed to our kernels, be they turned on or off.
+pub(crate) fn is_flex(device: &Device) -> bool {
+    *device == Device::flex()
 }
 
 thread_local! {

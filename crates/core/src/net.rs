@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use briquette_runtime::Layer;
+use briquette_runtime::{Layer, Structure};
 use burn::module::{Module, Param};
 use burn::nn::conv::Conv2d;
 use burn::nn::{BatchNorm, Linear, PaddingConfig2d};
@@ -42,6 +42,8 @@ pub enum Op {
     Linear(Linear),
     /// Batch normalization.
     BatchNorm(BatchNorm),
+    /// Fully connected layer, or convolution by one pixel, with a structural matrix.
+    Structured(Structured),
     /// An open kernel of some scheme.
     Custom(Custom),
     /// Everything without parameters.
@@ -54,6 +56,18 @@ pub struct Fixed {
     /// What it computes.
     #[module(skip)]
     pub layer: Layer,
+}
+
+/// A structural matrix: what it is made of, and nothing as large as the matrix itself.
+#[derive(Module, Debug)]
+pub struct Structured {
+    /// The structure's parameters, in its order.
+    pub tensors: Vec<Param<Tensor<2>>>,
+    /// One value for each output.
+    pub bias: Option<Param<Tensor<1>>>,
+    /// Which matrix the parameters make.
+    #[module(skip)]
+    pub structure: Structure,
 }
 
 /// A layer that a scheme invents: named matrices that Burn trains and a stateless description of what to do with them.
@@ -157,9 +171,10 @@ impl Net {
         self.valid()
     }
 
-    /// Names of the nodes that hold weights (convolution, linear, open kernels), in order.
+    /// Names of the nodes that hold weights (convolution, linear, structural matrices, open kernels), in order.
     pub fn weighted(&self) -> impl Iterator<Item = (usize, &Node)> {
-        self.nodes.iter().enumerate().filter(|(_, node)| matches!(node.op, Op::Conv2d(_) | Op::Linear(_) | Op::Custom(_)))
+        let weighted = |op: &Op| matches!(op, Op::Conv2d(_) | Op::Linear(_) | Op::Structured(_) | Op::Custom(_));
+        self.nodes.iter().enumerate().filter(move |(_, node)| weighted(&node.op))
     }
 }
 
@@ -180,6 +195,7 @@ impl Op {
             },
             Op::Linear(_) => Layer::Linear,
             Op::BatchNorm(norm) => Layer::BatchNorm { epsilon: norm.epsilon },
+            Op::Structured(structured) => Layer::Structured(structured.structure),
             Op::Custom(custom) => Layer::Custom { kernel: custom.kernel.name().into(), config: custom.kernel.config() },
             Op::Fixed(fixed) => fixed.layer.clone(),
         }
@@ -193,7 +209,7 @@ impl Op {
                 let shape = linear.weight.lazy_shape();
                 Some(vec![shape[1], shape[0]])
             }
-            Op::BatchNorm(_) | Op::Custom(_) | Op::Fixed(_) => None,
+            Op::BatchNorm(_) | Op::Structured(_) | Op::Custom(_) | Op::Fixed(_) => None,
         }
     }
 
@@ -205,8 +221,25 @@ impl Op {
             Op::Conv2d(conv) => conv.bias.as_ref().map_or(Ok(()), |bias| expect("bias", bias.lazy_shape()[0])),
             Op::Linear(linear) => linear.bias.as_ref().map_or(Ok(()), |bias| expect("bias", bias.lazy_shape()[0])),
             Op::BatchNorm(norm) => expect("gamma", norm.gamma.lazy_shape()[0]),
+            Op::Structured(structured) => structured.check(),
             Op::Custom(_) | Op::Fixed(_) => Ok(()),
         }
+    }
+}
+
+impl Structured {
+    /// Whether the tensors are those of the structure.
+    fn check(&self) -> std::result::Result<(), String> {
+        let wanted: Vec<[usize; 2]> = self.structure.parameters().iter().map(|parameter| parameter.shape).collect();
+        let found: Vec<[usize; 2]> = self.tensors.iter().map(|tensor| tensor.lazy_shape().dims()).collect();
+        let (bias, outputs) = (self.bias.as_ref().map(|bias| bias.lazy_shape()[0]), self.structure.features()[1]);
+        if found == wanted && bias.is_none_or(|bias| bias == outputs) {
+            return Ok(());
+        }
+        Err(format!(
+            "tensors of the shapes {found:?} and a bias of {bias:?}, {:?} takes {wanted:?} and {outputs}",
+            self.structure
+        ))
     }
 }
 

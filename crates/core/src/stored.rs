@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use briquette_runtime::{Coder, Layer, Model, Plan, ValueFormat};
+use briquette_runtime::{Coder, Layer, Model, Plan, Structure, ValueFormat};
 use burn::module::{Param, ParamId, RunningState};
 use burn::nn::conv::Conv2d;
 use burn::nn::{BatchNorm, BatchNormConfig, Linear, PaddingConfig2d};
@@ -12,12 +12,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::coding::{Coding, Source, coding_of, floats};
 use crate::error::{Error, Result};
-use crate::net::{Net, Node, Op};
+use crate::kernels;
+use crate::net::{Net, Node, Op, Structured};
 
 /// One parameter of a node on the host, in Burn's layout.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Stored {
-    /// Name within its node: `weight`, `bias`, `gamma`, `beta`, `mean`, `var`.
+    /// Name within its node: `weight`, `bias`, `gamma`, `beta`, `mean`, `var`, or that of a structure's parameter.
     pub name: &'static str,
     /// Shape.
     pub shape: Vec<usize>,
@@ -80,6 +81,11 @@ impl Node {
                 Stored::plain("mean", norm.running_mean.value_sync()),
                 Stored::plain("var", norm.running_var.value_sync()),
             ],
+            Op::Structured(structured) => {
+                let names = structured.structure.parameters().into_iter().map(|parameter| parameter.name);
+                let tensors = names.zip(&structured.tensors).map(|(name, tensor)| Stored::of(name, tensor));
+                tensors.chain(structured.bias.as_ref().map(|b| Stored::of("bias", b))).collect()
+            }
             Op::Custom(_) | Op::Fixed(_) => Vec::new(),
         }
     }
@@ -97,6 +103,11 @@ impl Node {
             (Op::Conv2d(conv), "bias") => conv.bias.as_ref()?.val().grad(grads).map(floats),
             (Op::Linear(linear), "weight") => linear.weight.val().grad(grads).map(|gradient| floats(gradient.transpose())),
             (Op::Linear(linear), "bias") => linear.bias.as_ref()?.val().grad(grads).map(floats),
+            (Op::Structured(structured), "bias") => structured.bias.as_ref()?.val().grad(grads).map(floats),
+            (Op::Structured(structured), name) => {
+                let position = structured.structure.parameters().iter().position(|parameter| parameter.name == name)?;
+                structured.tensors[position].val().grad(grads).map(floats)
+            }
             (Op::BatchNorm(norm), "gamma") => norm.gamma.val().grad(grads).map(floats),
             (Op::BatchNorm(norm), "beta") => norm.beta.val().grad(grads).map(floats),
             _ => None,
@@ -109,7 +120,15 @@ impl Node {
     /// When a parameter is missing or has the wrong rank.
     pub fn with(self, parameters: Vec<Stored>, device: &Device) -> Result<Self> {
         let layer = self.op.layer();
-        build(self.name, self.inputs, &layer, parameters, device)
+        self.replaced(&layer, parameters, device)
+    }
+
+    /// Another layer under the same name and between the same neighbours; parameters as [`Node::with`] takes them.
+    ///
+    /// # Errors
+    /// When a parameter is missing or has the wrong rank, or when the layer does not run on the device.
+    pub fn replaced(self, layer: &Layer, parameters: Vec<Stored>, device: &Device) -> Result<Self> {
+        build(self.name, self.inputs, layer, parameters, device)
     }
 
     /// The node's parameters in the layout of [`Node::weight`].
@@ -155,6 +174,19 @@ pub(crate) fn build(name: String, inputs: Vec<usize>, layer: &Layer, parameters:
                 running_mean: state(need("mean")?)?,
                 running_var: state(need("var")?)?,
                 ..norm
+            })
+        }
+        Layer::Structured(structure) => {
+            structure.check().map_err(|error| Error::node(&name, error.to_string()))?;
+            if !kernels::is_flex(device) {
+                let detail = "structural matrices are computed on the CPU device `flex` only; set `device = \"flex\"`";
+                return Err(Error::node(&name, detail));
+            }
+            let names = structure.parameters().into_iter().map(|parameter| parameter.name);
+            Op::Structured(Structured {
+                tensors: names.map(|name| need(name)?.param(device)).collect::<Result<_>>()?,
+                bias: need("bias").ok().map(|bias| bias.param(device)).transpose()?,
+                structure: *structure,
             })
         }
         Layer::Custom { kernel, .. } => {
@@ -337,8 +369,8 @@ fn codebook(values: &[f32]) -> Source {
 }
 
 fn known(name: &str) -> Result<&'static str> {
-    let names = ["weight", "bias", "gamma", "beta", "mean", "var"];
-    names.into_iter().find(|known| *known == name).ok_or_else(|| Error::unknown("tensor", name, names))
+    let names = || ["weight", "bias", "gamma", "beta", "mean", "var"].into_iter().chain(Structure::NAMES);
+    names().find(|known| *known == name).ok_or_else(|| Error::unknown("tensor", name, names()))
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ pub mod optimize;
 mod peak;
 pub mod pointwise;
 pub mod pool;
+pub mod structured;
 
 pub use columns::column_sums;
 pub use conv::{Conv2d, Epilogue};
@@ -24,6 +25,7 @@ pub use norm::{BatchNorm, Moments};
 pub use operand::Precision;
 pub use peak::fma_gflops;
 pub use pool::{MaxPool2d, PadShortcut};
+pub use structured::Structure;
 
 /// Why a kernel refuses.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

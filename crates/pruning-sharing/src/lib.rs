@@ -26,19 +26,25 @@
 #[cfg(test)]
 mod handmade;
 
+pub mod acdc;
 pub mod apoz;
 pub mod biased_decay;
+pub mod butterfly;
 pub mod channel_lasso;
+pub mod circulant;
 pub mod data_free;
 pub mod ecsq;
 pub mod entropy;
+pub mod fastfood;
 pub mod filter_l1;
 pub mod fpgm;
 pub mod group_brain_damage;
 pub mod hessian_kmeans;
 pub mod huffman;
 pub mod kmeans_sharing;
+pub mod kronecker;
 pub mod less_is_more;
+pub mod low_displacement;
 pub mod magnitude;
 pub mod movement;
 pub mod n_m;
@@ -56,19 +62,25 @@ use briquette_core::pass::Entry;
 
 /// The methods of this crate.
 pub const METHODS: &[Entry] = &[
+    Entry::of::<acdc::Acdc>("pruning-sharing"),
     Entry::of::<apoz::Apoz>("pruning-sharing"),
     Entry::of::<biased_decay::BiasedDecay>("pruning-sharing"),
+    Entry::of::<butterfly::Butterfly>("pruning-sharing"),
     Entry::of::<channel_lasso::ChannelLasso>("pruning-sharing"),
+    Entry::of::<circulant::Circulant>("pruning-sharing"),
     Entry::of::<data_free::DataFree>("pruning-sharing"),
     Entry::of::<ecsq::Ecsq>("pruning-sharing"),
     Entry::of::<entropy::Entropy>("pruning-sharing"),
+    Entry::of::<fastfood::Fastfood>("pruning-sharing"),
     Entry::of::<filter_l1::FilterL1>("pruning-sharing"),
     Entry::of::<fpgm::Fpgm>("pruning-sharing"),
     Entry::of::<group_brain_damage::GroupBrainDamage>("pruning-sharing"),
     Entry::of::<hessian_kmeans::HessianKmeans>("pruning-sharing"),
     Entry::of::<huffman::Huffman>("pruning-sharing"),
     Entry::of::<kmeans_sharing::KmeansSharing>("pruning-sharing"),
+    Entry::of::<kronecker::Kronecker>("pruning-sharing"),
     Entry::of::<less_is_more::LessIsMore>("pruning-sharing"),
+    Entry::of::<low_displacement::LowDisplacement>("pruning-sharing"),
     Entry::of::<magnitude::Magnitude>("pruning-sharing"),
     Entry::of::<movement::Movement>("pruning-sharing"),
     Entry::of::<n_m::NM>("pruning-sharing"),

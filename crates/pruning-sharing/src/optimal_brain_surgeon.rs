@@ -5,7 +5,7 @@
 //! vector of `w_q`. The weight of the lowest saliency goes, the others move, and so on. The inverse comes from the recursion
 //! `H^-1 <- H^-1 - H^-1 x x^T H^-1 / (P + x^T H^-1 x)` that starts at `I / alpha`, so that `H = alpha I + (1/P) sum x x^T`: the Gauss-Newton
 //! matrix, which is the Fisher information, of `P` training images, with a vector `x` for each image and class (see
-//! [`factors`](crate::parts::gauss_newton::factors)) and the damping `alpha`. After a deletion the inverse of `H` without row and column
+//! [`factors`]) and the damping `alpha`. After a deletion the inverse of `H` without row and column
 //! `q` is `H^-1 - H^-1 e_q e_q^T H^-1 / [H^-1]_qq`.
 //!
 //! ```

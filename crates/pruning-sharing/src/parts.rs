@@ -10,4 +10,6 @@ pub mod kmeans;
 pub mod masks;
 pub mod patches;
 pub mod proximal;
+pub mod rank;
+pub mod structured;
 pub mod values;

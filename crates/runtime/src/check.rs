@@ -43,9 +43,15 @@ fn output_shape(position: usize, node: &Node, shapes: &[Vec<usize>]) -> Result<V
     let inputs: Vec<&[usize]> = node.inputs.iter().map(|input| shapes[*input].as_slice()).collect();
     let weight = node.tensor("weight").map(Coded::shape);
     let shape = node.layer.output_shape(&inputs, weight)?;
+    let parameters = match node.layer {
+        Layer::Structured(structure) => structure.parameters(),
+        _ => Vec::new(),
+    };
+    let named: Vec<&str> = parameters.iter().map(|parameter| parameter.name).collect();
     let (required, optional): (&[&str], &[&str]) = match node.layer {
         Layer::Conv2d { .. } | Layer::Linear => (&["weight"], &["bias"]),
         Layer::BatchNorm { .. } => (&["gamma", "beta", "mean", "var"], &[]),
+        Layer::Structured(_) => (&named, &["bias"]),
         _ => (&[], &[]),
     };
     if let Some(name) = required.iter().find(|name| node.tensor(name).is_none()) {
@@ -59,8 +65,10 @@ fn output_shape(position: usize, node: &Node, shapes: &[Vec<usize>]) -> Result<V
         if !names.insert(name) {
             return wiring(format!("two tensors {name:?}"));
         }
-        if name != "weight" && coded.shape() != &shape[..1] {
-            return wiring(format!("{name} has the shape {:?}, expected {:?}", coded.shape(), &shape[..1]));
+        let matrix = parameters.iter().find(|parameter| parameter.name == name).map(|parameter| &parameter.shape[..]);
+        let expected = matrix.unwrap_or(&shape[..1]);
+        if name != "weight" && coded.shape() != expected {
+            return wiring(format!("{name} has the shape {:?}, expected {expected:?}", coded.shape()));
         }
     }
     Ok(shape)

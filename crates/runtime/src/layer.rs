@@ -1,6 +1,7 @@
 //! What a node of a network computes, without its weights: one description that the engine runs, the container stores, and
 //! `briquette-core` asks for shapes and costs.
 
+use briquette_kernels::Structure;
 use serde::{Deserialize, Serialize};
 
 /// An operation and its hyper-parameters. Feature maps are `[channels, height, width]`, vectors are `[features]`; the batch
@@ -98,6 +99,9 @@ pub enum Layer {
         /// Probability of dropping.
         p: f64,
     },
+    /// A fully connected layer, or a convolution by one pixel, whose matrix is structural; tensors as [`Structure`] lists them and
+    /// optionally `bias` `[out]`.
+    Structured(Structure),
     /// An open kernel that a scheme's crate defines.
     Custom {
         /// The kernel's name.
@@ -202,6 +206,7 @@ impl Layer {
             Layer::PadShortcut { .. } => "pad-shortcut",
             Layer::Flatten => "flatten",
             Layer::Dropout { .. } => "dropout",
+            Layer::Structured(structure) => structure.kind(),
             Layer::Custom { .. } => "custom",
         }
     }
@@ -307,6 +312,14 @@ impl Layer {
                 vec![c.saturating_add(*before).saturating_add(*after), h.div_ceil(*stride), w.div_ceil(*stride)]
             }
             Layer::Flatten => vec![inputs[0].iter().copied().fold(1_usize, usize::saturating_mul)],
+            Layer::Structured(structure) => {
+                structure.check().map_err(|error| bad(error.to_string()))?;
+                let [features, outputs] = structure.features();
+                if inputs[0].first() != Some(&features) || !matches!(inputs[0].len(), 1 | 3) {
+                    return Err(bad(format!("a matrix [{outputs}, {features}] does not take the input {:?}", inputs[0])));
+                }
+                std::iter::once(outputs).chain(inputs[0][1..].iter().copied()).collect()
+            }
             Layer::Custom { kernel, .. } => return Err(bad(format!("open kernel {kernel:?} is not known here"))),
             Layer::BatchNorm { .. }
             | Layer::LocalResponseNorm { .. }
@@ -327,6 +340,7 @@ impl Layer {
         match (self, weight) {
             (Layer::Conv2d { .. }, Some(&[_, fan, kh, kw])) => (fan * kh * kw) as u64 * output.iter().product::<usize>() as u64,
             (Layer::Linear, Some(&[out, fan])) => out as u64 * fan as u64,
+            (Layer::Structured(structure), _) => structure.macs() * output[1..].iter().product::<usize>() as u64,
             _ => 0,
         }
     }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use briquette_kernels::Structure;
+
 use crate::bytes::{Put as _, Reader};
 use crate::{Activation, Error, Layer, Model, Window};
 
@@ -127,6 +129,7 @@ fn write_layer(layer: &Layer, out: &mut Vec<u8>) -> Result<(), Error> {
         Layer::AdaptiveAvgPool { output } => put_sizes(out, output),
         Layer::ChannelSlice { start, len } => put_sizes(out, &[*start, *len]),
         Layer::PadShortcut { stride, before, after } => put_sizes(out, &[*stride, *before, *after]),
+        Layer::Structured(structure) => put_structure(out, structure),
         Layer::Custom { kernel, config } => {
             out.put_text(kernel)?;
             out.put_text(config)?;
@@ -169,6 +172,7 @@ fn tag(layer: &Layer) -> u8 {
         Layer::Flatten => 22,
         Layer::Dropout { .. } => 23,
         Layer::Custom { .. } => 24,
+        Layer::Structured(_) => 25,
     }
 }
 
@@ -222,6 +226,7 @@ fn read_layer(reader: &mut Reader<'_>) -> Result<Layer, Error> {
         22 => Layer::Flatten,
         23 => Layer::Dropout { p: reader.f64()? },
         24 => Layer::Custom { kernel: reader.text()?.to_owned(), config: reader.text()?.to_owned() },
+        25 => Layer::Structured(structure(reader)?),
         tag => return Err(Error::corrupt(format!("layer {tag}"))),
     })
 }
@@ -232,6 +237,38 @@ fn put_sizes(out: &mut Vec<u8>, sizes: &[usize]) {
 
 fn put_window(out: &mut Vec<u8>, window: &Window) {
     [window.kernel, window.stride, window.padding].iter().for_each(|pair| put_sizes(out, pair));
+}
+
+fn put_structure(out: &mut Vec<u8>, structure: &Structure) {
+    let (tag, rest, seed): (u8, Vec<usize>, Option<u64>) = match *structure {
+        Structure::Circulant { seed, .. } => (0, Vec::new(), Some(seed)),
+        Structure::Fastfood { seed, .. } => (1, Vec::new(), Some(seed)),
+        Structure::Acdc { layers, seed, .. } => (2, vec![layers], Some(seed)),
+        Structure::ToeplitzLike { rank, .. } => (3, vec![rank], None),
+        Structure::Kronecker { left, right, terms, .. } => (4, [left, right].concat().into_iter().chain([terms]).collect(), None),
+        Structure::Butterfly { .. } => (5, Vec::new(), None),
+    };
+    out.push(tag);
+    put_sizes(out, &structure.features());
+    put_sizes(out, &rest);
+    out.extend(seed.into_iter().flat_map(u64::to_le_bytes));
+}
+
+fn structure(reader: &mut Reader<'_>) -> Result<Structure, Error> {
+    let tag = reader.byte()?;
+    let [inputs, outputs] = sizes(reader)?;
+    let seed = |reader: &mut Reader<'_>| reader.array().map(u64::from_le_bytes);
+    let structure = match tag {
+        0 => Structure::Circulant { inputs, outputs, seed: seed(reader)? },
+        1 => Structure::Fastfood { inputs, outputs, seed: seed(reader)? },
+        2 => Structure::Acdc { inputs, outputs, layers: reader.varint()?, seed: seed(reader)? },
+        3 => Structure::ToeplitzLike { inputs, outputs, rank: reader.varint()? },
+        4 => Structure::Kronecker { inputs, outputs, left: sizes(reader)?, right: sizes(reader)?, terms: reader.varint()? },
+        5 => Structure::Butterfly { inputs, outputs },
+        tag => return Err(Error::corrupt(format!("structural matrix {tag}"))),
+    };
+    structure.check().map_err(|error| Error::corrupt(error.to_string()))?;
+    Ok(structure)
 }
 
 fn sizes<const N: usize>(reader: &mut Reader<'_>) -> Result<[usize; N], Error> {
@@ -288,12 +325,37 @@ mod tests {
         let mut tags: Vec<u8> = layers.iter().map(tag).collect();
         tags.sort_unstable();
         assert_eq!(tags, (0..25).collect::<Vec<u8>>());
+        let (inputs, outputs, seed) = (6, 300, u64::MAX - 1);
+        layers.extend(
+            [
+                Structure::Circulant { inputs, outputs, seed },
+                Structure::Fastfood { inputs, outputs, seed },
+                Structure::Acdc { inputs, outputs, layers: 7, seed },
+                Structure::ToeplitzLike { inputs, outputs, rank: 4 },
+                Structure::Kronecker { inputs, outputs, left: [20, 2], right: [15, 3], terms: 5 },
+                Structure::Butterfly { inputs, outputs },
+            ]
+            .map(Layer::Structured),
+        );
         for layer in layers {
             let mut bytes = Vec::new();
             write_layer(&layer, &mut bytes).unwrap();
             let mut reader = Reader::new(&bytes);
             assert_eq!(read_layer(&mut reader).unwrap(), layer);
             assert!(reader.end().is_ok());
+        }
+    }
+
+    #[test]
+    fn a_structural_matrix_of_no_sense_is_corrupt() {
+        for structure in [
+            Structure::Circulant { inputs: 0, outputs: 3, seed: 0 },
+            Structure::ToeplitzLike { inputs: 1 << 24, outputs: 1 << 24, rank: usize::MAX >> 1 },
+            Structure::Kronecker { inputs: 9, outputs: 9, left: [1, 1], right: [1, 1], terms: 1 },
+        ] {
+            let mut bytes = Vec::new();
+            write_layer(&Layer::Structured(structure), &mut bytes).unwrap();
+            assert!(matches!(read_layer(&mut Reader::new(&bytes)), Err(Error::Corrupt { .. })), "{structure:?}");
         }
     }
 }

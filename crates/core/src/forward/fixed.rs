@@ -108,7 +108,12 @@ pub(super) fn forward(layer: &Layer, mut inputs: Vec<Flow>) -> Flow {
                 Flow::Vector(x) => Flow::Vector(drop_out(x, *p)),
             }
         }
-        Layer::Input { .. } | Layer::Conv2d { .. } | Layer::Linear | Layer::BatchNorm { .. } | Layer::Custom { .. } => {
+        Layer::Input { .. }
+        | Layer::Conv2d { .. }
+        | Layer::Linear
+        | Layer::BatchNorm { .. }
+        | Layer::Structured(_)
+        | Layer::Custom { .. } => {
             unreachable!("{} is no parameter-free function of other nodes", layer.kind())
         }
     }

@@ -99,10 +99,11 @@ impl Coupling {
                 [front, inputs.remove(0), back].concat()
             }
             Layer::Flatten => inputs[0].iter().flat_map(|&class| std::iter::repeat_n(class, spread)).collect(),
-            Layer::Custom { .. } => {
-                inputs.into_iter().for_each(|input| self.freeze(input, &format!("'{name}', an open kernel, reads them")));
+            Layer::Structured(_) | Layer::Custom { .. } => {
+                let what = if let Layer::Custom { .. } = layer { "an open kernel" } else { "a structural matrix" };
+                inputs.into_iter().for_each(|input| self.freeze(input, &format!("'{name}', {what}, reads them")));
                 let fresh = self.fresh(count);
-                self.freeze(fresh.clone(), &format!("'{name}', an open kernel, makes them"));
+                self.freeze(fresh.clone(), &format!("'{name}', {what}, makes them"));
                 fresh
             }
             Layer::Normalize { .. }
@@ -139,7 +140,7 @@ impl Coupling {
     /// The classes gathered into groups: classes of which one layer makes filters belong together.
     pub(super) fn groups(&self, net: &Net) -> Vec<ChannelGroup> {
         let producers: Vec<usize> =
-            net.weighted().filter(|(_, n)| !matches!(n.op, Op::Custom(_))).map(|(index, _)| index).collect();
+            net.weighted().filter(|(_, n)| matches!(n.op, Op::Conv2d(_) | Op::Linear(_))).map(|(index, _)| index).collect();
         let mut linked = Classes((0..self.classes.0.len()).collect());
         for &node in &producers {
             let first = self.classes.find(self.channels[node][0]);

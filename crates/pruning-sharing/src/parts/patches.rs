@@ -306,7 +306,7 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 }
 
 /// For each right-hand side `b` and guess `g`, the `x` that minimizes `x^T A x - 2 b^T x + r |x - g|^2`, by Cholesky's decomposition. `r` is
-/// [`RIDGE`] times the mean of the diagonal of `A`: where the sample does not tell, the guess stays.
+/// a millionth of the mean of the diagonal of `A`: where the sample does not tell, the guess stays.
 pub fn solve(mut matrix: Vec<f64>, sides: Vec<(Vec<f64>, Vec<f64>)>) -> Vec<Vec<f64>> {
     let n = matrix.len().isqrt();
     let trace: f64 = (0..n).map(|i| matrix[i * n + i]).sum();

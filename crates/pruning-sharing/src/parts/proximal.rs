@@ -142,7 +142,7 @@ impl Weight {
                     inputs: 0,
                 })
             }
-            Op::BatchNorm(_) | Op::Custom(_) | Op::Fixed(_) => None,
+            Op::BatchNorm(_) | Op::Structured(_) | Op::Custom(_) | Op::Fixed(_) => None,
         }
     }
 

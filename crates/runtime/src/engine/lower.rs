@@ -6,6 +6,7 @@ use super::matrix::Matrix;
 use super::operation::Operation;
 use super::pointwise::{LocalResponse, Shortcut};
 use super::pool::Pool;
+use super::structured::Structured;
 use super::threads::Threads;
 use crate::{Coded, Layer, Model, Node};
 
@@ -198,6 +199,13 @@ fn operation(node: &Node, input: &[usize], output: &[usize]) -> Operation {
                 epilogue,
                 out: output[0],
             })
+        }
+        Layer::Structured(structure) => {
+            let parameters: Vec<Vec<f32>> = structure.parameters().iter().map(|p| tensor(node, p.name)).collect();
+            let parameters: Vec<&[f32]> = parameters.iter().map(Vec::as_slice).collect();
+            let epilogue = Epilogue { bias: tensor(node, "bias"), activation: None };
+            let matrix = structure.prepare(&parameters).expect("the check of the model compared all shapes");
+            Operation::Structured(Structured { matrix, epilogue, features: structure.features() })
         }
         Layer::BatchNorm { epsilon } => {
             let (scale, shift) = batch_norm(node, *epsilon);

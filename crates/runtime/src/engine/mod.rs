@@ -9,6 +9,7 @@ mod matrix;
 mod operation;
 mod pointwise;
 mod pool;
+mod structured;
 mod threads;
 
 use std::time::Instant;

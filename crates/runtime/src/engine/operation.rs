@@ -3,6 +3,7 @@
 use super::convolve::{Convolution, Depthwise, Epilogue, Linear};
 use super::pointwise::{self, LocalResponse, Shortcut};
 use super::pool::Pool;
+use super::structured::Structured;
 use super::threads::Threads;
 use crate::Activation;
 
@@ -15,6 +16,7 @@ pub(crate) enum Operation {
     Convolution(Convolution),
     Depthwise(Depthwise),
     Linear(Linear),
+    Structured(Structured),
     Pool(Pool),
     LocalResponse(LocalResponse),
     Shortcut(Shortcut),
@@ -54,6 +56,7 @@ impl Operation {
             Operation::Convolution(_)
             | Operation::Depthwise(_)
             | Operation::Linear(_)
+            | Operation::Structured(_)
             | Operation::Pool(_)
             | Operation::LocalResponse(_)
             | Operation::Shortcut(_)
@@ -68,6 +71,7 @@ impl Operation {
             Operation::Convolution(conv) => conv.weight.bytes() + 4 * conv.epilogue.bias.len(),
             Operation::Depthwise(conv) => 4 * (conv.weight.len() + conv.epilogue.bias.len()),
             Operation::Linear(linear) => linear.weight.bytes() + 4 * linear.epilogue.bias.len(),
+            Operation::Structured(structured) => structured.matrix.bytes() + 4 * structured.epilogue.bias.len(),
             Operation::Affine { scale, shift, .. } => 4 * (scale.len() + shift.len()),
             Operation::Normalize { mean, std } => 4 * (mean.len() + std.len()),
             _ => 0,
@@ -79,7 +83,8 @@ impl Operation {
         let activation = match self {
             Operation::Convolution(Convolution { epilogue, .. })
             | Operation::Depthwise(Depthwise { epilogue, .. })
-            | Operation::Linear(Linear { epilogue, .. }) => &mut epilogue.activation,
+            | Operation::Linear(Linear { epilogue, .. })
+            | Operation::Structured(Structured { epilogue, .. }) => &mut epilogue.activation,
             Operation::Add { activation } | Operation::Affine { activation, .. } => activation,
             _ => return false,
         };
@@ -124,6 +129,7 @@ impl Operation {
             Operation::Convolution(conv) => conv.run(inputs[0], output, threads),
             Operation::Depthwise(conv) => conv.run(inputs[0], output, threads),
             Operation::Linear(linear) => linear.run(inputs[0], batch, output, threads),
+            Operation::Structured(structured) => structured.run(inputs[0], batch, output, threads),
             Operation::Pool(pool) => pool.run(inputs[0], output, threads),
             Operation::LocalResponse(norm) => {
                 threads.pieces(output, sample, |number, out| norm.run(&inputs[0][number * sample..][..sample], out));

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Activation, Coded, Layer, Node, Plan, Window};
+use crate::{Activation, Coded, Layer, Node, Plan, Structure, Window};
 
 /// Deterministic values in -1..1 with the given share of zeros in tenths.
 fn values(count: usize, seed: usize, zeros: usize) -> Vec<f32> {
@@ -353,4 +353,47 @@ fn wrong_use_is_an_error() {
     assert_eq!(engine.run(&[], 0).unwrap(), Vec::<f32>::new());
     assert!(matches!(engine.run(&[0.0; 5], 1), Err(Error::Input { expected: 330, found: 5, .. })));
     assert_eq!((engine.input_shape(), engine.output_shape()), (&[3, 10, 11][..], &[10][..]));
+}
+
+#[test]
+fn structural_matrices_equal_their_dense_forms_on_vectors_and_on_every_pixel() {
+    let (inputs, outputs) = (10, 13);
+    let structures = [
+        Structure::Circulant { inputs, outputs, seed: 1 },
+        Structure::Fastfood { inputs, outputs, seed: 2 },
+        Structure::Acdc { inputs, outputs, layers: 2, seed: 3 },
+        Structure::ToeplitzLike { inputs, outputs, rank: 2 },
+        Structure::Kronecker { inputs, outputs, left: [4, 5], right: [4, 2], terms: 2 },
+        Structure::Butterfly { inputs, outputs },
+    ];
+    for structure in structures {
+        let shapes = structure.parameters();
+        let parameters: Vec<Vec<f32>> = shapes.iter().zip(1..).map(|(p, seed)| values(p.count(), seed, 0)).collect();
+        let slices: Vec<&[f32]> = parameters.iter().map(Vec::as_slice).collect();
+        let (dense, bias) = (structure.dense(&slices).unwrap(), values(outputs, 9, 0));
+        let mut tensors: Vec<(&str, &[usize], &[f32])> =
+            shapes.iter().zip(&slices).map(|(p, values)| (p.name, &p.shape[..], *values)).collect();
+        tensors.push(("bias", &[13], &bias));
+        let relu = || node("relu", &[1], Layer::Activation(Activation::Relu), &[]);
+        let conv = Layer::Conv2d { stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups: 1 };
+        for (input, twin, weight) in [(&[10][..], Layer::Linear, &[13, 10][..]), (&[10, 3, 2], conv, &[13, 10, 1, 1])] {
+            let model_of = |layer: Layer, tensors: &[(&str, &[usize], &[f32])]| {
+                model(input, vec![node("layer", &[0], layer, tensors), relu()])
+            };
+            let fast = model_of(Layer::Structured(structure), &tensors);
+            let dense = model_of(twin, &[("weight", weight, &dense), ("bias", &[13], &bias)]);
+            let batch = 5;
+            let x = values(batch * input.iter().product::<usize>(), 4, 0);
+            assert_close(&run(&fast, &x, batch), &run(&dense, &x, batch), 1e-5);
+            let back = Model::from_bytes(&fast.to_bytes().unwrap()).unwrap();
+            assert_eq!((&back, Engine::new(&back, 3).unwrap().run(&x, batch).unwrap()), (&fast, run(&fast, &x, batch)));
+        }
+        let mut wrong = model(&[10], vec![node("layer", &[0], Layer::Structured(structure), &tensors)]);
+        wrong.nodes[1].tensors.remove(0);
+        assert!(Engine::new(&wrong, 1).unwrap_err().to_string().contains("node 1"));
+        tensors[0].1 = &[1, 1];
+        tensors[0].2 = &[0.5];
+        let wrong = model(&[10], vec![node("layer", &[0], Layer::Structured(structure), &tensors)]);
+        assert!(Engine::new(&wrong, 1).is_err());
+    }
 }
