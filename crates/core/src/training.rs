@@ -199,6 +199,17 @@ pub fn fit(net: Net, recipe: &Recipe, mut extras: Extras<'_>, cx: &mut Context<'
     Ok(state.best)
 }
 
+/// [`fit`] with nothing added, where there is a recipe.
+///
+/// # Errors
+/// As [`fit`].
+pub fn tune(net: Net, recipe: Option<&Recipe>, cx: &mut Context<'_>) -> Result<Net> {
+    match recipe {
+        Some(recipe) => fit(net, recipe, Extras::default(), cx),
+        None => Ok(net),
+    }
+}
+
 /// Accuracy and loss of `net` on `data`.
 ///
 /// # Errors

@@ -22,22 +22,18 @@
 //! assert_eq!(Cost::of(&net).unwrap().weights(), 3 * 2 * 64);
 //! ```
 
-use briquette_core::error::Result;
-use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::Recipe;
+use briquette_core::error::{Error, Result};
 use briquette_kernels::Structure;
 use serde::Deserialize;
 
 use crate::parts::structured::{Form, Replacement};
 
 /// Replaces layers by learned diagonals between cosine transforms.
+pub type Acdc = Replacement<Cascade>;
+
+/// What only this form has to set.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Acdc {
-    /// Which layers, and how they begin and train.
-    #[serde(flatten)]
-    replacement: Replacement,
+pub struct Cascade {
     /// Number of factors `A C^-1 D C`.
     depth: usize,
     /// Deviation of the diagonals from 1 at the beginning.
@@ -49,14 +45,19 @@ fn sigma() -> f32 {
     0.1
 }
 
-impl Method for Acdc {
+impl Form for Cascade {
     const NAME: &'static str = "acdc";
-    const FAMILY: &'static str = "structural matrices";
     const PAPER: &'static str = "Moczulski, Denil, Appleyard, de Freitas, ICLR 2016, arXiv:1511.05946";
     const EXAMPLE: &'static str = "layers = [\"fc1\"]\ndepth = 4\ninit = \"random\"\ntune = { epochs = 10 }";
-}
 
-impl Form for Acdc {
+    fn check(&self) -> Result<()> {
+        if self.sigma.is_finite() {
+            Ok(())
+        } else {
+            Err(Error::Invalid(format!("acdc: sigma must be finite, is {}", self.sigma)))
+        }
+    }
+
     fn structure(&self, [inputs, outputs]: [usize; 2], seed: u64) -> Structure {
         Structure::Acdc { inputs, outputs, layers: self.depth, seed }
     }
@@ -67,27 +68,6 @@ impl Form for Acdc {
 
     fn degree(&self, _: &Structure) -> usize {
         self.depth
-    }
-}
-
-impl Pass for Acdc {
-    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        self.replacement.run(self, net, cx)
-    }
-
-    fn plan(&self, net: Net) -> Result<Net> {
-        if !self.sigma.is_finite() {
-            return Err(briquette_core::Error::Invalid(format!("acdc: sigma must be finite, is {}", self.sigma)));
-        }
-        self.replacement.plan(self, net)
-    }
-
-    fn trainings(&self) -> Vec<&Recipe> {
-        self.replacement.trainings()
-    }
-
-    fn shrink(&mut self) {
-        self.replacement.shrink();
     }
 }
 

@@ -11,7 +11,7 @@
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
 use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::{Extras, Objective, Recipe, fit};
+use briquette_core::training::{Extras, Objective, Recipe, fit, tune};
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
@@ -49,10 +49,7 @@ impl Pass for BiasedDecay {
             let kept = weight.values.iter().filter(|v| f64::from(v.abs()) >= self.threshold).count();
             Some(kept as f64 / weight.values.len() as f64)
         });
-        match &self.tune {
-            Some(recipe) => fit(net, recipe, Extras::default(), cx),
-            None => Ok(net),
-        }
+        tune(net, self.tune.as_ref(), cx)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {

@@ -22,56 +22,29 @@
 //! assert_eq!(Cost::of(&net).unwrap().weights(), 2 * 64 * 6);
 //! ```
 
-use briquette_core::error::Result;
-use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::Recipe;
 use briquette_kernels::Structure;
 use serde::Deserialize;
 
 use crate::parts::structured::{Form, Replacement};
 
 /// Replaces layers by products of butterfly factors.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Butterfly {
-    /// Which layers, and how they begin and train.
-    #[serde(flatten)]
-    replacement: Replacement,
-}
+pub type Butterfly = Replacement<Factors>;
 
-impl Method for Butterfly {
+/// The form of butterfly matrices, with no settings of its own.
+#[derive(Debug, Deserialize)]
+pub struct Factors {}
+
+impl Form for Factors {
     const NAME: &'static str = "butterfly";
-    const FAMILY: &'static str = "structural matrices";
     const PAPER: &'static str = "Dao, Gu, Eichhorn, Rudra, Re, ICML 2019, arXiv:1903.05895";
     const EXAMPLE: &'static str = "layers = [\"fc1\"]\ninit = \"random\"\ntune = { epochs = 10 }";
-}
 
-impl Form for Butterfly {
     fn structure(&self, [inputs, outputs]: [usize; 2], _: u64) -> Structure {
         Structure::Butterfly { inputs, outputs }
     }
 
     fn degree(&self, structure: &Structure) -> usize {
         structure.features()[0].next_power_of_two().max(2).ilog2() as usize
-    }
-}
-
-impl Pass for Butterfly {
-    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        self.replacement.run(self, net, cx)
-    }
-
-    fn plan(&self, net: Net) -> Result<Net> {
-        self.replacement.plan(self, net)
-    }
-
-    fn trainings(&self) -> Vec<&Recipe> {
-        self.replacement.trainings()
-    }
-
-    fn shrink(&mut self) {
-        self.replacement.shrink();
     }
 }
 

@@ -31,64 +31,24 @@
 //! # }
 //! ```
 
-use briquette_core::error::{Error, Result};
-use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::Recipe;
-use serde::Deserialize;
-
-use crate::parts::channels::Channels;
-use crate::parts::patches::{self, Contributions, Moments, Sample};
+use crate::parts::patches::{ByNextLayer, Choice, Contributions, Moments};
 
 /// Cuts the channels that a lasso on the next layer's output leaves out, physically, and fits the next layer to the rest.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ChannelLasso {
-    /// Which groups, how much of them, and the training afterwards.
-    #[serde(flatten)]
-    channels: Channels,
-    /// Training images that the output is sampled from.
-    #[serde(default = "five_hundred")]
-    images: usize,
-    /// Places of each layer's output in an image.
-    #[serde(default = "ten")]
-    positions: usize,
-}
+pub type ChannelLasso = ByNextLayer<Lasso>;
 
-impl Method for ChannelLasso {
+/// The choice of [`ChannelLasso`].
+#[derive(Debug)]
+pub struct Lasso;
+
+impl Choice for Lasso {
     const NAME: &'static str = "channel-lasso";
-    const FAMILY: &'static str = "pruning and sharing";
     const PAPER: &'static str = "He, Zhang, Sun, ICCV 2017, arXiv:1707.06168";
-    const EXAMPLE: &'static str = "ratio = 0.5";
-}
+    const IMAGES: usize = 500;
 
-impl Pass for ChannelLasso {
-    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        let sample = Sample { images: self.images, positions: self.positions };
-        let net = patches::cut(Self::NAME, &self.channels, net, sample, cx, choose)?;
-        self.channels.tune(net, cx)
+    fn choose(moments: &Moments, count: usize) -> (Vec<bool>, Vec<f64>) {
+        let stays = select(&moments.contributions(), count);
+        (stays.clone(), moments.reconstructed(&stays))
     }
-
-    fn plan(&self, net: Net) -> Result<Net> {
-        if self.images == 0 || self.positions == 0 {
-            return Err(Error::Invalid("channel-lasso: `images` and `positions` must be at least 1".into()));
-        }
-        patches::plan(Self::NAME, &self.channels, net)
-    }
-
-    fn trainings(&self) -> Vec<&Recipe> {
-        self.channels.trainings()
-    }
-
-    fn shrink(&mut self) {
-        self.images = self.images.min(50);
-        self.channels.shrink();
-    }
-}
-
-fn choose(moments: &Moments, count: usize) -> (Vec<bool>, Vec<f64>) {
-    let stays = select(&moments.contributions(), count);
-    (stays.clone(), moments.reconstructed(&stays))
 }
 
 /// Marks the `count` channels that last longest while `lambda` grows: those that the smallest `lambda` leaves at which no more than `count`
@@ -143,18 +103,12 @@ const BISECTIONS: usize = 40;
 /// Rounds of coordinate descent at one `lambda`.
 const SWEEPS: usize = 200;
 
-fn five_hundred() -> usize {
-    500
-}
-
-fn ten() -> usize {
-    10
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::handmade::{get, refusal, run, small};
+    use briquette_core::net::Net;
+
+    use crate::handmade::{get, outputs, refusal, run, small};
     use crate::parts::patches::tests::{agree, dependent, of_conv2};
 
     /// Orthogonal contributions of these squared sizes, whose sum is the target.
@@ -191,7 +145,7 @@ mod tests {
     #[test]
     fn every_layer_is_fitted_to_the_network_before_any_cut() {
         let error = |cut: &Net| -> f64 {
-            let (a, b) = (patches::tests::outputs(&small()), patches::tests::outputs(cut));
+            let (a, b) = (outputs(&small()), outputs(cut));
             a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum()
         };
         let settings = serde_json::json!({ "ratio": 0.4, "images": 40 });

@@ -24,31 +24,23 @@
 //! ```
 
 use briquette_core::error::Result;
-use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::Recipe;
 use briquette_kernels::Structure;
 use serde::Deserialize;
 
 use crate::parts::structured::{Form, Replacement, descent};
 
 /// Replaces layers by blocks of circulant matrices.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Circulant {
-    /// Which layers, and how they begin and train.
-    #[serde(flatten)]
-    replacement: Replacement,
-}
+pub type Circulant = Replacement<Blocks>;
 
-impl Method for Circulant {
+/// The form of circulant matrices, with no settings of its own.
+#[derive(Debug, Deserialize)]
+pub struct Blocks {}
+
+impl Form for Blocks {
     const NAME: &'static str = "circulant";
-    const FAMILY: &'static str = "structural matrices";
     const PAPER: &'static str = "Cheng, Yu, Feris, Kumar, Choudhary, Chang, ICCV 2015, arXiv:1502.03436";
     const EXAMPLE: &'static str = "layers = [\"fc1\"]\ntune = { epochs = 10 }";
-}
 
-impl Form for Circulant {
     fn structure(&self, [inputs, outputs]: [usize; 2], seed: u64) -> Structure {
         Structure::Circulant { inputs, outputs, seed }
     }
@@ -62,24 +54,6 @@ impl Form for Circulant {
             r.iter_mut().for_each(|r| *r /= -2.0 * rows);
         }
         Ok(Some(r))
-    }
-}
-
-impl Pass for Circulant {
-    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        self.replacement.run(self, net, cx)
-    }
-
-    fn plan(&self, net: Net) -> Result<Net> {
-        self.replacement.plan(self, net)
-    }
-
-    fn trainings(&self) -> Vec<&Recipe> {
-        self.replacement.trainings()
-    }
-
-    fn shrink(&mut self) {
-        self.replacement.shrink();
     }
 }
 

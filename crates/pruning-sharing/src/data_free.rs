@@ -161,24 +161,9 @@ fn add_columns(mut net: Net, group: &ChannelGroup, mergers: &[Merger]) -> Result
 
 #[cfg(test)]
 mod tests {
-    use briquette_core::coding::floats;
-    use briquette_core::training::probe;
-    use burn::tensor::Device;
-
     use super::*;
-    use crate::handmade::{context, get, images, refusal, run, set, small};
+    use crate::handmade::{get, outputs, refusal, run, set, small};
     use crate::parts::masks::mask_layers;
-
-    fn outputs(net: &Net) -> Vec<f32> {
-        let (data, mut silent) = (images(), briquette_core::pass::Silent);
-        let mut outputs = Vec::new();
-        probe(&mut context(&data, &mut silent), "all", (1, 40), &Device::flex(), |images, _| {
-            outputs = floats(net.forward(images));
-            Ok(())
-        })
-        .unwrap();
-        outputs
-    }
 
     /// Neurons 0, 2 and 3 of `fc1` have the same incoming weights and biases.
     fn duplicated() -> Net {

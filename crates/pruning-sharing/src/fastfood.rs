@@ -22,32 +22,23 @@
 //! assert_eq!(Cost::of(&net).unwrap().weights(), 100 + 2 * 64 + 2 * 64);
 //! ```
 
-use briquette_core::error::Result;
-use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::Recipe;
 use briquette_kernels::Structure;
 use serde::Deserialize;
 
 use crate::parts::structured::{Form, Replacement};
 
 /// Replaces layers by learned diagonals between Walsh-Hadamard transforms.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Fastfood {
-    /// Which layers, and how they begin and train.
-    #[serde(flatten)]
-    replacement: Replacement,
-}
+pub type Fastfood = Replacement<Diagonals>;
 
-impl Method for Fastfood {
+/// The form of Fastfood matrices, with no settings of its own.
+#[derive(Debug, Deserialize)]
+pub struct Diagonals {}
+
+impl Form for Diagonals {
     const NAME: &'static str = "fastfood";
-    const FAMILY: &'static str = "structural matrices";
     const PAPER: &'static str = "Yang, Moczulski, Denil, de Freitas, Smola, Song, Wang, ICCV 2015, arXiv:1412.7149";
     const EXAMPLE: &'static str = "layers = [\"fc1\"]\ninit = \"random\"\ntune = { epochs = 10 }";
-}
 
-impl Form for Fastfood {
     fn structure(&self, [inputs, outputs]: [usize; 2], seed: u64) -> Structure {
         Structure::Fastfood { inputs, outputs, seed }
     }
@@ -61,24 +52,6 @@ impl Form for Fastfood {
             _ => 1.0_f32.copysign(normal()),
         };
         counts.enumerate().flat_map(|(which, count)| (0..count).map(|_| value(which)).collect::<Vec<_>>()).collect()
-    }
-}
-
-impl Pass for Fastfood {
-    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        self.replacement.run(self, net, cx)
-    }
-
-    fn plan(&self, net: Net) -> Result<Net> {
-        self.replacement.plan(self, net)
-    }
-
-    fn trainings(&self) -> Vec<&Recipe> {
-        self.replacement.trainings()
-    }
-
-    fn shrink(&mut self) {
-        self.replacement.shrink();
     }
 }
 

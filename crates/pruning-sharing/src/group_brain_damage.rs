@@ -36,7 +36,7 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::stored::Stored;
-use briquette_core::training::{Extras, Recipe, fit};
+use briquette_core::training::{Extras, Recipe, fit, tune};
 use briquette_core::types::{PerLayer, Ratio};
 use serde::Deserialize;
 
@@ -78,10 +78,7 @@ impl Pass for GroupBrainDamage {
         let net = fit(net, &self.train, Extras { projections: vec![&mut proximal], ..Extras::default() }, cx)?;
         refuse_empty(&net, "lower `lambda`, or name it in `except`")?;
         let net = self.mask(net)?;
-        match &self.tune {
-            Some(recipe) => fit(net, recipe, Extras::default(), cx),
-            None => Ok(net),
-        }
+        tune(net, self.tune.as_ref(), cx)
     }
 
     /// With a threshold, which only a trained network meets, nothing is masked.

@@ -1,9 +1,11 @@
 //! Networks with weights set by hand, and a few images, for the tests of the methods.
 
 use briquette_core::builder::{Builder, Conv};
+use briquette_core::coding::floats;
 use briquette_core::error::Result;
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Data, Host, Pass, Silent};
+use briquette_core::training::probe;
 use briquette_data::Dataset;
 use burn::tensor::Device;
 use serde::de::DeserializeOwned;
@@ -52,6 +54,18 @@ pub(crate) fn images() -> Data {
     let labels = (0..40).map(|i| i % 3).collect();
     let all = Dataset::from_memory("handmade", [1, 4, 4], 3, pixels, labels).unwrap();
     Data { train: all.clone(), valid: all.clone(), test: all }
+}
+
+/// Outputs for all [`images`].
+pub(crate) fn outputs(net: &Net) -> Vec<f32> {
+    let (data, mut silent) = (images(), Silent);
+    let mut outputs = Vec::new();
+    probe(&mut context(&data, &mut silent), "all", (1, 40), &Device::flex(), |images, _| {
+        outputs = floats(net.forward(images));
+        Ok(())
+    })
+    .unwrap();
+    outputs
 }
 
 /// Runs a method with these settings.

@@ -10,15 +10,16 @@
 use std::collections::BTreeMap;
 
 use briquette_core::coding::{self, Coding, Source, Weight};
-use briquette_core::error::{Error, Result};
+use briquette_core::error::Result;
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::{Extras, Recipe, fit};
+use briquette_core::training::{Recipe, tune};
 use briquette_core::types::{Bits, PerLayer};
 use burn::module::Module;
 use serde::Deserialize;
 
 use crate::parts::kmeans::{LLOYD_STEPS, cluster, kept};
+use crate::parts::refuse;
 
 pub use crate::parts::kmeans::Init;
 
@@ -45,10 +46,7 @@ impl Method for KmeansSharing {
 impl Pass for KmeansSharing {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let net = self.share(net, cx.seed)?;
-        match &self.tune {
-            Some(recipe) => fit(net, recipe, Extras::default(), cx),
-            None => Ok(net),
-        }
+        tune(net, self.tune.as_ref(), cx)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
@@ -70,8 +68,8 @@ impl KmeansSharing {
     fn share(&self, net: Net, seed: u64) -> Result<Net> {
         let levels: BTreeMap<usize, usize> = self.bits.resolve(&net)?.into_iter().map(|(i, bits)| (i, bits.levels())).collect();
         for weight in coding::weights(&net) {
-            if let (Some(node), Some(bad)) = (weight.node(), weight.values.iter().find(|v| !v.is_finite())) {
-                return Err(Error::node(&net.nodes[node].name, format!("holds the weight {bad}; train it anew or clip it")));
+            if let Some(node) = weight.node() {
+                refuse::not_finite(&net.nodes[node].name, &weight.values)?;
             }
         }
         Ok(share_seeded(net, |weight| weight.node().and_then(|node| levels.get(&node).copied()), self.init, seed))

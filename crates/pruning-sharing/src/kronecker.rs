@@ -23,9 +23,6 @@
 //! ```
 
 use briquette_core::error::Result;
-use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::Recipe;
 use briquette_kernels::Structure;
 use serde::Deserialize;
 
@@ -33,26 +30,22 @@ use crate::parts::rank::low_rank;
 use crate::parts::structured::{Form, Replacement};
 
 /// Replaces layers by sums of Kronecker products.
+pub type Kronecker = Replacement<Terms>;
+
+/// What only this form has to set.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Kronecker {
-    /// Which layers, and how they begin and train.
-    #[serde(flatten)]
-    replacement: Replacement,
+pub struct Terms {
     /// Terms of the sum.
     terms: usize,
     /// Rows and columns of the left factor; by default the roots of outputs and inputs, rounded up. The right one follows.
     left: Option<[usize; 2]>,
 }
 
-impl Method for Kronecker {
+impl Form for Terms {
     const NAME: &'static str = "kronecker";
-    const FAMILY: &'static str = "structural matrices";
     const PAPER: &'static str = "Zhou, Wu, Wu, Zhou, arXiv:1512.09194";
     const EXAMPLE: &'static str = "layers = [\"fc1\"]\nterms = 4\nleft = [15, 28]\ntune = { epochs = 10 }";
-}
 
-impl Form for Kronecker {
     fn structure(&self, [inputs, outputs]: [usize; 2], _: u64) -> Structure {
         let root = |size: usize| (size as f64).sqrt().ceil() as usize;
         let left = self.left.unwrap_or_else(|| [root(outputs), root(inputs)]);
@@ -74,24 +67,6 @@ impl Form for Kronecker {
         pairs.resize(terms, (vec![0.0; left[0] * left[1]], vec![0.0; columns]));
         let (a, b): (Vec<Vec<f32>>, Vec<Vec<f32>>) = pairs.into_iter().unzip();
         Ok(Some([a.concat(), b.concat()].concat()))
-    }
-}
-
-impl Pass for Kronecker {
-    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        self.replacement.run(self, net, cx)
-    }
-
-    fn plan(&self, net: Net) -> Result<Net> {
-        self.replacement.plan(self, net)
-    }
-
-    fn trainings(&self) -> Vec<&Recipe> {
-        self.replacement.trainings()
-    }
-
-    fn shrink(&mut self) {
-        self.replacement.shrink();
     }
 }
 

@@ -36,7 +36,7 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::surgery::ChannelGroup;
-use briquette_core::training::{Extras, Recipe, fit};
+use briquette_core::training::{Extras, Recipe, fit, tune};
 use briquette_core::types::PerLayer;
 use serde::Deserialize;
 
@@ -67,10 +67,7 @@ impl Pass for LessIsMore {
         let mut proximal = Proximal::new(self.penalties(&net)?);
         let net = fit(net, &self.train, Extras { projections: vec![&mut proximal], ..Extras::default() }, cx)?;
         let net = remove_empty(net, "lower its `lambda`")?;
-        match &self.tune {
-            Some(recipe) => fit(net, recipe, Extras::default(), cx),
-            None => Ok(net),
-        }
+        tune(net, self.tune.as_ref(), cx)
     }
 
     /// How many neurons go only the training can tell.

@@ -25,9 +25,6 @@
 //! ```
 
 use briquette_core::error::Result;
-use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::Recipe;
 use briquette_kernels::Structure;
 use serde::Deserialize;
 
@@ -35,24 +32,20 @@ use crate::parts::rank::low_rank;
 use crate::parts::structured::{Form, Replacement};
 
 /// Replaces layers by Toeplitz-like matrices.
+pub type LowDisplacement = Replacement<Displacement>;
+
+/// What only this form has to set.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LowDisplacement {
-    /// Which layers, and how they begin and train.
-    #[serde(flatten)]
-    replacement: Replacement,
+pub struct Displacement {
     /// Displacement rank of each block.
     rank: usize,
 }
 
-impl Method for LowDisplacement {
+impl Form for Displacement {
     const NAME: &'static str = "low-displacement";
-    const FAMILY: &'static str = "structural matrices";
     const PAPER: &'static str = "Sindhwani, Sainath, Kumar, NIPS 2015, arXiv:1510.01722";
     const EXAMPLE: &'static str = "layers = [\"fc1\"]\nrank = 4\ntune = { epochs = 10 }";
-}
 
-impl Form for LowDisplacement {
     fn structure(&self, [inputs, outputs]: [usize; 2], _: u64) -> Structure {
         Structure::ToeplitzLike { inputs, outputs, rank: self.rank }
     }
@@ -85,24 +78,6 @@ fn displacement(rows: &[f32], n: usize) -> Vec<f32> {
         m[(i + n - 1) % n * n + j] - turned
     };
     (0..n * n).map(|at| entry(at / n, at % n)).collect()
-}
-
-impl Pass for LowDisplacement {
-    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        self.replacement.run(self, net, cx)
-    }
-
-    fn plan(&self, net: Net) -> Result<Net> {
-        self.replacement.plan(self, net)
-    }
-
-    fn trainings(&self) -> Vec<&Recipe> {
-        self.replacement.trainings()
-    }
-
-    fn shrink(&mut self) {
-        self.replacement.shrink();
-    }
 }
 
 #[cfg(test)]

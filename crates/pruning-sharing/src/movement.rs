@@ -32,11 +32,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use briquette_core::coding::{Source, floats};
+use briquette_core::coding::floats;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Node, Op};
 use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::{Choose, Extras, Projection, Recipe, fit};
+use briquette_core::training::{Choose, Extras, Projection, Recipe, fit, tune};
 use briquette_core::types::{PerLayer, Ratio};
 use burn::module::ParamId;
 use burn::optim::GradientsParams;
@@ -44,6 +44,7 @@ use burn::tensor::Tensor;
 use serde::Deserialize;
 
 use crate::parts::masks::{check_shares, highest, mask_layers, mask_zeros};
+use crate::parts::refuse;
 use crate::parts::values::{plain, replace};
 
 /// Masks the weights that shrink in training.
@@ -78,10 +79,7 @@ impl Pass for Movement {
         let recipe = Recipe { choose: Choose::Last, ..self.train.clone() };
         let net = fit(net, &recipe, Extras { projections: vec![&mut scores], ..Extras::default() }, cx)?;
         let net = mask_zeros(net)?;
-        match &self.tune {
-            Some(recipe) => fit(net, recipe, Extras::default(), cx),
-            None => Ok(net),
-        }
+        tune(net, self.tune.as_ref(), cx)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
@@ -113,14 +111,8 @@ impl Movement {
             return Err(Error::Invalid(detail.into()));
         }
         let keep: BTreeMap<usize, f64> = self.keep.resolve(net)?.into_iter().map(|(layer, keep)| (layer, keep.get())).collect();
-        let shared = |layer: &&usize| net.nodes[**layer].weight().is_some_and(|weight| weight.coding.source != Source::Free);
-        match keep.keys().find(shared) {
-            Some(layer) => {
-                let detail = "shares its weights; put movement before the pass that shares them";
-                Err(Error::node(&net.nodes[*layer].name, detail))
-            }
-            None => Ok(keep),
-        }
+        refuse::shared(net, keep.keys(), Self::NAME)?;
+        Ok(keep)
     }
 }
 

@@ -10,7 +10,7 @@
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::{Extras, Recipe, fit};
+use briquette_core::training::{Recipe, tune};
 use serde::Deserialize;
 
 use crate::parts::except::excepted;
@@ -41,10 +41,7 @@ impl Method for NM {
 impl Pass for NM {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let net = self.plan(net)?;
-        match &self.tune {
-            Some(recipe) => fit(net, recipe, Extras::default(), cx),
-            None => Ok(net),
-        }
+        tune(net, self.tune.as_ref(), cx)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {

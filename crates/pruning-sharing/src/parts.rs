@@ -11,5 +11,6 @@ pub mod masks;
 pub mod patches;
 pub mod proximal;
 pub mod rank;
+pub mod refuse;
 pub mod structured;
 pub mod values;

@@ -35,12 +35,13 @@ use briquette_core::coding::{Coding, floats};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
 use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::{Choose, Extras, Objective, Recipe, fit};
+use briquette_core::training::{Choose, Extras, Objective, Recipe, fit, tune};
 use burn::optim::{Adam, AdamConfig, Optimizer};
 use burn::tensor::{Device, Gradients, Tensor, TensorData, activation};
 use serde::Deserialize;
 
 use crate::parts::codebooks::{recode_layers, used};
+use crate::parts::refuse;
 
 /// Trains weights towards the means of a mixture that is trained with them.
 #[derive(Debug, Deserialize)]
@@ -93,10 +94,7 @@ impl Pass for SoftWeightSharing {
         let recipe = Recipe { choose: Choose::Last, ..self.train.clone() };
         let net = fit(net, &recipe, Extras { objectives: vec![&mut mixture], ..Extras::default() }, cx)?;
         let net = harden(net, &merge(mixture.components(), self.merge))?;
-        match &self.tune {
-            Some(recipe) => fit(net, recipe, Extras::default(), cx),
-            None => Ok(net),
-        }
+        tune(net, self.tune.as_ref(), cx)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
@@ -136,9 +134,7 @@ impl SoftWeightSharing {
                 let detail = "its weights are masked or shared already; put soft-weight-sharing before the pass that does so";
                 return Err(Error::node(&node.name, detail));
             }
-            if let Some(bad) = weight.base.iter().find(|v| !v.is_finite()) {
-                return Err(Error::node(&node.name, format!("holds the weight {bad}; train it anew or clip it")));
-            }
+            refuse::not_finite(&node.name, &weight.base)?;
         }
         self.train.check()
     }

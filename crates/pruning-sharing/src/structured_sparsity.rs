@@ -38,7 +38,7 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Node, Op};
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::surgery::ChannelGroup;
-use briquette_core::training::{Extras, Recipe, fit};
+use briquette_core::training::{Extras, Recipe, fit, tune};
 use serde::Deserialize;
 
 use crate::parts::empty::remove_empty;
@@ -82,10 +82,7 @@ impl Pass for StructuredSparsity {
         let mut proximal = Proximal::new(self.penalties(&net)?);
         let net = fit(net, &self.train, Extras { projections: vec![&mut proximal], ..Extras::default() }, cx)?;
         let net = remove_empty(shorten(net)?, "lower the strengths, or name it in `except`")?;
-        match &self.tune {
-            Some(recipe) => fit(net, recipe, Extras::default(), cx),
-            None => Ok(net),
-        }
+        tune(net, self.tune.as_ref(), cx)
     }
 
     /// What goes only the training can tell.
@@ -186,24 +183,10 @@ fn shorten(mut net: Net) -> Result<Net> {
 #[cfg(test)]
 mod tests {
     use briquette_core::builder::{Builder, Conv};
-    use briquette_core::coding::floats;
-    use briquette_core::pass::Silent;
-    use briquette_core::training::probe;
     use burn::tensor::Device;
 
     use super::*;
-    use crate::handmade::{context, get, images, refusal, run, set, small};
-
-    fn outputs(net: &Net) -> Vec<f32> {
-        let (data, mut silent) = (images(), Silent);
-        let mut outputs = Vec::new();
-        probe(&mut context(&data, &mut silent), "all", (1, 40), &Device::flex(), |images, _| {
-            outputs = floats(net.forward(images));
-            Ok(())
-        })
-        .unwrap();
-        outputs
-    }
+    use crate::handmade::{get, outputs, refusal, run, set, small};
 
     fn agree(a: &Net, b: &Net) -> bool {
         outputs(a).iter().zip(outputs(b)).all(|(a, b)| (a - b).abs() < 1e-5)

@@ -31,65 +31,25 @@
 //! # }
 //! ```
 
-use briquette_core::error::{Error, Result};
-use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::Recipe;
-use serde::Deserialize;
-
-use crate::parts::channels::Channels;
-use crate::parts::patches::{self, Contributions, Moments, Sample, solve};
+use crate::parts::patches::{ByNextLayer, Choice, Contributions, Moments, solve};
 
 /// Cuts the channels whose loss the next layer's output feels least, physically.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ThiNet {
-    /// Which groups, how much of them, and the training afterwards.
-    #[serde(flatten)]
-    channels: Channels,
-    /// Training images that the output is sampled from.
-    #[serde(default = "three_hundred")]
-    images: usize,
-    /// Places of each layer's output in an image.
-    #[serde(default = "ten")]
-    positions: usize,
-}
+pub type ThiNet = ByNextLayer<Greedy>;
 
-impl Method for ThiNet {
+/// The choice of [`ThiNet`].
+#[derive(Debug)]
+pub struct Greedy;
+
+impl Choice for Greedy {
     const NAME: &'static str = "thinet";
-    const FAMILY: &'static str = "pruning and sharing";
     const PAPER: &'static str = "Luo, Wu, Lin, ICCV 2017, arXiv:1707.06342";
-    const EXAMPLE: &'static str = "ratio = 0.5";
-}
+    const IMAGES: usize = 300;
 
-impl Pass for ThiNet {
-    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        let sample = Sample { images: self.images, positions: self.positions };
-        let net = patches::cut(Self::NAME, &self.channels, net, sample, cx, choose)?;
-        self.channels.tune(net, cx)
+    fn choose(moments: &Moments, count: usize) -> (Vec<bool>, Vec<f64>) {
+        let contributions = moments.contributions();
+        let stays = greedy(&contributions, count);
+        (stays.clone(), moments.scaled(&factors(&contributions, &stays)))
     }
-
-    fn plan(&self, net: Net) -> Result<Net> {
-        if self.images == 0 || self.positions == 0 {
-            return Err(Error::Invalid("thinet: `images` and `positions` must be at least 1".into()));
-        }
-        patches::plan(Self::NAME, &self.channels, net)
-    }
-
-    fn trainings(&self) -> Vec<&Recipe> {
-        self.channels.trainings()
-    }
-
-    fn shrink(&mut self) {
-        self.images = self.images.min(50);
-        self.channels.shrink();
-    }
-}
-
-fn choose(moments: &Moments, count: usize) -> (Vec<bool>, Vec<f64>) {
-    let contributions = moments.contributions();
-    let stays = greedy(&contributions, count);
-    (stays.clone(), moments.scaled(&factors(&contributions, &stays)))
 }
 
 /// Marks the `count` channels that are left when those go one by one whose sum stays smallest.
@@ -119,14 +79,6 @@ fn factors(contributions: &Contributions, stays: &[bool]) -> Vec<f64> {
     let mut factors = vec![0.0; channels];
     kept.iter().zip(solved.into_iter().flatten()).for_each(|(&c, factor)| factors[c] = factor);
     factors
-}
-
-fn three_hundred() -> usize {
-    300
-}
-
-fn ten() -> usize {
-    10
 }
 
 #[cfg(test)]

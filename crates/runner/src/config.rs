@@ -168,8 +168,16 @@ fn step(methods: &[&'static Entry], mut settings: toml::Table) -> Result<Step> {
     let name = method.as_str().ok_or_else(|| anyhow!("`method` is not a text: {method}"))?;
     let entry = find(methods, name)?;
     let settings = serde_json::to_value(settings)?;
-    let pass = (entry.parse)(settings).with_context(|| format!("({name})"))?;
+    let pass = (entry.parse)(settings).map_err(|error| not_read(entry, &error))?;
     Ok(Step { entry, pass })
+}
+
+/// Where settings are made of several tables, serde does not list what it would take; the method's example then shows it.
+fn not_read(entry: &Entry, error: &serde_json::Error) -> anyhow::Error {
+    let (name, text) = (entry.name, error.to_string());
+    let bare = text.starts_with("missing field") || (text.starts_with("unknown field") && !text.contains("expected"));
+    let example = if bare { format!("; for example: {}", entry.example.replace('\n', ", ")) } else { String::new() };
+    anyhow!("({name}): {text}{example}")
 }
 
 /// `"lenet5"` is short for `{ arch = "lenet5" }`.
@@ -247,6 +255,11 @@ mod tests {
     fn faults_are_named_with_file_pass_and_what_would_be_right() {
         let cases = [
             (TEXT.replace("keep", "kep"), "test.toml: pass 1: (magnitude): unknown field `kep`"),
+            (
+                TEXT.replace("magnitude", "filter-l1").replace("keep", "rate"),
+                "(filter-l1): unknown field `rate`; for example: ratio = ",
+            ),
+            (TEXT.replace("magnitude", "kmeans-sharing").replace("keep = 0.1", ""), "missing field `bits`; for example: bits = "),
             (TEXT.replace("magnitude", "magnitud"), "unknown method 'magnitud'; did you mean 'magnitude'?"),
             (TEXT.replace("0.1", "1.5"), "a ratio lies in [0, 1], not 1.5"),
             (TEXT.replace("seed", "sead").replace("data =", "sead = 1\ndata ="), "unknown field `sead`"),

@@ -10,7 +10,7 @@ use briquette_core::net::{Net, Op};
 use briquette_core::pass::Context;
 use briquette_core::stored::Stored;
 use briquette_core::surgery::{ChannelGroup, Keep};
-use briquette_core::training::{Extras, Recipe, fit};
+use briquette_core::training::{Recipe, tune};
 use briquette_core::types::{PerLayer, Ratio};
 use serde::Deserialize;
 
@@ -141,12 +141,9 @@ impl Channels {
     /// Trains as `tune` says.
     ///
     /// # Errors
-    /// As [`fit`].
+    /// As [`tune`].
     pub fn tune(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        match &self.tune {
-            Some(recipe) => fit(net, recipe, Extras::default(), cx),
-            None => Ok(net),
-        }
+        tune(net, self.tune.as_ref(), cx)
     }
 
     /// The training afterwards.

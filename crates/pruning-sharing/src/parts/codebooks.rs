@@ -7,12 +7,13 @@ use briquette_core::coding::Coding;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::Context;
-use briquette_core::training::{Extras, Recipe, fit};
+use briquette_core::training::{Recipe, tune};
 use serde::Deserialize;
 
 use super::curvature::{Curvature, PerWeight};
 use super::except::excepted;
 use super::kmeans::{Clusters, Weighted, kept};
+use super::refuse;
 
 /// The settings; a method's struct flattens them into its own and denies unknown fields there.
 #[derive(Debug, Deserialize)]
@@ -45,7 +46,7 @@ impl Codebooks {
     /// Estimates the curvature, clusters, and trains the centroids.
     ///
     /// # Errors
-    /// Names a layer whose weights or curvature are not finite; otherwise as `cluster` and [`fit`].
+    /// Names a layer whose weights or curvature are not finite; otherwise as `cluster` and [`tune`].
     pub fn run(
         &self,
         method: &str,
@@ -55,10 +56,7 @@ impl Codebooks {
     ) -> Result<Net> {
         let curvature = self.curvature.estimate(&net, self.samples, method, cx)?;
         let net = self.share(net, &curvature, cluster)?;
-        match &self.tune {
-            Some(recipe) => fit(net, recipe, Extras::default(), cx),
-            None => Ok(net),
-        }
+        tune(net, self.tune.as_ref(), cx)
     }
 
     /// The network's shape afterwards, the curvature taken as the same for all weights.
@@ -102,9 +100,7 @@ impl Codebooks {
         for (index, node) in net.weighted().filter(|(index, _)| !spared.contains(index)) {
             let Some(weight) = node.weight() else { continue };
             let values = weight.values();
-            if let Some(bad) = values.iter().find(|v| !v.is_finite()) {
-                return Err(Error::node(&node.name, format!("holds the weight {bad}; train it anew or clip it")));
-            }
+            refuse::not_finite(&node.name, &values)?;
             let h = curvature.get(&index);
             let points = values.iter().enumerate().map(|(i, &value)| Weighted { value, weight: h.map_or(1.0, |h| h[i] as f32) });
             let points: Vec<Weighted> = points.collect();

@@ -1,29 +1,32 @@
 //! What the methods that cut channels by the next layer's output have in common: which groups they may cut, what the next layer reads and
 //! computes at sampled places, and the way through the network, each layer seeing its inputs as already cut.
 
+use std::marker::PhantomData;
+
 use briquette_core::Layer;
 use briquette_core::builder::stream;
 use briquette_core::coding::{Coding, floats};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Value};
-use briquette_core::pass::Context;
+use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::stored::Stored;
 use briquette_core::surgery::{ChannelGroup, Keep};
-use briquette_core::training::probe;
+use briquette_core::training::{Recipe, probe};
 use burn::tensor::Device;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
+use serde::Deserialize;
 
 use super::channels::{Channels, only_reader, pairs};
 
 /// How much is sampled.
 #[derive(Debug, Clone, Copy)]
-pub struct Sample {
+struct Sample {
     /// Training images; taken by fifty, and the last fifty as a whole.
-    pub images: usize,
+    images: usize,
     /// Places of the output of a convolution in each image.
-    pub positions: usize,
+    positions: usize,
 }
 
 /// The second moments of what a layer reads, `x = [channel, tap]` at each sampled place, and of what it is to compute there.
@@ -48,11 +51,75 @@ pub struct Contributions {
     pub with_target: Vec<f64>,
 }
 
+/// A method: it cuts the channels that `C` does not choose by what the next layer computes of them.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ByNextLayer<C> {
+    /// Which groups, how much of them, and the training afterwards.
+    #[serde(flatten)]
+    channels: Channels,
+    /// Training images that the output is sampled from.
+    images: Option<usize>,
+    /// Places of each layer's output in an image.
+    #[serde(default = "ten")]
+    positions: usize,
+    #[serde(skip)]
+    choice: PhantomData<C>,
+}
+
+/// How a method chooses.
+pub trait Choice: std::fmt::Debug + Send + 'static {
+    /// [`Method::NAME`].
+    const NAME: &'static str;
+    /// [`Method::PAPER`].
+    const PAPER: &'static str;
+    /// Images that are sampled where the config does not say.
+    const IMAGES: usize;
+
+    /// Marks the `count` channels that stay and gives the weights, `[out, channel, tap]`, of the layer that reads them.
+    fn choose(moments: &Moments, count: usize) -> (Vec<bool>, Vec<f64>);
+}
+
+impl<C: Choice> Method for ByNextLayer<C> {
+    const NAME: &'static str = C::NAME;
+    const FAMILY: &'static str = "pruning and sharing";
+    const PAPER: &'static str = C::PAPER;
+    const EXAMPLE: &'static str = "ratio = 0.5";
+}
+
+impl<C: Choice> Pass for ByNextLayer<C> {
+    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        let sample = Sample { images: self.images.unwrap_or(C::IMAGES), positions: self.positions };
+        let net = cut(C::NAME, &self.channels, net, sample, cx, C::choose)?;
+        self.channels.tune(net, cx)
+    }
+
+    fn plan(&self, net: Net) -> Result<Net> {
+        if self.images == Some(0) || self.positions == 0 {
+            return Err(Error::Invalid(format!("{}: `images` and `positions` must be at least 1", C::NAME)));
+        }
+        plan(C::NAME, &self.channels, net)
+    }
+
+    fn trainings(&self) -> Vec<&Recipe> {
+        self.channels.trainings()
+    }
+
+    fn shrink(&mut self) {
+        self.images = Some(self.images.unwrap_or(C::IMAGES).min(50));
+        self.channels.shrink();
+    }
+}
+
+fn ten() -> usize {
+    10
+}
+
 /// The groups that may be cut because one layer makes their channels and one reads them, and how many units of each stay.
 ///
 /// # Errors
 /// When there are none, or the settings, of the method of this name, do not fit the network.
-pub fn counts(method: &str, channels: &Channels, net: &Net) -> Result<Vec<(ChannelGroup, usize)>> {
+fn counts(method: &str, channels: &Channels, net: &Net) -> Result<Vec<(ChannelGroup, usize)>> {
     let mut groups = channels.groups(net)?;
     groups.retain(|group| reader(net, group).is_some());
     if groups.is_empty() {
@@ -74,7 +141,7 @@ pub fn counts(method: &str, channels: &Channels, net: &Net) -> Result<Vec<(Chann
 ///
 /// # Errors
 /// As [`counts`].
-pub fn plan(method: &str, channels: &Channels, net: Net) -> Result<Net> {
+fn plan(method: &str, channels: &Channels, net: Net) -> Result<Net> {
     let (groups, counts): (Vec<ChannelGroup>, Vec<usize>) = counts(method, channels, &net)?.into_iter().unzip();
     let keeps = groups.iter().zip(counts).map(|(group, count)| group.best(&vec![0.0; group.len()], count)).collect();
     net.keep(&pairs(&groups, keeps))
@@ -85,7 +152,7 @@ pub fn plan(method: &str, channels: &Channels, net: Net) -> Result<Net> {
 ///
 /// # Errors
 /// As [`counts`], and when the images give a layer inputs that are not finite.
-pub fn cut(
+fn cut(
     method: &str,
     channels: &Channels,
     net: Net,
@@ -347,19 +414,7 @@ pub(crate) mod tests {
     use burn::tensor::{Tensor, TensorData};
 
     use super::*;
-    use crate::handmade::{context, get, images, set, small};
-
-    /// Outputs for the images of the tests.
-    pub(crate) fn outputs(net: &Net) -> Vec<f32> {
-        let (data, mut silent) = (images(), Silent);
-        let mut outputs = Vec::new();
-        probe(&mut context(&data, &mut silent), "all", (1, 40), &Device::flex(), |images, _| {
-            outputs = floats(net.forward(images));
-            Ok(())
-        })
-        .unwrap();
-        outputs
-    }
+    use crate::handmade::{context, get, images, outputs, set, small};
 
     pub(crate) fn agree(a: &Net, b: &Net) -> bool {
         let (a, b) = (outputs(a), outputs(b));

@@ -3,12 +3,12 @@
 //! from then on, until a gradient lifts them beyond it.
 //!
 //! Combettes, Wajs. "Signal Recovery by Proximal Forward-Backward Splitting". Multiscale Modeling & Simulation 4(4), 2005.
-//! With SGD a group stays empty while its gradient's norm is below the strength, with momentum `m` below `1 - m` times the strength. With Adam, which scales each weight's step, the threshold
-//! is still the same for all weights, so that strengths have to be measured against the root of the group's size instead.
+//! With SGD a group stays empty while its gradient's norm is below the strength, with momentum `m` below `1 - m` times the strength. With
+//! Adam, which scales each weight's step, the threshold is still the same for all weights, so that strengths have to be measured against the
+//! root of the group's size instead.
 
 use std::collections::HashMap;
 
-use briquette_core::coding::Source;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Node, Op};
 use briquette_core::training::Projection;
@@ -16,6 +16,7 @@ use burn::module::ParamId;
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
+use super::refuse;
 use super::values::{plain, replace};
 
 /// Which weights of a layer vanish together.
@@ -51,13 +52,7 @@ impl Penalty {
         if !(self.strength.is_finite() && self.strength >= 0.0) {
             return Err(Error::Invalid(format!("{method}: strengths must be 0 or more, not {}", self.strength)));
         }
-        let shared = |node: &&Node| node.weight().is_some_and(|weight| weight.coding.source != Source::Free);
-        match self.layers.iter().map(|layer| &net.nodes[*layer]).find(shared) {
-            Some(node) => {
-                Err(Error::node(&node.name, format!("shares its weights; put {method} before the pass that shares them")))
-            }
-            None => Ok(()),
-        }
+        refuse::shared(net, &self.layers, method)
     }
 
     /// The network after the proximal step with the threshold `t = rate * strength`.

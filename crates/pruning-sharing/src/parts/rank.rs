@@ -4,7 +4,7 @@ use briquette_core::builder::standard_normal;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-/// Rounds of the iteration: enough for its factor `(sigma_{r + 1} / sigma_r)^2` per round on the spectra of trained layers.
+/// Rounds of the iteration, each of which shrinks what is still wrong by `(sigma_{r + 1} / sigma_r)^2`.
 const ROUNDS: usize = 40;
 
 /// Vectors `u_j` and `v_j` with `sum_j u_j v_j^T` nearest to the matrix, of as many columns, in the sense of least squares: by orthogonal

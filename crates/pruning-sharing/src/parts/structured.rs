@@ -9,19 +9,23 @@ use briquette_core::builder::{standard_normal, stream};
 use briquette_core::coding::Coding;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Node, Op};
-use briquette_core::pass::Context;
+use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::stored::Stored;
-use briquette_core::training::{Extras, Recipe, fit};
+use briquette_core::training::{Recipe, tune};
 use briquette_kernels::Structure;
 use briquette_kernels::optimize::Adam;
 use briquette_kernels::structured::{UNITS, units};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
-/// The settings; a method's struct flattens them into its own and denies unknown fields there.
+use super::refuse;
+
+/// A method: it replaces layers by structural matrices of one form.
 #[derive(Debug, Deserialize)]
-pub struct Replacement {
+#[serde(deny_unknown_fields)]
+pub struct Replacement<F> {
     /// Fully connected layers and convolutions by one pixel, by name.
     layers: Vec<String>,
     /// Where the parameters begin.
@@ -31,6 +35,9 @@ pub struct Replacement {
     steps: Option<usize>,
     /// Training afterwards.
     tune: Option<Recipe>,
+    /// What only this form has to set.
+    #[serde(flatten)]
+    form: F,
 }
 
 /// Where the parameters of a structural matrix begin.
@@ -45,7 +52,22 @@ pub enum Init {
 }
 
 /// What a method says of its structure.
-pub trait Form {
+pub trait Form: std::fmt::Debug + Send + DeserializeOwned + 'static {
+    /// [`Method::NAME`].
+    const NAME: &'static str;
+    /// [`Method::PAPER`].
+    const PAPER: &'static str;
+    /// [`Method::EXAMPLE`].
+    const EXAMPLE: &'static str;
+
+    /// Refuses settings without sense that [`Structure::check`] does not see.
+    ///
+    /// # Errors
+    /// Names the setting.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// The structure for so many inputs and outputs.
     fn structure(&self, features: [usize; 2], seed: u64) -> Structure;
 
@@ -59,8 +81,10 @@ pub trait Form {
         1
     }
 
-    /// Parameters of a matrix close to `weight` `[outputs, inputs]`, in closed form, and the steps that a fit then still needs; none where
-    /// there is no such form.
+    /// Parameters of a matrix close to `weight` `[outputs, inputs]`, in closed form; none where there is no such form.
+    ///
+    /// # Errors
+    /// When the structure refuses its own parameters.
     fn closest(&self, _structure: &Structure, _weight: &[f32]) -> Result<Option<Vec<f32>>> {
         Ok(None)
     }
@@ -69,14 +93,17 @@ pub trait Form {
 /// Steps of a fit that begins anywhere.
 const STEPS: usize = 200;
 
-impl Replacement {
-    /// Replaces the layers and trains.
-    ///
-    /// # Errors
-    /// When a layer cannot be replaced, and the training's own errors.
-    pub fn run(&self, form: &impl Form, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        let seed = cx.seed;
-        let net = self.each(form, net, seed, |structure, node, weight| match self.init {
+impl<F: Form> Method for Replacement<F> {
+    const NAME: &'static str = F::NAME;
+    const FAMILY: &'static str = "structural matrices";
+    const PAPER: &'static str = F::PAPER;
+    const EXAMPLE: &'static str = F::EXAMPLE;
+}
+
+impl<F: Form> Pass for Replacement<F> {
+    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        let (form, seed) = (&self.form, cx.seed);
+        let net = self.each(net, seed, |structure, node, weight| match self.init {
             Init::Random => random(form, structure, stream(seed, &format!("{node} parameters")), he(structure)),
             Init::Fit => match form.closest(structure, weight)? {
                 Some(start) => approach(structure, weight, start, self.steps.unwrap_or(0)),
@@ -87,37 +114,32 @@ impl Replacement {
                 }
             },
         })?;
-        match &self.tune {
-            Some(recipe) => fit(net, recipe, Extras::default(), cx),
-            None => Ok(net),
-        }
+        tune(net, self.tune.as_ref(), cx)
     }
 
-    /// Replaces the layers by ones without values.
-    ///
-    /// # Errors
-    /// When a layer cannot be replaced.
-    pub fn plan(&self, form: &impl Form, net: Net) -> Result<Net> {
+    /// The new layers have no values yet.
+    fn plan(&self, net: Net) -> Result<Net> {
+        self.form.check()?;
         self.trainings().into_iter().try_for_each(Recipe::check)?;
-        self.each(form, net, 0, |structure, _, _| Ok(vec![0.0; structure.count()]))
+        self.each(net, 0, |structure, _, _| Ok(vec![0.0; structure.count()]))
     }
 
-    /// The training.
-    pub fn trainings(&self) -> Vec<&Recipe> {
+    fn trainings(&self) -> Vec<&Recipe> {
         self.tune.iter().collect()
     }
 
-    /// For a trial run.
-    pub fn shrink(&mut self) {
+    fn shrink(&mut self) {
         self.steps = Some(self.steps.unwrap_or(STEPS).min(5));
         if let Some(recipe) = &mut self.tune {
             recipe.shrink(1);
         }
     }
+}
 
+impl<F: Form> Replacement<F> {
+    /// Replaces the layers, by `parameters` of each structure, layer and weight.
     fn each(
         &self,
-        form: &impl Form,
         mut net: Net,
         seed: u64,
         mut parameters: impl FnMut(&Structure, &str, &[f32]) -> Result<Vec<f32>>,
@@ -130,7 +152,7 @@ impl Replacement {
             let index = net.index(name)?;
             let weight = replaceable(&net.nodes[index])?;
             let features = [weight.shape[1], weight.shape[0]];
-            let structure = form.structure(features, stream(seed, &format!("{name} structure")));
+            let structure = self.form.structure(features, stream(seed, &format!("{name} structure")));
             structure.check().map_err(|error| Error::node(name, error.to_string()))?;
             let mut values = parameters(&structure, name, &weight.base)?.into_iter();
             let stored = structure.parameters().into_iter().map(|parameter| Stored {
@@ -171,10 +193,8 @@ fn replaceable(node: &Node) -> Result<Stored> {
         let detail = "is pruned or shares its weights, which a structural matrix cannot keep; put its pass before those";
         return Err(Error::node(&node.name, detail));
     }
-    match weight.base.iter().find(|value| !value.is_finite()) {
-        Some(bad) => Err(Error::node(&node.name, format!("holds the weight {bad}; train it anew or clip it"))),
-        None => Ok(weight),
-    }
+    refuse::not_finite(&node.name, &weight.base)?;
+    Ok(weight)
 }
 
 /// The norm of a matrix of variance `2 / inputs`.
@@ -265,12 +285,11 @@ pub(crate) mod proof {
     use briquette_core::builder::{Builder, Conv};
     use briquette_core::coding::floats;
     use briquette_core::cost::Cost;
-    use briquette_core::pass::{Pass, Silent};
+    use briquette_core::pass::Silent;
     use briquette_core::stored::Storage;
     use briquette_core::training::probe;
     use briquette_runtime::{Engine, Model};
     use burn::tensor::Device;
-    use serde::de::DeserializeOwned;
     use serde_json::{Value, json};
 
     use super::*;
@@ -399,11 +418,7 @@ pub(crate) mod proof {
         let x = b.flatten("flatten", b.input());
         b.linear("fc", x, weight.len() / inputs);
         let net = crate::handmade::set(b.finish().unwrap(), "fc", "weight", weight);
-        dense(&run_alone::<P>(net, with(settings, json!({ "layers": ["fc"] }))), "fc")
-    }
-
-    fn run_alone<P: Pass + DeserializeOwned>(net: Net, settings: Value) -> Net {
-        run::<P>(net, settings).unwrap()
+        dense(&run::<P>(net, with(settings, json!({ "layers": ["fc"] }))).unwrap(), "fc")
     }
 
     #[test]

@@ -1,6 +1,6 @@
 """The nets of the benchmark in PyTorch: takes orders on standard input, answers each with the seconds of its steps as JSON.
 
-An order is `NET MODE BATCH STEPS FORMAT`, with MODE `train` or `infer` and FORMAT `nchw`, `channels-last` or `channels-last-bf16`.
+An order is `NET MODE BATCH STEPS FORMAT`, with MODE `train` or `infer` and FORMAT `nchw` or `channels-last`.
 """
 
 import json
@@ -75,16 +75,14 @@ def made(name, batch, form):
 
 def step(name, mode, batch, form):
     net, images, labels, optimizer = made(name, batch, form)
-    with torch.autocast("cpu", torch.bfloat16, enabled=form.endswith("bf16")):
-        if mode == "infer":
-            net.eval()
-            with torch.no_grad():
-                net(images)
-            return
-        net.train()
-        optimizer.zero_grad()
-        loss = F.cross_entropy(net(images), labels)
-    loss.backward()
+    if mode == "infer":
+        net.eval()
+        with torch.no_grad():
+            net(images)
+        return
+    net.train()
+    optimizer.zero_grad()
+    F.cross_entropy(net(images), labels).backward()
     optimizer.step()
 
 
