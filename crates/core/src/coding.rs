@@ -7,9 +7,14 @@
 
 use std::collections::BTreeMap;
 
-use burn::module::{Module, ModuleVisitor, Param, Reparameterization, Reparameterizer};
+use briquette_runtime::Grid;
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamMapper, Reparameterization, Reparameterizer};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
+
+use crate::quantize::{OnGrid, view};
+
+pub use crate::quantize::Rounding;
 
 /// The coding of one weight tensor, on the host.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -34,6 +39,16 @@ pub enum Source {
         /// Index into the centroids, one per weight; masked weights point anywhere.
         assignment: Vec<u32>,
     },
+    /// The tensor's own values, put on a grid in every forward pass; training changes the values underneath (see
+    /// [`quantize`](crate::quantize)).
+    Grid {
+        /// The grid.
+        grid: Grid,
+        /// How a value becomes a code.
+        rounding: Rounding,
+        /// Whether the steps are trained as well.
+        learned: bool,
+    },
 }
 
 impl Coding {
@@ -42,16 +57,52 @@ impl Coding {
         self.mask.as_ref().map_or(len, |mask| mask.iter().filter(|keep| **keep).count())
     }
 
-    /// The weights that remain when only `indices` of the flat tensor are taken, in that order.
-    pub fn take(&self, indices: &[usize]) -> Self {
+    /// The coding of a tensor that takes `indices` of the flat one, in that order; `along` tells which indices remain along an axis.
+    pub fn select<'a>(&self, indices: &[usize], along: impl Fn(usize) -> Option<&'a [usize]>) -> Self {
         let mask = self.mask.as_ref().map(|mask| indices.iter().map(|&i| mask[i]).collect());
         let source = match &self.source {
             Source::Free => Source::Free,
             Source::Codebook { centroids, assignment } => {
                 Source::Codebook { centroids: centroids.clone(), assignment: indices.iter().map(|&i| assignment[i]).collect() }
             }
+            Source::Grid { grid, rounding, learned } => {
+                let mut grid = grid.clone();
+                if let Some(kept) = grid.axis.and_then(along) {
+                    grid.steps = kept.iter().map(|&c| grid.steps[c]).collect();
+                    grid.zeros = kept.iter().map(|&c| grid.zeros[c]).collect();
+                }
+                Source::Grid { grid, rounding: *rounding, learned: *learned }
+            }
         };
         Self { mask, source }
+    }
+
+    /// The coding of the transposed matrix; `order` takes its elements from the flat one.
+    pub(crate) fn transposed(&self, order: &[usize]) -> Self {
+        let mut coding = self.select(order, |_| None);
+        if let Source::Grid { grid, .. } = &mut coding.source {
+            grid.axis = grid.axis.map(|axis| 1 - axis);
+        }
+        coding
+    }
+
+    /// The values that a network computes with, for a tensor's own values.
+    pub(crate) fn values(&self, base: Vec<f32>, shape: &[usize]) -> Vec<f32> {
+        let mut values = match &self.source {
+            Source::Free => base,
+            Source::Codebook { centroids, assignment } => assignment.iter().map(|&i| centroids[i as usize]).collect(),
+            Source::Grid { grid, rounding, learned } => {
+                let device = Device::flex();
+                let [outer, channels, inner] = view(shape, grid.axis);
+                let base = Tensor::<3>::from_data(TensorData::new(base, [outer, channels, inner]), &device);
+                let grid = Grid { axis: Some(1), ..grid.clone() };
+                floats(OnGrid::new(&grid, *rounding, *learned, &device).apply(base))
+            }
+        };
+        if let Some(mask) = &self.mask {
+            values.iter_mut().zip(mask).filter(|(_, keep)| !**keep).for_each(|(value, _)| *value = 0.0);
+        }
+        values
     }
 
     /// Attaches the coding to a parameter in place of any earlier one. A free coding without a mask leaves the plain parameter.
@@ -68,6 +119,7 @@ impl Coding {
 pub struct Coded {
     mask: Option<Param<Tensor<1>>>,
     codebook: Option<Codebook>,
+    grid: Option<OnGrid>,
 }
 
 #[derive(Module, Debug)]
@@ -81,9 +133,10 @@ impl Reparameterization for Coded {
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
         let shape = base.shape();
-        let values = match &self.codebook {
-            None => base,
-            Some(book) => book.centroids.val().select(0, book.assignment.val()).reshape(shape.clone()),
+        let values = match (&self.codebook, &self.grid) {
+            (Some(book), _) => book.centroids.val().select(0, book.assignment.val()).reshape(shape.clone()),
+            (None, Some(grid)) => grid.apply(base),
+            (None, None) => base,
         };
         match &self.mask {
             None => values,
@@ -99,8 +152,13 @@ impl Coded {
             let len = values.len();
             Param::from_tensor(Tensor::from_data(TensorData::new(values, [len]), device)).set_require_grad(false)
         });
+        let mut grid = None;
         let codebook = match coding.source {
             Source::Free => None,
+            Source::Grid { grid: values, rounding, learned } => {
+                grid = Some(OnGrid::new(&values, rounding, learned, device));
+                None
+            }
             Source::Codebook { centroids, assignment } => {
                 let len = assignment.len();
                 let indices: Vec<i64> = assignment.into_iter().map(i64::from).collect();
@@ -113,17 +171,14 @@ impl Coded {
                 })
             }
         };
-        Self { mask, codebook }
+        Self { mask, codebook, grid }
     }
 
     /// The coding on the host.
     pub fn to_host(&self) -> Coding {
-        let mask = self.mask.as_ref().map(|mask| floats(mask.val()).into_iter().map(|m| m != 0.0).collect());
-        let source = self.codebook.as_ref().map_or(Source::Free, |book| Source::Codebook {
-            centroids: floats(book.centroids.val()),
-            assignment: book.assignment.val().into_data().iter::<i64>().map(|i| i as u32).collect(),
-        });
-        Coding { mask, source }
+        let mut visitor = Visitor { path: vec![String::new(), Self::NAME.to_string()], ..Visitor::default() };
+        self.visit(&mut visitor);
+        visitor.weights.remove("").map(|mut raw| raw.take_coding()).unwrap_or_default()
     }
 }
 
@@ -159,15 +214,65 @@ pub fn weights<M: Module>(module: &M) -> Vec<Weight> {
     visitor.weights.into_values().map(Raw::into_weight).collect()
 }
 
-/// Gives the weights at these paths new codings; a weight that had one passes its effective values on as the new base.
-pub fn recode<M: Module>(module: M, codings: BTreeMap<String, Coding>) -> M {
+/// Gives the weights at these paths new codings; a weight that had one passes its effective values on as the new base, except from grid
+/// to grid, where the values underneath stay.
+pub fn recode<M: Module>(module: M, mut codings: BTreeMap<String, Coding>) -> M {
     // Bases stay on the device: of a large network they would be another copy.
     let mut visitor = Visitor::default();
     module.visit(&mut visitor);
-    let mut all: BTreeMap<String, Coding> =
-        visitor.weights.into_iter().map(|(path, mut raw)| (path, raw.take_coding())).collect();
-    all.extend(codings);
-    module.materialize().apply_reparameterization(Each(all))
+    let mut each = Each::default();
+    for (path, mut raw) in visitor.weights {
+        let old = raw.take_coding();
+        let on_grid = matches!(old.source, Source::Grid { .. });
+        let new = codings.remove(&path).unwrap_or(old);
+        if let (true, Source::Grid { .. }, Some(base)) = (on_grid, &new.source, raw.handle.take()) {
+            each.bases.insert(path.clone(), base);
+        }
+        each.codings.insert(path, new);
+    }
+    module.materialize().apply_reparameterization(each)
+}
+
+/// Changes the values underneath and the steps of every weight on a grid while a network is trained; ids, masks and optimizer states stay.
+/// `change` gets a weight's path, its values as `[before, channels, behind]` of the grid's axis, and its steps, `[channels]`, and gives both
+/// back.
+pub fn adjust<M: Module>(module: M, mut change: impl FnMut(&str, Tensor<3>, Tensor<1>) -> (Tensor<3>, Tensor<1>)) -> M {
+    let mut visitor = Visitor::default();
+    module.visit(&mut visitor);
+    let mut new = BTreeMap::new();
+    for (path, raw) in visitor.weights {
+        let (Some(base), Some(steps), Some((_, axis, ..))) = (raw.handle, raw.steps_handle, raw.described) else { continue };
+        let (base, steps) = change(&path, base.reshape(view(&raw.shape, axis)), steps);
+        let count = raw.shape.iter().product::<usize>();
+        let own = [path.as_str(), Coded::NAME, "grid", "steps"];
+        new.insert(own[usize::from(path.is_empty())..].join("."), steps);
+        new.insert(path, base.reshape([count]));
+    }
+    module.map(&mut Replace { new, path: Vec::new() })
+}
+
+/// Gives tensors new values by path.
+struct Replace {
+    new: BTreeMap<String, Tensor<1>>,
+    path: Vec<String>,
+}
+
+impl ModuleMapper for Replace {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let Some(new) = self.new.remove(&self.path.join(".")) else { return param };
+        param.map(|old| {
+            let new = new.reshape(old.shape());
+            if old.is_autodiff() { Tensor::from_inner(new).set_require_grad(old.is_require_grad()) } else { new }
+        })
+    }
 }
 
 /// Hands one coding to one parameter.
@@ -181,14 +286,26 @@ impl Reparameterizer for Once {
     }
 }
 
-struct Each(BTreeMap<String, Coding>);
+/// Codings, and where they go on from other values than the effective ones, these.
+#[derive(Default)]
+struct Each {
+    codings: BTreeMap<String, Coding>,
+    bases: BTreeMap<String, Tensor<1>>,
+}
 
 impl Reparameterizer for Each {
     type Reparam = Coded;
 
     fn reparameterize<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> (Param<Tensor<D>>, Option<Coded>) {
-        let coding = if D >= 2 { self.0.remove(path) } else { None };
+        let coding = if D >= 2 { self.codings.remove(path) } else { None };
         let device = param.lazy_device();
+        let param = match self.bases.remove(path) {
+            Some(base) => {
+                let (id, value, mapper): (_, _, ParamMapper<Tensor<D>>) = param.consume();
+                Param::from_mapped_value(id, base.reshape(value.shape()), mapper)
+            }
+            None => param,
+        };
         (param, coding.filter(|coding| *coding != Coding::default()).map(|coding| Coded::new(coding, &device)))
     }
 }
@@ -208,9 +325,15 @@ struct Raw {
     path: String,
     shape: Vec<usize>,
     base: Vec<f32>,
+    /// The base where it lies, flat and without gradients.
+    handle: Option<Tensor<1>>,
     mask: Option<Vec<f32>>,
     centroids: Option<Vec<f32>>,
     assignment: Option<Vec<u32>>,
+    steps: Option<Vec<f32>>,
+    steps_handle: Option<Tensor<1>>,
+    zeros: Option<Vec<f32>>,
+    described: Option<(u32, Option<usize>, Rounding, bool)>,
 }
 
 impl Raw {
@@ -218,21 +341,19 @@ impl Raw {
         let mask = self.mask.take().map(|mask| mask.iter().map(|m| *m != 0.0).collect());
         let source = match (self.centroids.take(), self.assignment.take()) {
             (Some(centroids), Some(assignment)) => Source::Codebook { centroids, assignment },
-            _ => Source::Free,
+            _ => match (self.steps.take(), self.zeros.take(), self.described) {
+                (Some(steps), Some(zeros), Some((levels, axis, rounding, learned))) => {
+                    Source::Grid { grid: Grid { levels, axis, steps, zeros }, rounding, learned }
+                }
+                _ => Source::Free,
+            },
         };
         Coding { mask, source }
     }
 
     fn into_weight(mut self) -> Weight {
         let coding = self.take_coding();
-        let mut values = match &coding.source {
-            Source::Codebook { centroids, assignment } => assignment.iter().map(|&i| centroids[i as usize]).collect(),
-            Source::Free => self.base,
-        };
-        if let Some(mask) = &coding.mask {
-            values.iter_mut().zip(mask).filter(|(_, keep)| !**keep).for_each(|(value, _)| *value = 0.0);
-        }
-        Weight { path: self.path, shape: self.shape, values, coding }
+        Weight { values: coding.values(self.base, &self.shape), path: self.path, shape: self.shape, coding }
     }
 }
 
@@ -259,22 +380,40 @@ impl ModuleVisitor for Visitor {
             let raw = self.weights.entry(owner).or_default();
             match part.as_str() {
                 "mask" => raw.mask = Some(floats(param.val())),
+                "steps" => {
+                    raw.steps = Some(floats(param.val()));
+                    raw.steps_handle = Some(flat(param.val()));
+                }
+                "zeros" => raw.zeros = Some(floats(param.val())),
                 _ => raw.centroids = Some(floats(param.val())),
             }
         } else if D >= 2 {
             let path = self.path.join(".");
             let shape = param.lazy_shape().as_slice().to_vec();
             let base = if self.bases { floats(param.base()) } else { Vec::new() };
-            self.weights.insert(path.clone(), Raw { path, shape, base, ..Raw::default() });
+            let handle = Some(flat(param.base()));
+            self.weights.insert(path.clone(), Raw { path, shape, base, handle, ..Raw::default() });
         }
     }
 
     fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
-        if let Some((owner, _)) = self.coded() {
-            let indices = param.val().into_data().iter::<i64>().map(|i| i as u32).collect();
-            self.weights.entry(owner).or_default().assignment = Some(indices);
+        if let Some((owner, part)) = self.coded() {
+            let described = part == "described";
+            let raw = self.weights.entry(owner).or_default();
+            let numbers = param.val().into_data();
+            match described {
+                true => raw.described = OnGrid::described(&numbers.iter::<i64>().collect::<Vec<_>>()),
+                false => raw.assignment = Some(numbers.iter::<i64>().map(|i| i as u32).collect()),
+            }
         }
     }
+}
+
+/// A tensor as a vector without gradients, where it lies.
+fn flat<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
+    let count = tensor.shape().num_elements();
+    let tensor = if tensor.is_autodiff() { tensor.inner() } else { tensor };
+    tensor.reshape([count])
 }
 
 /// The values of a tensor on the host.

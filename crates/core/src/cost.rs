@@ -62,7 +62,7 @@ impl Cost {
                     let params = custom.tensors.iter().map(|tensor| tensor.lazy_shape().num_elements()).sum();
                     (params, params, custom.kernel.macs(&inputs))
                 }
-                Op::Fixed(_) => continue,
+                Op::Quantize(_) | Op::Fixed(_) => continue,
             };
             layers.push(LayerCost {
                 node: index,

@@ -67,7 +67,7 @@ impl Net {
     fn take(&self, step: &Step, mut inputs: Vec<Flow>, residual: Option<Flow>) -> Flow {
         let norm = step.norm.map(|norm| match &self.nodes[norm].op {
             Op::BatchNorm(norm) => norm,
-            Op::Conv2d(_) | Op::Linear(_) | Op::Structured(_) | Op::Custom(_) | Op::Fixed(_) => {
+            Op::Conv2d(_) | Op::Linear(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => {
                 unreachable!("a step normalizes by a batch norm")
             }
         });
@@ -94,6 +94,11 @@ impl Net {
                     let outputs = structured.structure.features()[1];
                     Flow::First(y.reshape([batch, height, width, outputs]).permute([0, 3, 1, 2]))
                 }
+            },
+            Op::Quantize(quantize) => match inputs.remove(0) {
+                Flow::First(x) => Flow::First(quantize.forward(x)),
+                Flow::Last(x) => Flow::Last(quantize.forward(x)),
+                Flow::Vector(x) => Flow::Vector(quantize.forward(x)),
             },
             Op::Custom(custom) => {
                 let tensors: Vec<Tensor<2>> = custom.tensors.iter().map(Param::val).collect();

@@ -13,12 +13,13 @@ pub mod net;
 pub mod pass;
 pub mod passes;
 pub mod promises;
+pub mod quantize;
 pub mod stored;
 pub mod surgery;
 pub mod training;
 pub mod types;
 pub mod zoo;
 
-pub use briquette_runtime::{Activation, Layer, Window};
+pub use briquette_runtime::{Activation, Grid, Layer, StepGradient, Window};
 pub use error::{Error, Result};
 pub use net::Net;

@@ -12,6 +12,7 @@ use burn::nn::{BatchNorm, Linear, PaddingConfig2d};
 use burn::tensor::{Device, Tensor};
 
 use crate::error::{Error, Result};
+use crate::quantize::Quantize;
 
 /// A network, from its input to its logits.
 #[derive(Module, Debug)]
@@ -44,6 +45,8 @@ pub enum Op {
     BatchNorm(BatchNorm),
     /// Fully connected layer, or convolution by one pixel, with a structural matrix.
     Structured(Structured),
+    /// Activations on a uniform grid.
+    Quantize(Quantize),
     /// An open kernel of some scheme.
     Custom(Custom),
     /// Everything without parameters.
@@ -196,6 +199,7 @@ impl Op {
             Op::Linear(_) => Layer::Linear,
             Op::BatchNorm(norm) => Layer::BatchNorm { epsilon: norm.epsilon },
             Op::Structured(structured) => Layer::Structured(structured.structure),
+            Op::Quantize(quantize) => quantize.layer(),
             Op::Custom(custom) => Layer::Custom { kernel: custom.kernel.name().into(), config: custom.kernel.config() },
             Op::Fixed(fixed) => fixed.layer.clone(),
         }
@@ -209,7 +213,7 @@ impl Op {
                 let shape = linear.weight.lazy_shape();
                 Some(vec![shape[1], shape[0]])
             }
-            Op::BatchNorm(_) | Op::Structured(_) | Op::Custom(_) | Op::Fixed(_) => None,
+            Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => None,
         }
     }
 
@@ -222,7 +226,8 @@ impl Op {
             Op::Linear(linear) => linear.bias.as_ref().map_or(Ok(()), |bias| expect("bias", bias.lazy_shape()[0])),
             Op::BatchNorm(norm) => expect("gamma", norm.gamma.lazy_shape()[0]),
             Op::Structured(structured) => structured.check(),
-            Op::Custom(_) | Op::Fixed(_) => Ok(()),
+            Op::Quantize(quantize) if quantize.step.lazy_shape()[0] != 1 => Err("more than one step".into()),
+            Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => Ok(()),
         }
     }
 }

@@ -14,7 +14,7 @@ pub struct Promises(BTreeMap<String, Promise>);
 struct Promise {
     shape: Vec<usize>,
     mask: Option<Vec<bool>>,
-    /// Most distinct values besides zero.
+    /// Most distinct values besides zero, by a codebook or a grid.
     values: Option<usize>,
 }
 
@@ -25,6 +25,7 @@ impl Promises {
             let values = match &weight.coding.source {
                 Source::Free => None,
                 Source::Codebook { centroids, .. } => Some(centroids.len()),
+                Source::Grid { grid, .. } => Some(grid.levels as usize * grid.steps.len()),
             };
             (name.to_string(), Promise { shape: weight.shape, mask: weight.coding.mask, values })
         };
@@ -52,8 +53,10 @@ impl Promises {
             if let Some(most) = promise.values
                 && distinct() > most
             {
-                let detail =
-                    format!("{} values where an earlier pass shared {most}; a pass must respect earlier codebooks", distinct());
+                let detail = format!(
+                    "{} values where an earlier pass shared {most}; a pass must respect earlier codebooks and grids",
+                    distinct()
+                );
                 return Err(Error::node(&node.name, detail));
             }
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use briquette_runtime::{Coder, Layer, Model, Plan, Structure, ValueFormat};
+use briquette_runtime::{Coded, Coder, Layer, Model, Plan, Structure, ValueFormat};
 use burn::module::{Param, ParamId, RunningState};
 use burn::nn::conv::Conv2d;
 use burn::nn::{BatchNorm, BatchNormConfig, Linear, PaddingConfig2d};
@@ -10,15 +10,16 @@ use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
-use crate::coding::{Coding, Source, coding_of, floats};
+use crate::coding::{Coding, Rounding, Source, coding_of, floats};
 use crate::error::{Error, Result};
 use crate::kernels;
 use crate::net::{Net, Node, Op, Structured};
+use crate::quantize::Quantize;
 
 /// One parameter of a node on the host, in Burn's layout.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Stored {
-    /// Name within its node: `weight`, `bias`, `gamma`, `beta`, `mean`, `var`, or that of a structure's parameter.
+    /// Name within its node: `weight`, `bias`, `gamma`, `beta`, `mean`, `var`, `step`, or that of a structure's parameter.
     pub name: &'static str,
     /// Shape.
     pub shape: Vec<usize>,
@@ -40,14 +41,7 @@ impl Stored {
 
     /// The values that the network computes with.
     pub fn values(&self) -> Vec<f32> {
-        let mut values = match &self.coding.source {
-            Source::Free => self.base.clone(),
-            Source::Codebook { centroids, assignment } => assignment.iter().map(|&i| centroids[i as usize]).collect(),
-        };
-        if let Some(mask) = &self.coding.mask {
-            values.iter_mut().zip(mask).filter(|(_, keep)| !**keep).for_each(|(value, _)| *value = 0.0);
-        }
-        values
+        self.coding.values(self.base.clone(), &self.shape)
     }
 
     fn param<const D: usize>(self, device: &Device) -> Result<Param<Tensor<D>>> {
@@ -86,6 +80,7 @@ impl Node {
                 let tensors = names.zip(&structured.tensors).map(|(name, tensor)| Stored::of(name, tensor));
                 tensors.chain(structured.bias.as_ref().map(|b| Stored::of("bias", b))).collect()
             }
+            Op::Quantize(quantize) => vec![Stored::of("step", &quantize.step)],
             Op::Custom(_) | Op::Fixed(_) => Vec::new(),
         }
     }
@@ -189,6 +184,9 @@ pub(crate) fn build(name: String, inputs: Vec<usize>, layer: &Layer, parameters:
                 structure: *structure,
             })
         }
+        Layer::Quantize { levels, zero, train } => {
+            Op::Quantize(Quantize::new(need("step")?.param(device)?, *levels, *zero, *train))
+        }
         Layer::Custom { kernel, .. } => {
             return Err(Error::node(&name, format!("open kernel '{kernel}' cannot be read back yet")));
         }
@@ -203,7 +201,7 @@ fn transposed(stored: Stored) -> Stored {
     let order: Vec<usize> = (0..rows * cols).map(|i| (i % rows) * cols + i / rows).collect();
     Stored {
         base: order.iter().map(|&i| stored.base[i]).collect(),
-        coding: stored.coding.take(&order),
+        coding: stored.coding.transposed(&order),
         shape: vec![cols, rows],
         name: stored.name,
     }
@@ -234,12 +232,14 @@ impl Net {
         for node in &self.nodes {
             let mut tensors = Vec::new();
             for stored in node.parameters() {
-                let values = match stored.coding.source {
-                    Source::Free => storage.float,
-                    Source::Codebook { .. } => ValueFormat::Codebook,
-                };
-                let plan = Plan { sparse: stored.coding.mask.is_some(), values, coder: storage.coder };
-                let coded = briquette_runtime::Coded::encode(&stored.shape, &stored.values(), &plan)?;
+                let (shape, values, sparse) = (&stored.shape, stored.values(), stored.coding.mask.is_some());
+                let plan = |values| Plan { sparse, values, coder: storage.coder };
+                let coded = match &stored.coding.source {
+                    Source::Free if stored.name == "step" => Coded::encode(shape, &values, &plan(ValueFormat::F32)),
+                    Source::Free => Coded::encode(shape, &values, &plan(storage.float)),
+                    Source::Codebook { .. } => Coded::encode(shape, &values, &plan(ValueFormat::Codebook)),
+                    Source::Grid { grid, .. } => Coded::on_grid(shape, &values, grid, sparse, storage.coder),
+                }?;
                 tensors.push((stored.name.to_string(), coded));
             }
             nodes.push(briquette_runtime::Node {
@@ -265,7 +265,11 @@ impl Net {
                 let summary = coded.summary();
                 let pruned = coded.shape().len() >= 2 && values.contains(&0.0);
                 let mask = pruned.then(|| values.iter().map(|v| *v != 0.0).collect());
-                let source = if summary.value_format == ValueFormat::Codebook { codebook(&values) } else { Source::Free };
+                let source = match (summary.value_format, coded.grid()) {
+                    (ValueFormat::Codebook, _) => codebook(&values),
+                    (_, Some(grid)) => Source::Grid { grid: grid.clone(), rounding: Rounding::Nearest, learned: false },
+                    _ => Source::Free,
+                };
                 Ok(Stored { name: known(name)?, shape: coded.shape().to_vec(), base: values, coding: Coding { mask, source } })
             });
             let parameters: Vec<Stored> = parameters.collect::<Result<_>>()?;
@@ -369,12 +373,14 @@ fn codebook(values: &[f32]) -> Source {
 }
 
 fn known(name: &str) -> Result<&'static str> {
-    let names = || ["weight", "bias", "gamma", "beta", "mean", "var"].into_iter().chain(Structure::NAMES);
+    let names = || ["weight", "bias", "gamma", "beta", "mean", "var", "step"].into_iter().chain(Structure::NAMES);
     names().find(|known| *known == name).ok_or_else(|| Error::unknown("tensor", name, names()))
 }
 
 #[cfg(test)]
 mod tests {
+    use briquette_runtime::{Grid, StepGradient};
+
     use super::*;
     use crate::zoo::{Arch, Wanted};
 
@@ -390,11 +396,19 @@ mod tests {
                 let mask = (index % 2 == 0).then(|| (0..count).map(|i| i % 3 == 0).collect());
                 let assignment = (0..count).map(|i| (i % 4) as u32).collect();
                 let codebook = Source::Codebook { centroids: vec![-0.3, -0.1, 0.15, 0.4], assignment };
-                stored.coding = Coding { mask, source: if index % 3 == 0 { codebook } else { Source::Free } };
+                let out = stored.shape[0];
+                let steps = (0..out).map(|c| 0.01 + 0.001 * c as f32).collect();
+                let grid = Grid { levels: 15, axis: Some(0), steps, zeros: vec![7.0; out] };
+                let on_grid = Source::Grid { grid, rounding: Rounding::Nearest, learned: true };
+                let source = [codebook, Source::Free, on_grid].into_iter().nth(index % 3).unwrap();
+                stored.coding = Coding { mask, source };
             }
             node.with(parameters, &device).unwrap()
         });
-        Net { nodes: nodes.collect() }
+        let net = Net { nodes: nodes.collect() };
+        let step = Param::from_tensor(Tensor::from_floats([0.1], &device));
+        let last = net.nodes.len() - 1;
+        net.interpose(last, "quantize".into(), Op::Quantize(Quantize::new(step, 16, 0.0, StepGradient::Learned))).unwrap()
     }
 
     fn values(net: &Net) -> Vec<Vec<f32>> {
@@ -410,8 +424,8 @@ mod tests {
             assert_eq!(values(&net), values(&back));
             assert!(crate::promises::Promises::of(&net).check(&back).is_ok());
             for ((_, old), (_, new)) in net.weighted().zip(back.weighted()) {
-                let shared = |node: &Node| matches!(node.weight().unwrap().coding.source, Source::Codebook { .. });
-                assert_eq!(shared(old), shared(new), "{}", old.name);
+                let kind = |node: &Node| std::mem::discriminant(&node.weight().unwrap().coding.source);
+                assert_eq!(kind(old), kind(new), "{}", old.name);
             }
         }
     }

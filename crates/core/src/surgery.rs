@@ -168,6 +168,30 @@ impl Net {
         Ok(net)
     }
 
+    /// Puts a node between another and the first of those that it reads.
+    ///
+    /// # Errors
+    /// When it does not fit there.
+    pub fn interpose(self, reader: usize, name: String, op: Op) -> Result<Self> {
+        let moved = |input: usize| if input < reader { input } else { input + 1 };
+        let mut nodes = Vec::with_capacity(self.nodes.len() + 1);
+        let mut new = Some((name, op));
+        for (index, mut node) in self.nodes.into_iter().enumerate() {
+            node.inputs.iter_mut().for_each(|input| *input = moved(*input));
+            if index == reader
+                && let Some((name, op)) = new.take()
+                && let Some(first) = node.inputs.first_mut()
+            {
+                nodes.push(Node { op, name, inputs: vec![*first] });
+                *first = reader;
+            }
+            nodes.push(node);
+        }
+        let net = Net { nodes };
+        net.shapes()?;
+        Ok(net)
+    }
+
     /// Has the readers of a node read an earlier one in its place, and drops every node that the output no longer depends on.
     ///
     /// # Errors

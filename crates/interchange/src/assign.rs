@@ -83,7 +83,7 @@ fn by_order(net: &Net, checkpoint: &Checkpoint) -> Result<BTreeMap<usize, String
         Op::Conv2d(_) => Some(CONVOLUTION),
         Op::Linear(_) => Some(FULLY_CONNECTED),
         Op::BatchNorm(_) => Some(BATCH_NORM),
-        Op::Structured(_) | Op::Custom(_) | Op::Fixed(_) => None,
+        Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => None,
     };
     for kind in [CONVOLUTION, FULLY_CONNECTED, BATCH_NORM] {
         let layers: Vec<usize> = (0..net.nodes.len()).filter(|&index| kind_of(&net.nodes[index].op) == Some(kind)).collect();

@@ -234,7 +234,7 @@ impl Objective for Mixture {
         let flat = |op: &Op| match op {
             Op::Conv2d(conv) => Some(conv.weight.val().flatten::<1>(0, 3)),
             Op::Linear(linear) => Some(linear.weight.val().flatten::<1>(0, 1)),
-            Op::BatchNorm(_) | Op::Structured(_) | Op::Custom(_) | Op::Fixed(_) => None,
+            Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => None,
         };
         let cost = self.cost(&Tensor::cat(net.nodes.iter().filter_map(|node| flat(&node.op)).collect(), 0));
         let cost = match self.prior {

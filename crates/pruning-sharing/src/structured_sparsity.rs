@@ -112,7 +112,7 @@ impl StructuredSparsity {
         let one_group = |index: usize| match &net.nodes[index].op {
             Op::Conv2d(conv) => conv.groups == 1,
             Op::Linear(_) => true,
-            Op::BatchNorm(_) | Op::Structured(_) | Op::Custom(_) | Op::Fixed(_) => false,
+            Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => false,
         };
         let layers = |fits: &dyn Fn(usize) -> bool| -> Vec<usize> {
             net.weighted().map(|(index, _)| index).filter(|index| !spared.contains(index) && fits(*index)).collect()

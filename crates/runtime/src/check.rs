@@ -52,6 +52,7 @@ fn output_shape(position: usize, node: &Node, shapes: &[Vec<usize>]) -> Result<V
         Layer::Conv2d { .. } | Layer::Linear => (&["weight"], &["bias"]),
         Layer::BatchNorm { .. } => (&["gamma", "beta", "mean", "var"], &[]),
         Layer::Structured(_) => (&named, &["bias"]),
+        Layer::Quantize { .. } => (&["step"], &[]),
         _ => (&[], &[]),
     };
     if let Some(name) = required.iter().find(|name| node.tensor(name).is_none()) {
@@ -66,9 +67,12 @@ fn output_shape(position: usize, node: &Node, shapes: &[Vec<usize>]) -> Result<V
             return wiring(format!("two tensors {name:?}"));
         }
         let matrix = parameters.iter().find(|parameter| parameter.name == name).map(|parameter| &parameter.shape[..]);
-        let expected = matrix.unwrap_or(&shape[..1]);
+        let expected = matrix.unwrap_or(if name == "step" { &[1] } else { &shape[..1] });
         if name != "weight" && coded.shape() != expected {
             return wiring(format!("{name} has the shape {:?}, expected {expected:?}", coded.shape()));
+        }
+        if name == "step" && !coded.decode().iter().all(|step| step.is_finite() && *step > 0.0) {
+            return wiring(format!("a step of {:?}; it must be positive", coded.decode()));
         }
     }
     Ok(shape)

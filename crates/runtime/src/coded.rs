@@ -8,9 +8,9 @@ use serde::Serialize;
 use crate::bytes::{Put as _, Reader};
 use crate::container::{MAX_ELEMENTS_TOTAL, MAX_RANK};
 use crate::gaps::Gaps;
-use crate::stream;
-use crate::values::{Book, Values};
-use crate::{Coder, Error, Plan, ValueFormat};
+use crate::stream::{self, Stream};
+use crate::values::{Book, Values, decoded};
+use crate::{Coder, Error, Grid, Plan, ValueFormat};
 
 /// The flag of a sparse tensor.
 const SPARSE: u8 = 0x10;
@@ -31,7 +31,7 @@ pub struct Bits {
     pub values: u64,
     /// Distances between the values of a sparse tensor, with fillers.
     pub indices: u64,
-    /// The codebook's floats.
+    /// The codebook's floats, or the grid's steps and zeros.
     pub codebook: u64,
     /// Code lengths and frequencies of the coders.
     pub tables: u64,
@@ -67,11 +67,11 @@ pub struct Summary {
     pub coder: Coder,
     /// How the distances are written, if sparse.
     pub gap_coder: Option<Coder>,
-    /// Number of shared values, if there is a codebook.
+    /// Number of shared values, if there is a codebook, or of a grid's codes.
     pub codebook_len: Option<usize>,
     /// Bits of a distance before its coder, if sparse.
     pub gap_bits: Option<u32>,
-    /// Bits of a value before its coder: 32, 16, or those of an index.
+    /// Bits of a value before its coder: 32, 16, or those of an index or code.
     pub value_bits: u32,
 }
 
@@ -88,7 +88,7 @@ impl Coded {
         let stored = |value: f32| match (plan.values, plan.sparse && value == 0.0) {
             (_, true) => 0.0,
             (ValueFormat::F16, false) => f16::from_f32(value).to_f32(),
-            (ValueFormat::F32 | ValueFormat::Codebook, false) => value,
+            (ValueFormat::F32 | ValueFormat::Codebook | ValueFormat::Grid, false) => value,
         };
         // Rounding to 16 bits can make new zeros, of either sign.
         let stored = |value: f32| if plan.sparse && stored(value) == 0.0 { 0.0 } else { stored(value) };
@@ -98,13 +98,77 @@ impl Coded {
         Ok([sparse, dense].into_iter().flatten().min_by_key(Self::stored).expect("the dense form holds every tensor"))
     }
 
+    /// Stores values that lie on a grid as its codes, in the smaller of the sparse, if permitted, and the dense form. Values beside the
+    /// grid, such as the zeros of a binary tensor that is too sparse for relative indices, are stored as by [`Coded::encode`].
+    ///
+    /// # Errors
+    /// As [`Coded::encode`], and when the grid does not fit the shape.
+    pub fn on_grid(shape: &[usize], values: &[f32], grid: &Grid, sparse: bool, coder: Coder) -> Result<Self, Error> {
+        if elements(shape)? != values.len() {
+            return Err(Error::Count { shape: shape.to_vec(), values: values.len() });
+        }
+        grid.check(shape)?;
+        let channel = grid.channel_of(shape);
+        let nonzero = values.iter().filter(|value| **value != 0.0).count();
+        let form = |sparse: bool| {
+            let kept = || values.iter().enumerate().filter(|(_, value)| !sparse || **value != 0.0);
+            let symbols: Vec<u16> = kept().map(|(position, value)| grid.nearest(channel(position), *value)).collect();
+            if kept().zip(&symbols).any(|((position, value), code)| grid.value(channel(position), *code) != *value) {
+                return None;
+            }
+            let coders = [Coder::Entropy, Coder::Huffman, Coder::Packed].into_iter().filter(|allowed| *allowed <= coder);
+            let mut forms = coders.map(|coder| {
+                let codes = Stream::encode(&symbols, grid.levels as usize, coder);
+                let stored = Values::Grid { grid: grid.clone(), count: symbols.len(), codes };
+                Self { shape: shape.to_vec(), nonzero, gaps: sparse.then(|| Gaps::of(values, coder)), values: stored }
+            });
+            forms.find(|coded| coded.bounded(values.len()))
+        };
+        let forms = [if sparse { form(true) } else { None }, form(false)];
+        match forms.into_iter().flatten().min_by_key(Self::stored) {
+            Some(coded) => Ok(coded),
+            None => Self::encode(shape, values, &Plan { sparse, values: ValueFormat::Codebook, coder }),
+        }
+    }
+
     /// The values, in the order of the shape with the last dimension running fastest.
     pub fn decode(&self) -> Vec<f32> {
-        let values = self.values.decode();
+        let elements = self.shape.iter().product();
+        let channel = self.grid().map(|grid| grid.channel_of(&self.shape));
+        let channel = |position: Option<usize>| channel.as_ref().zip(position).map_or(0, |(channel, position)| channel(position));
         match &self.gaps {
-            Some(gaps) => gaps.spread(&values, self.shape.iter().product()),
-            None => values,
+            Some(gaps) => {
+                let mut positions = gaps.positions();
+                gaps.spread(&self.values.decode(|| channel(positions.next())), elements)
+            }
+            None => {
+                let mut positions = 0..elements;
+                self.values.decode(|| channel(positions.next()))
+            }
         }
+    }
+
+    /// The grid, for tensors on one.
+    pub fn grid(&self) -> Option<&Grid> {
+        match &self.values {
+            Values::Grid { grid, .. } => Some(grid),
+            Values::F32(_) | Values::F16(_) | Values::Codebook { .. } => None,
+        }
+    }
+
+    /// The grid and the code of every element, those that a sparse tensor leaves out being the code of 0; none for tensors that are not
+    /// on a grid, or that leave out elements of a grid without a 0.
+    pub fn codes(&self) -> Option<(&Grid, Vec<u16>)> {
+        let Values::Grid { grid, count, codes } = &self.values else { return None };
+        let codes = decoded(codes, *count, grid.levels as usize);
+        let Some(gaps) = &self.gaps else { return Some((grid, codes.collect())) };
+        if grid.zeros.iter().any(|zero| zero.fract() != 0.0) {
+            return None;
+        }
+        let channel = grid.channel_of(&self.shape);
+        let mut dense: Vec<u16> = (0..self.shape.iter().product()).map(|i| grid.zeros[channel(i)] as u16).collect();
+        gaps.positions().zip(codes).for_each(|(position, code)| dense[position] = code);
+        Some((grid, dense))
     }
 
     /// The tensor's shape.
@@ -136,6 +200,7 @@ impl Coded {
             Values::Codebook { book, indices, .. } => {
                 (ValueFormat::Codebook, indices.coder(), Some(book.len()), stream::width(book.len()))
             }
+            Values::Grid { grid, codes, .. } => (ValueFormat::Grid, codes.coder(), Some(grid.levels as usize), grid.bits()),
         };
         Summary {
             sparse: self.gaps.is_some(),
@@ -173,19 +238,24 @@ impl Coded {
         let elements = elements(&shape)?;
         let sparse = flags & SPARSE != 0;
         let (format, index_coder, gap_coder) = (format(flags & 3)?, coder(flags >> 2 & 3)?, coder(flags >> 5 & 3)?);
-        let plain = format != ValueFormat::Codebook;
+        let plain = matches!(format, ValueFormat::F32 | ValueFormat::F16);
         if flags >> 7 != 0 || (plain && index_coder != Coder::Packed) || (!sparse && gap_coder != Coder::Packed) {
             return Err(Error::corrupt(format!("tensor flags {flags:08b}")));
         }
         let (gap_bits, entries) = if sparse { (u32::from(reader.byte()?) + 1, reader.varint()?) } else { (0, 0) };
-        let codebook = if plain { 0 } else { reader.varint()? };
+        let codebook = if format == ValueFormat::Codebook { reader.varint()? } else { 0 };
+        let grid = if format == ValueFormat::Grid { Some(Grid::read(reader, &shape)?) } else { None };
         let gaps = if sparse { Some(Gaps::read(reader, gap_coder, gap_bits, entries, elements)?) } else { None };
         let count = gaps.as_ref().map_or(elements, Gaps::values);
-        let (values, nonzero) = match format {
-            ValueFormat::Codebook => Values::read_shared(reader, codebook, count, index_coder)?,
-            ValueFormat::F32 | ValueFormat::F16 => Values::read_plain(reader, format, count)?,
+        let (values, nonzero) = match (format, grid) {
+            (ValueFormat::Codebook, _) => Values::read_shared(reader, codebook, count, index_coder)?,
+            (_, Some(grid)) => (Values::read_grid(reader, grid, count, index_coder)?, 0),
+            _ => Values::read_plain(reader, format, count)?,
         };
-        let coded = Self { shape, nonzero, gaps, values };
+        let mut coded = Self { shape, nonzero, gaps, values };
+        if format == ValueFormat::Grid && coded.bounded(elements) {
+            coded.nonzero = coded.decode().iter().filter(|value| **value != 0.0).count();
+        }
         match coded.bounded(elements) {
             true => Ok(coded),
             false => Err(Error::corrupt(format!("{elements} elements in {} byte(s)", coded.body()))),
@@ -198,7 +268,7 @@ impl Coded {
         let kept: Cow<'_, [f32]> =
             if sparse { values.iter().copied().filter(|value| *value != 0.0).collect() } else { Cow::Borrowed(values) };
         let book = match plan.values {
-            ValueFormat::F32 | ValueFormat::F16 => None,
+            ValueFormat::F32 | ValueFormat::F16 | ValueFormat::Grid => None,
             ValueFormat::Codebook => match Book::of(&kept) {
                 Ok(book) => Some(book),
                 // The sparse form decides: its codebook needs no zero.
@@ -212,7 +282,7 @@ impl Coded {
             let values = match (&book, plan.values) {
                 (Some(book), _) => book.values(&kept, coder),
                 (None, ValueFormat::F16) => Values::F16(kept.iter().map(|value| f16::from_f32(*value)).collect()),
-                (None, ValueFormat::F32 | ValueFormat::Codebook) => Values::F32(kept.to_vec()),
+                (None, ValueFormat::F32 | ValueFormat::Codebook | ValueFormat::Grid) => Values::F32(kept.to_vec()),
             };
             let coded = Self { shape: shape.to_vec(), nonzero, gaps, values };
             if coded.bounded(shape.iter().product()) {
@@ -233,6 +303,7 @@ impl Coded {
             ValueFormat::F32 => 0,
             ValueFormat::F16 => 1,
             ValueFormat::Codebook => 2,
+            ValueFormat::Grid => 3,
         };
         let gaps = summary.gap_coder.map_or(0, code) << 5 | if summary.sparse { SPARSE } else { 0 };
         let mut out = vec![gaps | code(summary.coder) << 2 | format];
@@ -242,8 +313,10 @@ impl Coded {
             out.push(gaps.bits as u8 - 1);
             out.put_varint(gaps.entries);
         }
-        if let Some(length) = summary.codebook_len {
-            out.put_varint(length);
+        match &self.values {
+            Values::Codebook { book, .. } => out.put_varint(book.len()),
+            Values::Grid { grid, .. } => grid.write(&mut out),
+            Values::F32(_) | Values::F16(_) => {}
         }
         out
     }
@@ -284,6 +357,7 @@ fn format(code: u8) -> Result<ValueFormat, Error> {
         0 => Ok(ValueFormat::F32),
         1 => Ok(ValueFormat::F16),
         2 => Ok(ValueFormat::Codebook),
+        3 => Ok(ValueFormat::Grid),
         _ => Err(Error::corrupt(format!("value format {code}"))),
     }
 }

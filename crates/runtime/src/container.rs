@@ -170,6 +170,10 @@ pub(crate) mod tests {
             (name.to_owned(), Coded::encode(shape, &values, &plan).unwrap())
         };
         let plain = Plan::default();
+        let grid = crate::Grid { levels: 5, axis: Some(0), steps: vec![0.25; 5], zeros: vec![2.0, 1.5, 2.0, 0.0, 4.0] };
+        let channel = grid.channel_of(&[5, 5]);
+        let quantized: Vec<f32> = (0..25).map(|i| grid.value(channel(i), (i * 7 % 5) as u16)).collect();
+        let quantized = Coded::on_grid(&[5, 5], &quantized, &grid, true, Coder::Entropy).unwrap();
         let node = |name: &str, input: Option<usize>, layer, tensors| Node {
             name: name.into(),
             inputs: input.into_iter().collect(),
@@ -213,6 +217,7 @@ pub(crate) mod tests {
                         tensor("bias", &[5], plan(false, ValueFormat::Codebook, Coder::Packed)),
                     ],
                 ),
+                node("fc2", Some(6), Layer::Linear, vec![("weight".into(), quantized)]),
             ],
             meta: [("data".to_owned(), "synthetic".to_owned())].into(),
         }
@@ -281,7 +286,7 @@ pub(crate) mod tests {
         let faults = Model::verify(&bytes);
         assert_eq!(faults.len(), 2);
         assert!(faults[0].starts_with("node 2 \"bn\": checksum"), "{faults:?}");
-        assert!(faults[1].starts_with("node 6 \"fc\": checksum"), "{faults:?}");
+        assert!(faults[1].starts_with("node 7 \"fc2\": checksum"), "{faults:?}");
     }
 
     /// What a forger can reach who also repairs the checksums: whatever happens, no panic and no huge allocation.

@@ -68,18 +68,21 @@ impl Gaps {
         self.values
     }
 
+    /// The places of the values in the tensor, in order.
+    pub(crate) fn positions(&self) -> impl Iterator<Item = usize> {
+        let distances = self.stream.decode(self.entries, 1 << self.bits).expect("a stream was decoded once when it was made");
+        let bits = self.bits;
+        let mut end = 0;
+        distances.into_iter().filter_map(move |distance| {
+            end += step(distance, bits);
+            (distance > 0).then(|| end - 1)
+        })
+    }
+
     /// The tensor with `values` in their places and zeros elsewhere.
     pub(crate) fn spread(&self, values: &[f32], elements: usize) -> Vec<f32> {
-        let distances = self.stream.decode(self.entries, 1 << self.bits).expect("a stream was decoded once when it was made");
         let mut dense = vec![0.0; elements];
-        let mut values = values.iter();
-        let mut end = 0;
-        for distance in distances {
-            end += step(distance, self.bits);
-            if distance > 0 {
-                dense[end - 1] = *values.next().expect("one value per distance");
-            }
-        }
+        self.positions().zip(values).for_each(|(position, value)| dense[position] = *value);
         dense
     }
 

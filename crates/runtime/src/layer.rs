@@ -4,6 +4,8 @@
 use briquette_kernels::Structure;
 use serde::{Deserialize, Serialize};
 
+use crate::Grid;
+
 /// An operation and its hyper-parameters. Feature maps are `[channels, height, width]`, vectors are `[features]`; the batch
 /// dimension is left out everywhere.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -102,6 +104,16 @@ pub enum Layer {
     /// A fully connected layer, or a convolution by one pixel, whose matrix is structural; tensors as [`Structure`] lists them and
     /// optionally `bias` `[out]`.
     Structured(Structure),
+    /// `y = step (q - zero)` with the code `q = floor(clamp(x / step + zero, 0, levels - 1) + 1/2)`: activations on a uniform grid; tensor
+    /// `step` `[1]`. Two levels about the zero 1/2 give the sign, times half a step.
+    Quantize {
+        /// Number of codes, 2 to 65536.
+        levels: u32,
+        /// The code that stands for 0, or the middle of two codes: a multiple of 1/2.
+        zero: f32,
+        /// What trains the step.
+        train: StepGradient,
+    },
     /// An open kernel that a scheme's crate defines.
     Custom {
         /// The kernel's name.
@@ -132,6 +144,20 @@ pub enum Activation {
     Gelu,
     /// `x * sigmoid(x)`.
     Silu,
+}
+
+/// What trains the step of a quantizer; inference does not ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StepGradient {
+    /// Nothing: it stays.
+    #[default]
+    Fixed,
+    /// `dy/dstep = q - zero - x / step` inside the grid and `q - zero` beyond its ends, scaled by one over the root of values times codes
+    /// (Esser, McKinstry, Bablani, Appuswamy, Modha, "Learned Step Size Quantization", ICLR 2020).
+    Learned,
+    /// The clip value `alpha = step (levels - 1)` has the gradient 1 beyond the upper end and 0 elsewhere (Choi et al., "PACT", 2018).
+    Clip,
 }
 
 /// A pooling window.
@@ -207,6 +233,7 @@ impl Layer {
             Layer::Flatten => "flatten",
             Layer::Dropout { .. } => "dropout",
             Layer::Structured(structure) => structure.kind(),
+            Layer::Quantize { .. } => "quantize",
             Layer::Custom { .. } => "custom",
         }
     }
@@ -319,6 +346,10 @@ impl Layer {
                     return Err(bad(format!("a matrix [{outputs}, {features}] does not take the input {:?}", inputs[0])));
                 }
                 std::iter::once(outputs).chain(inputs[0][1..].iter().copied()).collect()
+            }
+            Layer::Quantize { levels, zero, .. } => {
+                Grid::uniform(*levels, 1.0, *zero).check(&[]).map_err(|error| bad(error.to_string()))?;
+                inputs[0].to_vec()
             }
             Layer::Custom { kernel, .. } => return Err(bad(format!("open kernel {kernel:?} is not known here"))),
             Layer::BatchNorm { .. }

@@ -32,6 +32,8 @@ pub enum ValueFormat {
     F16,
     /// Indices into the sorted distinct values.
     Codebook,
+    /// Codes on a [`Grid`](crate::Grid), which [`Coded::on_grid`](crate::Coded::on_grid) takes; plain floats without one.
+    Grid,
 }
 
 /// How a sequence of small numbers is written, from plain to dense: each may fall back to those before it.

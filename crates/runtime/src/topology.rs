@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use briquette_kernels::Structure;
 
 use crate::bytes::{Put as _, Reader};
-use crate::{Activation, Error, Layer, Model, Window};
+use crate::{Activation, Error, Grid, Layer, Model, StepGradient, Window};
 
 /// Tensor names that take one byte.
 const TENSORS: [&str; 6] = ["weight", "bias", "gamma", "beta", "mean", "var"];
@@ -130,6 +130,15 @@ fn write_layer(layer: &Layer, out: &mut Vec<u8>) -> Result<(), Error> {
         Layer::ChannelSlice { start, len } => put_sizes(out, &[*start, *len]),
         Layer::PadShortcut { stride, before, after } => put_sizes(out, &[*stride, *before, *after]),
         Layer::Structured(structure) => put_structure(out, structure),
+        Layer::Quantize { levels, zero, train } => {
+            out.put_varint(*levels as usize);
+            out.put_varint((zero * 2.0) as usize);
+            out.push(match train {
+                StepGradient::Fixed => 0,
+                StepGradient::Learned => 1,
+                StepGradient::Clip => 2,
+            });
+        }
         Layer::Custom { kernel, config } => {
             out.put_text(kernel)?;
             out.put_text(config)?;
@@ -173,6 +182,7 @@ fn tag(layer: &Layer) -> u8 {
         Layer::Dropout { .. } => 23,
         Layer::Custom { .. } => 24,
         Layer::Structured(_) => 25,
+        Layer::Quantize { .. } => 26,
     }
 }
 
@@ -227,6 +237,19 @@ fn read_layer(reader: &mut Reader<'_>) -> Result<Layer, Error> {
         23 => Layer::Dropout { p: reader.f64()? },
         24 => Layer::Custom { kernel: reader.text()?.to_owned(), config: reader.text()?.to_owned() },
         25 => Layer::Structured(structure(reader)?),
+        26 => {
+            let (levels, zero) = (reader.varint()?, reader.varint()?);
+            let levels = u32::try_from(levels).map_err(|_| Error::corrupt(format!("a quantizer of {levels} levels")))?;
+            let train = match reader.byte()? {
+                0 => StepGradient::Fixed,
+                1 => StepGradient::Learned,
+                2 => StepGradient::Clip,
+                other => return Err(Error::corrupt(format!("training {other} of a step"))),
+            };
+            let zero = zero as f32 / 2.0;
+            Grid::uniform(levels, 1.0, zero).check(&[])?;
+            Layer::Quantize { levels, zero, train }
+        }
         tag => return Err(Error::corrupt(format!("layer {tag}"))),
     })
 }
@@ -308,6 +331,7 @@ mod tests {
             Layer::PadShortcut { stride: 2, before: 8, after: 7 },
             Layer::Flatten,
             Layer::Dropout { p: 0.5 },
+            Layer::Quantize { levels: 16, zero: 7.5, train: StepGradient::Learned },
             Layer::Custom { kernel: "circulant".into(), config: "{}".into() },
         ];
         layers.extend(

@@ -1,4 +1,4 @@
-//! The values of a tensor: plain floats, or a codebook and indices into it.
+//! The values of a tensor: plain floats, a codebook and indices into it, or codes on a grid.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use half::f16;
 
 use crate::bytes::{Put as _, Reader};
 use crate::stream::Stream;
-use crate::{Bits, Coder, Error, ValueFormat};
+use crate::{Bits, Coder, Error, Grid, ValueFormat};
 
 /// The longest codebook.
 const MAX_CODEBOOK: usize = 1 << 16;
@@ -17,6 +17,7 @@ pub(crate) enum Values {
     F32(Vec<f32>),
     F16(Vec<f16>),
     Codebook { book: Vec<f32>, count: usize, indices: Stream },
+    Grid { grid: Grid, count: usize, codes: Stream },
 }
 
 impl Values {
@@ -27,10 +28,20 @@ impl Values {
                 let bytes = reader.bytes(count.saturating_mul(2))?;
                 Values::F16(bytes.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes)).collect())
             }
-            ValueFormat::F32 | ValueFormat::Codebook => Values::F32(floats(reader, count)?),
+            ValueFormat::F32 | ValueFormat::Codebook | ValueFormat::Grid => Values::F32(floats(reader, count)?),
         };
-        let nonzero = values.decode().iter().filter(|value| **value != 0.0).count();
+        let nonzero = match &values {
+            Values::F16(values) => values.iter().filter(|value| value.to_f32() != 0.0).count(),
+            Values::F32(values) => values.iter().filter(|value| **value != 0.0).count(),
+            Values::Codebook { .. } | Values::Grid { .. } => 0,
+        };
         Ok((values, nonzero))
+    }
+
+    /// Reads codes on this grid.
+    pub(crate) fn read_grid(reader: &mut Reader<'_>, grid: Grid, count: usize, coder: Coder) -> Result<Self, Error> {
+        let (codes, _) = Stream::read(reader, coder, count, grid.levels as usize)?;
+        Ok(Values::Grid { grid, count, codes })
     }
 
     /// Reads a codebook and indices into it; also returns how many values are not zero.
@@ -61,6 +72,8 @@ impl Values {
                 book.iter().for_each(|value| out.put_f32(*value));
                 indices.write(out);
             }
+            // The grid is in the tensor's header: it says how many symbols there are.
+            Values::Grid { codes, .. } => codes.write(out),
         }
     }
 
@@ -70,6 +83,7 @@ impl Values {
             Values::F32(values) => 4 * values.len(),
             Values::F16(values) => 2 * values.len(),
             Values::Codebook { book, indices, .. } => 4 * book.len() + indices.stored(),
+            Values::Grid { codes, .. } => codes.stored(),
         }
     }
 
@@ -81,20 +95,31 @@ impl Values {
             Values::Codebook { book, indices, .. } => {
                 Bits { values: indices.payload, codebook: 32 * book.len() as u64, tables: indices.table, ..Bits::default() }
             }
+            Values::Grid { grid, codes, .. } => {
+                Bits { values: codes.payload, codebook: grid.stored_bits(), tables: codes.table, ..Bits::default() }
+            }
         }
     }
 
-    /// The values as floats.
-    pub(crate) fn decode(&self) -> Vec<f32> {
+    /// The stored values as floats; `channel_of` tells the channel of each on a grid.
+    pub(crate) fn decode(&self, channel_of: impl FnMut() -> usize) -> Vec<f32> {
         match self {
             Values::F32(values) => values.clone(),
             Values::F16(values) => values.iter().map(|value| value.to_f32()).collect(),
             Values::Codebook { book, count, indices } => {
-                let symbols = indices.decode(*count, book.len()).expect("a stream was decoded once when it was made");
-                symbols.into_iter().map(|index| book[index as usize]).collect()
+                decoded(indices, *count, book.len()).map(|index| book[index as usize]).collect()
+            }
+            Values::Grid { grid, count, codes } => {
+                let channels = std::iter::repeat_with(channel_of);
+                decoded(codes, *count, grid.levels as usize).zip(channels).map(|(code, c)| grid.value(c, code)).collect()
             }
         }
     }
+}
+
+/// The symbols of a stream that was read or made here.
+pub(crate) fn decoded(stream: &Stream, count: usize, alphabet: usize) -> impl Iterator<Item = u16> {
+    stream.decode(count, alphabet).expect("a stream was decoded once when it was made").into_iter()
 }
 
 /// The distinct values and where each stands.

@@ -113,6 +113,7 @@ pub(super) fn forward(layer: &Layer, mut inputs: Vec<Flow>) -> Flow {
         | Layer::Linear
         | Layer::BatchNorm { .. }
         | Layer::Structured(_)
+        | Layer::Quantize { .. }
         | Layer::Custom { .. } => {
             unreachable!("{} is no parameter-free function of other nodes", layer.kind())
         }

@@ -117,8 +117,14 @@ impl Coupling {
                 );
                 input
             }
+            Layer::Quantize { zero, .. } if zero.fract() != 0.0 => {
+                let input = inputs.remove(0);
+                self.freeze(input.clone(), &format!("'{name}' (quantize) has no 0 to turn a masked channel into"));
+                input
+            }
             Layer::BatchNorm { .. }
             | Layer::Activation(_)
+            | Layer::Quantize { .. }
             | Layer::MaxPool(_)
             | Layer::AvgPool { .. }
             | Layer::AdaptiveAvgPool { .. }

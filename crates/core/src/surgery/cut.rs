@@ -91,7 +91,7 @@ fn select(parameter: &Stored, rows: &[bool], columns: &[bool]) -> Stored {
         name: parameter.name,
         shape,
         base: indices.iter().map(|&i| parameter.base[i]).collect(),
-        coding: parameter.coding.take(&indices),
+        coding: parameter.coding.select(&indices, |axis| [&kept_rows[..], &kept_columns[..]].get(axis).copied()),
     }
 }
 

@@ -137,7 +137,7 @@ impl Weight {
                     inputs: 0,
                 })
             }
-            Op::BatchNorm(_) | Op::Structured(_) | Op::Custom(_) | Op::Fixed(_) => None,
+            Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => None,
         }
     }
 

@@ -49,8 +49,8 @@ fn weights() -> impl Strategy<Value = Vec<f32>> {
 }
 
 /// Uniform numbers in 0..1, the same in every run.
-fn uniform() -> impl FnMut() -> f64 {
-    let mut state = 1_u64;
+fn uniform(seed: u64) -> impl FnMut() -> f64 {
+    let mut state = seed;
     move || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 11) as f64 / (1_u64 << 53) as f64
@@ -162,7 +162,7 @@ fn an_empty_layer_costs_what_bounds_the_reader() {
 
 #[test]
 fn lenet_300_100_at_a_twentieth_is_forty_times_smaller() {
-    let mut draw = uniform();
+    let mut draw = uniform(1);
     let (mut parameters, mut bits) = (0, Bits::default());
     for (rows, columns, density) in [(300, 784, 0.05), (100, 300, 0.05), (10, 100, 0.2)] {
         let plan = Plan { sparse: true, values: ValueFormat::Codebook, coder: Coder::Entropy };
@@ -188,4 +188,65 @@ fn forged_tensors_are_refused_without_memory() {
         let bytes = [&[flags][..], &shape, rest].concat();
         assert!(Coded::read(&mut Reader::new(&bytes)).is_err(), "{flags:#x}");
     }
+}
+
+/// A tensor on a grid: its shape, the grid, and values, some of them left out.
+fn on_grid() -> impl Strategy<Value = (Vec<usize>, Grid, Vec<f32>)> {
+    let shape = prop::collection::vec(1_usize..7, 1..4);
+    (shape, 2_u32..300, any::<u64>(), prop_oneof![Just(0.0), Just(0.3), Just(0.97)]).prop_map(|(shape, levels, seed, pruned)| {
+        let mut draw = uniform(seed);
+        let axis = (draw() < 0.7).then(|| (draw() * shape.len() as f64) as usize);
+        let channels = axis.map_or(1, |axis| shape[axis]);
+        let steps = (0..channels).map(|_| (draw() + 0.01) as f32).collect();
+        let zeros: Vec<f32> = match draw() < 0.5 {
+            true => vec![(levels - 1) as f32 / 2.0; channels],
+            false => (0..channels).map(|_| (draw() * f64::from(levels)).floor() as f32).collect(),
+        };
+        let grid = Grid { levels, axis, steps, zeros };
+        let channel = grid.channel_of(&shape);
+        let mut value = |i: usize| {
+            let code = (draw() * f64::from(levels)) as u16;
+            if draw() < pruned { 0.0 } else { grid.value(channel(i), code) }
+        };
+        let values = (0..shape.iter().product()).map(&mut value).collect();
+        (shape, grid, values)
+    })
+}
+
+proptest! {
+    #[test]
+    fn what_lies_on_a_grid_comes_back_with_its_codes((shape, grid, values) in on_grid()) {
+        for (sparse, coder) in [false, true].into_iter().flat_map(|sparse| CODERS.map(|coder| (sparse, coder))) {
+            let coded = Coded::on_grid(&shape, &values, &grid, sparse, coder).unwrap();
+            prop_assert_eq!(&coded.decode(), &values);
+            let back = reread(&coded);
+            prop_assert_eq!(&back.decode(), &values);
+            prop_assert_eq!((back.nonzero(), back.bits(), back.summary()), (coded.nonzero(), coded.bits(), coded.summary()));
+            if let Some((found, codes)) = back.codes() {
+                prop_assert_eq!(found, &grid);
+                let channel = grid.channel_of(&shape);
+                prop_assert!(codes.iter().enumerate().all(|(i, code)| grid.value(channel(i), *code) == values[i]));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_code_of_one_bit_takes_one_bit() {
+    let values: Vec<f32> = (0..4096).map(|i| if i * i % 7 < 3 { 0.25 } else { -0.25 }).collect();
+    let grid = Grid::uniform(2, 0.5, 0.5);
+    let coded = Coded::on_grid(&[64, 64], &values, &grid, false, Coder::Packed).unwrap();
+    assert_eq!((coded.bits().values, coded.summary().value_format), (4096, ValueFormat::Grid));
+    let codes = coded.codes().unwrap().1;
+    assert!(codes.iter().zip(&values).all(|(code, value)| (*code == 1) == (*value > 0.0)));
+}
+
+#[test]
+fn grids_that_make_no_sense_are_refused() {
+    let on = |grid: Grid| Coded::on_grid(&[2, 3], &[0.0; 6], &grid, false, Coder::Packed).unwrap_err().to_string();
+    assert_eq!(on(Grid::uniform(1, 0.5, 0.0)), "corrupt: a grid of 1 levels; it takes 2 to 65536");
+    assert_eq!(on(Grid::uniform(4, f32::NAN, 0.0)), "corrupt: a grid of the step NaN");
+    assert_eq!(on(Grid::uniform(4, 0.5, 0.25)), "corrupt: a grid with 0 at the code 0.25 of 4");
+    assert_eq!(on(Grid { axis: Some(2), ..Grid::uniform(4, 0.5, 1.0) }), "corrupt: a grid along axis 2 of [2, 3]");
+    assert_eq!(on(Grid { axis: Some(1), ..Grid::uniform(4, 0.5, 1.0) }), "corrupt: 1 steps and 1 zeros of a grid for 3");
 }

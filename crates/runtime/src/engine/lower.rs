@@ -8,7 +8,7 @@ use super::pointwise::{LocalResponse, Shortcut};
 use super::pool::Pool;
 use super::structured::Structured;
 use super::threads::Threads;
-use crate::{Coded, Layer, Model, Node};
+use crate::{Coded, Grid, Layer, Model, Node};
 
 /// Steps in order. Value 0 is the input; step `i` makes value `i + 1`.
 #[derive(Debug)]
@@ -220,6 +220,7 @@ fn operation(node: &Node, input: &[usize], output: &[usize]) -> Operation {
             k: *k as f32,
         }),
         Layer::Activation(activation) => Operation::Activation(*activation),
+        Layer::Quantize { levels, zero, .. } => Operation::Quantize(Grid::uniform(*levels, tensor(node, "step")[0], *zero)),
         Layer::Softmax => Operation::Softmax { channels: input[0] },
         Layer::MaxPool(window) => Operation::Pool(Pool::max(window, plane(input), plane(output))),
         Layer::AvgPool { window, count_padding } => {

@@ -5,7 +5,7 @@ use super::pointwise::{self, LocalResponse, Shortcut};
 use super::pool::Pool;
 use super::structured::Structured;
 use super::threads::Threads;
-use crate::Activation;
+use crate::{Activation, Grid};
 
 /// Floats of an element-wise task.
 const PIECE: usize = 1 << 14;
@@ -39,6 +39,7 @@ pub(crate) enum Operation {
         std: Vec<f32>,
     },
     Activation(Activation),
+    Quantize(Grid),
     Softmax {
         channels: usize,
     },
@@ -52,6 +53,7 @@ impl Operation {
             | Operation::Affine { .. }
             | Operation::Normalize { .. }
             | Operation::Activation(_)
+            | Operation::Quantize(_)
             | Operation::Softmax { .. } => true,
             Operation::Convolution(_)
             | Operation::Depthwise(_)
@@ -173,6 +175,7 @@ impl Operation {
             Operation::Activation(activation) => {
                 threads.pieces(output, PIECE, |_, out| pointwise::activate(*activation, out));
             }
+            Operation::Quantize(grid) => threads.pieces(output, PIECE, |_, out| pointwise::quantize(grid, out)),
             Operation::Softmax { channels } => threads.pieces(output, sample, |_, out| pointwise::softmax(*channels, out)),
         }
     }

@@ -1,6 +1,6 @@
 //! Operations that keep the shape, and those that only move channels.
 
-use crate::Activation;
+use crate::{Activation, Grid};
 
 /// Applies an activation in place.
 pub(crate) fn activate(activation: Activation, values: &mut [f32]) {
@@ -13,6 +13,12 @@ pub(crate) fn activate(activation: Activation, values: &mut [f32]) {
         Activation::Gelu => each(values, |x| (0.5 * f64::from(x) * erfc(-f64::from(x) * std::f64::consts::FRAC_1_SQRT_2)) as f32),
         Activation::Silu => each(values, |x| x * sigmoid(x)),
     }
+}
+
+/// The values of the nearest codes of a grid.
+pub(crate) fn quantize(grid: &Grid, values: &mut [f32]) {
+    let (step, zero, last) = (grid.steps[0], grid.zeros[0], (grid.levels - 1) as f32);
+    each(values, |x| step * (((x / step + zero).clamp(0.0, last) + 0.5).floor() - zero));
 }
 
 /// `x * scale + shift` per channel of one sample.

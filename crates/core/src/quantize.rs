@@ -1,0 +1,351 @@
+//! Values on uniform grids, with gradients that go straight through the rounding.
+//!
+//! The code of a value `x` is `q = floor(u + 1/2)` with `u = clamp(x / step + zero, 0, levels - 1)`, and what the network computes with is
+//! `step (q - zero)`. Rounding has no useful gradient; the straight-through estimator (Bengio, Leonard, Courville, "Estimating or Propagating
+//! Gradients Through Stochastic Neurons", arXiv:1308.3432, 2013) takes `dq/du = 1`. So a value inside the grid gets the gradient of what
+//! became of it, one beyond the ends none, and a trained step gets `q - zero - x / step` inside and `q - zero` beyond: the learned step
+//! size of Esser et al. (ICLR 2020).
+
+use briquette_runtime::{Grid, Layer, StepGradient};
+use burn::module::{Module, Param, ParamId};
+use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+/// How weights become codes while they are trained. What is stored are the codes alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rounding {
+    /// To the nearest code.
+    #[default]
+    Nearest,
+    /// While training up with the probability of `u`'s fraction and down otherwise, so that the mean is `u` (Gupta, Agrawal, Gopalakrishnan,
+    /// Narayanan, "Deep Learning with Limited Numerical Precision", ICML 2015); to the nearest elsewhere.
+    Stochastic,
+    /// To the nearest code of `tanh(w) / max |tanh(w)|` (Zhou et al., "DoReFa-Net", arXiv:1606.06160, 2016).
+    Tanh,
+    /// One above the zero for `w > d`, one below for `w < -d`, with `d = 0.7 mean |w|` for each step (Li, Zhang, Liu, "Ternary Weight Networks",
+    /// arXiv:1605.04711, 2016).
+    Threshold,
+}
+
+/// Share of the mean absolute weight below which a ternary weight is zero.
+const THRESHOLD: f64 = 0.7;
+
+/// A weight's grid on the device.
+#[derive(Module, Debug)]
+pub(crate) struct OnGrid {
+    pub(crate) steps: Param<Tensor<1>>,
+    pub(crate) zeros: Param<Tensor<1>>,
+    /// [`OnGrid::describe`]: Burn shows a visitor tensors only.
+    pub(crate) described: Param<Tensor<1, Int>>,
+    #[module(skip)]
+    levels: u32,
+    #[module(skip)]
+    axis: Option<usize>,
+    #[module(skip)]
+    rounding: Rounding,
+    #[module(skip)]
+    learned: bool,
+}
+
+impl OnGrid {
+    pub(crate) fn new(grid: &Grid, rounding: Rounding, learned: bool, device: &Device) -> Self {
+        let vector = |values: &[f32]| Param::from_tensor(Tensor::<1>::from_floats(values, device));
+        let described = Self::describe(grid.levels, grid.axis, rounding, learned);
+        Self {
+            steps: vector(&grid.steps).set_require_grad(learned),
+            zeros: vector(&grid.zeros).set_require_grad(false),
+            described: Param::initialized(ParamId::new(), Tensor::from_data(TensorData::from(described), device)),
+            levels: grid.levels,
+            axis: grid.axis,
+            rounding,
+            learned,
+        }
+    }
+
+    fn describe(levels: u32, axis: Option<usize>, rounding: Rounding, learned: bool) -> [i64; 4] {
+        [i64::from(levels), axis.map_or(-1, |axis| axis as i64), rounding as i64, i64::from(learned)]
+    }
+
+    /// What [`OnGrid::describe`] describes: levels, axis, rounding, and whether steps are learned.
+    pub(crate) fn described(numbers: &[i64]) -> Option<(u32, Option<usize>, Rounding, bool)> {
+        let [levels, axis, rounding, learned] = *numbers else { return None };
+        let roundings = [Rounding::Nearest, Rounding::Stochastic, Rounding::Tanh, Rounding::Threshold];
+        let rounding = roundings.into_iter().find(|known| *known as i64 == rounding)?;
+        Some((u32::try_from(levels).ok()?, usize::try_from(axis).ok(), rounding, learned != 0))
+    }
+
+    /// The values that the network computes with, for the tensor's own.
+    pub(crate) fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        let shape = base.shape();
+        let [outer, channels, inner] = view(shape.as_slice(), self.axis);
+        let w = base.reshape([outer, channels, inner]);
+        let zeros = self.zeros.val().reshape([1, channels, 1]);
+        let mut steps = self.steps.val();
+        if self.learned {
+            steps = scaled_gradient(steps, self.levels, outer * inner);
+        }
+        let steps = steps.reshape([1, channels, 1]);
+        // Two levels have no inside: all weights learn, and whoever trains them keeps them in bounds.
+        let bounded = self.levels > 2 || self.learned;
+        let q = match self.rounding {
+            Rounding::Nearest => codes(w / steps.clone() + zeros.clone(), self.levels, bounded, None),
+            Rounding::Stochastic => {
+                let u = w / steps.clone() + zeros.clone();
+                let noise = u.device().is_autodiff().then(|| u.random_like(Distribution::Uniform(0.0, 1.0)));
+                codes(u, self.levels, bounded, noise)
+            }
+            Rounding::Tanh => {
+                let squashed = w.tanh();
+                let largest = squashed.clone().abs().max().clamp_min(f32::MIN_POSITIVE).reshape([1, 1, 1]);
+                codes(squashed / largest / steps.clone() + zeros.clone(), self.levels, bounded, None)
+            }
+            Rounding::Threshold => {
+                let size = w.clone().abs();
+                let small = size.clone().mean_dim(0).mean_dim(2).mul_scalar(THRESHOLD).expand([outer, channels, inner]);
+                let large = size.greater(small).float();
+                let q = large * w.clone().sign() + zeros.clone();
+                straight(q, w / steps.clone())
+            }
+        };
+        ((q - zeros) * steps).reshape(shape)
+    }
+}
+
+/// The dimensions before an axis, the axis, and the dimensions behind it; without an axis, all values belong to one channel.
+pub(crate) fn view(shape: &[usize], axis: Option<usize>) -> [usize; 3] {
+    match axis {
+        None => [1, 1, shape.iter().product()],
+        Some(axis) => [shape[..axis].iter().product(), shape[axis], shape[axis + 1..].iter().product()],
+    }
+}
+
+/// Activations on a uniform grid: [`Layer::Quantize`].
+#[derive(Module, Debug)]
+pub struct Quantize {
+    /// The distance between neighbouring values, `[1]`.
+    pub step: Param<Tensor<1>>,
+    /// Number of codes.
+    #[module(skip)]
+    pub levels: u32,
+    /// The code, or the middle of two, that stands for 0.
+    #[module(skip)]
+    pub zero: f32,
+    /// What trains the step.
+    #[module(skip)]
+    pub train: StepGradient,
+}
+
+impl Quantize {
+    /// From a trained or untrained step.
+    pub(crate) fn new(step: Param<Tensor<1>>, levels: u32, zero: f32, train: StepGradient) -> Self {
+        Self { step: step.set_require_grad(train != StepGradient::Fixed), levels, zero, train }
+    }
+
+    /// The layer without its step.
+    pub fn layer(&self) -> Layer {
+        Layer::Quantize { levels: self.levels, zero: self.zero, train: self.train }
+    }
+
+    /// The nearest values of the grid.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let shape = x.shape();
+        let values = shape.num_elements() / shape.as_slice().first().copied().unwrap_or(1).max(1);
+        let step = self.step.val();
+        let step = match self.train {
+            StepGradient::Fixed => step,
+            StepGradient::Learned => scaled_gradient(step, self.levels, values),
+            StepGradient::Clip => {
+                // Only through the upper end: a clip value that no rounding error pulls at.
+                let last = (self.levels - 1) as f32 - self.zero;
+                let clipped = x.clone().lower_equal(step.clone().detach().mul_scalar(last).reshape([1; D]).expand(shape.clone()));
+                let fixed = step.clone().detach().reshape([1; D]);
+                let q = codes(x / fixed.clone() + self.zero, self.levels, true, None) - self.zero;
+                let own = step.clone().reshape([1; D]).expand(shape.clone()) - fixed.clone().expand(shape);
+                return q * fixed + (own * last).mask_fill(clipped, 0.0);
+            }
+        };
+        let step = step.reshape([1; D]);
+        (codes(x / step.clone() + self.zero, self.levels, true, None) - self.zero) * step
+    }
+}
+
+/// The codes of `u`, with `dq/du = 1`, or if `bounded` only inside the grid; with uniform `noise` in `[0, 1)`, rounded at random.
+fn codes<const D: usize>(u: Tensor<D>, levels: u32, bounded: bool, noise: Option<Tensor<D>>) -> Tensor<D> {
+    let inside = u.clone().clamp(0.0, (levels - 1) as f32);
+    let q = match noise {
+        None => inside.clone().add_scalar(0.5).floor(),
+        Some(noise) => (inside.clone() + noise).floor(),
+    };
+    straight(q, if bounded { inside } else { u })
+}
+
+/// The values of `q` with the gradient of `u`.
+fn straight<const D: usize>(q: Tensor<D>, u: Tensor<D>) -> Tensor<D> {
+    if !u.is_autodiff() {
+        return q;
+    }
+    let nothing = u.clone() - u.detach();
+    q.detach() + nothing
+}
+
+/// The same steps, whose gradient is divided by `sqrt(values * (levels - 1) / 2)`, so that they move in proportion to what they quantize.
+fn scaled_gradient(steps: Tensor<1>, levels: u32, values: usize) -> Tensor<1> {
+    if !steps.is_autodiff() {
+        return steps;
+    }
+    let scale = 1.0 / (values as f64 * f64::from(levels - 1) / 2.0).sqrt();
+    let part = steps.clone().mul_scalar(scale);
+    let rest = steps.detach() - part.clone().detach();
+    part + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use burn::module::Module;
+
+    use super::*;
+    use crate::coding::{self, Coding, Source, coding_of, floats};
+
+    const BASE: [f32; 6] = [0.9, -0.2, 0.31, -3.0, 0.05, 2.4];
+
+    fn coded(grid: Grid, rounding: Rounding, learned: bool, device: &Device) -> Param<Tensor<2>> {
+        let base = Tensor::<2>::from_data(TensorData::new(BASE.to_vec(), [2, 3]), device);
+        Coding { mask: None, source: Source::Grid { grid, rounding, learned } }.attach(Param::from_tensor(base))
+    }
+
+    fn rows(levels: u32, steps: [f32; 2], zeros: [f32; 2]) -> Grid {
+        Grid { levels, axis: Some(0), steps: steps.to_vec(), zeros: zeros.to_vec() }
+    }
+
+    #[test]
+    fn weights_take_the_values_of_the_grid_and_learn_inside_it() {
+        let device = Device::flex().autodiff();
+        let param = coded(rows(5, [0.5, 0.25], [2.0, 1.0]), Rounding::Nearest, false, &device).train();
+        assert_eq!(floats(param.val()), [1.0, 0.0, 0.5, -0.25, 0.0, 0.75]);
+        let factors = Tensor::<2>::from_floats([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], &device);
+        let grads = (param.val() * factors).sum().backward();
+        assert_eq!(floats(param.base().grad(&grads).unwrap()), [1.0, 2.0, 3.0, 0.0, 5.0, 0.0]);
+    }
+
+    #[test]
+    fn binary_weights_are_signs_and_all_of_them_learn() {
+        let device = Device::flex().autodiff();
+        let param = coded(rows(2, [0.5, 3.0], [0.5, 0.5]), Rounding::Nearest, false, &device).train();
+        assert_eq!(floats(param.val()), [0.25, -0.25, 0.25, -1.5, 1.5, 1.5]);
+        let grads = param.val().sum().backward();
+        assert_eq!(floats(param.base().grad(&grads).unwrap()), [1.0; 6]);
+    }
+
+    /// The surrogate is linear in the step once codes and clipping are held fixed.
+    #[test]
+    fn a_learned_step_has_the_gradient_of_its_surrogate() {
+        let device = Device::flex().autodiff();
+        let (levels, step, zero) = (8, 0.4_f32, 3.0_f32);
+        let param = coded(Grid::uniform(levels, step, zero), Rounding::Nearest, true, &device).train();
+        let upstream = [0.3_f32, -1.0, 2.0, 0.7, -0.4, 1.1];
+        let factors = Tensor::<2>::from_data(TensorData::new(upstream.to_vec(), [2, 3]), &device);
+        let grads = (param.val() * factors).sum().backward();
+        let mut found = None;
+        struct Steps<'a>(&'a burn::tensor::Gradients, &'a mut Option<f32>);
+        impl burn::module::ModuleVisitor for Steps<'_> {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                if D == 1 && param.lazy_shape()[0] == 1 {
+                    *self.1 = param.val().grad(self.0).map(|gradient| floats(gradient)[0]).or(*self.1);
+                }
+            }
+        }
+        param.visit(&mut Steps(&grads, &mut found));
+        // The residue of rounding, held fixed, belongs to the code: step (x / step0 + residue) clipped to the ends.
+        let surrogate = |s: f64| -> f64 {
+            let last = f64::from(levels - 1);
+            let value = |x: f32| {
+                let u = f64::from(x) / f64::from(step) + f64::from(zero);
+                let residue = (u.clamp(0.0, last) + 0.5).floor() - u.clamp(0.0, last);
+                (((f64::from(x) / s + f64::from(zero)).clamp(0.0, last) + residue) - f64::from(zero)) * s
+            };
+            BASE.iter().zip(upstream).map(|(x, factor)| value(*x) * f64::from(factor)).sum()
+        };
+        let slope = (surrogate(f64::from(step) + 1e-5) - surrogate(f64::from(step) - 1e-5)) / 2e-5;
+        let scale = 1.0 / (6.0 * f64::from(levels - 1) / 2.0).sqrt();
+        assert!((f64::from(found.unwrap()) - slope * scale).abs() < 1e-4, "{found:?}, {}", slope * scale);
+    }
+
+    #[test]
+    fn ternary_weights_and_squashed_ones_follow_their_formulas() {
+        let device = Device::flex();
+        let ternary = coded(rows(3, [1.0, 2.0], [1.0, 1.0]), Rounding::Threshold, false, &device);
+        // Thresholds 0.7 * 0.47 and 0.7 * 1.817.
+        assert_eq!(floats(ternary.val()), [1.0, 0.0, 0.0, -2.0, 0.0, 2.0]);
+        let squashed = coded(Grid::uniform(4, 2.0 / 3.0, 1.5), Rounding::Tanh, false, &device);
+        let largest = 3.0_f32.tanh();
+        let expected = BASE.map(|w| (((w.tanh() / largest + 1.0) / 2.0 * 3.0).round() / 3.0 * 2.0) - 1.0);
+        let close = floats(squashed.val()).iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6);
+        assert!(close, "{:?} {expected:?}", floats(squashed.val()));
+    }
+
+    #[test]
+    fn stochastic_rounding_has_the_value_as_its_mean() {
+        let device = Device::flex().autodiff();
+        let param = coded(Grid::uniform(9, 0.5, 4.0), Rounding::Stochastic, false, &device).train();
+        device.seed(5);
+        let draws = 4000;
+        let mut mean = [0.0; 6];
+        for _ in 0..draws {
+            floats(param.val().inner())
+                .iter()
+                .zip(&mut mean)
+                .for_each(|(value, mean)| *mean += f64::from(*value) / f64::from(draws));
+        }
+        let inside = BASE.map(|w| f64::from(w.clamp(-2.0, 2.0)));
+        assert!(mean.iter().zip(inside).all(|(mean, w)| (mean - w).abs() < 0.02), "{mean:?}");
+        let still = coded(Grid::uniform(9, 0.5, 4.0), Rounding::Stochastic, false, &Device::flex());
+        assert_eq!(floats(still.val()), [1.0, 0.0, 0.5, -2.0, 0.0, 2.0]);
+    }
+
+    #[test]
+    fn values_underneath_survive_recoding_and_host_and_device_agree() {
+        let device = Device::flex();
+        let source = Source::Grid { grid: rows(5, [0.5, 0.25], [2.0, 1.5]), rounding: Rounding::Nearest, learned: true };
+        let param = coded(rows(5, [0.5, 0.25], [2.0, 1.5]), Rounding::Nearest, true, &device);
+        assert_eq!(coding_of(&param), Coding { mask: None, source: source.clone() });
+        let listed = coding::weights(&param).remove(0);
+        assert_eq!(listed.values, floats(param.val()));
+        let mask = Some(vec![true, false, true, true, true, true]);
+        let masked = Coding { mask, source };
+        let param = coding::recode(param, BTreeMap::from([(String::new(), masked.clone())]));
+        assert_eq!((floats(param.base()).as_slice(), coding_of(&param)), (&BASE[..], masked));
+        let param = coding::adjust(param, |_, base, steps| (base.clamp(-1.0, 1.0), steps.mul_scalar(2.0)));
+        assert_eq!(floats(param.base()), [0.9, -0.2, 0.31, -1.0, 0.05, 1.0]);
+        assert_eq!(floats(param.val()), [1.0, 0.0, 0.0, -0.75, 0.25, 1.25]);
+    }
+
+    #[test]
+    fn activations_learn_inside_the_grid_and_steps_as_their_rule_says() {
+        let device = Device::flex().autodiff();
+        let gradients = |train, zero| {
+            let quantize = Quantize::new(Param::from_tensor(Tensor::from_floats([0.5], &device)), 4, zero, train);
+            let x = Tensor::<2>::from_floats([[0.3, 0.6, 5.0, -0.7]], &device).require_grad();
+            let y = quantize.forward(x.clone());
+            let values = floats(y.clone());
+            let grads = (y * Tensor::<2>::from_floats([[1.0, 2.0, 3.0, 4.0]], &device)).sum().backward();
+            (values, floats(x.grad(&grads).unwrap()), quantize.step.val().grad(&grads).map(|gradient| floats(gradient)[0]))
+        };
+        let (values, inputs, step) = gradients(StepGradient::Fixed, 0.0);
+        assert_eq!((values.as_slice(), inputs.as_slice(), step), (&[0.5, 0.5, 1.5, 0.0][..], &[1.0, 2.0, 0.0, 0.0][..], None));
+        // Inside (q - zero - x / step) of 0.4 and -0.2, above 3, below 0.
+        let (_, _, step) = gradients(StepGradient::Learned, 0.0);
+        let expected = (0.4 - 0.2 * 2.0 + 3.0 * 3.0) / (4.0_f64 * 1.5).sqrt();
+        assert!((f64::from(step.unwrap()) - expected).abs() < 1e-5, "{step:?} {expected}");
+        // d alpha = 1 above, and alpha = 3 steps.
+        let (values, inputs, step) = gradients(StepGradient::Clip, 0.0);
+        assert_eq!(
+            (values.as_slice(), inputs.as_slice(), step),
+            (&[0.5, 0.5, 1.5, 0.0][..], &[1.0, 2.0, 0.0, 0.0][..], Some(9.0))
+        );
+        let (values, inputs, _) = gradients(StepGradient::Fixed, 1.5);
+        assert_eq!((values.as_slice(), inputs.as_slice()), (&[0.25, 0.75, 0.75, -0.75][..], &[1.0, 2.0, 0.0, 4.0][..]));
+    }
+}
