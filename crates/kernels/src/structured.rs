@@ -11,6 +11,7 @@ mod butterfly;
 mod circulant;
 mod fastfood;
 mod kronecker;
+mod levels;
 mod toeplitz;
 mod transform;
 
@@ -64,6 +65,17 @@ pub enum Structure {
         outputs: usize,
         /// Terms of the sum.
         rank: usize,
+    },
+    /// Two-level Toeplitz blocks below each other, as large as the input: features are an image of `inputs / columns` rows `j` by `columns`,
+    /// and the entry from pixel `(j, l)` to pixel `(i, k)` depends on `i - j` and `k - l` alone, a convolution in two dimensions with a
+    /// kernel that reaches from any pixel to any other. Parameter: `t` `[blocks * (2 rows - 1), 2 columns - 1]`.
+    TwoLevelToeplitz {
+        /// Features of the input.
+        inputs: usize,
+        /// Features of the output.
+        outputs: usize,
+        /// Pixels of a row of the image; 1 makes a plain Toeplitz matrix.
+        columns: usize,
     },
     /// `sum_t A_t (x) B_t`, of which the first `outputs` rows and the first `inputs` columns count. Parameters: `left` and `right`, the
     /// matrices of all terms below each other.
@@ -145,7 +157,7 @@ const ROWS: usize = 4;
 
 impl Structure {
     /// The names of all parameters of all structures.
-    pub const NAMES: [&'static str; 10] = ["r", "s", "g", "b", "a", "d", "h", "left", "right", "factors"];
+    pub const NAMES: [&'static str; 11] = ["r", "s", "g", "b", "a", "d", "h", "left", "right", "factors", "t"];
 
     /// The name of the kind.
     pub fn kind(&self) -> &'static str {
@@ -154,6 +166,7 @@ impl Structure {
             Structure::Fastfood { .. } => "fastfood",
             Structure::Acdc { .. } => "acdc",
             Structure::ToeplitzLike { .. } => "toeplitz-like",
+            Structure::TwoLevelToeplitz { .. } => "two-level-toeplitz",
             Structure::Kronecker { .. } => "kronecker",
             Structure::Butterfly { .. } => "butterfly",
         }
@@ -166,6 +179,7 @@ impl Structure {
             | Structure::Fastfood { inputs, outputs, .. }
             | Structure::Acdc { inputs, outputs, .. }
             | Structure::ToeplitzLike { inputs, outputs, .. }
+            | Structure::TwoLevelToeplitz { inputs, outputs, .. }
             | Structure::Kronecker { inputs, outputs, .. }
             | Structure::Butterfly { inputs, outputs } => [inputs, outputs],
         }
@@ -194,6 +208,9 @@ impl Structure {
             {
                 return refuse("layers, rank and terms are at most 2^28");
             }
+            Structure::TwoLevelToeplitz { columns, .. } if columns == 0 || !inputs.is_multiple_of(columns) => {
+                return refuse("the columns must divide the inputs");
+            }
             Structure::Kronecker { left, right, .. } => {
                 let covers = |side: usize, size: usize| left[side].checked_mul(right[side]).is_some_and(|all| all >= size);
                 if !covers(0, outputs) || !covers(1, inputs) {
@@ -207,6 +224,7 @@ impl Structure {
             | Structure::Fastfood { .. }
             | Structure::Acdc { .. }
             | Structure::ToeplitzLike { .. }
+            | Structure::TwoLevelToeplitz { .. }
             | Structure::Butterfly { .. } => {}
         }
         let wide = |p: &Parameter| p.shape[0] as u128 * p.shape[1] as u128;
@@ -231,6 +249,10 @@ impl Structure {
             }
             Structure::ToeplitzLike { inputs, outputs, rank } => {
                 ["g", "h"].map(|name| parameter(name, outputs.div_ceil(inputs) * rank, inputs)).to_vec()
+            }
+            Structure::TwoLevelToeplitz { inputs, outputs, columns } => {
+                let rows = outputs.div_ceil(inputs) * (2 * (inputs / columns) - 1);
+                vec![parameter("t", rows, 2 * columns - 1)]
             }
             Structure::Kronecker { left, right, terms, .. } => {
                 vec![parameter("left", terms * left[0], left[1]), parameter("right", terms * right[0], right[1])]
@@ -266,6 +288,10 @@ impl Structure {
                 let term = transform(2 * inputs) + transform(inputs) + 6 * n;
                 transform(2 * inputs) + blocks(inputs, outputs) * (rank * term + transform(inputs))
             }
+            Structure::TwoLevelToeplitz { inputs, outputs, columns } => {
+                let n = 2 * (inputs / columns) * (3 * columns - 2);
+                transform(n) + blocks(inputs, outputs) * (transform(n) + 2 * n as u64)
+            }
             Structure::Kronecker { left, right, terms, .. } => {
                 let (first, second) = (left[1] * right[1] * right[0], left[0] * left[1] * right[0]);
                 terms as u64 * (first as u64 + second as u64)
@@ -299,6 +325,9 @@ impl Structure {
             }
             Structure::ToeplitzLike { inputs, outputs, rank } => {
                 Box::new(toeplitz::ToeplitzLike::new(inputs, outputs, rank, [p[0], p[1]]))
+            }
+            Structure::TwoLevelToeplitz { inputs, outputs, columns } => {
+                Box::new(levels::TwoLevels::new(inputs, outputs, columns, p[0]))
             }
             Structure::Kronecker { inputs, outputs, left, right, terms } => {
                 Box::new(kronecker::Kronecker::new(inputs, outputs, [left, right], terms, [p[0], p[1]]))

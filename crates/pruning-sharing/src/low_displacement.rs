@@ -5,11 +5,15 @@
 //! `f`-circulant matrix with the first column `v`. Every Toeplitz matrix and its inverse have `r <= 2`; the larger the rank, the nearer to
 //! any matrix. A block of `n` by `n` has `2 n r` parameters and takes `O(r n log n)`.
 //!
+//! With `columns = q` in the place of a rank, the features are images of `p` rows by `q` pixels and the matrix is a two-level Toeplitz
+//! matrix, whose entry from pixel `(j, l)` to pixel `(i, k)` depends on `i - j` and `k - l` alone: a convolution in two dimensions, with
+//! `(2 p - 1)(2 q - 1)` parameters; `columns = 1` is a plain Toeplitz matrix.
+//!
 //! Sindhwani, Sainath, Kumar. "Structured Transforms for Small-Footprint Deep Learning". NIPS 2015. arXiv:1510.01722.
 //! Differs from the paper: the fit takes the leading `r` singular vectors of the displacement of a trained layer, which is exact for a
 //! matrix of that displacement rank, and goes on from there by least squares if `steps` says so. Missing rows of the last block are
-//! continued so that they add nothing to the displacement. Fewer outputs than inputs are the first rows of a square block, more are
-//! several blocks. Multi-level Toeplitz matrices are left out: convolutions are.
+//! continued so that they add nothing to the displacement; two-level matrices are fitted exactly, by the means of the entries that share a
+//! parameter. Fewer outputs than inputs are the first rows of a square block, more are several blocks. Two levels are the most.
 //!
 //! ```
 //! use briquette_core::{builder::Builder, cost::Cost, pass::Pass};
@@ -24,7 +28,7 @@
 //! assert_eq!(Cost::of(&net).unwrap().weights(), 3 * 2 * 64);
 //! ```
 
-use briquette_core::error::Result;
+use briquette_core::error::{Error, Result};
 use briquette_kernels::Structure;
 use serde::Deserialize;
 
@@ -38,7 +42,9 @@ pub type LowDisplacement = Replacement<Displacement>;
 #[derive(Debug, Deserialize)]
 pub struct Displacement {
     /// Displacement rank of each block.
-    rank: usize,
+    rank: Option<usize>,
+    /// Pixels of a row of the images that two-level Toeplitz matrices take their features for.
+    columns: Option<usize>,
 }
 
 impl Form for Displacement {
@@ -46,23 +52,50 @@ impl Form for Displacement {
     const PAPER: &'static str = "Sindhwani, Sainath, Kumar, NIPS 2015, arXiv:1510.01722";
     const EXAMPLE: &'static str = "layers = [\"fc1\"]\nrank = 4\ntune = { epochs = 10 }";
 
+    fn check(&self) -> Result<()> {
+        match (self.rank, self.columns) {
+            (Some(_), None) | (None, Some(_)) => Ok(()),
+            _ => Err(Error::Invalid("low-displacement takes either `rank` or `columns`".into())),
+        }
+    }
+
     fn structure(&self, [inputs, outputs]: [usize; 2], _: u64) -> Structure {
-        Structure::ToeplitzLike { inputs, outputs, rank: self.rank }
+        match self.columns {
+            Some(columns) => Structure::TwoLevelToeplitz { inputs, outputs, columns },
+            None => Structure::ToeplitzLike { inputs, outputs, rank: self.rank.unwrap_or(1) },
+        }
     }
 
     fn closest(&self, structure: &Structure, weight: &[f32]) -> Result<Option<Vec<f32>>> {
         let n = structure.features()[0];
+        if let Structure::TwoLevelToeplitz { columns, .. } = *structure {
+            return Ok(Some(weight.chunks(n * n).flat_map(|block| means(block, n, columns)).collect()));
+        }
+        let rank = self.rank.unwrap_or(1);
         let (mut g, mut h) = (Vec::new(), Vec::new());
         for block in weight.chunks(n * n) {
-            let pairs = low_rank(&displacement(block, n), n, self.rank);
+            let pairs = low_rank(&displacement(block, n), n, rank);
             g.extend(pairs.iter().flat_map(|(u, _)| u));
             h.extend(pairs.iter().flat_map(|(_, v)| v.iter().rev()));
-            let missing = (self.rank - pairs.len()) * n;
+            let missing = (rank - pairs.len()) * n;
             g.extend(vec![0.0; missing]);
             h.extend(vec![0.0; missing]);
         }
         Ok(Some([g, h].concat()))
     }
+}
+
+/// The means of the entries of a two-level Toeplitz matrix that share a parameter, from rows `[rows, n]`; 0 where there are none.
+fn means(block: &[f32], n: usize, columns: usize) -> Vec<f32> {
+    let (rows, wide) = (n / columns, 2 * columns - 1);
+    let mut sums = vec![(0.0_f64, 0_u32); (2 * rows - 1) * wide];
+    for (at, entry) in block.iter().enumerate() {
+        let (to, from) = (at / n, at % n);
+        let (down, right) = (rows - 1 + to / columns - from / columns, columns - 1 + to % columns - from % columns);
+        let sum = &mut sums[down * wide + right];
+        *sum = (sum.0 + f64::from(*entry), sum.1 + 1);
+    }
+    sums.into_iter().map(|(sum, count)| (sum / f64::from(count.max(1))) as f32).collect()
 }
 
 /// `Z_1 M - M Z_-1` for `M` `[n, n]` that begins with these rows; each further row is the one before times `Z_-1^-1`.
@@ -116,6 +149,26 @@ mod tests {
             let fitted = fitted::<LowDisplacement>(inputs, &weight, &json!({ "rank": 2 }));
             assert!(fitted.iter().zip(&weight).all(|(a, b)| (a - b).abs() < 1e-4), "{inputs} {outputs}: {fitted:?} {weight:?}");
         }
+    }
+
+    #[test]
+    fn two_levels_hold_learn_and_are_fitted_by_means() {
+        // Both layers' inputs, 6 and 80, are images of rows of 2 pixels.
+        holds::<LowDisplacement>(&json!({ "columns": 2 }));
+        learns::<LowDisplacement>(&json!({ "columns": 2 }));
+        let weight: Vec<f32> = (0..12 * 12).map(|i| ((i * i * 5 + 2) % 23) as f32 / 11.0 - 1.0).collect();
+        let once = fitted::<LowDisplacement>(12, &weight, &json!({ "columns": 4 }));
+        let again = fitted::<LowDisplacement>(12, &once, &json!({ "columns": 4 }));
+        let off = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>();
+        assert!(off(&once, &again) < 1e-8, "a matrix of this form is its own fit");
+        // The rest is orthogonal to the fit, as that of any projection.
+        let rest: f32 = weight.iter().zip(&once).map(|(w, m)| (w - m) * m).sum();
+        assert!(rest.abs() < 1e-3, "{rest}");
+        let both = crate::handmade::refusal::<LowDisplacement>(
+            crate::parts::structured::proof::net(),
+            json!({ "layers": ["fc1"], "rank": 2, "columns": 2 }),
+        );
+        assert_eq!(both, "low-displacement takes either `rank` or `columns`");
     }
 
     #[test]

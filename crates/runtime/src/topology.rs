@@ -270,6 +270,7 @@ fn put_structure(out: &mut Vec<u8>, structure: &Structure) {
         Structure::ToeplitzLike { rank, .. } => (3, vec![rank], None),
         Structure::Kronecker { left, right, terms, .. } => (4, [left, right].concat().into_iter().chain([terms]).collect(), None),
         Structure::Butterfly { .. } => (5, Vec::new(), None),
+        Structure::TwoLevelToeplitz { columns, .. } => (6, vec![columns], None),
     };
     out.push(tag);
     put_sizes(out, &structure.features());
@@ -288,6 +289,7 @@ fn structure(reader: &mut Reader<'_>) -> Result<Structure, Error> {
         3 => Structure::ToeplitzLike { inputs, outputs, rank: reader.varint()? },
         4 => Structure::Kronecker { inputs, outputs, left: sizes(reader)?, right: sizes(reader)?, terms: reader.varint()? },
         5 => Structure::Butterfly { inputs, outputs },
+        6 => Structure::TwoLevelToeplitz { inputs, outputs, columns: reader.varint()? },
         tag => return Err(Error::corrupt(format!("structural matrix {tag}"))),
     };
     structure.check().map_err(|error| Error::corrupt(error.to_string()))?;
@@ -356,6 +358,7 @@ mod tests {
                 Structure::Fastfood { inputs, outputs, seed },
                 Structure::Acdc { inputs, outputs, layers: 7, seed },
                 Structure::ToeplitzLike { inputs, outputs, rank: 4 },
+                Structure::TwoLevelToeplitz { inputs, outputs, columns: 1 },
                 Structure::Kronecker { inputs, outputs, left: [20, 2], right: [15, 3], terms: 5 },
                 Structure::Butterfly { inputs, outputs },
             ]

@@ -14,6 +14,7 @@ fn structures() -> Vec<Structure> {
             Structure::Acdc { inputs, outputs, layers: 3, seed: 8 },
             Structure::ToeplitzLike { inputs, outputs, rank: 1 },
             Structure::ToeplitzLike { inputs, outputs, rank: 3 },
+            Structure::TwoLevelToeplitz { inputs, outputs, columns: if inputs % 3 == 0 { 3 } else { 1 } },
             Structure::Kronecker {
                 inputs,
                 outputs,
@@ -122,6 +123,17 @@ fn definition(structure: &Structure, p: &[Vec<f32>]) -> Vec<Matrix> {
             let block = |b: usize| {
                 let terms: Vec<Matrix> = (b * rank..(b + 1) * rank).map(term).collect();
                 matrix(inputs, |i, j| terms.iter().map(|term| term[i][j] / 2.0).sum())
+            };
+            blocks(inputs).map(block).collect()
+        }
+        Structure::TwoLevelToeplitz { columns, .. } => {
+            let (rows, columns) = (inputs / columns, columns);
+            let (tall, wide) = (2 * rows - 1, 2 * columns - 1);
+            let block = |b: usize| {
+                matrix(inputs, |i, j| {
+                    let (down, right) = (rows - 1 + i / columns - j / columns, columns - 1 + i % columns - j % columns);
+                    f64::from(p[0][(b * tall + down) * wide + right])
+                })
             };
             blocks(inputs).map(block).collect()
         }
@@ -299,6 +311,32 @@ fn the_displacement_of_a_toeplitz_like_matrix_has_its_rank() {
 }
 
 #[test]
+fn two_levels_of_toeplitz_are_a_convolution_in_two_dimensions() {
+    use crate::{Conv2d, Epilogue, Precision};
+
+    let (rows, columns) = (5, 4);
+    let structure = Structure::TwoLevelToeplitz { inputs: rows * columns, outputs: rows * columns, columns };
+    let p = parameters(&structure, 3);
+    let conv = Conv2d {
+        batch: 3,
+        input: [rows, columns, 1],
+        filters: 1,
+        kernel: [2 * rows - 1, 2 * columns - 1],
+        stride: [1, 1],
+        padding: [rows - 1, columns - 1],
+        dilation: [1, 1],
+        groups: 1,
+        precision: Precision::F32,
+    };
+    // A convolution of networks is a correlation: its kernel is turned around.
+    let turned: Vec<f32> = p[0].iter().rev().copied().collect();
+    let x = noise(3 * rows * columns, 4);
+    let wanted = conv.forward(&x, &turned, &Epilogue::default()).unwrap();
+    let found = structure.prepare(&slices(&p)).unwrap().forward(&x).unwrap();
+    assert!(found.iter().zip(&wanted).all(|(a, b)| (a - b).abs() < 1e-5 * (1.0 + b.abs())), "{found:?} {wanted:?}");
+}
+
+#[test]
 fn sizes_from_outside_are_checked_before_anything_is_made() {
     let big = usize::MAX / 2;
     let faults = [
@@ -312,6 +350,8 @@ fn sizes_from_outside_are_checked_before_anything_is_made() {
         Structure::Kronecker { inputs: 6, outputs: 6, left: [2, 2], right: [3, 2], terms: 1 },
         Structure::Kronecker { inputs: 6, outputs: 6, left: [big, big], right: [1, 1], terms: 1 },
         Structure::Kronecker { inputs: 1, outputs: 1, left: [1, 1 << 20], right: [1 << 20, 1], terms: 1 },
+        Structure::TwoLevelToeplitz { inputs: 12, outputs: 4, columns: 0 },
+        Structure::TwoLevelToeplitz { inputs: 12, outputs: 4, columns: 5 },
         Structure::Butterfly { inputs: 1 << 24, outputs: 1 << 24 },
     ];
     for structure in faults {
