@@ -54,6 +54,9 @@ pub(crate) trait Lanes: Copy {
     /// `then` where `self` equals `other`, else `otherwise`; NaN equals nothing.
     fn choose_if_equal(self, other: Self, then: Self, otherwise: Self) -> Self;
 
+    /// Bit `i` is set where lane `i` is zero or larger, of either sign of zero; NaN is not.
+    fn not_negative(self) -> u32;
+
     /// # Safety
     /// `at` points to [`Lanes::COUNT`] readable pairs.
     unsafe fn load_pairs(at: *const u32) -> Self::Pairs;
@@ -127,11 +130,7 @@ impl Isa {
     /// machine does not have changes nothing.
     pub(crate) fn of_this_machine() -> Self {
         static ISA: OnceLock<Isa> = OnceLock::new();
-        *ISA.get_or_init(|| {
-            let (all, wanted) = (Isa::all(), std::env::var("BRIQUETTE_ISA").unwrap_or_default());
-            let named = all.iter().find(|isa| format!("{isa:?}").eq_ignore_ascii_case(&wanted));
-            *named.or(all.last()).unwrap_or(&Isa::Portable)
-        })
+        *ISA.get_or_init(|| chosen(&Isa::all()).unwrap_or(Isa::Portable))
     }
 
     /// Runs the loops on these instructions.
@@ -168,6 +167,13 @@ impl Isa {
     }
 }
 
+/// The one of these instruction sets that `BRIQUETTE_ISA` names, else the last.
+pub(crate) fn chosen<I: Copy + std::fmt::Debug>(all: &[I]) -> Option<I> {
+    let wanted = std::env::var("BRIQUETTE_ISA").unwrap_or_default();
+    let named = all.iter().find(|isa| format!("{isa:?}").eq_ignore_ascii_case(&wanted));
+    named.or(all.last()).copied()
+}
+
 /// The instruction set that the kernels of this process use, for reports.
 pub fn instructions() -> String {
     format!("{:?}", Isa::of_this_machine()).to_lowercase()
@@ -186,7 +192,7 @@ mod tests {
         #[inline(always)]
         fn run<L: Lanes>(self) -> Vec<Vec<f32>> {
             let (a, b) = (self.0.as_chunks::<48>().0, self.1.as_chunks::<48>().0);
-            let mut all = vec![Vec::new(); 13];
+            let mut all = vec![Vec::new(); 14];
             for (a, b) in a.iter().zip(b) {
                 for at in (0..48).step_by(L::COUNT) {
                     // SAFETY: both hold 48 floats, which is a multiple of every vector's length.
@@ -225,6 +231,7 @@ mod tests {
                         assert!(to[count..L::COUNT].iter().all(|v| *v == 0.0), "a partial load leaves the other lanes zero");
                     }
                     all[12].extend(&to[..L::COUNT]);
+                    all[13].extend((0..L::COUNT).map(|lane| (a.not_negative() >> lane & 1) as f32));
                 }
             }
             all
@@ -243,8 +250,10 @@ mod tests {
         let mut a: Vec<f32> = (0..480_i16).map(|i| f32::from(i * 37 % 101) / 16.0 - 3.0).collect();
         let b: Vec<f32> = (0..480_i16).map(|i| f32::from(i * 53 % 97) / 16.0 - 3.0).collect();
         (a[5], a[77], a[200]) = (f32::NAN, f32::INFINITY, b[200]);
+        (a[6], a[7]) = (0.0, -0.0);
         let plain = Isa::Portable.run(Everything(&a, &b));
         assert!(plain[9][5].is_nan() && plain[6][5] == b[5] && plain[8][200] == b[200]);
+        assert!(plain[13].iter().zip(&a).all(|(bit, a)| (*bit == 1.0) == (*a >= 0.0)));
         for isa in Isa::all() {
             for (found, plain) in isa.run(Everything(&a, &b)).iter().zip(&plain) {
                 // A fused product rounds once, a plain one twice.

@@ -2,20 +2,26 @@
 //!
 //! Tensors are plain slices; feature maps lie channels last, `[batch, height, width, channels]`. Work is split in a way that depends on
 //! shapes alone, so that results do not depend on the number of threads; threads are those of the rayon pool in which a kernel is called.
-//! Every kernel is written once over vectors of floats ([`instructions`] tells which) and compiled for each instruction set.
+//! Every kernel is written once over vectors of floats ([`instructions`] tells which) and compiled for each instruction set; products of
+//! [`integer`]s and of [`bits`] over vectors of words ([`integer_instructions`]).
 
+pub mod bits;
 mod buffer;
 mod columns;
 pub mod conv;
+pub mod integer;
 mod lanes;
 pub mod linear;
 pub mod norm;
 mod operand;
 pub mod optimize;
+mod panels;
 mod peak;
 pub mod pointwise;
 pub mod pool;
 pub mod structured;
+mod windows;
+mod words;
 
 pub use columns::column_sums;
 pub use conv::{Conv2d, Epilogue};
@@ -26,6 +32,7 @@ pub use operand::Precision;
 pub use peak::fma_gflops;
 pub use pool::{MaxPool2d, PadShortcut};
 pub use structured::Structure;
+pub use words::integer_instructions;
 
 /// Why a kernel refuses.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

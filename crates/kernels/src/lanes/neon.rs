@@ -127,6 +127,17 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
+    fn not_negative(self) -> u32 {
+        const BITS: [u32; 4] = [1, 2, 4, 8];
+        // SAFETY: as for `splat`; the array holds four words.
+        unsafe {
+            let bits = vld1q_u32(BITS.as_ptr());
+            let of = |lanes| vaddvq_u32(vandq_u32(vcgeq_f32(lanes, vdupq_n_f32(0.0)), bits));
+            of(self.0) | of(self.1) << 4
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_pairs(at: *const u32) -> Self::Pairs {
         // SAFETY: as for `splat`; the caller vouches for eight readable pairs.
         unsafe { (vld1q_u32(at), vld1q_u32(at.add(4))) }

@@ -102,6 +102,11 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
+    fn not_negative(self) -> u32 {
+        self.0.into_iter().enumerate().fold(0, |bits, (i, lane)| bits | u32::from(lane >= 0.0) << i)
+    }
+
+    #[inline(always)]
     unsafe fn load_pairs(at: *const u32) -> [u32; COUNT] {
         // SAFETY: the caller vouches for COUNT readable pairs.
         unsafe { *at.cast::<[u32; COUNT]>() }

@@ -135,6 +135,12 @@ lanes! {
     }
 
     #[inline(always)]
+    fn not_negative(self) -> u32 {
+        // SAFETY: as for `splat`.
+        unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(self.0, _mm256_setzero_ps())).cast_unsigned() }
+    }
+
+    #[inline(always)]
     unsafe fn load_pairs(at: *const u32) -> __m256i {
         // SAFETY: as for `load`, of pairs.
         unsafe { _mm256_loadu_si256(at.cast()) }
@@ -195,6 +201,12 @@ macro_rules! avx512 {
             fn choose_if_equal(self, other: Self, then: Self, otherwise: Self) -> Self {
                 // SAFETY: as for `splat`.
                 Self(unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(self.0, other.0), otherwise.0, then.0) })
+            }
+
+            #[inline(always)]
+            fn not_negative(self) -> u32 {
+                // SAFETY: as for `splat`.
+                u32::from(unsafe { _mm512_cmp_ps_mask::<_CMP_GE_OQ>(self.0, _mm512_setzero_ps()) })
             }
 
             #[inline(always)]
