@@ -242,14 +242,15 @@ fn unfold(g: &Geometry, taps: &[usize], input: &[f32], begin: usize, width: usiz
     }
 }
 
-/// `[rows, columns]` to `[columns, rows]`.
+/// As [`transpose_into`], into a new vector.
 fn transpose(values: &[f32], rows: usize) -> Vec<f32> {
     let mut out = vec![0.0; values.len()];
     transpose_into(values, rows, &mut out);
     out
 }
 
-fn transpose_into(values: &[f32], rows: usize, out: &mut [f32]) {
+/// `[rows, columns]` to `[columns, rows]`.
+pub(super) fn transpose_into(values: &[f32], rows: usize, out: &mut [f32]) {
     let columns = values.len() / rows;
     for (row, values) in values.chunks(columns).enumerate() {
         values.iter().zip(out[row..].iter_mut().step_by(rows)).for_each(|(value, out)| *out = *value);

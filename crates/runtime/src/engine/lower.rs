@@ -1,11 +1,14 @@
 //! From a model to the steps that run it.
 
+use std::collections::BTreeMap;
+
 use super::Around;
 use super::convolve::{Convolution, Depthwise, Epilogue, Geometry, Linear};
 use super::matrix::Matrix;
 use super::operation::Operation;
 use super::pointwise::{LocalResponse, Shortcut};
 use super::pool::Pool;
+use super::quantized::Quantized;
 use super::structured::Structured;
 use super::threads::Threads;
 use crate::{Coded, Grid, Layer, Model, Node};
@@ -32,15 +35,19 @@ pub(crate) struct Step {
 
 impl Program {
     /// Lowers a model that passed its check with these shapes. Unless `fuse` is off, batch normalization goes into the weights of
-    /// the layer before it and activations into its last loop, wherever nobody else looks at the value between.
+    /// the layer before it and activations into its last loop, wherever nobody else looks at the value between, and layers whose weights and
+    /// inputs lie on grids compute in integers.
     pub(crate) fn lower(model: &Model, shapes: &[Vec<usize>], fuse: bool) -> Self {
         let exclusive = exclusive(model);
+        let mut integers = if fuse { integers(model, shapes) } else { BTreeMap::new() };
+        let quantized = read_by_integers(model, &integers);
         let size = |node: usize| shapes[node].iter().product::<usize>();
         let mut program = Self { steps: Vec::new(), sizes: vec![size(0)], output: 0 };
         let mut values = vec![0; model.nodes.len()];
         for (position, node) in model.nodes.iter().enumerate().skip(1) {
             let inputs: Vec<usize> = node.inputs.iter().map(|input| values[*input]).collect();
-            if matches!(node.layer, Layer::Flatten | Layer::Dropout { .. }) {
+            // Layers in integers put their inputs on the grid themselves.
+            if matches!(node.layer, Layer::Flatten | Layer::Dropout { .. }) || quantized[position] {
                 values[position] = inputs[0];
                 continue;
             }
@@ -50,7 +57,8 @@ impl Program {
                 values[position] = inputs[0];
                 continue;
             }
-            let operation = operation(node, &shapes[node.inputs[0]], &shapes[position]);
+            let in_integers = integers.remove(&position).map(Operation::Quantized);
+            let operation = in_integers.unwrap_or_else(|| operation(node, &shapes[node.inputs[0]], &shapes[position]));
             program.steps.push(Step { name: node.name.clone(), inputs, operation, dead: Vec::new() });
             program.sizes.push(size(position));
             values[position] = program.steps.len();
@@ -142,6 +150,69 @@ fn exclusive(model: &Model) -> Vec<bool> {
     exclusive
 }
 
+/// The layers that can compute in integers, by position.
+fn integers(model: &Model, shapes: &[Vec<usize>]) -> BTreeMap<usize, Quantized> {
+    let mut grids: Vec<Option<Grid>> = vec![None; model.nodes.len()];
+    let mut integers = BTreeMap::new();
+    for (position, node) in model.nodes.iter().enumerate().skip(1) {
+        let (input, grid) = (node.inputs[0], grids[node.inputs[0]].clone());
+        match &node.layer {
+            Layer::Quantize { levels, zero, .. } => {
+                grids[position] = Some(Grid::uniform(*levels, tensor(node, "step")[0], *zero));
+            }
+            Layer::Flatten | Layer::Dropout { .. } => grids[position] = grid,
+            Layer::Conv2d { .. } | Layer::Linear => {
+                let Some((grid, weight)) = grid.zip(node.tensor("weight")) else { continue };
+                let geometry = geometry(node, &shapes[input], &shapes[position]);
+                let epilogue = Epilogue { bias: tensor(node, "bias"), activation: None };
+                let layer = Quantized::new(&geometry, weight, shapes[position][0], &grid, epilogue);
+                integers.extend(layer.map(|layer| (position, layer)));
+            }
+            _ => {}
+        }
+    }
+    integers
+}
+
+/// Which nodes are read by layers in integers alone, through any chain of identities, and are grids or behind one.
+fn read_by_integers(model: &Model, integers: &BTreeMap<usize, Quantized>) -> Vec<bool> {
+    let last = model.nodes.len() - 1;
+    let mut alone: Vec<bool> = (0..model.nodes.len()).map(|position| position != last).collect();
+    for (position, node) in model.nodes.iter().enumerate().rev() {
+        let identity = matches!(node.layer, Layer::Flatten | Layer::Dropout { .. });
+        let read = integers.contains_key(&position) || (identity && alone[position]);
+        node.inputs.iter().for_each(|input| alone[*input] &= read);
+    }
+    model.nodes.iter().zip(alone).map(|(node, alone)| alone && matches!(node.layer, Layer::Quantize { .. })).collect()
+}
+
+/// The geometry of a convolution; a fully connected layer is one of a single pixel.
+fn geometry(node: &Node, input: &[usize], output: &[usize]) -> Geometry {
+    let single = Geometry {
+        channels: input[0],
+        input: [1, 1],
+        output: [1, 1],
+        kernel: [1, 1],
+        stride: [1, 1],
+        padding: [0, 0],
+        dilation: [1, 1],
+        groups: 1,
+    };
+    match (&node.layer, node.tensor("weight").map_or(&[][..], Coded::shape)) {
+        (Layer::Conv2d { stride, padding, dilation, groups }, [_, _, kh, kw]) => Geometry {
+            channels: input[0],
+            input: [input[1], input[2]],
+            output: [output[1], output[2]],
+            kernel: [*kh, *kw],
+            stride: *stride,
+            padding: *padding,
+            dilation: *dilation,
+            groups: *groups,
+        },
+        _ => single,
+    }
+}
+
 /// Makes the node part of the operation before it, if that can be.
 fn merge(node: &Node, before: &mut Operation) -> bool {
     match &node.layer {
@@ -173,18 +244,9 @@ fn operation(node: &Node, input: &[usize], output: &[usize]) -> Operation {
     let plane = |shape: &[usize]| [shape[1], shape[2]];
     let area: usize = input[1..].iter().product();
     match &node.layer {
-        Layer::Conv2d { stride, padding, dilation, groups } => {
+        Layer::Conv2d { groups, .. } => {
             let shape = node.tensor("weight").map_or(&[][..], Coded::shape);
-            let geometry = Geometry {
-                channels: input[0],
-                input: plane(input),
-                output: plane(output),
-                kernel: [shape[2], shape[3]],
-                stride: *stride,
-                padding: *padding,
-                dilation: *dilation,
-                groups: *groups,
-            };
+            let geometry = geometry(node, input, output);
             let epilogue = Epilogue { bias: tensor(node, "bias"), activation: None };
             let (weight, out) = (tensor(node, "weight"), output[0]);
             if shape[1] == 1 && *groups > 1 {

@@ -1,4 +1,4 @@
-//! Runs a model on the CPU in 32-bit floats.
+//! Runs a model on the CPU: in 32-bit floats, and in integers where weights and inputs lie on grids.
 //!
 //! A batch is cut into chunks of fixed size, a chunk goes through the network step by step, and a step is cut into tasks whose
 //! size does not depend on the number of threads: every thread count gives the same bits.
@@ -9,6 +9,7 @@ mod matrix;
 mod operation;
 mod pointwise;
 mod pool;
+mod quantized;
 mod structured;
 mod threads;
 

@@ -3,6 +3,7 @@
 use super::convolve::{Convolution, Depthwise, Epilogue, Linear};
 use super::pointwise::{self, LocalResponse, Shortcut};
 use super::pool::Pool;
+use super::quantized::Quantized;
 use super::structured::Structured;
 use super::threads::Threads;
 use crate::{Activation, Grid};
@@ -16,6 +17,7 @@ pub(crate) enum Operation {
     Convolution(Convolution),
     Depthwise(Depthwise),
     Linear(Linear),
+    Quantized(Quantized),
     Structured(Structured),
     Pool(Pool),
     LocalResponse(LocalResponse),
@@ -58,6 +60,7 @@ impl Operation {
             Operation::Convolution(_)
             | Operation::Depthwise(_)
             | Operation::Linear(_)
+            | Operation::Quantized(_)
             | Operation::Structured(_)
             | Operation::Pool(_)
             | Operation::LocalResponse(_)
@@ -73,6 +76,7 @@ impl Operation {
             Operation::Convolution(conv) => conv.weight.bytes() + 4 * conv.epilogue.bias.len(),
             Operation::Depthwise(conv) => 4 * (conv.weight.len() + conv.epilogue.bias.len()),
             Operation::Linear(linear) => linear.weight.bytes() + 4 * linear.epilogue.bias.len(),
+            Operation::Quantized(layer) => layer.bytes(),
             Operation::Structured(structured) => structured.matrix.bytes() + 4 * structured.epilogue.bias.len(),
             Operation::Affine { scale, shift, .. } => 4 * (scale.len() + shift.len()),
             Operation::Normalize { mean, std } => 4 * (mean.len() + std.len()),
@@ -86,6 +90,7 @@ impl Operation {
             Operation::Convolution(Convolution { epilogue, .. })
             | Operation::Depthwise(Depthwise { epilogue, .. })
             | Operation::Linear(Linear { epilogue, .. })
+            | Operation::Quantized(Quantized { epilogue, .. })
             | Operation::Structured(Structured { epilogue, .. }) => &mut epilogue.activation,
             Operation::Add { activation } | Operation::Affine { activation, .. } => activation,
             _ => return false,
@@ -102,7 +107,8 @@ impl Operation {
         let (epilogue, out): (&mut Epilogue, usize) = match self {
             Operation::Convolution(Convolution { epilogue, out, .. })
             | Operation::Depthwise(Depthwise { epilogue, out, .. })
-            | Operation::Linear(Linear { epilogue, out, .. }) => (epilogue, *out),
+            | Operation::Linear(Linear { epilogue, out, .. })
+            | Operation::Quantized(Quantized { epilogue, out, .. }) => (epilogue, *out),
             _ => return false,
         };
         // Between them may stand a flattening, after which a channel is another thing.
@@ -114,6 +120,7 @@ impl Operation {
         match self {
             Operation::Convolution(conv) => conv.weight.scale_rows(scale),
             Operation::Linear(linear) => linear.weight.scale_rows(scale),
+            Operation::Quantized(layer) => layer.scale_rows(scale),
             Operation::Depthwise(conv) => {
                 let taps = conv.weight.len() / conv.out;
                 conv.weight.chunks_mut(taps).zip(scale).for_each(|(taps, scale)| taps.iter_mut().for_each(|tap| *tap *= scale));
@@ -131,6 +138,7 @@ impl Operation {
             Operation::Convolution(conv) => conv.run(inputs[0], output, threads),
             Operation::Depthwise(conv) => conv.run(inputs[0], output, threads),
             Operation::Linear(linear) => linear.run(inputs[0], batch, output, threads),
+            Operation::Quantized(layer) => layer.run(inputs[0], batch, output, threads),
             Operation::Structured(structured) => structured.run(inputs[0], batch, output, threads),
             Operation::Pool(pool) => pool.run(inputs[0], output, threads),
             Operation::LocalResponse(norm) => {

@@ -36,6 +36,14 @@ impl Threads {
         }
     }
 
+    /// Does work that splits itself among the threads, whose number it is told.
+    pub(crate) fn inside<T: Send>(&self, work: impl FnOnce(usize) -> T + Send) -> T {
+        match &self.0 {
+            Some(pool) => pool.install(|| work(pool.current_num_threads())),
+            None => work(1),
+        }
+    }
+
     /// Hands out `data` in pieces of `size`, each with its number.
     pub(crate) fn pieces(&self, data: &mut [f32], size: usize, work: impl Fn(usize, &mut [f32]) + Send + Sync) {
         match &self.0 {
