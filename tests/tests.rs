@@ -3,6 +3,7 @@
 mod bad_input;
 mod catalogue;
 mod checkpoints;
+mod conformance;
 mod engine;
 mod interruption;
 mod kernels;
