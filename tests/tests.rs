@@ -8,4 +8,5 @@ mod engine;
 mod interruption;
 mod kernels;
 mod own_module;
+mod passes;
 mod program;

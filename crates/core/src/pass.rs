@@ -28,6 +28,11 @@ pub trait Pass: Send + std::fmt::Debug {
         Ok(net)
     }
 
+    /// Whether another network takes the place of the one at hand, and owes nothing to its masks and codebooks.
+    fn replaces(&self) -> bool {
+        false
+    }
+
     /// The trainings that the pass does, in order.
     fn trainings(&self) -> Vec<&Recipe> {
         Vec::new()

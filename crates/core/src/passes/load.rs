@@ -57,6 +57,10 @@ impl Pass for Load {
         }
         Ok(loaded)
     }
+
+    fn replaces(&self) -> bool {
+        true
+    }
 }
 
 #[cfg(test)]
