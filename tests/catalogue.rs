@@ -1,9 +1,11 @@
-//! What every method and every config must do.
+//! What belongs to every method beside its code, and what every config must do.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use briquette_runner::config::Config;
+
+use crate::conformance::{ensure, every_method, file, source};
 
 fn configs() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
@@ -13,19 +15,48 @@ fn configs() -> Vec<PathBuf> {
 }
 
 #[test]
-fn every_method_reads_its_own_example_and_refuses_unknown_settings() {
-    let methods = briquette_runner::methods();
-    let names: BTreeSet<&str> = methods.iter().map(|entry| entry.name).collect();
-    assert_eq!(names.len(), methods.len(), "names are unique");
-    for entry in methods {
-        let table: toml::Table = entry.example.parse().unwrap();
-        let mut settings = serde_json::to_value(table).unwrap();
-        (entry.parse)(settings.clone()).unwrap_or_else(|error| panic!("{}: {error}", entry.name));
-        settings["no-such-setting"] = 1.into();
-        let error = (entry.parse)(settings).unwrap_err().to_string();
-        assert!(error.contains("unknown field `no-such-setting`"), "{}: {error}", entry.name);
-        assert!(!entry.paper.is_empty() && !entry.family.is_empty(), "{} names its paper", entry.name);
+fn every_method_has_a_config() {
+    let read = |path: PathBuf| Config::read(&path, &[], false, None).unwrap();
+    let named: BTreeSet<&str> = configs().into_iter().flat_map(|path| read(path).passes).map(|step| step.entry.name).collect();
+    every_method(|entry| ensure(named.contains(entry.name), "no config in configs/ names it"));
+}
+
+#[test]
+fn every_method_has_an_example_that_runs() {
+    every_method(|entry| {
+        let text = source(entry).unwrap_or_default();
+        let asserts = examples(&text).iter().any(|example| example.contains("assert"));
+        ensure(asserts, "the comment at the head of its file has no example that runs and asserts something")
+    });
+}
+
+#[test]
+fn every_method_has_a_test() {
+    every_method(|entry| {
+        let text = source(entry).unwrap_or_default();
+        let parts = text.split("parts::").skip(1).map(|rest| rest.split(|c: char| c != '_' && !c.is_ascii_alphanumeric()).next());
+        let shared = parts.flatten().filter_map(|part| file(entry.home, &format!("parts/{part}.rs")));
+        let tested = std::iter::once(text.clone()).chain(shared).any(|text| text.contains("#[test]"));
+        ensure(tested, "neither its file nor one that it shares with others has a test")
+    });
+}
+
+/// The blocks of code in the comment at the head of a file that rustdoc compiles and runs.
+fn examples(text: &str) -> Vec<String> {
+    let mut blocks: Vec<String> = Vec::new();
+    let mut within = None;
+    for line in text.lines().map_while(|line| line.strip_prefix("//!")) {
+        match (line.trim().strip_prefix("```"), within) {
+            (Some(tags), None) => {
+                within = Some(tags.is_empty());
+                blocks.extend(tags.is_empty().then(String::new));
+            }
+            (Some(_), Some(_)) => within = None,
+            (None, Some(true)) => *blocks.last_mut().unwrap() += line,
+            (None, _) => {}
+        }
     }
+    blocks
 }
 
 #[test]

@@ -3,8 +3,10 @@
 mod bad_input;
 mod catalogue;
 mod checkpoints;
+mod conformance;
 mod engine;
 mod interruption;
 mod kernels;
 mod own_module;
+mod passes;
 mod program;

@@ -1,5 +1,7 @@
 //! A pass changes a network; a method is a pass that a config can name.
 
+use std::collections::BTreeMap;
+
 use briquette_data::Dataset;
 use burn::tensor::Device;
 use serde::de::DeserializeOwned;
@@ -24,6 +26,11 @@ pub trait Pass: Send + std::fmt::Debug {
     /// When a setting does not fit the network.
     fn plan(&self, net: Net) -> Result<Net> {
         Ok(net)
+    }
+
+    /// Whether another network takes the place of the one at hand, and owes nothing to its masks and codebooks.
+    fn replaces(&self) -> bool {
+        false
     }
 
     /// The trainings that the pass does, in order.
@@ -196,6 +203,42 @@ impl Host for Silent {
 
     fn read(&mut self, name: &str) -> Result<Vec<u8>> {
         Err(Error::Host(format!("cannot read {name}: this host has no files")))
+    }
+}
+
+/// A host that keeps states and files in memory.
+#[derive(Debug, Clone, Default)]
+pub struct Memory {
+    /// What passes have saved, by key.
+    pub states: BTreeMap<String, Vec<u8>>,
+    /// What passes have written or may read, by name.
+    pub files: BTreeMap<String, Vec<u8>>,
+}
+
+impl Host for Memory {
+    fn event(&mut self, _: Event<'_>) {}
+
+    fn stop_requested(&self) -> bool {
+        false
+    }
+
+    fn saved(&mut self, key: &str) -> Result<Option<Vec<u8>>> {
+        Ok(self.states.get(key).cloned())
+    }
+
+    fn save(&mut self, key: &str, state: &[u8]) -> Result<()> {
+        self.states.insert(key.into(), state.into());
+        Ok(())
+    }
+
+    fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.files.insert(name.into(), bytes.into());
+        Ok(())
+    }
+
+    fn read(&mut self, name: &str) -> Result<Vec<u8>> {
+        let found = self.files.get(name).cloned();
+        found.ok_or_else(|| Error::Host(format!("cannot read {name}: no pass has written it")))
     }
 }
 

@@ -2,6 +2,8 @@
 
 mod encode;
 mod evaluate;
+#[cfg(test)]
+mod handmade;
 mod load;
 mod save;
 mod train;

@@ -7,6 +7,26 @@
 //! 2016.
 //! Differs from the paper: one round of cutting and tuning (repeat the pass for more), by shares of each group instead of one deviation
 //! above the mean, and layers joined by a residual are cut together by their mean score.
+//!
+//! ```
+//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::zoo::{Arch, Wanted};
+//! use briquette_data::Dataset;
+//! use briquette_pruning_sharing::apoz::Apoz;
+//! use burn::tensor::Device;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let arch = Arch::named("lenet300")?;
+//! let net = arch.build(&Wanted { width: 0.1, ..arch.wanted() }, &Device::flex())?;
+//! let pixels = (0..20 * 784).map(|i| (i * i % 251) as u8).collect();
+//! let images = Dataset::from_memory("noise", [1, 28, 28], 10, pixels, vec![0; 20])?;
+//! let data = Data { train: images.clone(), valid: images.clone(), test: images };
+//! let method: Apoz = serde_json::from_value(serde_json::json!({ "ratio": 0.5 }))?;
+//! let cut = method.run(net, &mut Context::new(&Device::flex(), 1, &data, &mut Silent))?;
+//! assert_eq!(cut.weighted().filter_map(|(_, node)| Some(node.weight()?.shape[0])).collect::<Vec<_>>(), [15, 5, 10]);
+//! # Ok(())
+//! # }
+//! ```
 
 use std::collections::BTreeMap;
 

@@ -7,6 +7,29 @@
 //! Processing Systems 1, 1989.
 //! Differs from the paper: the penalty is one of single weights instead of the summed weights of a unit, and the threshold follows the
 //! training instead of leaving weights that are merely small.
+//!
+//! ```
+//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::zoo::{Arch, Wanted};
+//! use briquette_data::Dataset;
+//! use briquette_pruning_sharing::biased_decay::BiasedDecay;
+//! use burn::tensor::Device;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let arch = Arch::named("lenet300")?;
+//! let net = arch.build(&Wanted { width: 0.1, ..arch.wanted() }, &Device::flex())?;
+//! let pixels = (0..20 * 784).map(|i| (i * i % 251) as u8).collect();
+//! let images = Dataset::from_memory("noise", [1, 28, 28], 10, pixels, vec![0; 20])?;
+//! let data = Data { train: images.clone(), valid: images.clone(), test: images };
+//! let settings = serde_json::json!({ "lambda": 1e-3, "b": 10.0, "threshold": 0.05, "train": { "epochs": 2 } });
+//! let method: BiasedDecay = serde_json::from_value(settings)?;
+//! let pruned = method.run(net, &mut Context::new(&Device::flex(), 1, &data, &mut Silent))?;
+//! for layer in briquette_core::coding::weights(&pruned) {
+//!     assert!(layer.values.iter().all(|w| *w == 0.0 || w.abs() >= 0.05));
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};

@@ -7,6 +7,22 @@
 //!
 //! Srinivas, Babu. "Data-free Parameter Pruning for Deep Neural Networks". BMVC 2015. arXiv:1507.06149.
 //! Differs from the paper: how many neurons go is set by `ratio` or `macs` instead of read off the curve of costs.
+//!
+//! ```
+//! use briquette_core::pass::Pass;
+//! use briquette_core::zoo::{Arch, Wanted};
+//! use briquette_pruning_sharing::data_free::DataFree;
+//! use burn::tensor::Device;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let arch = Arch::named("lenet300")?;
+//! let net = arch.build(&Wanted { width: 0.1, ..arch.wanted() }, &Device::flex())?;
+//! let method: DataFree = serde_json::from_value(serde_json::json!({ "ratio": { "fc1": 0.5 } }))?;
+//! let cut = method.plan(net)?;
+//! assert_eq!(cut.weighted().filter_map(|(_, node)| Some(node.weight()?.shape[0])).collect::<Vec<_>>(), [15, 10, 10]);
+//! # Ok(())
+//! # }
+//! ```
 
 use std::collections::BTreeMap;
 

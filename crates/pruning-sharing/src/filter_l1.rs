@@ -5,6 +5,22 @@
 //!
 //! Li, Kadav, Durdanovic, Samet, Graf. "Pruning Filters for Efficient ConvNets". ICLR 2017. arXiv:1608.08710.
 //! Differs from the paper: layers joined by a residual are scored together instead of following the shortcut's selection.
+//!
+//! ```
+//! use briquette_core::pass::Pass;
+//! use briquette_core::zoo::{Arch, Wanted};
+//! use briquette_pruning_sharing::filter_l1::FilterL1;
+//! use burn::tensor::Device;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let arch = Arch::named("lenet300")?;
+//! let net = arch.build(&Wanted { width: 0.1, ..arch.wanted() }, &Device::flex())?;
+//! let method: FilterL1 = serde_json::from_value(serde_json::json!({ "ratio": { "fc1": 0.5 } }))?;
+//! let cut = method.plan(net)?;
+//! assert_eq!(cut.weighted().filter_map(|(_, node)| Some(node.weight()?.shape[0])).collect::<Vec<_>>(), [15, 10, 10]);
+//! # Ok(())
+//! # }
+//! ```
 
 use briquette_core::error::Result;
 use briquette_core::net::Net;

@@ -7,6 +7,22 @@
 //! arXiv:1811.00250.
 //! Differs from the paper: filters are cut at once instead of being set to zero after each epoch while they go on training, layers joined
 //! by a residual are cut together by their mean score, and fully connected layers are cut too unless they are excepted.
+//!
+//! ```
+//! use briquette_core::pass::Pass;
+//! use briquette_core::zoo::{Arch, Wanted};
+//! use briquette_pruning_sharing::fpgm::Fpgm;
+//! use burn::tensor::Device;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let arch = Arch::named("lenet300")?;
+//! let net = arch.build(&Wanted { width: 0.1, ..arch.wanted() }, &Device::flex())?;
+//! let method: Fpgm = serde_json::from_value(serde_json::json!({ "ratio": { "fc1": 0.5 } }))?;
+//! let cut = method.plan(net)?;
+//! assert_eq!(cut.weighted().filter_map(|(_, node)| Some(node.weight()?.shape[0])).collect::<Vec<_>>(), [15, 10, 10]);
+//! # Ok(())
+//! # }
+//! ```
 
 use briquette_core::error::Result;
 use briquette_core::net::Net;

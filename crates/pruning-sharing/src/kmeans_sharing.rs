@@ -6,6 +6,20 @@
 //!
 //! Gong, Liu, Yang, Bourdev. "Compressing Deep Convolutional Networks using Vector Quantization". arXiv:1412.6115, 2014.
 //! Han, Mao, Dally. "Deep Compression". ICLR 2016. arXiv:1510.00149.
+//!
+//! ```
+//! use briquette_core::coding::weights;
+//! use briquette_pruning_sharing::kmeans_sharing::{Init, share};
+//! use burn::nn::LinearConfig;
+//! use burn::tensor::Device;
+//!
+//! // Any module of Burn, and the number of centroids for each of its weights.
+//! let layer = share(LinearConfig::new(20, 10).init(&Device::flex()), |_| Some(4), Init::Linear);
+//! let mut values = weights(&layer)[0].values.clone();
+//! values.sort_by(f32::total_cmp);
+//! values.dedup();
+//! assert_eq!(values.len(), 4);
+//! ```
 
 use std::collections::BTreeMap;
 

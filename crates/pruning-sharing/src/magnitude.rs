@@ -7,6 +7,19 @@
 //! Han, Pool, Tran, Dally. "Learning both Weights and Connections for Efficient Neural Networks". NIPS 2015. arXiv:1506.02626.
 //! The cubic schedule is that of Zhu, Gupta. "To Prune, or Not to Prune". ICLR 2018 workshop. arXiv:1710.01878.
 //! Differs from the paper: biases are never pruned, and the cubic schedule runs over rounds instead of steps.
+//!
+//! ```
+//! use briquette_core::coding::weights;
+//! use briquette_pruning_sharing::magnitude::prune;
+//! use burn::nn::LinearConfig;
+//! use burn::tensor::Device;
+//!
+//! // Any module of Burn, and the share to keep of each of its weights.
+//! let layer = prune(LinearConfig::new(20, 10).init(&Device::flex()), |_| Some(0.1));
+//! let weight = &weights(&layer)[0];
+//! assert_eq!(weight.coding.kept(200), 20);
+//! assert_eq!(weight.values.iter().filter(|w| **w != 0.0).count(), 20);
+//! ```
 
 use std::collections::BTreeMap;
 

@@ -6,6 +6,23 @@
 //! Mishra, Latorre, Pool, Stosic, Stosic, Venkatesh, Yu, Micikevicius. "Accelerating Sparse Deep Neural Networks". arXiv:2104.08378, 2021
 //! (2:4 sparsity: prune a trained network, then train again).
 //! Differs from the paper: its blocks of a convolution run along the input channels of one pixel, for which channels are not permuted here.
+//!
+//! ```
+//! use briquette_core::pass::Pass;
+//! use briquette_core::zoo::{Arch, Wanted};
+//! use briquette_pruning_sharing::n_m::NM;
+//! use burn::tensor::Device;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let arch = Arch::named("lenet300")?;
+//! let net = arch.build(&Wanted { width: 0.1, ..arch.wanted() }, &Device::flex())?;
+//! let method: NM = serde_json::from_value(serde_json::json!({ "n": 2, "m": 4, "except": ["fc3"] }))?;
+//! let pruned = method.plan(net)?;
+//! let first = pruned.nodes[pruned.index("fc1")?].weight().map_or(Vec::new(), |weight| weight.values());
+//! assert!(first.chunks(4).all(|block| block.iter().filter(|w| **w != 0.0).count() == 2));
+//! # Ok(())
+//! # }
+//! ```
 
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;

@@ -9,6 +9,27 @@
 //! LeCun, Denker, Solla. "Optimal Brain Damage". NIPS 1989, Advances in Neural Information Processing Systems 2, 1990.
 //! Differs from the paper: the curvature is averaged over `samples` training images instead of all and comes from as many backward passes
 //! as there are classes instead of one of second order; biases stay.
+//!
+//! ```
+//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::zoo::{Arch, Wanted};
+//! use briquette_data::Dataset;
+//! use briquette_pruning_sharing::optimal_brain_damage::OptimalBrainDamage;
+//! use burn::tensor::Device;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let arch = Arch::named("lenet300")?;
+//! let net = arch.build(&Wanted { width: 0.1, ..arch.wanted() }, &Device::flex())?;
+//! let pixels = (0..20 * 784).map(|i| (i * i % 251) as u8).collect();
+//! let images = Dataset::from_memory("noise", [1, 28, 28], 10, pixels, vec![0; 20])?;
+//! let data = Data { train: images.clone(), valid: images.clone(), test: images };
+//! let method: OptimalBrainDamage = serde_json::from_value(serde_json::json!({ "keep": 0.25, "samples": 5 }))?;
+//! let pruned = method.run(net, &mut Context::new(&Device::flex(), 1, &data, &mut Silent))?;
+//! let kept = |weight: briquette_core::stored::Stored| weight.values().iter().filter(|w| **w != 0.0).count();
+//! assert_eq!(pruned.weighted().filter_map(|(_, node)| Some(kept(node.weight()?))).collect::<Vec<_>>(), [5880, 75, 25]);
+//! # Ok(())
+//! # }
+//! ```
 
 use std::collections::BTreeMap;
 

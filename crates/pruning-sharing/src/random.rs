@@ -5,6 +5,26 @@
 //!
 //! Mittal, Bhardwaj, Khapra, Ravindran. "Recovering from Random Pruning: On the Plasticity of Deep Convolutional Neural Networks". WACV
 //! 2018. arXiv:1801.10447.
+//!
+//! ```
+//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::zoo::{Arch, Wanted};
+//! use briquette_data::Dataset;
+//! use briquette_pruning_sharing::random::Random;
+//! use burn::tensor::Device;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let arch = Arch::named("lenet300")?;
+//! let net = arch.build(&Wanted { width: 0.1, ..arch.wanted() }, &Device::flex())?;
+//! let pixels = (0..20 * 784).map(|i| (i * i % 251) as u8).collect();
+//! let images = Dataset::from_memory("noise", [1, 28, 28], 10, pixels, vec![0; 20])?;
+//! let data = Data { train: images.clone(), valid: images.clone(), test: images };
+//! let method: Random = serde_json::from_value(serde_json::json!({ "keep": 0.25 }))?;
+//! let draw = |seed| Ok::<_, briquette_core::Error>(method.run(net.deep_clone(), &mut Context::new(&Device::flex(), seed, &data, &mut Silent))?.to_state());
+//! assert!(draw(1)? == draw(1)? && draw(1)? != draw(2)?);
+//! # Ok(())
+//! # }
+//! ```
 
 use std::collections::BTreeMap;
 

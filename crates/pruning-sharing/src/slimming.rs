@@ -6,6 +6,30 @@
 //! Liu, Li, Shen, Huang, Yan, Zhang. "Learning Efficient Convolutional Networks through Network Slimming". ICCV 2017. arXiv:1708.06519.
 //! Differs from the paper: layers joined by a residual are cut together by the mean of their scales instead of selecting channels in
 //! front of each block, every layer keeps a filter, and repeating the procedure is repeating the pass.
+//!
+//! ```
+//! use briquette_core::builder::{Builder, Conv};
+//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_data::Dataset;
+//! use briquette_pruning_sharing::slimming::Slimming;
+//! use burn::tensor::Device;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut b = Builder::new([1, 2, 2], 1, &Device::flex());
+//! let x = b.conv("conv", b.input(), Conv::new(6, 2).no_bias());
+//! let x = b.batch_norm("norm", x);
+//! let x = b.flatten("flatten", x);
+//! b.linear("fc", x, 2);
+//! let images = Dataset::from_memory("dots", [1, 2, 2], 2, vec![9, 0, 80, 5, 200, 7, 0, 90], vec![0, 1])?;
+//! let data = Data { train: images.clone(), valid: images.clone(), test: images };
+//!
+//! let settings = serde_json::json!({ "ratio": 0.5, "lambda": 0.1, "train": { "epochs": 5, "choose": "last" } });
+//! let method: Slimming = serde_json::from_value(settings)?;
+//! let cut = method.run(b.finish()?, &mut Context::new(&Device::flex(), 1, &data, &mut Silent))?;
+//! assert_eq!(cut.nodes[1].op.weight_shape(), Some(vec![3, 1, 2, 2]));
+//! # Ok(())
+//! # }
+//! ```
 
 use std::collections::BTreeMap;
 

@@ -10,6 +10,26 @@
 //! arXiv:1611.06440.
 //! Differs from the papers: all units go at once instead of a few every few updates, and the gradients are those of the network in
 //! evaluation mode. With batch statistics `sum_j W_fj dL/dW_fj` would be zero, for the loss would not depend on the scale of a filter.
+//!
+//! ```
+//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::zoo::{Arch, Wanted};
+//! use briquette_data::Dataset;
+//! use briquette_pruning_sharing::taylor::Taylor;
+//! use burn::tensor::Device;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let arch = Arch::named("lenet300")?;
+//! let net = arch.build(&Wanted { width: 0.1, ..arch.wanted() }, &Device::flex())?;
+//! let pixels = (0..20 * 784).map(|i| (i * i % 251) as u8).collect();
+//! let images = Dataset::from_memory("noise", [1, 28, 28], 10, pixels, vec![0; 20])?;
+//! let data = Data { train: images.clone(), valid: images.clone(), test: images };
+//! let method: Taylor = serde_json::from_value(serde_json::json!({ "ratio": 0.5 }))?;
+//! let cut = method.run(net, &mut Context::new(&Device::flex(), 1, &data, &mut Silent))?;
+//! assert_eq!(cut.weighted().filter_map(|(_, node)| Some(node.weight()?.shape[0])).collect::<Vec<_>>(), [15, 5, 10]);
+//! # Ok(())
+//! # }
+//! ```
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,30 @@
 //! Replaces the network by one from a container.
+//!
+//! ```
+//! use briquette_core::builder::Builder;
+//! use briquette_core::pass::{Context, Data, Memory, Pass};
+//! use briquette_core::passes::{Load, Save};
+//! use briquette_data::Dataset;
+//! use burn::tensor::Device;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut b = Builder::new([1, 2, 2], 1, &Device::flex());
+//! let x = b.flatten("flatten", b.input());
+//! b.linear("fc", x, 2);
+//! let net = b.finish()?;
+//! let images = Dataset::from_memory("dots", [1, 2, 2], 2, vec![9, 0, 80, 5, 200, 7, 0, 90], vec![0, 1])?;
+//! let data = Data { train: images.clone(), valid: images.clone(), test: images };
+//!
+//! let (file, before, mut host) = ("before.brq".to_string(), net.to_state(), Memory::default());
+//! let mut cx = Context::new(&Device::flex(), 1, &data, &mut host);
+//! let mut net = Save { file: file.clone() }.run(net, &mut cx)?;
+//! // Whatever is done now can be undone.
+//! net.nodes.truncate(2);
+//! let net = Load { file }.run(net, &mut cx)?;
+//! assert_eq!(net.to_state(), before);
+//! # Ok(())
+//! # }
+//! ```
 
 use briquette_runtime::Model;
 use serde::Deserialize;
@@ -30,5 +56,47 @@ impl Pass for Load {
             return Err(Error::Invalid(format!("{} takes inputs of shape {found:?}, the data has {expected:?}", self.file)));
         }
         Ok(loaded)
+    }
+
+    fn replaces(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::handmade::{coded, context, images};
+    use super::*;
+    use crate::coding::Coding;
+    use crate::pass::{Host, Memory};
+    use crate::stored::Storage;
+    use crate::zoo::Arch;
+
+    #[test]
+    fn the_network_of_the_file_takes_the_place_of_the_one_at_hand() {
+        let masked = coded(Coding { mask: Some((0..12).map(|i| i % 3 == 0).collect()), ..Coding::default() });
+        let (data, mut host) = (images(), Memory::default());
+        host.write("before.brq", &masked.to_model(Storage::default()).unwrap().to_bytes().unwrap()).unwrap();
+        let load = Load { file: "before.brq".into() };
+        let loaded = load.run(coded(Coding::default()), &mut context(&data, &mut host)).unwrap();
+        let weights = |net: &Net| net.nodes[2].weight().unwrap();
+        assert_eq!(weights(&loaded).values(), weights(&masked).values());
+        assert_eq!(weights(&loaded).coding.mask, weights(&masked).coding.mask);
+    }
+
+    #[test]
+    fn files_that_are_missing_damaged_or_of_other_inputs_are_refused() {
+        let (data, mut host) = (images(), Memory::default());
+        let other = Arch::named("lenet5").unwrap();
+        let other = other.build(&other.wanted(), &burn::tensor::Device::flex()).unwrap().to_model(Storage::default());
+        host.files.insert("other.brq".into(), other.unwrap().to_bytes().unwrap());
+        host.files.insert("damaged.brq".into(), b"BRQ".to_vec());
+        let mut refusal = |file: &str| {
+            let load = Load { file: file.into() };
+            load.run(coded(Coding::default()), &mut context(&data, &mut host)).unwrap_err().to_string()
+        };
+        assert_eq!(refusal("none.brq"), "cannot read none.brq: no pass has written it");
+        assert_eq!(refusal("other.brq"), "other.brq takes inputs of shape [1, 28, 28], the data has [1, 2, 2]");
+        assert!(!refusal("damaged.brq").is_empty());
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use briquette_core::coding::Coding;
+use briquette_core::coding::{Coding, Source};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::Context;
@@ -104,7 +104,12 @@ impl Codebooks {
             let h = curvature.get(&index);
             let points = values.iter().enumerate().map(|(i, &value)| Weighted { value, weight: h.map_or(1.0, |h| h[i] as f32) });
             let points: Vec<Weighted> = points.collect();
-            let points = weight.coding.mask.as_ref().map_or_else(|| points.clone(), |mask| kept(&points, mask));
+            let mask = weight.coding.mask.as_ref();
+            let mut points = mask.map_or_else(|| points.clone(), |mask| kept(&points, mask));
+            if let Source::Codebook { centroids, assignment } = &weight.coding.source {
+                let shared = mask.map_or_else(|| assignment.clone(), |mask| kept(assignment, mask));
+                pool(&mut points, &shared, centroids.len());
+            }
             members.push(Member { node: index, mask: weight.coding.mask, points });
         }
         Ok(members)
@@ -139,6 +144,21 @@ pub fn recode_layers(net: Net, mut codings: BTreeMap<usize, Coding>) -> Result<N
     Ok(Net { nodes: nodes.collect::<Result<_>>()? })
 }
 
+/// Lets the points that an earlier pass shares, by the index of their centroid, count alike: each as the mean of them. Together they cost
+/// what they did, and a clustering that looks at values and weights cannot part them.
+fn pool(points: &mut [Weighted], shared: &[u32], count: usize) {
+    let mut sums = vec![(0.0, 0.0); count];
+    for (point, &index) in points.iter().zip(shared) {
+        let (sum, members) = &mut sums[index as usize];
+        *sum += f64::from(point.weight);
+        *members += 1.0;
+    }
+    points.iter_mut().zip(shared).for_each(|(point, &index)| {
+        let (sum, members) = sums[index as usize];
+        point.weight = (sum / members) as f32;
+    });
+}
+
 /// Scales weights to the mean 1 with a floor; weights that are all 0 become 1.
 fn scale(points: &mut [Weighted]) {
     let mean = points.iter().map(|point| f64::from(point.weight)).sum::<f64>() / points.len().max(1) as f64;
@@ -169,8 +189,6 @@ fn hundred() -> usize {
 
 #[cfg(test)]
 mod tests {
-    use briquette_core::coding::Source;
-
     use super::*;
     use crate::handmade::{set, small};
     use crate::parts::kmeans::{Init, cluster};
@@ -200,6 +218,28 @@ mod tests {
         assert!(together[3].values().iter().enumerate().all(|(i, v)| (i % 2 == 0) == (*v != 0.0)));
         let alone = found(serde_json::json!({ "per-layer": true }));
         assert!(size(&alone[0]) == 1 && size(&alone[2]) > 1 && size(&alone[3]) > 1);
+    }
+
+    #[test]
+    fn what_an_earlier_pass_shares_stays_together_whatever_its_curvatures() {
+        let net = crate::kmeans_sharing::share(small(), |_| Some(3), Init::Linear);
+        let fc1 = net.index("fc1").unwrap();
+        let before = net.nodes[fc1].weight().unwrap().values();
+        let curvature: PerWeight = [(fc1, (0..60).map(f64::from).collect())].into();
+        // A clustering that parts weights by how much they count, as the entropy constraint does.
+        let by_weight = |points: &[Weighted]| {
+            let assignment = points.iter().map(|point| u32::from(point.weight > 1.0)).collect();
+            Ok(Clusters { centroids: vec![-1.0, 1.0], assignment })
+        };
+        let all_but_fc1 = settings(serde_json::json!({ "except": ["conv*", "fc2"] }));
+        let after = all_but_fc1.share(net, &curvature, by_weight).unwrap().nodes[fc1].weight().unwrap().values();
+        for i in 0..60 {
+            assert!((0..60).all(|j| before[i] != before[j] || after[i] == after[j]), "{i}");
+        }
+        let weights = |points: &[Weighted]| points.iter().map(|point| point.weight).collect::<Vec<_>>();
+        let mut points = [1.0, 5.0, 3.0, 7.0].map(|weight| Weighted { value: 0.5, weight });
+        pool(&mut points, &[0, 2, 0, 2], 3);
+        assert_eq!(weights(&points), [2.0, 6.0, 2.0, 6.0]);
     }
 
     #[test]

@@ -101,7 +101,7 @@ impl Clusters {
 }
 
 /// The points that a mask keeps.
-pub fn kept<P: Point>(points: &[P], mask: &[bool]) -> Vec<P> {
+pub fn kept<P: Copy>(points: &[P], mask: &[bool]) -> Vec<P> {
     points.iter().zip(mask).filter(|(_, keep)| **keep).map(|(point, _)| *point).collect()
 }
 

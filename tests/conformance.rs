@@ -1,0 +1,319 @@
+//! What every method of every scheme must do, whatever it computes. A method takes part by being in its crate's list, with the settings
+//! that it gives as its example, shrunk as for a trial run, on each of two small networks whose structure its `plan` accepts.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::{LazyLock, OnceLock};
+
+use briquette_core::builder::{Builder, Conv};
+use briquette_core::coding::floats;
+use briquette_core::cost::Cost;
+use briquette_core::error::{Error, Result};
+use briquette_core::net::Net;
+use briquette_core::pass::{Context, Data, Entry, Memory, Pass};
+use briquette_core::promises::Promises;
+use briquette_core::stored::{Storage, Stored};
+use briquette_core::training::{cross_entropy, images};
+use briquette_core::zoo::{Arch, Wanted};
+use briquette_data::{GlyphCounts, Loader, Locations};
+use briquette_runner::methods;
+use briquette_runtime::Model;
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::{Device, Tensor};
+
+/// Methods after which a network may cost more than before, and why.
+const DEARER: &[(&str, &str)] = &[
+    ("acdc", "its transforms are as long as the larger side of the layer, 784 inputs for 60 outputs"),
+    ("low-displacement", "its transforms are as long as the larger side of the layer, 784 inputs for 60 outputs"),
+];
+
+#[test]
+fn names_are_unique_and_those_of_the_files() {
+    let methods = methods();
+    assert!(methods.windows(2).all(|pair| pair[0].name != pair[1].name), "two methods of one name");
+    every_method(|entry| {
+        let kebab = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+        ensure(entry.name.split('-').all(kebab), "the name is not in kebab case")?;
+        ensure(source(entry).is_some(), "its crate has no file of its name")
+    });
+}
+
+#[test]
+fn examples_are_read_and_unknown_settings_refused() {
+    every_method(|entry| {
+        let mut settings = example(entry);
+        (entry.parse)(settings.clone()).map_err(|error| Error::Invalid(error.to_string()))?;
+        settings["no-such-setting"] = 1.into();
+        let refused = (entry.parse)(settings).map_or_else(|error| error.to_string(), |_| "nothing is refused".into());
+        ensure(refused.contains("unknown field `no-such-setting`"), &refused)?;
+        ensure(!entry.paper.is_empty() && !entry.family.is_empty(), "names no paper or no family")
+    });
+}
+
+#[test]
+fn every_method_takes_one_of_the_networks() {
+    every_method(|entry| {
+        let refusals: Vec<String> = STARTS.iter().filter_map(|start| accepts(entry, *start).err()).collect();
+        ensure(refusals.len() < STARTS.len(), &refusals.join("; "))
+    });
+}
+
+#[test]
+fn what_comes_out_is_a_network_of_the_same_inputs_and_outputs() {
+    every_case(|case| {
+        let (net, _) = case.run()?;
+        let (before, after) = (case.start().shapes()?, net.shapes()?);
+        ensure((before.first(), before.last()) == (after.first(), after.last()), "inputs or outputs have another shape")?;
+        net.to_model(Storage::default())?.check()?;
+        Ok(())
+    });
+}
+
+#[test]
+fn nothing_costs_more_than_before() {
+    every_case(|case| {
+        let (net, storage) = case.run()?;
+        let cost = |net: &Net, storage| -> Result<[u64; 3]> {
+            let (cost, bytes) = (Cost::of(net)?, net.to_model(storage)?.to_bytes()?.len());
+            Ok([cost.macs(), cost.params() as u64, bytes as u64])
+        };
+        let (before, after) = (cost(&case.start(), Storage::default())?, cost(&net, storage)?);
+        let more = after.iter().zip(before).any(|(after, before)| *after > before);
+        let text = format!("from {before:?} to {after:?} multiply-accumulates, parameters, bytes");
+        match DEARER.iter().find(|(name, _)| *name == case.entry.name) {
+            None => ensure(!more, &text),
+            Some((_, reason)) => ensure(more, &format!("{text}, although {reason:?}")),
+        }
+    });
+}
+
+#[test]
+fn one_seed_gives_the_same_bits() {
+    every_case(|case| ensure(case.run()?.0.to_state() == case.run_on(case.start())?.0.to_state(), "two runs differ"));
+}
+
+#[test]
+fn a_container_holds_every_value() {
+    every_case(|case| {
+        let (net, storage) = case.run()?;
+        let bytes = net.to_model(storage)?.to_bytes()?;
+        let back = Net::from_model(&Model::from_bytes(&bytes)?, &Device::flex())?;
+        ensure(values(&back) == values(&net), "the container gives other values back")?;
+        Promises::of(&net).check(&back)
+    });
+}
+
+#[test]
+fn a_second_run_works_or_says_why_not() {
+    every_case(|case| {
+        let (once, _) = case.run()?;
+        let promises = Promises::of(&once);
+        match case.run_on(once) {
+            Ok((twice, _)) => {
+                promises.check(&twice)?;
+                twice.shapes()?;
+                Ok(())
+            }
+            Err(error) => ensure(!error.to_string().is_empty(), "an error without a word"),
+        }
+    });
+}
+
+#[test]
+fn earlier_masks_and_codebooks_are_kept_or_refused() {
+    use briquette_pruning_sharing::{kmeans_sharing, magnitude};
+    every_case(|case| {
+        let masked = magnitude::prune(case.start(), |_| Some(0.5));
+        let shared = kmeans_sharing::share(masked.deep_clone(), |_| Some(16), kmeans_sharing::Init::Linear);
+        for net in [masked, shared] {
+            let promises = Promises::of(&net);
+            match case.run_on(net) {
+                Ok((net, _)) => promises.check(&net)?,
+                Err(error) => ensure(!error.to_string().is_empty(), "an error without a word")?,
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn whatever_trains_on_has_its_gradient() {
+    every_case(|case| {
+        let (net, _) = case.run_on(case.start())?;
+        let net = net.train();
+        let batch = Loader::ordered(&DATA.train, 50).next().unwrap();
+        let images = images(&batch, DATA.train.shape, &Device::flex().autodiff());
+        let gradients = cross_entropy(net.forward(images), &batch.labels, 0.0).backward();
+        let mut reached =
+            Reached { gradients: GradientsParams::from_grads(gradients, &net), path: Vec::new(), groups: BTreeMap::new() };
+        net.visit(&mut reached);
+        let owners = net.weighted().filter(|(index, _)| {
+            let node = format!("nodes.{index}.");
+            reached.groups.keys().any(|path| path.starts_with(&node))
+        });
+        ensure(owners.count() == net.weighted().count(), "a layer has nothing that trains")?;
+        let left: Vec<&String> = reached.groups.iter().filter(|(_, reached)| !**reached).map(|(path, _)| path).collect();
+        ensure(left.is_empty(), &format!("no gradient reaches {left:?}"))
+    });
+}
+
+/// For every parameter that trains, alone or through the parts of its coding, whether a gradient other than zero reaches it.
+struct Reached {
+    gradients: GradientsParams,
+    path: Vec<String>,
+    groups: BTreeMap<String, bool>,
+}
+
+impl ModuleVisitor for Reached {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.into());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if param.base().is_require_grad() {
+            let owner = self.path.iter().position(|part| part == "coding").unwrap_or(self.path.len());
+            let reached = self.gradients.get::<D>(param.id).is_some_and(|gradient| floats(gradient).iter().any(|g| *g != 0.0));
+            *self.groups.entry(self.path[..owner].join(".")).or_default() |= reached;
+        }
+    }
+}
+
+/// A method with its example's settings, and a network that it takes.
+struct Case {
+    entry: &'static Entry,
+    on: &'static str,
+    make: fn() -> Net,
+    /// The state of what comes out and how it is stored, once the method has run.
+    done: OnceLock<std::result::Result<(Vec<u8>, Storage), String>>,
+}
+
+static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
+    let taken = |entry| STARTS.into_iter().filter(move |start| accepts(entry, *start).is_ok()).map(move |start| (entry, start));
+    methods().into_iter().flat_map(taken).map(|(entry, (on, make))| Case { entry, on, make, done: OnceLock::new() }).collect()
+});
+
+static DATA: LazyLock<Data> = LazyLock::new(|| {
+    let at = Locations { glyphs: GlyphCounts { train: 120, test: 20 }, ..Locations::from_env(None) };
+    let set = briquette_data::open("glyphs", &at).unwrap();
+    let (train, valid) = set.train.split(20, 1);
+    Data { train, valid, test: set.test }
+});
+
+/// The networks: a name and how it is made.
+const STARTS: [(&str, fn() -> Net); 2] = [("convolutional", convolutional), ("fully connected", fully_connected)];
+
+/// Convolutions with batch norm, two of them beside a residual connection; the fully connected layer is the output.
+fn convolutional() -> Net {
+    let mut b = Builder::new([1, 28, 28], 5, &Device::flex());
+    let mut x = b.conv("conv1", b.input(), Conv::new(4, 5).stride(4).no_bias());
+    x = b.batch_norm("norm1", x);
+    let short = b.relu("relu1", x);
+    x = b.conv("conv2", short, Conv::new(6, 3).same().no_bias());
+    x = b.batch_norm("norm2", x);
+    x = b.relu("relu2", x);
+    x = b.conv("conv3", x, Conv::new(4, 3).same().no_bias());
+    x = b.batch_norm("norm3", x);
+    x = b.add("add", &[x, short]);
+    x = b.relu("relu3", x);
+    x = b.conv("conv4", x, Conv::new(8, 3).no_bias());
+    x = b.batch_norm("norm4", x);
+    x = b.relu("relu4", x);
+    x = b.flatten("flatten", x);
+    b.linear("output", x, 10);
+    b.finish().unwrap()
+}
+
+/// A narrow LeNet-300-100, whose layers the examples name.
+fn fully_connected() -> Net {
+    let arch = Arch::named("lenet300").unwrap();
+    arch.build(&Wanted { width: 0.2, ..arch.wanted() }, &Device::flex()).unwrap()
+}
+
+impl Case {
+    fn start(&self) -> Net {
+        (self.make)()
+    }
+
+    /// What comes out, from the state that the first call keeps.
+    fn run(&self) -> Result<(Net, Storage)> {
+        let afresh = || match self.run_on(self.start()) {
+            Ok((net, storage)) => Ok((net.to_state(), storage)),
+            Err(error) => Err(error.to_string()),
+        };
+        let (state, storage) = self.done.get_or_init(afresh).clone().map_err(Error::Invalid)?;
+        Ok((Net::from_state(&state, &Device::flex())?, storage))
+    }
+
+    fn run_on(&self, net: Net) -> Result<(Net, Storage)> {
+        let mut host = Memory::default();
+        if let Some(name) = example(self.entry)["file"].as_str() {
+            // A file that is read has to be there; one that is written replaces it.
+            host.files.insert(name.into(), net.to_model(Storage::default())?.to_bytes()?);
+        }
+        let mut cx = Context::new(&Device::flex(), 3, &DATA, &mut host);
+        let net = pass(self.entry).run(net, &mut cx)?;
+        Ok((net, cx.storage))
+    }
+}
+
+fn example(entry: &Entry) -> serde_json::Value {
+    let table: toml::Table = entry.example.parse().unwrap();
+    serde_json::to_value(table).unwrap()
+}
+
+fn pass(entry: &Entry) -> Box<dyn Pass> {
+    let mut pass = (entry.parse)(example(entry)).unwrap();
+    pass.shrink();
+    pass
+}
+
+fn accepts(entry: &Entry, (name, make): (&str, fn() -> Net)) -> std::result::Result<(), String> {
+    pass(entry).plan(make()).map(drop).map_err(|error| format!("{name}: {error}"))
+}
+
+/// The text of the file that holds the method.
+pub(crate) fn source(entry: &Entry) -> Option<String> {
+    let name = entry.name.replace('-', "_");
+    [format!("{name}.rs"), format!("passes/{name}.rs")].iter().find_map(|path| file(entry.home, path))
+}
+
+/// The text of a file of a crate.
+pub(crate) fn file(home: &str, path: &str) -> Option<String> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates").join(home).join("src");
+    std::fs::read_to_string(source.join(path)).ok()
+}
+
+fn values(net: &Net) -> Vec<Vec<u32>> {
+    let bits = |stored: Stored| stored.values().iter().map(|v| v.to_bits()).collect();
+    net.nodes.iter().flat_map(briquette_core::net::Node::parameters).map(bits).collect()
+}
+
+pub(crate) fn ensure(holds: bool, otherwise: &str) -> Result<()> {
+    if holds { Ok(()) } else { Err(Error::Invalid(otherwise.into())) }
+}
+
+/// Checks all methods and tells all faults, panics among them, with the methods' names.
+pub(crate) fn every_method(check: impl Fn(&'static Entry) -> Result<()>) {
+    let faults: Vec<String> = methods().into_iter().filter_map(|entry| fault(entry.name, || check(entry))).collect();
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+fn every_case(check: impl Fn(&Case) -> Result<()>) {
+    let name = |case: &Case| format!("{} on the {} network", case.entry.name, case.on);
+    let faults: Vec<String> = CASES.iter().filter_map(|case| fault(&name(case), || check(case))).collect();
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+fn fault(name: &str, check: impl FnOnce() -> Result<()>) -> Option<String> {
+    match catch_unwind(AssertUnwindSafe(check)) {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(format!("{name}: {error}")),
+        Err(_) => Some(format!("{name}: panics, see above")),
+    }
+}
