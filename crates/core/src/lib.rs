@@ -13,6 +13,7 @@ pub mod net;
 pub mod pass;
 pub mod passes;
 pub mod promises;
+pub mod scan;
 pub mod stored;
 pub mod surgery;
 pub mod training;
