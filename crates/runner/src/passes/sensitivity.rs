@@ -98,7 +98,7 @@ impl Pass for Sensitivity {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let layers = self.layers(&net)?;
         let images = cx.data.valid.take(self.images.map_or(usize::MAX, NonZeroUsize::get));
-        let mut known = Known::load(self.fingerprint(&net, images.len(), cx.seed), cx.host)?;
+        let mut known = Known::load(&self.fingerprint(&net, images.len(), cx.seed), cx.host)?;
         let baseline = known.get("", cx, |cx| evaluate(&net, &images, &cx.device, cx.host).map(Into::into))?;
         let mut scan = Scan { method: self.probe.entry.name.into(), key: self.probe.key.clone(), ..Scan::default() };
         scan.baseline = baseline.map_err(Error::Invalid)?;
@@ -237,7 +237,7 @@ struct Known {
 }
 
 impl Known {
-    fn load(fingerprint: String, host: &mut dyn Host) -> Result<Self> {
+    fn load(fingerprint: &str, host: &mut dyn Host) -> Result<Self> {
         let key = format!("sensitivity-{fingerprint}");
         let points = match host.saved(&key)? {
             Some(bytes) => serde_json::from_slice(&bytes).map_err(|error| Error::State(format!("{key}: {error}")))?,
