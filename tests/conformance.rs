@@ -205,8 +205,10 @@ static DATA: LazyLock<Data> = LazyLock::new(|| {
     Data { train, valid, test: set.test }
 });
 
-/// The networks: a name and how it is made.
-const STARTS: [(&str, fn() -> Net); 2] = [("convolutional", convolutional), ("fully connected", fully_connected)];
+/// The name of a network and how it is made.
+type Start = (&'static str, fn() -> Net);
+
+const STARTS: [Start; 2] = [("convolutional", convolutional), ("fully connected", fully_connected)];
 
 /// Convolutions with batch norm, two of them beside a residual connection; the fully connected layer is the output.
 fn convolutional() -> Net {
@@ -273,7 +275,7 @@ fn pass(entry: &Entry) -> Box<dyn Pass> {
     pass
 }
 
-fn accepts(entry: &Entry, (name, make): (&str, fn() -> Net)) -> std::result::Result<(), String> {
+fn accepts(entry: &Entry, (name, make): Start) -> std::result::Result<(), String> {
     pass(entry).plan(make()).map(drop).map_err(|error| format!("{name}: {error}"))
 }
 

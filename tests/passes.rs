@@ -34,3 +34,29 @@ fn a_network_that_is_loaded_owes_nothing_to_the_masks_of_the_one_before() {
     }
     assert_eq!(rows[0], rows[2]);
 }
+
+const SCAN: &str = r#"# a second
+model = { arch = "lenet300", width = 0.2 }
+data = { name = "glyphs", train = 300, test = 100 }
+seed = 5
+
+[[pass]]
+method = "sensitivity"
+probe = { method = "magnitude" }
+sweep = { keep = [1.0, 0.1] }
+layers = ["fc1", "fc3"]
+"#;
+
+#[test]
+fn a_scan_is_in_the_folder_and_in_the_report() {
+    let bench = Bench::with(SCAN);
+    let output = bench.call(&["run", "small.toml", "--out", "out"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let scan = &rows(&bench.path("out"))[0]["scan"];
+    let layers: Vec<&str> = scan["points"].as_array().unwrap().iter().map(|point| point["layer"].as_str().unwrap()).collect();
+    assert_eq!(layers, ["fc1", "fc1", "fc3", "fc3"]);
+    assert_eq!(scan["points"][0]["accuracy"], scan["baseline"]["accuracy"]);
+    let text = |name: &str| std::fs::read_to_string(bench.path("out").join(name)).unwrap();
+    assert_eq!(text("sensitivity.csv").lines().count(), 6);
+    assert!(text("report.html").contains(text("sensitivity.svg").trim()), "the page shows the plot that the pass wrote");
+}

@@ -14,6 +14,7 @@ pub mod pass;
 pub mod passes;
 pub mod promises;
 pub mod quantize;
+pub mod scan;
 pub mod stored;
 pub mod surgery;
 pub mod training;

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 use crate::net::Net;
+use crate::scan::Scan;
 use crate::stored::Storage;
 use crate::training::{Epoch, Recipe};
 
@@ -119,6 +120,8 @@ pub struct Context<'a> {
     pub stage: usize,
     /// Epochs of all trainings of this pass.
     pub curve: Vec<Epoch>,
+    /// What a pass found out about the layers one by one.
+    pub scan: Option<Scan>,
     /// How containers are written from here on.
     pub storage: Storage,
 }
@@ -245,6 +248,6 @@ impl Host for Memory {
 impl<'a> Context<'a> {
     /// A context whose curve and stages are at their start.
     pub fn new(device: &Device, seed: u64, data: &'a Data, host: &'a mut dyn Host) -> Self {
-        Self { device: device.clone(), seed, data, host, stage: 0, curve: Vec::new(), storage: Storage::default() }
+        Self { device: device.clone(), seed, data, host, stage: 0, curve: Vec::new(), scan: None, storage: Storage::default() }
     }
 }

@@ -6,6 +6,7 @@ pub mod config;
 pub mod files;
 pub mod host;
 pub mod measure;
+pub mod passes;
 pub mod plan;
 pub mod report;
 pub mod run;
@@ -16,7 +17,8 @@ use briquette_core::pass::Entry;
 
 /// Every method of every crate, by name.
 pub fn methods() -> Vec<&'static Entry> {
-    let mut all: Vec<&Entry> = briquette_core::passes::METHODS.iter().chain(briquette_pruning_sharing::METHODS).collect();
+    let mut all =
+        Vec::from_iter(briquette_core::passes::METHODS.iter().chain(briquette_pruning_sharing::METHODS).chain(passes::METHODS));
     all.sort_by_key(|entry| entry.name);
     all
 }

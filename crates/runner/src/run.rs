@@ -94,11 +94,12 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
         let began = Instant::now();
         net = step.pass.run(net, &mut cx).with_context(named)?;
         net.shapes().and_then(|_| promises.check(&net)).with_context(named)?;
-        let (curve, storage) = (std::mem::take(&mut cx.curve), cx.storage);
+        let (curve, scan, storage) = (std::mem::take(&mut cx.curve), cx.scan.take(), cx.storage);
         progress.storage = storage;
         let (mut row, bytes) =
             measure::row(&net, storage, (index + imported, step.entry.name), &data, &device, &mut host).with_context(named)?;
         row.valid_accuracy = curve.last().map(|epoch| epoch.valid_accuracy);
+        row.scan = scan;
         row.curve = curve.into_iter().map(Into::into).collect();
         row.seconds = began.elapsed().as_secs_f64();
         let accuracy = 100.0 * row.accuracy.unwrap_or(0.0);

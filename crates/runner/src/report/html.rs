@@ -20,6 +20,9 @@ impl Report {
         let plot = |name: &str| plots.iter().find(|(file, _)| file == name).map(|(_, svg)| svg);
         let facts: Vec<Value> = content::facts(self).into_iter().map(|(name, value)| context! { name, value }).collect();
         let latency = content::latency(self);
+        let scans = plots.iter().filter(|(name, _)| name.starts_with("sensitivity")).zip(self.scans());
+        let scans: Vec<Value> =
+            scans.map(|((_, svg), scan)| context! { svg, method => &scan.method, key => &scan.key }).collect();
         let page = templates.get_template("page.html")?.render(context! {
             title => &self.title,
             expected => &self.expected,
@@ -31,6 +34,7 @@ impl Report {
             passes => value(content::passes(self)),
             metrics => value(content::metrics(self)),
             latency => (latency.columns.len() > 3).then(|| value(latency)),
+            scans => scans,
             layers => value(content::layers(self)),
             layers_note => content::LAYERS,
             plots => context! { passes => plot("passes.svg"), curves => plot("curves.svg"), layers => plot("layers.svg") },
@@ -83,6 +87,11 @@ mod tests {
             row.layers[0].name = hostile.into();
             row.layers[0].kind = hostile.into();
         }
+        let mut scan = sample::scan();
+        for text in [&mut scan.method, &mut scan.key, &mut scan.points[0].layer] {
+            *text = hostile.into();
+        }
+        report.rows[0].scan = Some(scan);
         let plots = report.plots().unwrap();
         let page = report.html(&plots).unwrap();
         assert!(page.contains("&lt;script&gt;") && !page.contains("<script"), "{page}");
@@ -92,9 +101,10 @@ mod tests {
 
     #[test]
     fn the_page_needs_nothing_else() {
-        let report = sample::report();
+        let mut report = sample::report();
+        report.rows[1].scan = Some(sample::scan());
         let page = report.html(&report.plots().unwrap()).unwrap();
-        assert_eq!(page.matches("<svg").count(), 3);
+        assert_eq!(page.matches("<svg").count(), 4);
         for outside in ["src=", "href=", "@import", "url("] {
             assert!(!page.contains(outside), "{outside}");
         }

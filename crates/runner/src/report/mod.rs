@@ -9,7 +9,7 @@ mod html;
 mod markdown;
 mod metrics;
 mod numbers;
-mod plots;
+pub(crate) mod plots;
 #[cfg(test)]
 mod sample;
 mod shares;
@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use briquette_core::scan::Scan;
 use serde::{Deserialize, Serialize};
 
 pub use metrics::Metrics;
@@ -136,6 +137,9 @@ pub struct Row {
     /// The epochs of the pass, if it trained.
     #[serde(default)]
     pub curve: Vec<Epoch>,
+    /// What the pass found out about the layers one by one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scan: Option<Scan>,
 }
 
 /// A layer after a pass.
@@ -234,7 +238,8 @@ mod tests {
 
     #[test]
     fn what_is_written_reads_back() {
-        let report = sample::report();
+        let mut report = sample::report();
+        report.rows[1].scan = Some(sample::scan());
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), &report).unwrap();
         let json = std::fs::read(dir.path().join("report.json")).unwrap();
@@ -242,7 +247,10 @@ mod tests {
         let mut names: Vec<_> =
             std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
-        assert_eq!(names, ["curves.svg", "layers.svg", "passes.svg", "report.html", "report.json", "report.md"]);
+        assert_eq!(
+            names,
+            ["curves.svg", "layers.svg", "passes.svg", "report.html", "report.json", "report.md", "sensitivity.svg"]
+        );
         let markdown = std::fs::read_to_string(dir.path().join("report.md")).unwrap();
         assert!(markdown.starts_with(&report.markdown()) && markdown.contains("![curves](curves.svg)"));
     }

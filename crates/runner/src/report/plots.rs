@@ -5,25 +5,43 @@ mod canvas;
 mod curves;
 mod layers;
 mod passes;
+mod scans;
 
 use anyhow::Result;
+
+pub(crate) use scans::draw as scan;
+
+use briquette_core::scan::Scan;
 
 use super::Report;
 
 impl Report {
-    /// File name and text of every plot that has something to show: `passes.svg`, `curves.svg`, `layers.svg`.
+    /// File name and text of every plot that has something to show: `passes.svg`, `curves.svg`, `layers.svg`, and for passes that
+    /// scanned the layers `sensitivity.svg`, `sensitivity-2.svg` and so on.
     ///
     /// # Errors
     /// When a plot cannot be drawn.
     pub fn plots(&self) -> Result<Vec<(String, String)>> {
         let plots =
             [("passes.svg", passes::draw(self)?), ("curves.svg", curves::draw(self)?), ("layers.svg", layers::draw(self)?)];
-        Ok(plots.into_iter().filter_map(|(name, svg)| Some((name.to_string(), svg?))).collect())
+        let mut plots: Vec<_> = plots.into_iter().filter_map(|(name, svg)| Some((name.to_string(), svg?))).collect();
+        for (scan, number) in self.scans().zip(1..) {
+            let name = if number == 1 { "sensitivity.svg".into() } else { format!("sensitivity-{number}.svg") };
+            plots.push((name, scans::draw(scan)?));
+        }
+        Ok(plots)
+    }
+
+    /// The scans of the run that measured anything, in order.
+    pub(super) fn scans(&self) -> impl Iterator<Item = &Scan> {
+        self.rows.iter().filter_map(|row| row.scan.as_ref()).filter(|scan| !scan.points.is_empty())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use briquette_core::scan::Scan;
+
     use super::super::{Epoch, Report, Row, sample};
 
     #[test]
@@ -35,6 +53,11 @@ mod tests {
         report.rows[3].accuracy = Some(f64::NAN);
         report.rows[4].file_bytes = Some(0);
         report.rows[5].curve[0].train_loss = 1e30;
+        report.rows[6].scan = Some(sample::scan());
+        report.rows[7].scan = Some(Scan { points: sample::scan().points[..1].into(), ..sample::scan() });
+        report.rows[8].scan = Some(Scan::default());
+        let names: Vec<String> = report.plots().unwrap().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names[3..], ["sensitivity.svg", "sensitivity-2.svg"]);
         for (name, svg) in report.plots().unwrap() {
             assert!(svg.trim_end().ends_with("</svg>") && !svg.contains("NaN") && !svg.contains("inf"), "{name}");
         }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use briquette_core::scan::{Measured, Point, Scan};
+
 use super::{DataInfo, Epoch, LayerRow, Metrics, Report, Row};
 
 /// Train, prune, share, encode.
@@ -29,6 +31,21 @@ pub(super) fn report() -> Report {
         metrics: Metrics::between(&rows[0], &rows[3]),
         rows,
         ..Report::default()
+    }
+}
+
+/// Nine layers with a long name, three values each.
+pub(super) fn scan() -> Scan {
+    let point = |layer: usize, step: usize| Point {
+        layer: format!("features.block{layer}.branch.convolution"),
+        value: [0.5, 0.1, 0.02][step],
+        measured: Measured { accuracy: 0.98 - 0.04 * (layer * step) as f64, loss: None },
+    };
+    Scan {
+        method: "magnitude".into(),
+        key: "keep".into(),
+        baseline: Measured { accuracy: 0.98, loss: Some(0.05) },
+        points: (0..27).map(|i| point(i / 3, i % 3)).collect(),
     }
 }
 

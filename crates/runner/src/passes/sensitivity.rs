@@ -1,0 +1,485 @@
+//! Sensitivity of the layers.
+//!
+//! For every layer `l` and every value `v` of a setting of some other method, applies that method to `l` alone with the value `v` and measures
+//! the accuracy `a_l(v)` on validation images. The curves tell which layers bear how much; the network itself is left as it was. Any
+//! method with a setting that takes a value for each layer can be tried, for example `keep` of [magnitude](briquette_pruning_sharing::magnitude)
+//! or `bits` of [kmeans-sharing](briquette_pruning_sharing::kmeans_sharing). The points are written as a table and as a plot.
+//!
+//! Han, Pool, Tran, Dally. "Learning both Weights and Connections for Efficient Neural Networks". NIPS 2015. arXiv:1506.02626, figure 6.
+//! Every measured point is kept under a hash of the weights and the settings, so that an interrupted scan goes on where it stopped, as in
+//! Siddegowda et al. "Neural Network Quantization with AI Model Efficiency Toolkit (AIMET)". arXiv:2201.08442, 2022.
+//!
+//! ```
+//! use briquette_core::pass::{Context, Data, Memory, Pass};
+//! use briquette_core::zoo::{Arch, Wanted};
+//! use briquette_data::Dataset;
+//! use briquette_runner::passes::Sensitivity;
+//! use burn::tensor::Device;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let arch = Arch::named("lenet300")?;
+//! let net = arch.build(&Wanted { width: 0.1, ..arch.wanted() }, &Device::flex())?;
+//! let pixels = (0..20 * 784).map(|i| (i * i % 251) as u8).collect();
+//! let images = Dataset::from_memory("noise", [1, 28, 28], 10, pixels, vec![0; 20])?;
+//! let data = Data { train: images.clone(), valid: images.clone(), test: images };
+//!
+//! let settings = serde_json::json!({ "probe": { "method": "magnitude" }, "sweep": { "keep": [1.0, 0.1] } });
+//! let method: Sensitivity = serde_json::from_value(settings)?;
+//! let mut host = Memory::default();
+//! method.run(net, &mut Context::new(&Device::flex(), 1, &data, &mut host))?;
+//! let table = String::from_utf8(host.files["sensitivity.csv"].clone())?;
+//! assert_eq!(table.lines().count(), 1 + 1 + 3 * 2, "the heads, the network as it is, and two values for three layers");
+//! # Ok(())
+//! # }
+//! ```
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+
+use briquette_core::error::{Error, Result};
+use briquette_core::net::Net;
+use briquette_core::pass::{Context, Entry, Event, Host, Method, Pass, find};
+use briquette_core::scan::{Measured, Point, Scan};
+use briquette_core::training::{Recipe, evaluate};
+use serde::Deserialize;
+use serde_json::{Map, Number, Value};
+use sha2::{Digest, Sha256};
+
+use crate::report::plots;
+
+/// Tries a method on each layer alone and measures the accuracy.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sensitivity {
+    /// The method to try, and the values.
+    #[serde(flatten)]
+    probe: Probe,
+    /// Layers to try; without it all that hold weights, those left out that the method refuses.
+    #[serde(default)]
+    layers: Vec<String>,
+    /// Validation images to measure on; all without it.
+    images: Option<NonZeroUsize>,
+    /// Name of the table (`.csv`) and of the plot (`.svg`).
+    #[serde(default = "file")]
+    file: String,
+}
+
+/// A method whose setting `key` is still open.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "Tables")]
+struct Probe {
+    entry: &'static Entry,
+    settings: Map<String, Value>,
+    key: String,
+    values: Vec<Number>,
+    /// The trainings of one application.
+    recipes: Vec<Recipe>,
+    /// Whether the method is shrunk as for a trial run.
+    trial: bool,
+}
+
+/// A probe as a config has it.
+#[derive(Deserialize)]
+struct Tables {
+    /// The name of the method and its settings, but for one.
+    probe: Map<String, Value>,
+    /// That setting, which must take a value for each layer, and the values to try.
+    sweep: BTreeMap<String, Vec<Number>>,
+}
+
+impl Method for Sensitivity {
+    const NAME: &'static str = "sensitivity";
+    const FAMILY: &'static str = "search";
+    const PAPER: &'static str = "Han, Pool, Tran, Dally, NIPS 2015, arXiv:1506.02626; AIMET, arXiv:2201.08442";
+    const EXAMPLE: &'static str = "probe = { method = \"magnitude\" }\nsweep = { keep = [0.5, 0.2, 0.1] }";
+}
+
+impl Pass for Sensitivity {
+    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        let layers = self.layers(&net)?;
+        let images = cx.data.valid.take(self.images.map_or(usize::MAX, NonZeroUsize::get));
+        let mut known = Known::load(&self.fingerprint(&net, images.len(), cx.seed), cx.host)?;
+        let baseline = known.get("", cx, |cx| evaluate(&net, &images, &cx.device, cx.host).map(Into::into))?;
+        let mut scan = Scan { method: self.probe.entry.name.into(), key: self.probe.key.clone(), ..Scan::default() };
+        scan.baseline = baseline.map_err(Error::Invalid)?;
+        let (mut done, total, mut refusal) = (0, layers.len() * self.probe.values.len(), String::new());
+        for layer in &layers {
+            for value in &self.probe.values {
+                let point = format!("{layer}, {} = {value}", self.probe.key);
+                let measured = known.get(&point, cx, |cx| {
+                    let changed = self.probe.apply(&net, layer, value, cx)?;
+                    evaluate(&changed, &images, &cx.device, cx.host).map(Into::into)
+                })?;
+                done += 1;
+                let found = match measured {
+                    Ok(measured) => {
+                        let value = value.as_f64().unwrap_or(f64::NAN);
+                        scan.points.push(Point { layer: layer.clone(), value, measured });
+                        format!("{:.2} %", 100.0 * measured.accuracy)
+                    }
+                    Err(refused) if !self.layers.is_empty() => return Err(Error::Invalid(format!("{point}: {refused}"))),
+                    Err(refused) => {
+                        refusal = format!("left out, {refused}");
+                        refusal.clone()
+                    }
+                };
+                cx.host.event(Event::Note(&format!("{done} of {total}: {point}: {found}")));
+            }
+        }
+        if scan.points.is_empty() {
+            return Err(Error::Invalid(format!("sensitivity: {} changes no layer; the last was {refusal}", scan.method)));
+        }
+        cx.host.write(&format!("{}.csv", self.file), scan.csv().as_bytes())?;
+        let plot = plots::scan(&scan).map_err(|error| Error::Host(format!("cannot draw the scan: {error:#}")))?;
+        cx.host.write(&format!("{}.svg", self.file), plot.as_bytes())?;
+        cx.scan = Some(scan);
+        Ok(net)
+    }
+
+    fn plan(&self, net: Net) -> Result<Net> {
+        for layer in self.layers(&net)?.iter().filter(|_| !self.layers.is_empty()) {
+            self.probe.on(layer, &self.probe.values[0])?.plan(net.deep_clone())?;
+        }
+        Ok(net)
+    }
+
+    /// Those of one layer where the config names none, for the network is not known here.
+    fn trainings(&self) -> Vec<&Recipe> {
+        let points = self.layers.len().max(1) * self.probe.values.len();
+        std::iter::repeat_n(&self.probe.recipes, points).flatten().collect()
+    }
+
+    fn shrink(&mut self) {
+        self.images = Some(self.images.map_or(TRIAL_IMAGES, |images| images.min(TRIAL_IMAGES)));
+        self.probe.trial = true;
+        // The settings were read before; they are read again.
+        if let Ok(pass) = self.probe.on("rest", &self.probe.values[0]) {
+            self.probe.recipes = pass.trainings().into_iter().cloned().collect();
+        }
+    }
+}
+
+/// Images that a trial run measures on at most.
+const TRIAL_IMAGES: NonZeroUsize = NonZeroUsize::new(200).unwrap();
+
+impl Sensitivity {
+    fn layers(&self, net: &Net) -> Result<Vec<String>> {
+        let all: Vec<String> = net.weighted().map(|(_, node)| node.name.clone()).collect();
+        match self.layers.iter().find(|layer| !all.contains(layer)) {
+            Some(wrong) => Err(Error::unknown("layer", wrong, all.iter().map(String::as_str))),
+            None => Ok(if self.layers.is_empty() { all } else { self.layers.clone() }),
+        }
+    }
+
+    /// Hash of everything that a point depends on beside its layer and value.
+    fn fingerprint(&self, net: &Net, images: usize, seed: u64) -> String {
+        let probe = &self.probe;
+        let settings = format!("{} {:?} {} {} {images} {seed}", probe.entry.name, probe.settings, probe.key, probe.trial);
+        let mut hasher = Sha256::new();
+        hasher.update(settings.as_bytes());
+        hasher.update(net.to_state());
+        hasher.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl TryFrom<Tables> for Probe {
+    type Error = String;
+
+    fn try_from(Tables { probe: mut settings, sweep }: Tables) -> std::result::Result<Self, String> {
+        let name = settings.remove("method").ok_or("`probe` has no `method`")?;
+        let name = name.as_str().ok_or_else(|| format!("`method` of `probe` is not a text: {name}"))?;
+        let entry = find(&crate::methods(), name).map_err(|error| error.to_string())?;
+        let mut sweep = sweep.into_iter();
+        let (key, values) = match (sweep.next(), sweep.next()) {
+            (Some((key, values)), None) if !values.is_empty() => (key, values),
+            _ => return Err("`sweep` takes one setting and the values to try, for example { keep = [0.5, 0.1] }".into()),
+        };
+        if settings.contains_key(&key) {
+            return Err(format!("`{key}` stands in `probe` and in `sweep`; leave it out of `probe`"));
+        }
+        let mut probe = Probe { entry, settings, key, values, recipes: Vec::new(), trial: false };
+        for value in &probe.values {
+            let pass = probe.on("rest", value).map_err(|error| error.to_string())?;
+            probe.recipes = pass.trainings().into_iter().cloned().collect();
+        }
+        Ok(probe)
+    }
+}
+
+impl Probe {
+    /// The method with this value for this layer alone.
+    fn on(&self, layer: &str, value: &Number) -> Result<Box<dyn Pass>> {
+        let mut settings = self.settings.clone();
+        settings.insert(self.key.clone(), Map::from_iter([(layer.to_string(), Value::Number(value.clone()))]).into());
+        let mut pass = (self.entry.parse)(Value::Object(settings)).map_err(|error| {
+            let hint = if error.to_string().starts_with("invalid type: map") { "it takes no value for each layer: " } else { "" };
+            Error::Invalid(format!("{} with {} = {value}: {hint}{error}", self.entry.name, self.key))
+        })?;
+        if self.trial {
+            pass.shrink();
+        }
+        Ok(pass)
+    }
+
+    /// A copy of the network with one layer changed.
+    fn apply(&self, net: &Net, layer: &str, value: &Number, cx: &mut Context<'_>) -> Result<Net> {
+        let mut host = Aside(cx.host);
+        let mut aside = Context::new(&cx.device, cx.seed, cx.data, &mut host);
+        aside.storage = cx.storage;
+        self.on(layer, value)?.run(net.deep_clone(), &mut aside)
+    }
+}
+
+/// The points that are measured: what the network does, or why the method refuses the layer.
+struct Known {
+    key: String,
+    points: BTreeMap<String, std::result::Result<Measured, String>>,
+}
+
+impl Known {
+    fn load(fingerprint: &str, host: &mut dyn Host) -> Result<Self> {
+        let key = format!("sensitivity-{fingerprint}");
+        let points = match host.saved(&key)? {
+            Some(bytes) => serde_json::from_slice(&bytes).map_err(|error| Error::State(format!("{key}: {error}")))?,
+            None => BTreeMap::new(),
+        };
+        Ok(Self { key, points })
+    }
+
+    /// The point of this name, measured now unless it is known.
+    fn get(
+        &mut self,
+        name: &str,
+        cx: &mut Context<'_>,
+        measure: impl FnOnce(&mut Context<'_>) -> Result<Measured>,
+    ) -> Result<std::result::Result<Measured, String>> {
+        if let Some(known) = self.points.get(name) {
+            return Ok(known.clone());
+        }
+        if cx.host.stop_requested() {
+            return Err(Error::Stopped);
+        }
+        let found = match measure(cx) {
+            Err(stop @ (Error::Stopped | Error::Host(_))) => return Err(stop),
+            found => found.map_err(|error| error.to_string()),
+        };
+        self.points.insert(name.to_string(), found.clone());
+        cx.host.save(&self.key, &serde_json::to_vec(&self.points).expect("plain data serializes"))?;
+        Ok(found)
+    }
+}
+
+/// The host of a method that is only tried: what it keeps and writes is dropped, so that nothing of it outlives the scan.
+struct Aside<'a>(&'a mut dyn Host);
+
+impl Host for Aside<'_> {
+    fn event(&mut self, event: Event<'_>) {
+        self.0.event(event);
+    }
+
+    fn stop_requested(&self) -> bool {
+        self.0.stop_requested()
+    }
+
+    fn saved(&mut self, _: &str) -> Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+
+    fn save(&mut self, _: &str, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    fn write(&mut self, _: &str, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    fn read(&mut self, name: &str) -> Result<Vec<u8>> {
+        self.0.read(name)
+    }
+}
+
+fn file() -> String {
+    "sensitivity".into()
+}
+
+#[cfg(test)]
+mod tests {
+    use briquette_core::pass::{Data, Memory};
+    use briquette_core::zoo::{Arch, Wanted};
+    use briquette_data::{GlyphCounts, Locations};
+    use burn::tensor::Device;
+    use serde_json::json;
+
+    use super::*;
+
+    /// Counts evaluations, and asks to stop after as many as it allows.
+    struct Counting {
+        memory: Memory,
+        evaluations: usize,
+        allowed: usize,
+    }
+
+    impl Host for Counting {
+        fn event(&mut self, event: Event<'_>) {
+            self.evaluations += usize::from(matches!(event, Event::Step { what: "evaluation", .. }));
+        }
+
+        fn stop_requested(&self) -> bool {
+            self.evaluations >= self.allowed
+        }
+
+        fn saved(&mut self, key: &str) -> Result<Option<Vec<u8>>> {
+            self.memory.saved(key)
+        }
+
+        fn save(&mut self, key: &str, state: &[u8]) -> Result<()> {
+            self.memory.save(key, state)
+        }
+
+        fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+            self.memory.write(name, bytes)
+        }
+
+        fn read(&mut self, name: &str) -> Result<Vec<u8>> {
+            self.memory.read(name)
+        }
+    }
+
+    fn counting() -> Counting {
+        Counting { memory: Memory::default(), evaluations: 0, allowed: usize::MAX }
+    }
+
+    /// Few enough images that an evaluation is one step.
+    fn glyphs() -> Data {
+        let at = Locations { glyphs: GlyphCounts { train: 200, test: 20 }, ..Locations::from_env(None) };
+        let set = briquette_data::open("glyphs", &at).unwrap();
+        let (train, valid) = set.train.split(100, 1);
+        Data { train, valid, test: set.test }
+    }
+
+    fn net(seed: u64) -> Net {
+        let arch = Arch::named("lenet300").unwrap();
+        arch.build(&Wanted { width: 0.2, seed, ..arch.wanted() }, &Device::flex()).unwrap()
+    }
+
+    fn read(settings: Value) -> Sensitivity {
+        serde_json::from_value(settings).unwrap()
+    }
+
+    fn magnitude() -> Sensitivity {
+        read(json!({ "probe": { "method": "magnitude" }, "sweep": { "keep": [1, 0.3, 0.05] } }))
+    }
+
+    fn scan(method: &Sensitivity, net: Net, host: &mut Counting) -> Result<(Net, Scan)> {
+        let data = glyphs();
+        let mut cx = Context::new(&Device::flex(), 3, &data, host);
+        let net = method.run(net, &mut cx)?;
+        assert_eq!((cx.curve.len(), cx.stage), (0, 0), "trainings of the probe are not those of the pass");
+        Ok((net, cx.scan.unwrap()))
+    }
+
+    fn places(scan: &Scan) -> Vec<(&str, f64)> {
+        scan.points.iter().map(|point| (point.layer.as_str(), point.value)).collect()
+    }
+
+    #[test]
+    fn the_network_stays_and_a_share_of_1_gives_its_accuracy() {
+        let (mut host, start, data) = (counting(), net(1), glyphs());
+        let (after, found) = scan(&magnitude(), start.deep_clone(), &mut host).unwrap();
+        assert!(after.to_state() == start.to_state());
+        let measure = |net: &Net| Measured::from(evaluate(net, &data.valid, &Device::flex(), &mut counting()).unwrap());
+        assert_eq!(found.baseline, measure(&start));
+        assert_eq!(places(&found)[..4], [("fc1", 1.0), ("fc1", 0.3), ("fc1", 0.05), ("fc2", 1.0)]);
+        for point in &found.points {
+            assert_eq!(point.measured == found.baseline, point.value == 1.0, "{point:?}");
+        }
+        // What the method does to a layer alone, done by hand.
+        let fc2 = start.index("fc2").unwrap();
+        let pruned = briquette_pruning_sharing::magnitude::prune(start, |w| (w.node() == Some(fc2)).then_some(0.05));
+        assert_eq!(found.points[5].measured, measure(&pruned));
+        assert_eq!(host.memory.files["sensitivity.csv"], found.csv().into_bytes());
+        assert!(host.memory.files["sensitivity.svg"].trim_ascii_end().ends_with(b"</svg>"));
+    }
+
+    #[test]
+    fn what_is_measured_once_is_not_measured_again() {
+        let (mut host, method) = (counting(), magnitude());
+        let (_, first) = scan(&method, net(1), &mut host).unwrap();
+        assert_eq!(host.evaluations, 10);
+        let (_, second) = scan(&method, net(1), &mut host).unwrap();
+        assert_eq!((host.evaluations, second == first), (10, true));
+        // Another network or other settings of the method make another scan; other values do not.
+        scan(&method, net(2), &mut host).unwrap();
+        assert_eq!(host.evaluations, 20);
+        let mut fc1 = |probe: Value, values: &[f64]| {
+            let settings = json!({ "probe": probe, "sweep": { "keep": values }, "layers": ["fc1"] });
+            scan(&read(settings), net(1), &mut host).unwrap();
+            host.evaluations
+        };
+        assert_eq!(fc1(json!({ "method": "magnitude", "rounds": 2 }), &[0.3]), 22);
+        assert_eq!(fc1(json!({ "method": "magnitude" }), &[0.3, 0.2]), 23);
+    }
+
+    #[test]
+    fn an_interrupted_scan_goes_on_and_ends_as_one_that_was_not() {
+        let probe = json!({ "method": "magnitude", "tune": { "epochs": 1, "batch": 50 } });
+        let method = read(json!({ "probe": probe, "sweep": { "keep": [0.5, 0.1] }, "images": 40 }));
+        let mut whole = counting();
+        scan(&method, net(1), &mut whole).unwrap();
+        let (mut host, mut stops) = (Counting { allowed: 4, ..counting() }, 0);
+        while let Err(error) = scan(&method, net(1), &mut host) {
+            assert!(matches!(error, Error::Stopped) && host.memory.files.is_empty(), "{error}");
+            host.allowed += 4;
+            stops += 1;
+        }
+        assert!(stops > 1);
+        assert_eq!(host.memory.files, whole.memory.files);
+        assert_eq!(host.memory.states, whole.memory.states);
+        assert_eq!(host.memory.states.len(), 1, "states of the probe's trainings are not kept");
+    }
+
+    #[test]
+    fn layers_that_the_method_refuses_are_left_out_unless_they_are_named() {
+        let filters = |layers: &[&str]| {
+            let settings = json!({ "probe": { "method": "filter-l1" }, "sweep": { "ratio": [0.5] }, "layers": layers });
+            scan(&read(settings), net(1), &mut counting())
+        };
+        assert_eq!(places(&filters(&[]).unwrap().1), [("fc1", 0.5), ("fc2", 0.5)]);
+        let refused = filters(&["fc3"]).unwrap_err().to_string();
+        assert!(refused.starts_with("fc3, ratio = 0.5: node 'fc3': its channels cannot be cut"), "{refused}");
+    }
+
+    #[test]
+    fn bits_are_scanned_as_ratios_are() {
+        let settings = json!({ "probe": { "method": "kmeans-sharing" }, "sweep": { "bits": [8, 1] }, "layers": ["fc3", "fc1"] });
+        let found = scan(&read(settings), net(1), &mut counting()).unwrap().1;
+        assert_eq!(places(&found), [("fc3", 8.0), ("fc3", 1.0), ("fc1", 8.0), ("fc1", 1.0)]);
+    }
+
+    #[test]
+    fn what_cannot_be_scanned_is_refused_before_anything_runs() {
+        let refusal = |settings: Value| serde_json::from_value::<Sensitivity>(settings).unwrap_err().to_string();
+        let sweep = |sweep: Value| refusal(json!({ "probe": { "method": "magnitude" }, "sweep": sweep }));
+        let probe = |probe: Value| refusal(json!({ "probe": probe, "sweep": { "keep": [0.5] } }));
+        let cases = [
+            (probe(json!({ "method": "magnitud" })), "unknown method 'magnitud'; did you mean 'magnitude'?"),
+            (probe(json!({})), "`probe` has no `method`"),
+            (probe(json!({ "method": "magnitude", "keep": 0.5 })), "`keep` stands in `probe` and in `sweep`"),
+            (sweep(json!({ "keep": [0.5, 1.5] })), "a ratio lies in [0, 1], not 1.5"),
+            (sweep(json!({ "kep": [0.5] })), "unknown field `kep`"),
+            (sweep(json!({ "rounds": [2] })), "it takes no value for each layer"),
+            (sweep(json!({ "keep": [] })), "`sweep` takes one setting and the values to try"),
+            (sweep(json!({})), "`sweep` takes one setting and the values to try"),
+        ];
+        for (error, expected) in cases {
+            assert!(error.contains(expected), "expected {expected:?} in {error:?}");
+        }
+        let planned = |keep: f64, layer: &str| {
+            let settings = json!({ "probe": { "method": "magnitude" }, "sweep": { "keep": [keep] }, "layers": [layer] });
+            read(settings).plan(net(1)).unwrap_err().to_string()
+        };
+        let (unknown, nothing) = (planned(0.5, "fc_1"), planned(0.0, "fc1"));
+        assert!(unknown.starts_with("unknown layer 'fc_1'; did you mean one of 'fc1'"), "{unknown}");
+        assert!(nothing.starts_with("node 'fc1': keep = 0"), "{nothing}");
+    }
+}
