@@ -133,7 +133,7 @@ impl WordIsa {
     }
 
     /// The best that this machine has, or the one that `BRIQUETTE_ISA` names: `portable`, `avx2`, `avx512`, `avx512vnni`, `avx512popcnt`, `neon`, `neondot` or
-    /// `neoni8mm`. A name that this machine does not have changes nothing.
+    /// `neoni8mm`. A name that this machine does not have, or that only products of floats know, changes nothing.
     pub(crate) fn of_this_machine() -> Self {
         static ISA: OnceLock<WordIsa> = OnceLock::new();
         *ISA.get_or_init(|| chosen(&WordIsa::all()).unwrap_or(WordIsa::Portable))

@@ -1,6 +1,8 @@
-//! How fast the training graph is, beside plain Burn and, where it is at hand, PyTorch; how much memory it takes; where its time goes.
+//! How fast the training graph is, beside plain Burn and, where it is at hand, PyTorch; how much memory it takes; where its time goes. How fast
+//! coding is, and products of integers.
 
 mod coding;
+mod integer;
 mod peer;
 mod steps;
 
@@ -18,6 +20,7 @@ use serde::Serialize;
 
 use crate::measure::median;
 pub use coding::{CodingRow, coding};
+pub use integer::{IntegerRow, Integers, integers};
 use peer::Peer;
 use steps::Steps;
 

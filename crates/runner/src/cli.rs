@@ -128,6 +128,8 @@ enum Bench {
     Memory,
     /// Speed and memory of clustering and encoding 38 million weights.
     Coding,
+    /// Speed of products of bytes and of bits beside those of floats.
+    Integer,
 }
 
 #[derive(Debug, Subcommand)]
@@ -237,6 +239,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
             verbs::bench_memory(net.as_deref(), *mode, *batch, cli.json)?
         }
         Verb::Bench { what: Bench::Coding, .. } => verbs::bench_coding(cli.json)?,
+        Verb::Bench { what: Bench::Integer, .. } => verbs::bench_integer(cli.json)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -339,3 +339,13 @@ pub(crate) fn bench_coding(json: bool) -> Result<()> {
     }
     Ok(())
 }
+
+/// `bench integer`.
+pub(crate) fn bench_integer(json: bool) -> Result<()> {
+    let integers = crate::bench::integers()?;
+    if json {
+        return print_json(&integers);
+    }
+    print(&integers.table());
+    Ok(())
+}
