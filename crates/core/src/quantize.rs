@@ -112,6 +112,41 @@ impl OnGrid {
     }
 }
 
+/// Three values, two of which are trained, on the device: [`Source::Ternary`](crate::coding::Source::Ternary).
+#[derive(Module, Debug)]
+pub(crate) struct Ternary {
+    /// `[n, p]`.
+    pub(crate) scales: Param<Tensor<1>>,
+    /// `[t]`.
+    pub(crate) share: Param<Tensor<1>>,
+}
+
+impl Ternary {
+    pub(crate) fn new(scales: [f32; 2], share: f32, device: &Device) -> Self {
+        Self {
+            scales: Param::from_tensor(Tensor::from_floats(scales, device)),
+            share: Param::from_tensor(Tensor::<1>::from_floats([share], device)).set_require_grad(false),
+        }
+    }
+
+    /// The values that the network computes with, for the tensor's own.
+    pub(crate) fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        let shape = base.shape();
+        let all = |scalar: Tensor<1>| scalar.reshape([1; D]).expand(shape.clone());
+        let values = base.clone().detach();
+        let threshold = all(values.clone().abs().max() * self.share.val());
+        let above = values.clone().greater(threshold.clone()).float();
+        let below = values.lower(threshold.neg()).float();
+        let scales = self.scales.val();
+        let [n, p] = [0, 1].map(|index| scales.clone().narrow(0, index, 1));
+        let between = (above.clone() + below.clone()).mul_scalar(-1.0).add_scalar(1.0);
+        let factor = above.clone() * all(p.clone().detach()) + below.clone() * all(n.clone().detach()) + between;
+        let ternary = above * all(p) - below * all(n);
+        let through = base * factor;
+        ternary + (through.clone() - through.detach())
+    }
+}
+
 /// The dimensions before an axis, the axis, and the dimensions behind it; without an axis, all values belong to one channel.
 pub(crate) fn view(shape: &[usize], axis: Option<usize>) -> [usize; 3] {
     match axis {
@@ -138,7 +173,7 @@ pub struct Quantize {
 
 impl Quantize {
     /// From a trained or untrained step.
-    pub(crate) fn new(step: Param<Tensor<1>>, levels: u32, zero: f32, train: StepGradient) -> Self {
+    pub fn new(step: Param<Tensor<1>>, levels: u32, zero: f32, train: StepGradient) -> Self {
         Self { step: step.set_require_grad(train != StepGradient::Fixed), levels, zero, train }
     }
 
@@ -284,6 +319,88 @@ mod tests {
         let expected = BASE.map(|w| (((w.tanh() / largest + 1.0) / 2.0 * 3.0).round() / 3.0 * 2.0) - 1.0);
         let close = floats(squashed.val()).iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6);
         assert!(close, "{:?} {expected:?}", floats(squashed.val()));
+    }
+
+    /// The slope of the weighted sum of `values` by each weight, by differences.
+    fn slopes(factors: [f64; 6], values: impl Fn(&[f64; 6]) -> [f64; 6]) -> [f64; 6] {
+        let loss = |base: &[f64; 6]| values(base).iter().zip(factors).map(|(value, factor)| value * factor).sum::<f64>();
+        std::array::from_fn(|i| {
+            let moved = |by: f64| {
+                let mut base = BASE.map(f64::from);
+                base[i] += by;
+                loss(&base)
+            };
+            (moved(1e-5) - moved(-1e-5)) / 2e-5
+        })
+    }
+
+    fn gradient(param: &Param<Tensor<2>>, factors: [f64; 6], device: &Device) -> Vec<f32> {
+        let factors = Tensor::<2>::from_data(TensorData::new(factors.map(|factor| factor as f32).to_vec(), [2, 3]), device);
+        let grads = (param.val() * factors).sum().backward();
+        floats(param.base().grad(&grads).unwrap())
+    }
+
+    const UPSTREAM: [f64; 6] = [0.3, -1.0, 2.0, 0.7, -0.4, 1.1];
+
+    /// Without rounding, squashed weights are `tanh(w) / max |tanh(w)|`; the largest weight moves all of them.
+    #[test]
+    fn squashed_weights_have_the_gradient_of_their_surrogate() {
+        let device = Device::flex().autodiff();
+        let param = coded(Grid::uniform(4, 2.0 / 3.0, 1.5), Rounding::Tanh, false, &device).train();
+        let expected = slopes(UPSTREAM, |base| {
+            let largest = base.iter().fold(0.0_f64, |m, w| m.max(w.tanh().abs()));
+            base.map(|w| w.tanh() / largest)
+        });
+        let found = gradient(&param, UPSTREAM, &device);
+        let near = found.iter().zip(expected).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-4);
+        assert!(near, "{found:?} {expected:?}");
+    }
+
+    /// Without rounding, ternary weights are the weights.
+    #[test]
+    fn ternary_weights_have_the_gradient_of_their_surrogate() {
+        let device = Device::flex().autodiff();
+        let param = coded(rows(3, [1.0, 2.0], [1.0, 1.0]), Rounding::Threshold, false, &device).train();
+        let (found, expected) = (gradient(&param, UPSTREAM, &device), slopes(UPSTREAM, |base| *base));
+        assert!(found.iter().zip(expected).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-5), "{found:?}");
+    }
+
+    /// With the codes held fixed, the weights are linear in the scales; the weights underneath see the scales as factors.
+    #[test]
+    fn trained_ternary_scales_have_the_gradient_of_their_surrogate() {
+        let device = Device::flex().autodiff();
+        let (n, p, share) = (0.5_f32, 1.5_f32, 0.1_f32);
+        let base = Tensor::<2>::from_data(TensorData::new(BASE.to_vec(), [2, 3]), &device);
+        let source = Source::Ternary { scales: [n, p], share };
+        let param = Coding { mask: None, source: source.clone() }.attach(Param::from_tensor(base)).train();
+        // The threshold is a tenth of 3.
+        assert_eq!(floats(param.val()), [1.5, 0.0, 1.5, -0.5, 0.0, 1.5]);
+        assert_eq!(coding_of(&param).source, source);
+        assert_eq!(coding::weights(&param)[0].values, floats(param.val()));
+        let factors = UPSTREAM.map(|factor| factor as f32);
+        let upstream = Tensor::<2>::from_data(TensorData::new(factors.to_vec(), [2, 3]), &device);
+        let grads = (param.val() * upstream).sum().backward();
+        struct Scales<'a>(&'a burn::tensor::Gradients, Vec<f32>);
+        impl burn::module::ModuleVisitor for Scales<'_> {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                if D == 1 && param.lazy_shape()[0] == 2 {
+                    self.1 = param.val().grad(self.0).map(floats).unwrap_or_default();
+                }
+            }
+        }
+        let mut found = Scales(&grads, Vec::new());
+        param.visit(&mut found);
+        let value = |n: f64, p: f64| UPSTREAM.iter().zip([p, 0.0, p, -n, 0.0, p]).map(|(g, w)| g * w).sum::<f64>();
+        let slope = |moved: &dyn Fn(f64) -> f64| (moved(1e-5) - moved(-1e-5)) / 2e-5;
+        let (n, p) = (f64::from(n), f64::from(p));
+        let expected = [slope(&|by| value(n + by, p)), slope(&|by| value(n, p + by))];
+        assert!(found.1.iter().zip(expected).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-5), "{:?} {expected:?}", found.1);
+        let expected = slopes(UPSTREAM, |base| {
+            let factors = [p, 1.0, p, n, 1.0, p];
+            std::array::from_fn(|i| factors[i] * base[i])
+        });
+        let found = floats(param.base().grad(&grads).unwrap());
+        assert!(found.iter().zip(expected).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-5), "{found:?}");
     }
 
     #[test]
