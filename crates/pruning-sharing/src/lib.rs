@@ -37,6 +37,7 @@ pub mod ecsq;
 pub mod entropy;
 pub mod fastfood;
 pub mod filter_l1;
+pub mod fixed_point;
 pub mod fpgm;
 pub mod group_brain_damage;
 pub mod hessian_kmeans;
@@ -73,6 +74,7 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<entropy::Entropy>("pruning-sharing"),
     Entry::of::<fastfood::Fastfood>("pruning-sharing"),
     Entry::of::<filter_l1::FilterL1>("pruning-sharing"),
+    Entry::of::<fixed_point::FixedPoint>("pruning-sharing"),
     Entry::of::<fpgm::Fpgm>("pruning-sharing"),
     Entry::of::<group_brain_damage::GroupBrainDamage>("pruning-sharing"),
     Entry::of::<hessian_kmeans::HessianKmeans>("pruning-sharing"),
