@@ -11,6 +11,8 @@ use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
+use crate::kernels::{self, Quantizing, takes};
+
 /// How weights become codes while they are trained. What is stored are the codes alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -184,12 +186,21 @@ impl Quantize {
 
     /// The nearest values of the grid.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        if !takes(&x) {
+            return self.composed(x);
+        }
         let shape = x.shape();
-        let values = shape.num_elements() / shape.as_slice().first().copied().unwrap_or(1).max(1);
+        let scale = gradient_scale(self.levels, features(shape.as_slice()));
+        kernels::quantize(x, self.step.val(), Quantizing { levels: self.levels, zero: self.zero, train: self.train, scale })
+    }
+
+    /// The same, of Burn's operations.
+    fn composed<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let shape = x.shape();
         let step = self.step.val();
         let step = match self.train {
             StepGradient::Fixed => step,
-            StepGradient::Learned => scaled_gradient(step, self.levels, values),
+            StepGradient::Learned => scaled_gradient(step, self.levels, features(shape.as_slice())),
             StepGradient::Clip => {
                 // Only through the upper end: a clip value that no rounding error pulls at.
                 let last = (self.levels - 1) as f32 - self.zero;
@@ -203,6 +214,11 @@ impl Quantize {
         let step = step.reshape([1; D]);
         (codes(x / step.clone() + self.zero, self.levels, true, None) - self.zero) * step
     }
+}
+
+/// Values of one sample of a batch of this shape.
+fn features(shape: &[usize]) -> usize {
+    shape.iter().skip(1).product()
 }
 
 /// The codes of `u`, with `dq/du = 1`, or if `bounded` only inside the grid; with uniform `noise` in `[0, 1)`, rounded at random.
@@ -224,13 +240,17 @@ fn straight<const D: usize>(q: Tensor<D>, u: Tensor<D>) -> Tensor<D> {
     q.detach() + nothing
 }
 
-/// The same steps, whose gradient is divided by `sqrt(values * (levels - 1) / 2)`, so that they move in proportion to what they quantize.
+/// One over `sqrt(values * (levels - 1) / 2)`.
+fn gradient_scale(levels: u32, values: usize) -> f64 {
+    1.0 / (values as f64 * f64::from(levels - 1) / 2.0).sqrt()
+}
+
+/// The same steps, whose gradient is scaled so that they move in proportion to what they quantize.
 fn scaled_gradient(steps: Tensor<1>, levels: u32, values: usize) -> Tensor<1> {
     if !steps.is_autodiff() {
         return steps;
     }
-    let scale = 1.0 / (values as f64 * f64::from(levels - 1) / 2.0).sqrt();
-    let part = steps.clone().mul_scalar(scale);
+    let part = steps.clone().mul_scalar(gradient_scale(levels, values));
     let rest = steps.detach() - part.clone().detach();
     part + rest
 }
@@ -437,6 +457,29 @@ mod tests {
         let param = coding::adjust(param, |_, base, steps| (base.clamp(-1.0, 1.0), steps.mul_scalar(2.0)));
         assert_eq!(floats(param.base()), [0.9, -0.2, 0.31, -1.0, 0.05, 1.0]);
         assert_eq!(floats(param.val()), [1.0, 0.0, 0.0, -0.75, 0.25, 1.25]);
+    }
+
+    #[test]
+    fn the_kernel_computes_what_the_operations_of_burn_do() {
+        let device = Device::flex().autodiff();
+        device.seed(6);
+        let x = Tensor::<2>::random([17, 40], Distribution::Normal(0.0, 1.0), &device).require_grad();
+        let factors = Tensor::<2>::random([17, 40], Distribution::Normal(0.0, 1.0), &device);
+        for train in [StepGradient::Fixed, StepGradient::Learned, StepGradient::Clip] {
+            for (levels, zero) in [(2, 0.5), (4, 0.0), (16, 7.0), (255, 127.0)] {
+                let step = Param::from_tensor(Tensor::from_floats([2.5 / levels as f32], &device));
+                let quantize = Quantize::new(step, levels, zero, train);
+                let run = |y: Tensor<2>| {
+                    let grads = (y.clone() * factors.clone()).sum().backward();
+                    let step = quantize.step.val().grad(&grads).map_or_else(Vec::new, floats);
+                    (floats(y.inner()), [floats(x.grad(&grads).unwrap()), step].concat())
+                };
+                let (ours, burns) = (run(quantize.forward(x.clone())), run(quantize.composed(x.clone())));
+                assert_eq!(ours.0, burns.0);
+                let near = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-4 * b.abs().max(1.0);
+                assert!(ours.1.len() == burns.1.len() && ours.1.iter().zip(&burns.1).all(near), "{train:?} {levels}");
+            }
+        }
     }
 
     #[test]
