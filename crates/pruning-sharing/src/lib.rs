@@ -44,6 +44,7 @@ pub mod hessian_kmeans;
 pub mod huffman;
 pub mod kmeans_sharing;
 pub mod kronecker;
+pub mod learned_step;
 pub mod less_is_more;
 pub mod low_displacement;
 pub mod magnitude;
@@ -81,6 +82,7 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<huffman::Huffman>("pruning-sharing"),
     Entry::of::<kmeans_sharing::KmeansSharing>("pruning-sharing"),
     Entry::of::<kronecker::Kronecker>("pruning-sharing"),
+    Entry::of::<learned_step::LearnedStep>("pruning-sharing"),
     Entry::of::<less_is_more::LessIsMore>("pruning-sharing"),
     Entry::of::<low_displacement::LowDisplacement>("pruning-sharing"),
     Entry::of::<magnitude::Magnitude>("pruning-sharing"),
