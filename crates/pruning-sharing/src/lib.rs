@@ -33,6 +33,7 @@ pub mod butterfly;
 pub mod channel_lasso;
 pub mod circulant;
 pub mod data_free;
+pub mod dorefa;
 pub mod ecsq;
 pub mod entropy;
 pub mod fastfood;
@@ -52,6 +53,7 @@ pub mod movement;
 pub mod n_m;
 pub mod optimal_brain_damage;
 pub mod optimal_brain_surgeon;
+pub mod pact;
 pub mod parts;
 pub mod random;
 pub mod slimming;
@@ -71,6 +73,7 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<channel_lasso::ChannelLasso>("pruning-sharing"),
     Entry::of::<circulant::Circulant>("pruning-sharing"),
     Entry::of::<data_free::DataFree>("pruning-sharing"),
+    Entry::of::<dorefa::Dorefa>("pruning-sharing"),
     Entry::of::<ecsq::Ecsq>("pruning-sharing"),
     Entry::of::<entropy::Entropy>("pruning-sharing"),
     Entry::of::<fastfood::Fastfood>("pruning-sharing"),
@@ -90,6 +93,7 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<n_m::NM>("pruning-sharing"),
     Entry::of::<optimal_brain_damage::OptimalBrainDamage>("pruning-sharing"),
     Entry::of::<optimal_brain_surgeon::OptimalBrainSurgeon>("pruning-sharing"),
+    Entry::of::<pact::Pact>("pruning-sharing"),
     Entry::of::<random::Random>("pruning-sharing"),
     Entry::of::<slimming::Slimming>("pruning-sharing"),
     Entry::of::<soft_weight_sharing::SoftWeightSharing>("pruning-sharing"),

@@ -2,6 +2,7 @@
 
 pub mod bias_correction;
 pub mod channels;
+pub mod clipped;
 pub mod codebooks;
 pub mod curvature;
 pub mod empty;
