@@ -58,6 +58,7 @@ pub mod parts;
 pub mod random;
 pub mod slimming;
 pub mod soft_weight_sharing;
+pub mod stochastic_rounding;
 pub mod structured_sparsity;
 pub mod taylor;
 pub mod thinet;
@@ -97,6 +98,7 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<random::Random>("pruning-sharing"),
     Entry::of::<slimming::Slimming>("pruning-sharing"),
     Entry::of::<soft_weight_sharing::SoftWeightSharing>("pruning-sharing"),
+    Entry::of::<stochastic_rounding::StochasticRounding>("pruning-sharing"),
     Entry::of::<structured_sparsity::StructuredSparsity>("pruning-sharing"),
     Entry::of::<taylor::Taylor>("pruning-sharing"),
     Entry::of::<thinet::ThiNet>("pruning-sharing"),
