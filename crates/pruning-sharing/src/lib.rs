@@ -61,6 +61,7 @@ pub mod soft_weight_sharing;
 pub mod stochastic_rounding;
 pub mod structured_sparsity;
 pub mod taylor;
+pub mod ternary;
 pub mod thinet;
 
 use briquette_core::pass::Entry;
@@ -101,5 +102,6 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<stochastic_rounding::StochasticRounding>("pruning-sharing"),
     Entry::of::<structured_sparsity::StructuredSparsity>("pruning-sharing"),
     Entry::of::<taylor::Taylor>("pruning-sharing"),
+    Entry::of::<ternary::Ternary>("pruning-sharing"),
     Entry::of::<thinet::ThiNet>("pruning-sharing"),
 ];
