@@ -12,7 +12,7 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamMapper, Repa
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use crate::quantize::{OnGrid, view};
+use crate::quantize::{OnGrid, Ternary, view};
 
 pub use crate::quantize::Rounding;
 
@@ -49,6 +49,15 @@ pub enum Source {
         /// Whether the steps are trained as well.
         learned: bool,
     },
+    /// The tensor's own values `w`, in every forward pass taken to `p` for `w > d`, to `-n` for `w < -d` and to 0 between, with
+    /// `d = share max |w|`. The scales are trained, `dL/dp` being the sum of the gradients of the weights at `p`; the values underneath get
+    /// the gradients of what became of them times `p`, `n` or, between, 1 (Zhu, Han, Mao, Dally, "Trained Ternary Quantization", ICLR 2017).
+    Ternary {
+        /// `[n, p]`.
+        scales: [f32; 2],
+        /// Share of the largest absolute value below which a weight is zero.
+        share: f32,
+    },
 }
 
 impl Coding {
@@ -73,6 +82,7 @@ impl Coding {
                 }
                 Source::Grid { grid, rounding: *rounding, learned: *learned }
             }
+            Source::Ternary { .. } => self.source.clone(),
         };
         Self { mask, source }
     }
@@ -98,6 +108,11 @@ impl Coding {
                 let grid = Grid { axis: Some(1), ..grid.clone() };
                 floats(OnGrid::new(&grid, *rounding, *learned, &device).apply(base))
             }
+            Source::Ternary { scales, share } => {
+                let (device, count) = (Device::flex(), base.len());
+                let base = Tensor::<1>::from_data(TensorData::new(base, [count]), &device);
+                floats(Ternary::new(*scales, *share, &device).apply(base))
+            }
         };
         if let Some(mask) = &self.mask {
             values.iter_mut().zip(mask).filter(|(_, keep)| !**keep).for_each(|(value, _)| *value = 0.0);
@@ -120,6 +135,7 @@ pub struct Coded {
     mask: Option<Param<Tensor<1>>>,
     codebook: Option<Codebook>,
     grid: Option<OnGrid>,
+    ternary: Option<Ternary>,
 }
 
 #[derive(Module, Debug)]
@@ -133,10 +149,11 @@ impl Reparameterization for Coded {
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
         let shape = base.shape();
-        let values = match (&self.codebook, &self.grid) {
-            (Some(book), _) => book.centroids.val().select(0, book.assignment.val()).reshape(shape.clone()),
-            (None, Some(grid)) => grid.apply(base),
-            (None, None) => base,
+        let values = match (&self.codebook, &self.grid, &self.ternary) {
+            (Some(book), ..) => book.centroids.val().select(0, book.assignment.val()).reshape(shape.clone()),
+            (None, Some(grid), _) => grid.apply(base),
+            (None, None, Some(ternary)) => ternary.apply(base),
+            (None, None, None) => base,
         };
         match &self.mask {
             None => values,
@@ -152,9 +169,13 @@ impl Coded {
             let len = values.len();
             Param::from_tensor(Tensor::from_data(TensorData::new(values, [len]), device)).set_require_grad(false)
         });
-        let mut grid = None;
+        let (mut grid, mut ternary) = (None, None);
         let codebook = match coding.source {
             Source::Free => None,
+            Source::Ternary { scales, share } => {
+                ternary = Some(Ternary::new(scales, share, device));
+                None
+            }
             Source::Grid { grid: values, rounding, learned } => {
                 grid = Some(OnGrid::new(&values, rounding, learned, device));
                 None
@@ -171,7 +192,7 @@ impl Coded {
                 })
             }
         };
-        Self { mask, codebook, grid }
+        Self { mask, codebook, grid, ternary }
     }
 
     /// The coding on the host.
@@ -215,7 +236,7 @@ pub fn weights<M: Module>(module: &M) -> Vec<Weight> {
 }
 
 /// Gives the weights at these paths new codings; a weight that had one passes its effective values on as the new base, except from grid
-/// to grid, where the values underneath stay.
+/// to grid or from ternary to ternary, where the values underneath stay.
 pub fn recode<M: Module>(module: M, mut codings: BTreeMap<String, Coding>) -> M {
     // Bases stay on the device: of a large network they would be another copy.
     let mut visitor = Visitor::default();
@@ -223,9 +244,10 @@ pub fn recode<M: Module>(module: M, mut codings: BTreeMap<String, Coding>) -> M 
     let mut each = Each::default();
     for (path, mut raw) in visitor.weights {
         let old = raw.take_coding();
-        let on_grid = matches!(old.source, Source::Grid { .. });
+        let kind = std::mem::discriminant(&old.source);
         let new = codings.remove(&path).unwrap_or(old);
-        if let (true, Source::Grid { .. }, Some(base)) = (on_grid, &new.source, raw.handle.take()) {
+        let rounds = matches!(new.source, Source::Grid { .. } | Source::Ternary { .. });
+        if let (true, Some(base)) = (rounds && std::mem::discriminant(&new.source) == kind, raw.handle.take()) {
             each.bases.insert(path.clone(), base);
         }
         each.codings.insert(path, new);
@@ -333,6 +355,8 @@ struct Raw {
     steps: Option<Vec<f32>>,
     steps_handle: Option<Tensor<1>>,
     zeros: Option<Vec<f32>>,
+    scales: Option<Vec<f32>>,
+    share: Option<Vec<f32>>,
     described: Option<(u32, Option<usize>, Rounding, bool)>,
 }
 
@@ -345,7 +369,10 @@ impl Raw {
                 (Some(steps), Some(zeros), Some((levels, axis, rounding, learned))) => {
                     Source::Grid { grid: Grid { levels, axis, steps, zeros }, rounding, learned }
                 }
-                _ => Source::Free,
+                _ => match (self.scales.take().as_deref(), self.share.take().as_deref()) {
+                    (Some(&[n, p]), Some(&[share])) => Source::Ternary { scales: [n, p], share },
+                    _ => Source::Free,
+                },
             },
         };
         Coding { mask, source }
@@ -385,6 +412,8 @@ impl ModuleVisitor for Visitor {
                     raw.steps_handle = Some(flat(param.val()));
                 }
                 "zeros" => raw.zeros = Some(floats(param.val())),
+                "scales" => raw.scales = Some(floats(param.val())),
+                "share" => raw.share = Some(floats(param.val())),
                 _ => raw.centroids = Some(floats(param.val())),
             }
         } else if D >= 2 {

@@ -33,7 +33,8 @@ pub(crate) use linear::linear;
 pub use norm::Form;
 pub(crate) use norm::normalize;
 pub(crate) use optimize::{adam_step, sgd_step};
-pub(crate) use pointwise::{channels_first, channels_last, cross_entropy, rectify};
+pub use pointwise::Quantizing;
+pub(crate) use pointwise::{channels_first, channels_last, cross_entropy, quantize, rectify};
 pub use pool::{Shortcut, Windows};
 pub(crate) use pool::{channel_means, max_pool, pad_shortcut};
 pub(crate) use structured::structured;
@@ -110,6 +111,9 @@ pub trait Kernels: Backend {
 
     /// `max(x, 0)`.
     fn rectify(x: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// The nearest values of a grid of this step `[1]`.
+    fn quantize(x: FloatTensor<Self>, step: FloatTensor<Self>, rule: Quantizing) -> FloatTensor<Self>;
 
     /// The mean over the rows of `-sum_k t_k log softmax(logits)_k`.
     fn softmax_cross_entropy(logits: FloatTensor<Self>, targets: FloatTensor<Self>) -> FloatTensor<Self>;
@@ -195,6 +199,10 @@ impl Kernels for Flex {
         pointwise::rectified(&x)
     }
 
+    fn quantize(x: FlexTensor, step: FlexTensor, rule: Quantizing) -> FlexTensor {
+        pointwise::quantized(&x, &step, rule)
+    }
+
     fn softmax_cross_entropy(logits: FlexTensor, targets: FlexTensor) -> FlexTensor {
         pointwise::loss(&logits, &targets).0
     }
@@ -277,6 +285,10 @@ impl<C: CheckpointStrategy> Kernels for Autodiff<Flex, C> {
 
     fn rectify(x: FloatTensor<Self>) -> FloatTensor<Self> {
         pointwise::record_rectified::<C>(x)
+    }
+
+    fn quantize(x: FloatTensor<Self>, step: FloatTensor<Self>, rule: Quantizing) -> FloatTensor<Self> {
+        pointwise::record_quantized::<C>(x, step, rule)
     }
 
     fn softmax_cross_entropy(logits: FloatTensor<Self>, targets: FloatTensor<Self>) -> FloatTensor<Self> {

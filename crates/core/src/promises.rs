@@ -26,6 +26,7 @@ impl Promises {
                 Source::Free => None,
                 Source::Codebook { centroids, .. } => Some(centroids.len()),
                 Source::Grid { grid, .. } => Some(grid.levels as usize * grid.steps.len()),
+                Source::Ternary { .. } => Some(3),
             };
             (name.to_string(), Promise { shape: weight.shape, mask: weight.coding.mask, values })
         };

@@ -11,6 +11,8 @@ use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
+use crate::kernels::{self, Quantizing, takes};
+
 /// How weights become codes while they are trained. What is stored are the codes alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -112,6 +114,41 @@ impl OnGrid {
     }
 }
 
+/// Three values, two of which are trained, on the device: [`Source::Ternary`](crate::coding::Source::Ternary).
+#[derive(Module, Debug)]
+pub(crate) struct Ternary {
+    /// `[n, p]`.
+    pub(crate) scales: Param<Tensor<1>>,
+    /// `[t]`.
+    pub(crate) share: Param<Tensor<1>>,
+}
+
+impl Ternary {
+    pub(crate) fn new(scales: [f32; 2], share: f32, device: &Device) -> Self {
+        Self {
+            scales: Param::from_tensor(Tensor::from_floats(scales, device)),
+            share: Param::from_tensor(Tensor::<1>::from_floats([share], device)).set_require_grad(false),
+        }
+    }
+
+    /// The values that the network computes with, for the tensor's own.
+    pub(crate) fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        let shape = base.shape();
+        let all = |scalar: Tensor<1>| scalar.reshape([1; D]).expand(shape.clone());
+        let values = base.clone().detach();
+        let threshold = all(values.clone().abs().max() * self.share.val());
+        let above = values.clone().greater(threshold.clone()).float();
+        let below = values.lower(threshold.neg()).float();
+        let scales = self.scales.val();
+        let [n, p] = [0, 1].map(|index| scales.clone().narrow(0, index, 1));
+        let between = (above.clone() + below.clone()).mul_scalar(-1.0).add_scalar(1.0);
+        let factor = above.clone() * all(p.clone().detach()) + below.clone() * all(n.clone().detach()) + between;
+        let ternary = above * all(p) - below * all(n);
+        let through = base * factor;
+        ternary + (through.clone() - through.detach())
+    }
+}
+
 /// The dimensions before an axis, the axis, and the dimensions behind it; without an axis, all values belong to one channel.
 pub(crate) fn view(shape: &[usize], axis: Option<usize>) -> [usize; 3] {
     match axis {
@@ -138,7 +175,7 @@ pub struct Quantize {
 
 impl Quantize {
     /// From a trained or untrained step.
-    pub(crate) fn new(step: Param<Tensor<1>>, levels: u32, zero: f32, train: StepGradient) -> Self {
+    pub fn new(step: Param<Tensor<1>>, levels: u32, zero: f32, train: StepGradient) -> Self {
         Self { step: step.set_require_grad(train != StepGradient::Fixed), levels, zero, train }
     }
 
@@ -149,12 +186,21 @@ impl Quantize {
 
     /// The nearest values of the grid.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        if !takes(&x) {
+            return self.composed(x);
+        }
         let shape = x.shape();
-        let values = shape.num_elements() / shape.as_slice().first().copied().unwrap_or(1).max(1);
+        let scale = gradient_scale(self.levels, features(shape.as_slice()));
+        kernels::quantize(x, self.step.val(), Quantizing { levels: self.levels, zero: self.zero, train: self.train, scale })
+    }
+
+    /// The same, of Burn's operations.
+    fn composed<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let shape = x.shape();
         let step = self.step.val();
         let step = match self.train {
             StepGradient::Fixed => step,
-            StepGradient::Learned => scaled_gradient(step, self.levels, values),
+            StepGradient::Learned => scaled_gradient(step, self.levels, features(shape.as_slice())),
             StepGradient::Clip => {
                 // Only through the upper end: a clip value that no rounding error pulls at.
                 let last = (self.levels - 1) as f32 - self.zero;
@@ -168,6 +214,11 @@ impl Quantize {
         let step = step.reshape([1; D]);
         (codes(x / step.clone() + self.zero, self.levels, true, None) - self.zero) * step
     }
+}
+
+/// Values of one sample of a batch of this shape.
+fn features(shape: &[usize]) -> usize {
+    shape.iter().skip(1).product()
 }
 
 /// The codes of `u`, with `dq/du = 1`, or if `bounded` only inside the grid; with uniform `noise` in `[0, 1)`, rounded at random.
@@ -189,13 +240,17 @@ fn straight<const D: usize>(q: Tensor<D>, u: Tensor<D>) -> Tensor<D> {
     q.detach() + nothing
 }
 
-/// The same steps, whose gradient is divided by `sqrt(values * (levels - 1) / 2)`, so that they move in proportion to what they quantize.
+/// One over `sqrt(values * (levels - 1) / 2)`.
+fn gradient_scale(levels: u32, values: usize) -> f64 {
+    1.0 / (values as f64 * f64::from(levels - 1) / 2.0).sqrt()
+}
+
+/// The same steps, whose gradient is scaled so that they move in proportion to what they quantize.
 fn scaled_gradient(steps: Tensor<1>, levels: u32, values: usize) -> Tensor<1> {
     if !steps.is_autodiff() {
         return steps;
     }
-    let scale = 1.0 / (values as f64 * f64::from(levels - 1) / 2.0).sqrt();
-    let part = steps.clone().mul_scalar(scale);
+    let part = steps.clone().mul_scalar(gradient_scale(levels, values));
     let rest = steps.detach() - part.clone().detach();
     part + rest
 }
@@ -286,6 +341,88 @@ mod tests {
         assert!(close, "{:?} {expected:?}", floats(squashed.val()));
     }
 
+    /// The slope of the weighted sum of `values` by each weight, by differences.
+    fn slopes(factors: [f64; 6], values: impl Fn(&[f64; 6]) -> [f64; 6]) -> [f64; 6] {
+        let loss = |base: &[f64; 6]| values(base).iter().zip(factors).map(|(value, factor)| value * factor).sum::<f64>();
+        std::array::from_fn(|i| {
+            let moved = |by: f64| {
+                let mut base = BASE.map(f64::from);
+                base[i] += by;
+                loss(&base)
+            };
+            (moved(1e-5) - moved(-1e-5)) / 2e-5
+        })
+    }
+
+    fn gradient(param: &Param<Tensor<2>>, factors: [f64; 6], device: &Device) -> Vec<f32> {
+        let factors = Tensor::<2>::from_data(TensorData::new(factors.map(|factor| factor as f32).to_vec(), [2, 3]), device);
+        let grads = (param.val() * factors).sum().backward();
+        floats(param.base().grad(&grads).unwrap())
+    }
+
+    const UPSTREAM: [f64; 6] = [0.3, -1.0, 2.0, 0.7, -0.4, 1.1];
+
+    /// Without rounding, squashed weights are `tanh(w) / max |tanh(w)|`; the largest weight moves all of them.
+    #[test]
+    fn squashed_weights_have_the_gradient_of_their_surrogate() {
+        let device = Device::flex().autodiff();
+        let param = coded(Grid::uniform(4, 2.0 / 3.0, 1.5), Rounding::Tanh, false, &device).train();
+        let expected = slopes(UPSTREAM, |base| {
+            let largest = base.iter().fold(0.0_f64, |m, w| m.max(w.tanh().abs()));
+            base.map(|w| w.tanh() / largest)
+        });
+        let found = gradient(&param, UPSTREAM, &device);
+        let near = found.iter().zip(expected).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-4);
+        assert!(near, "{found:?} {expected:?}");
+    }
+
+    /// Without rounding, ternary weights are the weights.
+    #[test]
+    fn ternary_weights_have_the_gradient_of_their_surrogate() {
+        let device = Device::flex().autodiff();
+        let param = coded(rows(3, [1.0, 2.0], [1.0, 1.0]), Rounding::Threshold, false, &device).train();
+        let (found, expected) = (gradient(&param, UPSTREAM, &device), slopes(UPSTREAM, |base| *base));
+        assert!(found.iter().zip(expected).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-5), "{found:?}");
+    }
+
+    /// With the codes held fixed, the weights are linear in the scales; the weights underneath see the scales as factors.
+    #[test]
+    fn trained_ternary_scales_have_the_gradient_of_their_surrogate() {
+        let device = Device::flex().autodiff();
+        let (n, p, share) = (0.5_f32, 1.5_f32, 0.1_f32);
+        let base = Tensor::<2>::from_data(TensorData::new(BASE.to_vec(), [2, 3]), &device);
+        let source = Source::Ternary { scales: [n, p], share };
+        let param = Coding { mask: None, source: source.clone() }.attach(Param::from_tensor(base)).train();
+        // The threshold is a tenth of 3.
+        assert_eq!(floats(param.val()), [1.5, 0.0, 1.5, -0.5, 0.0, 1.5]);
+        assert_eq!(coding_of(&param).source, source);
+        assert_eq!(coding::weights(&param)[0].values, floats(param.val()));
+        let factors = UPSTREAM.map(|factor| factor as f32);
+        let upstream = Tensor::<2>::from_data(TensorData::new(factors.to_vec(), [2, 3]), &device);
+        let grads = (param.val() * upstream).sum().backward();
+        struct Scales<'a>(&'a burn::tensor::Gradients, Vec<f32>);
+        impl burn::module::ModuleVisitor for Scales<'_> {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                if D == 1 && param.lazy_shape()[0] == 2 {
+                    self.1 = param.val().grad(self.0).map(floats).unwrap_or_default();
+                }
+            }
+        }
+        let mut found = Scales(&grads, Vec::new());
+        param.visit(&mut found);
+        let value = |n: f64, p: f64| UPSTREAM.iter().zip([p, 0.0, p, -n, 0.0, p]).map(|(g, w)| g * w).sum::<f64>();
+        let slope = |moved: &dyn Fn(f64) -> f64| (moved(1e-5) - moved(-1e-5)) / 2e-5;
+        let (n, p) = (f64::from(n), f64::from(p));
+        let expected = [slope(&|by| value(n + by, p)), slope(&|by| value(n, p + by))];
+        assert!(found.1.iter().zip(expected).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-5), "{:?} {expected:?}", found.1);
+        let expected = slopes(UPSTREAM, |base| {
+            let factors = [p, 1.0, p, n, 1.0, p];
+            std::array::from_fn(|i| factors[i] * base[i])
+        });
+        let found = floats(param.base().grad(&grads).unwrap());
+        assert!(found.iter().zip(expected).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-5), "{found:?}");
+    }
+
     #[test]
     fn stochastic_rounding_has_the_value_as_its_mean() {
         let device = Device::flex().autodiff();
@@ -320,6 +457,29 @@ mod tests {
         let param = coding::adjust(param, |_, base, steps| (base.clamp(-1.0, 1.0), steps.mul_scalar(2.0)));
         assert_eq!(floats(param.base()), [0.9, -0.2, 0.31, -1.0, 0.05, 1.0]);
         assert_eq!(floats(param.val()), [1.0, 0.0, 0.0, -0.75, 0.25, 1.25]);
+    }
+
+    #[test]
+    fn the_kernel_computes_what_the_operations_of_burn_do() {
+        let device = Device::flex().autodiff();
+        device.seed(6);
+        let x = Tensor::<2>::random([17, 40], Distribution::Normal(0.0, 1.0), &device).require_grad();
+        let factors = Tensor::<2>::random([17, 40], Distribution::Normal(0.0, 1.0), &device);
+        for train in [StepGradient::Fixed, StepGradient::Learned, StepGradient::Clip] {
+            for (levels, zero) in [(2, 0.5), (4, 0.0), (16, 7.0), (255, 127.0)] {
+                let step = Param::from_tensor(Tensor::from_floats([2.5 / levels as f32], &device));
+                let quantize = Quantize::new(step, levels, zero, train);
+                let run = |y: Tensor<2>| {
+                    let grads = (y.clone() * factors.clone()).sum().backward();
+                    let step = quantize.step.val().grad(&grads).map_or_else(Vec::new, floats);
+                    (floats(y.inner()), [floats(x.grad(&grads).unwrap()), step].concat())
+                };
+                let (ours, burns) = (run(quantize.forward(x.clone())), run(quantize.composed(x.clone())));
+                assert_eq!(ours.0, burns.0);
+                let near = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-4 * b.abs().max(1.0);
+                assert!(ours.1.len() == burns.1.len() && ours.1.iter().zip(&burns.1).all(near), "{train:?} {levels}");
+            }
+        }
     }
 
     #[test]

@@ -237,7 +237,9 @@ impl Net {
                 let coded = match &stored.coding.source {
                     Source::Free if stored.name == "step" => Coded::encode(shape, &values, &plan(ValueFormat::F32)),
                     Source::Free => Coded::encode(shape, &values, &plan(storage.float)),
-                    Source::Codebook { .. } => Coded::encode(shape, &values, &plan(ValueFormat::Codebook)),
+                    Source::Codebook { .. } | Source::Ternary { .. } => {
+                        Coded::encode(shape, &values, &plan(ValueFormat::Codebook))
+                    }
                     Source::Grid { grid, .. } => Coded::on_grid(shape, &values, grid, sparse, storage.coder),
                 }?;
                 tensors.push((stored.name.to_string(), coded));

@@ -7,6 +7,7 @@
 
 mod coupling;
 mod cut;
+mod fold;
 #[cfg(test)]
 mod tests;
 

@@ -33,16 +33,19 @@ pub mod butterfly;
 pub mod channel_lasso;
 pub mod circulant;
 pub mod data_free;
+pub mod dorefa;
 pub mod ecsq;
 pub mod entropy;
 pub mod fastfood;
 pub mod filter_l1;
+pub mod fixed_point;
 pub mod fpgm;
 pub mod group_brain_damage;
 pub mod hessian_kmeans;
 pub mod huffman;
 pub mod kmeans_sharing;
 pub mod kronecker;
+pub mod learned_step;
 pub mod less_is_more;
 pub mod low_displacement;
 pub mod magnitude;
@@ -50,12 +53,15 @@ pub mod movement;
 pub mod n_m;
 pub mod optimal_brain_damage;
 pub mod optimal_brain_surgeon;
+pub mod pact;
 pub mod parts;
 pub mod random;
 pub mod slimming;
 pub mod soft_weight_sharing;
+pub mod stochastic_rounding;
 pub mod structured_sparsity;
 pub mod taylor;
+pub mod ternary;
 pub mod thinet;
 
 use briquette_core::pass::Entry;
@@ -69,16 +75,19 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<channel_lasso::ChannelLasso>("pruning-sharing"),
     Entry::of::<circulant::Circulant>("pruning-sharing"),
     Entry::of::<data_free::DataFree>("pruning-sharing"),
+    Entry::of::<dorefa::Dorefa>("pruning-sharing"),
     Entry::of::<ecsq::Ecsq>("pruning-sharing"),
     Entry::of::<entropy::Entropy>("pruning-sharing"),
     Entry::of::<fastfood::Fastfood>("pruning-sharing"),
     Entry::of::<filter_l1::FilterL1>("pruning-sharing"),
+    Entry::of::<fixed_point::FixedPoint>("pruning-sharing"),
     Entry::of::<fpgm::Fpgm>("pruning-sharing"),
     Entry::of::<group_brain_damage::GroupBrainDamage>("pruning-sharing"),
     Entry::of::<hessian_kmeans::HessianKmeans>("pruning-sharing"),
     Entry::of::<huffman::Huffman>("pruning-sharing"),
     Entry::of::<kmeans_sharing::KmeansSharing>("pruning-sharing"),
     Entry::of::<kronecker::Kronecker>("pruning-sharing"),
+    Entry::of::<learned_step::LearnedStep>("pruning-sharing"),
     Entry::of::<less_is_more::LessIsMore>("pruning-sharing"),
     Entry::of::<low_displacement::LowDisplacement>("pruning-sharing"),
     Entry::of::<magnitude::Magnitude>("pruning-sharing"),
@@ -86,10 +95,13 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<n_m::NM>("pruning-sharing"),
     Entry::of::<optimal_brain_damage::OptimalBrainDamage>("pruning-sharing"),
     Entry::of::<optimal_brain_surgeon::OptimalBrainSurgeon>("pruning-sharing"),
+    Entry::of::<pact::Pact>("pruning-sharing"),
     Entry::of::<random::Random>("pruning-sharing"),
     Entry::of::<slimming::Slimming>("pruning-sharing"),
     Entry::of::<soft_weight_sharing::SoftWeightSharing>("pruning-sharing"),
+    Entry::of::<stochastic_rounding::StochasticRounding>("pruning-sharing"),
     Entry::of::<structured_sparsity::StructuredSparsity>("pruning-sharing"),
     Entry::of::<taylor::Taylor>("pruning-sharing"),
+    Entry::of::<ternary::Ternary>("pruning-sharing"),
     Entry::of::<thinet::ThiNet>("pruning-sharing"),
 ];

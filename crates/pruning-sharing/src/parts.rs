@@ -1,16 +1,22 @@
 //! What several methods are made of.
 
+pub mod bias_correction;
 pub mod channels;
+pub mod clipped;
 pub mod codebooks;
 pub mod curvature;
 pub mod empty;
+pub mod equalize;
 pub mod except;
 pub mod gauss_newton;
 pub mod kmeans;
 pub mod masks;
+pub mod observers;
 pub mod patches;
 pub mod proximal;
+pub mod quantizers;
 pub mod rank;
 pub mod refuse;
+pub mod steps;
 pub mod structured;
 pub mod values;

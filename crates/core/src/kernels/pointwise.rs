@@ -1,6 +1,7 @@
 //! The order of values, the rectifier, and the loss.
 
 use briquette_kernels::pointwise;
+use briquette_runtime::StepGradient;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
@@ -20,6 +21,11 @@ pub(crate) fn channels_first(x: Tensor<4>) -> Tensor<4> {
 /// `max(x, 0)`.
 pub(crate) fn rectify<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     Tensor::from_dispatch(<Dispatch as Kernels>::rectify(x.into_dispatch()))
+}
+
+/// The nearest values of a grid of this step `[1]`; see [`Quantize`](crate::quantize::Quantize).
+pub(crate) fn quantize<const D: usize>(x: Tensor<D>, step: Tensor<1>, rule: Quantizing) -> Tensor<D> {
+    Tensor::from_dispatch(<Dispatch as Kernels>::quantize(x.into_dispatch(), step.into_dispatch(), rule))
 }
 
 /// The mean over the rows of `-sum_k t_k log softmax(logits)_k`.
@@ -94,6 +100,71 @@ pub(super) fn record_rectified<C: CheckpointStrategy>(x: FloatTensor<Autodiff<Fl
     let y = rectified(x.primitive());
     match Rectified.prepare::<C>([x.node()]).compute_bound().stateful() {
         OpsKind::Tracked(prep) => prep.finish(y.clone(), y),
+        OpsKind::UnTracked(prep) => prep.finish(y),
+    }
+}
+
+/// A grid without its step, and what the step's gradient is.
+#[derive(Debug, Clone, Copy)]
+pub struct Quantizing {
+    /// Number of codes.
+    pub levels: u32,
+    /// The code, or the middle of two, that stands for 0.
+    pub zero: f32,
+    /// What trains the step.
+    pub train: StepGradient,
+    /// Factor of the gradient of a learned step.
+    pub scale: f64,
+}
+
+impl Quantizing {
+    fn grid(self, step: &FlexTensor) -> pointwise::Grid {
+        pointwise::Grid { step: with_values(step, |step| step[0]), zero: self.zero, levels: self.levels }
+    }
+}
+
+pub(super) fn quantized(x: &FlexTensor, step: &FlexTensor, rule: Quantizing) -> FlexTensor {
+    like(x, with_values(x, |x| timed("quantize", || rule.grid(step).quantize(x))))
+}
+
+#[derive(Debug)]
+struct Quantized;
+
+impl Backward<Flex, 2> for Quantized {
+    type State = (FlexTensor, FlexTensor, Quantizing);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = grads.consume::<Flex>(&ops.node);
+        let [of_x, of_step] = ops.parents;
+        let (x, step, rule) = ops.state;
+        let grid = rule.grid(&step);
+        with_values(&x, |values| {
+            with_values(&dy, |dy| {
+                timed("quantize'", || {
+                    if let Some(node) = of_step {
+                        let gradient = match rule.train {
+                            StepGradient::Clip => grid.clip_gradient(values, dy),
+                            StepGradient::Learned | StepGradient::Fixed => rule.scale * grid.step_gradient(values, dy),
+                        };
+                        grads.register::<Flex>(node.id, tensor(vec![gradient as f32], [1]));
+                    }
+                    if let Some(node) = of_x {
+                        grads.register::<Flex>(node.id, like(&x, grid.input_gradient(values, dy)));
+                    }
+                });
+            });
+        });
+    }
+}
+
+pub(super) fn record_quantized<C: CheckpointStrategy>(
+    x: FloatTensor<Autodiff<Flex, C>>,
+    step: FloatTensor<Autodiff<Flex, C>>,
+    rule: Quantizing,
+) -> FloatTensor<Autodiff<Flex, C>> {
+    let y = quantized(x.primitive(), step.primitive(), rule);
+    match Quantized.prepare::<C>([x.node(), step.node()]).compute_bound().stateful() {
+        OpsKind::Tracked(prep) => prep.finish((x.into_primitive(), step.into_primitive(), rule), y),
         OpsKind::UnTracked(prep) => prep.finish(y),
     }
 }

@@ -349,3 +349,53 @@ fn a_bypassed_branch_goes_with_all_that_only_it_needed() {
     assert_eq!(net.nodes.len(), count - 6);
     assert!(agree(&before, &output(&net, &input)));
 }
+
+#[test]
+fn folded_norms_leave_the_outputs_and_the_masks() {
+    let mut rng = ChaCha8Rng::seed_from_u64(8);
+    for name in ["resnet20", "vgg16", "lenet5"] {
+        let arch = Arch::named(name).unwrap();
+        let net = arch.build(&crate::zoo::Wanted { width: 0.25, ..arch.wanted() }, &Device::flex()).unwrap();
+        let mut net = stir(net, &mut rng);
+        let masked = net.weighted().next().unwrap().0;
+        let node = net.nodes.remove(masked);
+        let mut parameters = node.parameters();
+        let mask: Vec<bool> = (0..parameters[0].base.len()).map(|i| i % 3 != 0).collect();
+        parameters[0].coding.mask = Some(mask.clone());
+        net.nodes.insert(masked, node.with(parameters, &Device::flex()).unwrap());
+        let count = 2 * net.input_shape().iter().product::<usize>();
+        let pixels: Vec<f32> = noise(&mut rng, count);
+        let expected = output(&net, &pixels);
+        let norms = net.nodes.iter().filter(|node| matches!(node.op, Op::BatchNorm(_))).count();
+        let nodes = net.nodes.len();
+        let folded = net.fold_norms().unwrap();
+        assert_eq!(folded.nodes.len(), nodes - norms, "{name}");
+        assert_eq!(folded.nodes[masked].weight().unwrap().coding.mask, Some(mask));
+        let scale = expected.iter().fold(1.0_f32, |m, v| m.max(v.abs()));
+        let worst = output(&folded, &pixels).iter().zip(&expected).map(|(a, b)| (a - b).abs() / scale).fold(0.0, f32::max);
+        assert!(worst <= 1e-5, "{name}: {worst}");
+    }
+}
+
+#[test]
+fn norms_that_share_their_input_or_follow_no_layer_stay_and_shared_weights_are_refused() {
+    let mut b = Builder::new([2, 3, 3], 1, &Device::flex());
+    let first = b.batch_norm("first", b.input());
+    let conv = b.conv("conv", first, Conv::new(4, 1));
+    let norm = b.batch_norm("norm", conv);
+    let sum = b.add("sum", &[conv, norm]);
+    let other = b.conv("other", sum, Conv::new(4, 1));
+    let last = b.batch_norm("last", other);
+    b.global_avg_pool("pool", last);
+    let mut net = b.finish().unwrap();
+    let names = |net: &Net| net.nodes.iter().map(|node| node.name.clone()).collect::<Vec<_>>();
+    let folded = net.deep_clone().fold_norms().unwrap();
+    assert_eq!(names(&folded)[1..], ["first", "conv", "norm", "sum", "other", "pool"]);
+    let index = net.index("other").unwrap();
+    let node = net.nodes.remove(index);
+    let mut parameters = node.parameters();
+    parameters[0].coding.source = Source::Codebook { centroids: vec![0.5], assignment: vec![0; 16] };
+    net.nodes.insert(index, node.with(parameters, &Device::flex()).unwrap());
+    let error = net.fold_norms().unwrap_err().to_string();
+    assert!(error.starts_with("node 'other': its weights are shared or on a grid; fold"), "{error}");
+}

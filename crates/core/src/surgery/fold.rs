@@ -1,0 +1,66 @@
+//! Batch norms become part of the layers before them.
+
+use crate::coding::{Coding, Source};
+use crate::error::{Error, Result};
+use crate::net::{Net, Node, Op};
+use crate::stored::Stored;
+
+impl Net {
+    /// Folds every batch norm into the convolution or fully connected layer whose output it alone reads: with `a = gamma / sqrt(var + epsilon)`
+    /// the layer's weights become `a w` and its bias `beta + a (bias - mean)`, filter by filter. Outputs are those of evaluation, but for
+    /// rounding; masks stay. Norms behind anything else stay as well.
+    ///
+    /// # Errors
+    /// Names a layer whose weights are shared or on a grid.
+    pub fn fold_norms(mut self) -> Result<Self> {
+        let device = self.device();
+        while let Some((norm, layer)) = self.foldable() {
+            let parameters = folded(&self.nodes[layer], &self.nodes[norm])?;
+            let old = self.nodes.remove(layer);
+            self.nodes.insert(layer, old.with(parameters, &device)?);
+            self = self.bypass(norm, layer)?;
+        }
+        Ok(self)
+    }
+
+    /// A batch norm and the layer that it can be folded into.
+    fn foldable(&self) -> Option<(usize, usize)> {
+        let readers = |index: usize| self.nodes.iter().filter(|node| node.inputs.contains(&index)).count();
+        self.nodes.iter().enumerate().find_map(|(norm, node)| match (&node.op, &node.inputs[..]) {
+            (Op::BatchNorm(_), &[layer]) => {
+                let linear = matches!(self.nodes[layer].op, Op::Conv2d(_) | Op::Linear(_));
+                (linear && readers(layer) == 1).then_some((norm, layer))
+            }
+            _ => None,
+        })
+    }
+}
+
+/// The layer's parameters with the norm in them.
+fn folded(layer: &Node, norm: &Node) -> Result<Vec<Stored>> {
+    let Op::BatchNorm(own) = &norm.op else { return Ok(layer.parameters()) };
+    let epsilon = own.epsilon;
+    let norm = norm.parameters();
+    let of_norm = |name: &str| norm.iter().find(|stored| stored.name == name).map_or(&[][..], |stored| &stored.base);
+    let [gamma, beta, mean, var] = ["gamma", "beta", "mean", "var"].map(of_norm);
+    let scale: Vec<f64> = gamma.iter().zip(var).map(|(g, v)| f64::from(*g) / (f64::from(*v) + epsilon).sqrt()).collect();
+    let mut parameters = layer.parameters();
+    if !parameters.iter().any(|stored| stored.name == "bias") {
+        let (shape, base) = (vec![scale.len()], vec![0.0; scale.len()]);
+        parameters.push(Stored { name: "bias", shape, base, coding: Coding::default() });
+    }
+    for stored in &mut parameters {
+        if stored.coding.source != Source::Free {
+            let detail = "its weights are shared or on a grid; fold its normalization before the pass that did that";
+            return Err(Error::node(&layer.name, detail));
+        }
+        let row = stored.base.len() / scale.len();
+        let biased = stored.name == "bias";
+        for (filter, values) in stored.base.chunks_exact_mut(row).enumerate() {
+            let (a, shift) = (scale[filter], if biased { f64::from(mean[filter]) } else { 0.0 });
+            let after = if biased { f64::from(beta[filter]) } else { 0.0 };
+            values.iter_mut().for_each(|value| *value = (after + a * (f64::from(*value) - shift)) as f32);
+        }
+    }
+    Ok(parameters)
+}

@@ -1,0 +1,129 @@
+//! DoReFa-Net.
+//!
+//! With `quantize_k(x) = round((2^k - 1) x) / (2^k - 1)`, weights are `2 quantize_k(tanh(w) / (2 max |tanh(w)|) + 1 / 2) - 1` and activations
+//! `quantize_k(clip(x, 0, 1))`, both trained with gradients that go straight through the rounding. The first and the last layer stay as they
+//! are.
+//!
+//! ```
+//! use briquette_core::builder::Builder;
+//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_data::Dataset;
+//! use briquette_pruning_sharing::dorefa::Dorefa;
+//! use burn::tensor::Device;
+//!
+//! let mut b = Builder::new([1, 2, 2], 1, &Device::flex());
+//! let x = b.flatten("flatten", b.input());
+//! let x = b.linear("fc1", x, 8);
+//! let x = b.relu("relu", x);
+//! let x = b.linear("fc2", x, 8);
+//! b.linear("fc3", x, 2);
+//! let all = Dataset::from_memory("dots", [1, 2, 2], 2, vec![9, 0, 80, 5, 200, 7, 0, 90], vec![0, 1]).unwrap();
+//! let data = Data { train: all.clone(), valid: all.clone(), test: all };
+//!
+//! let method: Dorefa = serde_json::from_str(r#"{ "bits": 2, "activations": 2, "train": { "epochs": 5 } }"#).unwrap();
+//! let net = method.run(b.finish().unwrap(), &mut Context::new(&Device::flex(), 1, &data, &mut Silent)).unwrap();
+//! let values = net.nodes[net.index("fc2").unwrap()].weight().unwrap().values();
+//! assert!(values.iter().all(|w| [-3.0, -1.0, 1.0, 3.0].iter().any(|third| (3.0 * w - third).abs() < 1e-5)));
+//! ```
+//!
+//! Zhou, Wu, Ni, Zhou, Wen, Zou. "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth Gradients".
+//! arXiv:1606.06160, 2016.
+//! Differs from the paper: gradients keep their precision, for the training gives methods no way into the backward pass between layers;
+//! one-bit weights are those of binary-weight networks and not offered here; and residual sums read the quantized activations.
+
+use briquette_core::StepGradient;
+use briquette_core::error::Result;
+use briquette_core::net::Net;
+use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::training::{Extras, Recipe, fit};
+use serde::Deserialize;
+
+use crate::parts::clipped::Clipped;
+
+/// Trains with squashed weights and activations between 0 and 1 on grids.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dorefa {
+    /// Bits and layers.
+    #[serde(flatten)]
+    clipped: Clipped,
+    /// The training.
+    train: Recipe,
+}
+
+impl Method for Dorefa {
+    const NAME: &'static str = "dorefa";
+    const FAMILY: &'static str = "quantization and binarization";
+    const PAPER: &'static str = "Zhou, Wu, Ni, Zhou, Wen, Zou, arXiv:1606.06160";
+    const EXAMPLE: &'static str = "bits = 2\nactivations = 4\ntrain = { epochs = 10 }";
+}
+
+impl Pass for Dorefa {
+    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        fit(self.plan(net)?, &self.train, Extras::default(), cx)
+    }
+
+    fn plan(&self, net: Net) -> Result<Net> {
+        self.train.check()?;
+        self.clipped.apply(Self::NAME, net, 1.0, StepGradient::Fixed)
+    }
+
+    fn trainings(&self) -> Vec<&Recipe> {
+        vec![&self.train]
+    }
+
+    fn shrink(&mut self) {
+        self.train.shrink(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use briquette_core::net::Op;
+    use briquette_core::pass::Silent;
+    use briquette_core::training::evaluate;
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::handmade::{get, images, refusal, run, small, stirred};
+
+    #[test]
+    fn weights_are_those_of_the_formula_and_training_lowers_the_loss() {
+        let after = |epochs: usize| {
+            let train = serde_json::json!({ "epochs": epochs, "batch": 10, "lr": 0.02 });
+            run::<Dorefa>(stirred(), serde_json::json!({ "bits": 2, "activations": 3, "train": train })).unwrap()
+        };
+        let (start, trained) = (after(0), after(60));
+        let weights = get(&stirred(), "conv2", "weight");
+        let largest = weights.iter().fold(0.0_f32, |m, w| m.max(w.tanh().abs()));
+        let expected = weights.iter().map(|w| 2.0 * ((w.tanh() / (2.0 * largest) + 0.5) * 3.0).round() / 3.0 - 1.0);
+        assert!(get(&start, "conv2", "weight").iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6));
+        assert_eq!(get(&start, "conv1", "weight"), get(&stirred(), "conv1", "weight"));
+        let quantizers = trained.nodes.iter().filter_map(|node| match &node.op {
+            Op::Quantize(own) => Some((own.levels, own.zero, briquette_core::coding::floats(own.step.val())[0])),
+            _ => None,
+        });
+        assert_eq!(quantizers.collect::<Vec<_>>(), [(8, 0.0, 1.0 / 7.0); 2]);
+        let thirds = |w: &f32| (3.0 * w).round() == 3.0 * w || ((3.0 * w) - (3.0 * w).round()).abs() < 1e-5;
+        assert!(get(&trained, "fc1", "weight").iter().all(thirds));
+        let (data, device) = (images(), Device::flex());
+        let loss = |net: &Net| evaluate(net, &data.test, &device, &mut Silent).unwrap().loss;
+        assert!(loss(&trained) < 0.9 * loss(&start), "{} {}", loss(&trained), loss(&start));
+    }
+
+    #[test]
+    fn bits_out_of_range_and_negative_inputs_are_refused() {
+        let refused = |more: serde_json::Value| refusal::<Dorefa>(small(), more);
+        let error = refused(serde_json::json!({ "bits": 1, "train": {} }));
+        assert_eq!(error, "node 'conv2': dorefa takes 2 to 8 bits, not 1");
+        let error = refused(serde_json::json!({ "bits": 2, "activations": 1, "train": {} }));
+        assert_eq!(error, "dorefa: `activations` takes 2 to 8 bits, not 1");
+        let mut b = briquette_core::builder::Builder::new([1, 4, 4], 1, &Device::flex());
+        let x = b.flatten("flatten", b.input());
+        let x = b.linear("fc1", x, 4);
+        let x = b.linear("fc2", x, 4);
+        b.linear("fc3", x, 3);
+        let error = refusal::<Dorefa>(b.finish().unwrap(), serde_json::json!({ "bits": 2, "activations": 2, "train": {} }));
+        assert_eq!(error, "node 'fc2': reads values below 0, which dorefa clips away; add it to `except`");
+    }
+}

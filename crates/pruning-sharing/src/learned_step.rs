@@ -1,0 +1,279 @@
+//! Learned step sizes.
+//!
+//! Weights and the inputs of layers are on grids `x' = s round(clip(x / s, -Qn, Qp))`, whose steps `s` are trained by the loss: inside the
+//! grid `dx'/ds = round(x / s) - x / s`, beyond its ends `-Qn` or `Qp`, and `dx'/dx` is 1 inside and 0 beyond. Weights and inputs with
+//! negative values have `Qn = 2^(b-1)` and `Qp = 2^(b-1) - 1`, others `Qn = 0` and `Qp = 2^b - 1`. Steps begin at `2 mean |x| / sqrt(Qp)`, and
+//! their gradients are divided by the root of the number of values times that of levels, so that they move in proportion to what they
+//! round. The first and the last layer have 8 bits.
+//!
+//! ```
+//! use briquette_core::builder::Builder;
+//! use briquette_core::coding::Source;
+//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_data::Dataset;
+//! use briquette_pruning_sharing::learned_step::LearnedStep;
+//! use burn::tensor::Device;
+//!
+//! let mut b = Builder::new([1, 2, 2], 1, &Device::flex());
+//! let x = b.flatten("flatten", b.input());
+//! let x = b.linear("fc1", x, 8);
+//! let x = b.relu("relu", x);
+//! let x = b.linear("fc2", x, 8);
+//! b.linear("fc3", x, 2);
+//! let all = Dataset::from_memory("dots", [1, 2, 2], 2, vec![9, 0, 80, 5, 200, 7, 0, 90], vec![0, 1]).unwrap();
+//! let data = Data { train: all.clone(), valid: all.clone(), test: all };
+//!
+//! let method: LearnedStep = serde_json::from_str(r#"{ "bits": 3, "activations": 3, "train": { "epochs": 5 } }"#).unwrap();
+//! let net = method.run(b.finish().unwrap(), &mut Context::new(&Device::flex(), 1, &data, &mut Silent)).unwrap();
+//! let levels = |layer: &str| match net.nodes[net.index(layer).unwrap()].weight().unwrap().coding.source {
+//!     Source::Grid { grid, .. } => grid.levels,
+//!     _ => 0,
+//! };
+//! assert_eq!(["fc1", "fc2", "fc3"].map(levels), [256, 8, 256]);
+//! ```
+//!
+//! Esser, McKinstry, Bablani, Appuswamy, Modha. "Learned Step Size Quantization". ICLR 2020. arXiv:1902.08153.
+//! Differs from the paper: steps of activations begin at the mean over more images than a batch, weights may have a step for each filter,
+//! and the number of levels in the gradient's divisor is `(levels - 1) / 2` for all grids.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use briquette_core::coding::Rounding;
+use briquette_core::error::{Error, Result};
+use briquette_core::net::Net;
+use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::training::{Extras, Recipe, fit};
+use briquette_core::types::{Bits, PerLayer};
+use briquette_core::{Grid, StepGradient};
+use serde::Deserialize;
+
+use crate::parts::observers::{Calibration, LEAST_STEP, Scale, observe};
+use crate::parts::quantizers::{Per, Site, ends, layers, on_grids, place, sites};
+use crate::parts::steps::Positive;
+
+/// Trains weights and activations on grids together with the grids' steps.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LearnedStep {
+    /// Bits of the weights, 2 to 8.
+    bits: PerLayer<Bits>,
+    /// Bits of the values that the layers read, 2 to 8; without, they stay in floating point.
+    activations: Option<Bits>,
+    /// Bits of both in the first and the last layer, 2 to 8.
+    #[serde(default = "eight")]
+    ends: Bits,
+    /// What has a step of its own.
+    #[serde(default = "tensor")]
+    per: Per,
+    /// Training images from which the steps of the activations begin.
+    #[serde(default = "images")]
+    images: usize,
+    /// Layers that are left alone; a trailing `*` stands for any ending.
+    #[serde(default)]
+    except: Vec<String>,
+    /// The training.
+    train: Recipe,
+}
+
+impl Method for LearnedStep {
+    const NAME: &'static str = "learned-step";
+    const FAMILY: &'static str = "quantization and binarization";
+    const PAPER: &'static str = "Esser, McKinstry, Bablani, Appuswamy, Modha, ICLR 2020, arXiv:1902.08153";
+    const EXAMPLE: &'static str = "bits = 4\nactivations = 4\ntrain = { epochs = 10 }";
+}
+
+impl Pass for LearnedStep {
+    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        let (layers, sites) = self.targets(&net)?;
+        let values: BTreeSet<usize> = sites.iter().map(|site| site.value).collect();
+        let amount = Calibration { images: self.images, batch: 32 };
+        let seen = if sites.is_empty() { BTreeMap::new() } else { observe(&net, &values, amount, cx)? };
+        let net = self.quantize(net, &layers, sites, |site| seen[&site.value].mean_size)?;
+        fit(net, &self.train, Extras { projections: vec![&mut Positive], ..Extras::default() }, cx)
+    }
+
+    fn plan(&self, net: Net) -> Result<Net> {
+        self.train.check()?;
+        let (layers, sites) = self.targets(&net)?;
+        self.quantize(net, &layers, sites, |_| 1.0)
+    }
+
+    fn trainings(&self) -> Vec<&Recipe> {
+        vec![&self.train]
+    }
+
+    fn shrink(&mut self) {
+        self.images = self.images.min(50);
+        self.train.shrink(1);
+    }
+}
+
+impl LearnedStep {
+    /// The layers with their bits, and where their inputs are quantized.
+    fn targets(&self, net: &Net) -> Result<(BTreeMap<usize, u32>, Vec<Site>)> {
+        Calibration { images: self.images, batch: 32 }.check(Self::NAME)?;
+        for (setting, bits) in [("activations", self.activations), ("ends", Some(self.ends))] {
+            if let Some(bits) = bits.filter(|bits| !(2..=8).contains(&bits.get())) {
+                return Err(Error::Invalid(format!("learned-step: `{setting}` takes 2 to 8 bits, not {}", bits.get())));
+            }
+        }
+        let mut layers = layers(Self::NAME, net, &self.bits, &self.except, (|bits| (2..=8).contains(&bits), "2 to 8"))?;
+        let ends = ends(net);
+        let levels = |layer: &usize| {
+            let bits = if ends.contains(layer) { self.ends } else { self.activations? };
+            Some((*layer, 1_u32 << bits.get()))
+        };
+        let sites = match self.activations {
+            Some(_) => sites(net, layers.keys().filter_map(levels)),
+            None => Vec::new(),
+        };
+        for end in ends {
+            layers.entry(end).and_modify(|bits| *bits = self.ends.get());
+        }
+        Ok((layers, sites))
+    }
+
+    fn quantize(
+        &self,
+        net: Net,
+        layers: &BTreeMap<usize, u32>,
+        sites: Vec<Site>,
+        mean_size: impl Fn(&Site) -> f64,
+    ) -> Result<Net> {
+        let net = on_grids(net, (Rounding::Nearest, true), |index, values, outputs| {
+            let levels = 1 << layers.get(&index)?;
+            let row = if self.per == Per::Tensor { values.len() } else { values.len() / outputs };
+            let scales: Vec<Scale> = values.chunks(row).map(|values| first(mean_absolute(values), levels, false)).collect();
+            Some(Grid {
+                levels,
+                axis: (self.per == Per::Channel).then_some(0),
+                steps: scales.iter().map(|scale| scale.step).collect(),
+                zeros: scales.iter().map(|scale| scale.zero).collect(),
+            })
+        })?;
+        let quantizers = sites.into_iter().map(|site| {
+            let scale = first(mean_size(&site), site.levels, site.unsigned);
+            (site, scale)
+        });
+        place(net, &quantizers.collect::<Vec<_>>(), StepGradient::Learned)
+    }
+}
+
+/// Where the step begins.
+fn first(mean_size: f64, levels: u32, unsigned: bool) -> Scale {
+    let zero = if unsigned { 0 } else { levels / 2 };
+    let largest = f64::from(levels - 1 - zero);
+    Scale { step: ((2.0 * mean_size / largest.sqrt()) as f32).max(LEAST_STEP), zero: zero as f32 }
+}
+
+fn mean_absolute(values: &[f32]) -> f64 {
+    values.iter().map(|value| f64::from(value.abs())).sum::<f64>() / values.len().max(1) as f64
+}
+
+fn eight() -> Bits {
+    Bits::try_from(8).expect("8 bits are allowed")
+}
+
+fn tensor() -> Per {
+    Per::Tensor
+}
+
+fn images() -> usize {
+    128
+}
+
+#[cfg(test)]
+mod tests {
+    use briquette_core::coding::{Source, floats};
+    use briquette_core::net::Op;
+    use briquette_core::pass::Silent;
+    use briquette_core::stored::Storage;
+    use briquette_core::training::evaluate;
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::handmade::{get, images, outputs, refusal, run, set, small, stirred};
+
+    fn grid(net: &Net, layer: &str) -> Grid {
+        match net.nodes[net.index(layer).unwrap()].weight().unwrap().coding.source {
+            Source::Grid { grid, .. } => grid,
+            other => panic!("{layer} is {other:?}"),
+        }
+    }
+
+    #[test]
+    fn steps_begin_at_twice_the_mean_over_the_root_of_the_largest_code() {
+        let net = run::<LearnedStep>(
+            small(),
+            serde_json::json!({ "bits": 4, "activations": 4, "images": 40, "train": { "epochs": 0 } }),
+        )
+        .unwrap();
+        let weights = get(&small(), "conv2", "weight");
+        let mean = weights.iter().map(|w| w.abs()).sum::<f32>() / weights.len() as f32;
+        let conv2 = grid(&net, "conv2");
+        assert!((conv2.steps[0] - 2.0 * mean / 7.0_f32.sqrt()).abs() < 1e-6);
+        assert_eq!((conv2.levels, conv2.zeros[0]), (16, 8.0));
+        assert_eq!((grid(&net, "conv1").levels, grid(&net, "fc2").levels), (256, 256));
+        let quantizers: Vec<(u32, f32)> = net
+            .nodes
+            .iter()
+            .filter_map(|node| if let Op::Quantize(own) = &node.op { Some((own.levels, own.zero)) } else { None })
+            .collect();
+        assert_eq!(quantizers, [(256, 0.0), (16, 0.0), (16, 0.0), (256, 0.0)]);
+        // The mean pixel, for pixels are never negative.
+        let data = images();
+        let pixels = (0..40_usize * 16).map(|i| f64::from((i * i * 31 % 251) as u8) / 255.0).sum::<f64>() / 640.0;
+        let first = net.nodes.iter().find_map(|node| if let Op::Quantize(own) = &node.op { Some(own) } else { None }).unwrap();
+        assert!((f64::from(floats(first.step.val())[0]) - 2.0 * pixels / 255.0_f64.sqrt()).abs() < 1e-6);
+        assert_eq!(data.train.len(), 40);
+    }
+
+    #[test]
+    fn training_moves_the_steps_lowers_the_loss_and_ends_on_the_grids() {
+        let (data, device) = (images(), Device::flex());
+        let loss = |net: &Net| evaluate(net, &data.test, &device, &mut Silent).unwrap().loss;
+        let after = |epochs: usize, per: &str| {
+            let train = serde_json::json!({ "epochs": epochs, "batch": 10, "lr": 0.01 });
+            let settings = serde_json::json!({ "bits": 3, "activations": 3, "per": per, "images": 40, "train": train });
+            run::<LearnedStep>(stirred(), settings).unwrap()
+        };
+        for per in ["tensor", "channel"] {
+            let (before, trained) = (after(0, per), after(60, per));
+            assert!(loss(&trained) < 0.9 * loss(&before), "{per}: {} {}", loss(&trained), loss(&before));
+            for (_, node) in trained.weighted() {
+                let (grid, weight) = (grid(&trained, &node.name), node.weight().unwrap());
+                let channel = grid.channel_of(&weight.shape);
+                let on = |(i, w): (usize, &f32)| *w == grid.value(channel(i), grid.nearest(channel(i), *w));
+                assert!(weight.values().iter().enumerate().all(on), "{}", node.name);
+                assert_ne!(grid.steps, self::grid(&before, &node.name).steps);
+            }
+            let back = Net::from_model(&trained.to_model(Storage::default()).unwrap(), &device).unwrap();
+            assert_eq!(outputs(&back), outputs(&trained));
+        }
+    }
+
+    #[test]
+    fn steps_stay_positive_whatever_the_rate_and_for_weights_of_zero() {
+        let zeros = set(stirred(), "conv2", "weight", &[0.0; 48]);
+        let train = serde_json::json!({ "epochs": 3, "batch": 10, "lr": 2.0, "choose": "last" });
+        let settings = serde_json::json!({ "bits": 2, "activations": 2, "images": 40, "train": train });
+        match run::<LearnedStep>(zeros, settings) {
+            Ok(net) => {
+                net.to_model(Storage::default()).unwrap().to_bytes().unwrap();
+            }
+            Err(error) => assert!(matches!(error, Error::Diverged { .. }), "{error}"),
+        }
+    }
+
+    #[test]
+    fn bits_out_of_range_are_refused() {
+        let refused = |settings: serde_json::Value| refusal::<LearnedStep>(small(), settings);
+        let error = refused(serde_json::json!({ "bits": 1, "train": {} }));
+        assert_eq!(error, "node 'conv1': learned-step takes 2 to 8 bits, not 1");
+        let error = refused(serde_json::json!({ "bits": 4, "ends": 16, "train": {} }));
+        assert_eq!(error, "learned-step: `ends` takes 2 to 8 bits, not 16");
+        let error = refused(serde_json::json!({ "bits": 4, "activations": 9, "train": {} }));
+        assert_eq!(error, "learned-step: `activations` takes 2 to 8 bits, not 9");
+        assert!(refused(serde_json::json!({ "bits": 4, "images": 0, "train": {} })).starts_with("learned-step: `images`"));
+    }
+}

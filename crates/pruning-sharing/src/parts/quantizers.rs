@@ -1,0 +1,336 @@
+//! Which layers are quantized, the grids of their weights, and where the quantizers of their inputs stand.
+
+use std::collections::BTreeMap;
+
+use briquette_core::coding::{Rounding, Source};
+use briquette_core::error::{Error, Result};
+use briquette_core::net::{Net, Node, Op};
+use briquette_core::quantize::Quantize;
+use briquette_core::types::{Bits, PerLayer};
+use briquette_core::{Activation, Grid, Layer, StepGradient};
+use burn::module::Param;
+use burn::tensor::Tensor;
+use rayon::prelude::*;
+use serde::Deserialize;
+
+use super::except::excepted;
+use super::observers::{Scale, search};
+use super::refuse;
+
+/// What has a step of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Per {
+    /// The whole weight.
+    Tensor,
+    /// Each filter, or each row of a fully connected layer.
+    #[default]
+    Channel,
+}
+
+/// Whether a grid lies evenly about 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Form {
+    /// `2^bits - 1` levels, 0 in the middle.
+    #[default]
+    Symmetric,
+    /// `2^bits` levels from the least weight to the largest.
+    Affine,
+}
+
+/// How far a weight's grid reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reach {
+    /// To the largest weight.
+    #[default]
+    MinMax,
+    /// As far as the squared error is least.
+    Mse,
+}
+
+/// The convolutions and fully connected layers that are quantized, with their bits: those that `bits` names and `except` does not.
+///
+/// # Errors
+/// Unknown names, bits that `allowed` does not allow (`range` says which it does), layers whose weights are shared or not finite, and a
+/// network in which no layer is left.
+pub fn layers(
+    method: &str,
+    net: &Net,
+    bits: &PerLayer<Bits>,
+    except: &[String],
+    (allowed, range): (impl Fn(u32) -> bool, &str),
+) -> Result<BTreeMap<usize, u32>> {
+    let spared = excepted(net, except)?;
+    let mut layers = BTreeMap::new();
+    for (index, bits) in bits.resolve(net)? {
+        let node = &net.nodes[index];
+        let Some(weight) = node.weight().filter(|_| !spared.contains(&index)) else { continue };
+        if !allowed(bits.get()) {
+            return Err(Error::node(&node.name, format!("{method} takes {range} bits, not {}", bits.get())));
+        }
+        refuse::not_finite(&node.name, &weight.values())?;
+        layers.insert(index, bits.get());
+    }
+    refuse::shared(net, layers.keys(), method)?;
+    match layers.is_empty() {
+        true => Err(Error::Invalid(format!("{method}: no layer is left to quantize; name one in `bits` or shorten `except`"))),
+        false => Ok(layers),
+    }
+}
+
+/// The first and the last convolution or fully connected layer.
+pub fn ends(net: &Net) -> Vec<usize> {
+    let layers: Vec<usize> =
+        net.weighted().filter(|(_, node)| node.op.weight_shape().is_some()).map(|(index, _)| index).collect();
+    layers.first().into_iter().chain(layers.last()).copied().collect()
+}
+
+/// The grid of a weight `[out, ...]`.
+pub fn weight_grid(values: &[f32], outputs: usize, bits: u32, per: Per, form: Form, reach: Reach) -> Grid {
+    let row = match per {
+        Per::Tensor => values.len(),
+        Per::Channel => values.len() / outputs.max(1),
+    };
+    let levels = match form {
+        Form::Symmetric => (1 << bits) - 1,
+        Form::Affine => 1 << bits,
+    };
+    let scale = |values: &[f32]| {
+        let ends = values.iter().fold([0.0_f64; 2], |ends, v| [ends[0].min(f64::from(*v)), ends[1].max(f64::from(*v))]);
+        let largest = ends[1].max(-ends[0]);
+        let range = if form == Form::Symmetric { [-largest, largest] } else { ends };
+        let error = |range| {
+            let scale = Scale::spanning(range, levels);
+            values.iter().map(|v| (f64::from(*v) - scale.round(f64::from(*v), levels)).powi(2)).sum()
+        };
+        Scale::spanning(if reach == Reach::Mse { search(range, error) } else { range }, levels)
+    };
+    let scales: Vec<Scale> = values.par_chunks(row.max(1)).map(scale).collect();
+    let middle = |scale: &Scale| if form == Form::Symmetric { (levels - 1) as f32 / 2.0 } else { scale.zero };
+    Grid {
+        levels,
+        axis: (per == Per::Channel).then_some(0),
+        steps: scales.iter().map(|scale| scale.step).collect(),
+        zeros: scales.iter().map(middle).collect(),
+    }
+}
+
+/// The network with these layers' weights on the grids that `grid` gives for the layer's index, its weight's values and number of outputs.
+/// Masks stay.
+///
+/// # Errors
+/// When a grid does not fit its weight.
+pub fn on_grids(
+    net: Net,
+    (rounding, learned): (Rounding, bool),
+    mut grid: impl FnMut(usize, &[f32], usize) -> Option<Grid>,
+) -> Result<Net> {
+    let device = net.device();
+    let nodes = net.nodes.into_iter().enumerate().map(|(index, node)| {
+        let mut parameters = node.parameters();
+        let weight = parameters.iter_mut().find(|stored| stored.name == "weight");
+        let found = weight.and_then(|weight| Some((grid(index, &weight.values(), weight.shape[0])?, weight)));
+        let Some((grid, weight)) = found else { return Ok(node) };
+        weight.base = weight.values();
+        weight.coding.source = Source::Grid { grid, rounding, learned };
+        node.with(parameters, &device)
+    });
+    Ok(Net { nodes: nodes.collect::<Result<_>>()? })
+}
+
+/// A value that quantized layers read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Site {
+    /// The node that puts it out.
+    pub value: usize,
+    /// Names of the nodes that read it quantized.
+    pub readers: Vec<String>,
+    /// Number of codes.
+    pub levels: u32,
+    /// Whether the network's structure rules out negative values.
+    pub unsigned: bool,
+}
+
+/// One site for each value and number of levels that the layers read.
+pub fn sites(net: &Net, levels: impl IntoIterator<Item = (usize, u32)>) -> Vec<Site> {
+    let mut readers: BTreeMap<(usize, u32), Vec<String>> = BTreeMap::new();
+    for (layer, levels) in levels {
+        readers.entry((net.nodes[layer].inputs[0], levels)).or_default().push(net.nodes[layer].name.clone());
+    }
+    let site = |((value, levels), readers)| Site { value, readers, levels, unsigned: never_negative(net, value) };
+    readers.into_iter().map(site).collect()
+}
+
+/// Puts a quantizer behind the value of each site, from which the site's readers then read; everybody else reads the value itself.
+///
+/// # Errors
+/// When a quantizer does not fit there.
+pub fn place(net: Net, quantizers: &[(Site, Scale)], train: StepGradient) -> Result<Net> {
+    let device = net.device();
+    let mut nodes = net.nodes;
+    // From the back, so that the indices of sites still to come stay.
+    let mut order: Vec<&(Site, Scale)> = quantizers.iter().collect();
+    order.sort_by_key(|(site, _)| std::cmp::Reverse((site.value, site.levels)));
+    for (site, scale) in order {
+        let own = site.value + 1;
+        let step = Param::from_tensor(Tensor::from_floats([scale.step], &device));
+        let mut name = format!("{}-quantized", nodes[site.value].name);
+        if nodes.iter().any(|node| node.name == name) {
+            name = format!("{name}-{}", site.levels);
+        }
+        for node in &mut nodes[own..] {
+            let reads = site.readers.contains(&node.name);
+            for input in &mut node.inputs {
+                *input = if *input > site.value {
+                    *input + 1
+                } else if *input == site.value && reads {
+                    own
+                } else {
+                    *input
+                };
+            }
+        }
+        let op = Op::Quantize(Quantize::new(step, site.levels, scale.zero, train));
+        nodes.insert(own, Node { op, name, inputs: vec![site.value] });
+    }
+    let net = Net { nodes };
+    net.shapes()?;
+    Ok(net)
+}
+
+/// Whether a node's output has no negative values, whatever the weights.
+fn never_negative(net: &Net, node: usize) -> bool {
+    let inputs = || net.nodes[node].inputs.iter().all(|input| never_negative(net, *input));
+    match &net.nodes[node].op.layer() {
+        // Pixels.
+        Layer::Input { .. } | Layer::Softmax => true,
+        Layer::Activation(function) => matches!(function, Activation::Relu | Activation::Relu6 | Activation::Sigmoid),
+        Layer::Quantize { zero, .. } => *zero == 0.0,
+        Layer::MaxPool(_)
+        | Layer::AvgPool { .. }
+        | Layer::AdaptiveAvgPool { .. }
+        | Layer::GlobalAvgPool
+        | Layer::Add
+        | Layer::Concat
+        | Layer::ChannelSlice { .. }
+        | Layer::PadShortcut { .. }
+        | Layer::Flatten
+        | Layer::Dropout { .. }
+        | Layer::LocalResponseNorm { .. } => inputs(),
+        Layer::Conv2d { .. }
+        | Layer::Linear
+        | Layer::BatchNorm { .. }
+        | Layer::Structured(_)
+        | Layer::Normalize { .. }
+        | Layer::Custom { .. } => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use briquette_core::zoo::{Arch, Wanted};
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::handmade::{outputs, set, small};
+
+    fn bits(text: &str) -> PerLayer<Bits> {
+        serde_json::from_str(text).unwrap()
+    }
+
+    const EIGHT: (fn(u32) -> bool, &str) = (|bits| matches!(bits, 2..=8), "2 to 8");
+
+    #[test]
+    fn values_that_several_layers_read_have_one_quantizer_and_others_read_them_as_they_are() {
+        let arch = Arch::named("resnet20").unwrap();
+        let wanted = Wanted { width: 0.25, normalization: Some((vec![0.5; 3], vec![0.2; 3])), ..arch.wanted() };
+        let net = arch.build(&wanted, &Device::flex()).unwrap();
+        let found = sites(&net, net.weighted().map(|(index, _)| (index, 256)));
+        // 19 convolutions and the classifier; nobody shares, for shortcuts are no layers.
+        assert_eq!(found.len(), 20);
+        assert_eq!(found.iter().filter(|site| !site.unsigned).count(), 1);
+        let before: Vec<String> = net.nodes.iter().map(|node| node.name.clone()).collect();
+        let adds = |net: &Net| -> Vec<Vec<String>> {
+            let sums = net.nodes.iter().filter(|node| matches!(node.op.layer(), Layer::Add));
+            sums.map(|node| node.inputs.iter().map(|input| net.nodes[*input].name.clone()).collect()).collect()
+        };
+        let sums = adds(&net);
+        let scale = Scale { step: 0.1, zero: 0.0 };
+        let placed = place(net, &found.into_iter().map(|site| (site, scale)).collect::<Vec<_>>(), StepGradient::Fixed).unwrap();
+        assert_eq!(adds(&placed), sums);
+        for (_, node) in placed.weighted() {
+            assert!(matches!(placed.nodes[node.inputs[0]].op, Op::Quantize(_)), "{}", node.name);
+        }
+        let left: Vec<String> =
+            placed.nodes.iter().filter(|node| !matches!(node.op, Op::Quantize(_))).map(|node| node.name.clone()).collect();
+        assert_eq!(left, before);
+    }
+
+    #[test]
+    fn readers_of_one_value_share_a_quantizer_unless_their_levels_differ() {
+        use briquette_core::builder::{Builder, Conv};
+        let mut b = Builder::new([1, 4, 4], 1, &Device::flex());
+        let one = b.conv("one", b.input(), Conv::new(2, 1));
+        let two = b.conv("two", b.input(), Conv::new(2, 1));
+        let three = b.conv("three", b.input(), Conv::new(2, 1));
+        let sum = b.add("sum", &[one, two, three]);
+        b.global_avg_pool("pool", sum);
+        let net = b.finish().unwrap();
+        let found = sites(&net, [(1, 16), (2, 16), (3, 256)]);
+        assert_eq!(found.iter().map(|site| site.readers.len()).collect::<Vec<_>>(), [2, 1]);
+        let placed: Vec<_> = found.into_iter().map(|site| (site, Scale { step: 0.1, zero: 0.0 })).collect();
+        let net = place(net, &placed, StepGradient::Fixed).unwrap();
+        let read = |layer: &str| net.nodes[net.nodes[net.index(layer).unwrap()].inputs[0]].op.layer();
+        let levels = |layer: &str| match read(layer) {
+            Layer::Quantize { levels, .. } => levels,
+            other => panic!("{layer} reads {other:?}"),
+        };
+        assert_eq!((levels("one"), levels("two"), levels("three"), net.nodes.len()), (16, 16, 256, 8));
+    }
+
+    #[test]
+    fn fine_quantizers_change_little() {
+        let net = small();
+        let expected = outputs(&net);
+        let found = sites(&net, net.weighted().map(|(index, _)| (index, 65536)));
+        let placed: Vec<_> = found.into_iter().map(|site| (site, Scale { step: 1e-3, zero: 0.0 })).collect();
+        let found = outputs(&place(net, &placed, StepGradient::Fixed).unwrap());
+        assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-2));
+    }
+
+    #[test]
+    fn grids_of_weights_hold_their_extremes_and_zero_rows_have_a_step() {
+        let values = [0.5, -1.0, 0.25, 0.0, 0.0, 0.0, 3.0, 1.0, 2.0];
+        let grid = weight_grid(&values, 3, 3, Per::Channel, Form::Symmetric, Reach::MinMax);
+        assert_eq!((grid.levels, grid.axis, grid.zeros.clone()), (7, Some(0), vec![3.0; 3]));
+        assert!(grid.steps.iter().zip([1.0 / 3.0, 1e-8, 1.0]).all(|(a, b)| (a - b).abs() < 1e-7), "{:?}", grid.steps);
+        grid.check(&[3, 3]).unwrap();
+        let affine = weight_grid(&values, 3, 2, Per::Tensor, Form::Affine, Reach::MinMax);
+        assert_eq!((affine.levels, affine.axis, affine.steps[0], affine.zeros[0]), (4, None, 4.0 / 3.0, 1.0));
+        let error = |grid: &Grid| -> f32 { values.iter().map(|v| (v - grid.value(0, grid.nearest(0, *v))).powi(2)).sum() };
+        let of = |reach| error(&weight_grid(&values, 3, 2, Per::Tensor, Form::Symmetric, reach));
+        assert!(of(Reach::Mse) < of(Reach::MinMax));
+    }
+
+    #[test]
+    fn what_cannot_be_quantized_is_named() {
+        let refused = |net: &Net, text: &str, except: &[&str]| {
+            let except: Vec<String> = except.iter().map(|name| (*name).to_string()).collect();
+            layers("fixed-point", net, &bits(text), &except, EIGHT).unwrap_err().to_string()
+        };
+        assert_eq!(refused(&small(), r#"{ "fc1": 9 }"#, &[]), "node 'fc1': fixed-point takes 2 to 8 bits, not 9");
+        assert!(refused(&small(), "8", &["conv*", "fc*"]).starts_with("fixed-point: no layer is left to quantize"));
+        assert!(refused(&small(), r#"{ "fc3": 8 }"#, &[]).contains("unknown layer 'fc3'"));
+        let net = set(small(), "fc2", "weight", &[f32::NAN; 15]);
+        assert!(refused(&net, "8", &[]).starts_with("node 'fc2': holds the weight NaN"));
+        let net = on_grids(small(), (Rounding::Nearest, false), |_, values, outputs| {
+            Some(weight_grid(values, outputs, 8, Per::Channel, Form::Symmetric, Reach::MinMax))
+        });
+        let shared = refused(&net.unwrap(), "8", &[]);
+        assert!(shared.ends_with("put fixed-point before the pass that shares them"), "{shared}");
+        assert_eq!(layers("fixed-point", &small(), &bits("4"), &["conv1".to_string()], EIGHT).unwrap().len(), 3);
+        assert_eq!(ends(&small()), [1, 9]);
+    }
+}

@@ -1,0 +1,31 @@
+//! Weights on grids, and the grids' steps, while they are trained.
+
+use std::collections::{BTreeSet, HashMap};
+
+use briquette_core::coding::{Weight, adjust, weights};
+use briquette_core::net::{Net, Op};
+use briquette_core::training::Projection;
+
+use super::observers::LEAST_STEP;
+use super::values::{plain, replace};
+
+/// Keeps every step positive: a rate that is too high for a small step would carry it past zero, where there is no grid.
+#[derive(Debug, Default)]
+pub struct Positive;
+
+impl Projection for Positive {
+    fn project(&mut self, net: Net, _: usize, _: usize) -> Net {
+        let net = adjust(net, |_, base, steps| (base, steps.clamp_min(LEAST_STEP)));
+        let steps = net.nodes.iter().filter_map(|node| match &node.op {
+            Op::Quantize(quantize) => Some((quantize.step.id, plain(quantize.step.val()).clamp_min(LEAST_STEP))),
+            _ => None,
+        });
+        let steps: HashMap<_, _> = steps.collect();
+        replace(net, steps)
+    }
+}
+
+/// Paths of the weights that are `wanted`: [`adjust`] shows those of all passes.
+pub fn paths(net: &Net, wanted: impl Fn(&Weight) -> bool) -> BTreeSet<String> {
+    weights(net).into_iter().filter(wanted).map(|weight| weight.path).collect()
+}

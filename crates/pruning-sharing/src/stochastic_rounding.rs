@@ -1,0 +1,344 @@
+//! Training in fixed point with stochastic rounding.
+//!
+//! A format `<IL, FL>` has `IL` bits before and `FL` behind the binary point: the multiples of `e = 2^-FL` from `-2^(IL-1)` to `2^(IL-1) - e`,
+//! to whose ends whatever lies beyond them saturates. After each step of the optimizer, weights and biases are rounded into their format,
+//! up or down with probabilities that make the mean of the outcome the value, `P(up) = (x - floor_e(x)) / e`: a gradient that would move a
+//! weight by less than `e` then moves it sometimes, instead of never. Activations that layers read are rounded into a format of their own in
+//! every forward pass, while training by the same rule, to the nearest value otherwise. Sums are those of the machine, wider than either
+//! format, and are rounded once.
+//!
+//! ```
+//! use briquette_core::builder::Builder;
+//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_data::Dataset;
+//! use briquette_pruning_sharing::stochastic_rounding::StochasticRounding;
+//! use burn::tensor::Device;
+//!
+//! let mut b = Builder::new([1, 2, 2], 1, &Device::flex());
+//! let x = b.flatten("flatten", b.input());
+//! b.linear("fc", x, 2);
+//! let all = Dataset::from_memory("dots", [1, 2, 2], 2, vec![9, 0, 80, 5, 200, 7, 0, 90], vec![0, 1]).unwrap();
+//! let data = Data { train: all.clone(), valid: all.clone(), test: all };
+//!
+//! let settings = r#"{ "weights": { "integer": 2, "fraction": 6 }, "train": { "epochs": 5 } }"#;
+//! let method: StochasticRounding = serde_json::from_str(settings).unwrap();
+//! let net = method.run(b.finish().unwrap(), &mut Context::new(&Device::flex(), 1, &data, &mut Silent)).unwrap();
+//! assert!(net.nodes[2].weight().unwrap().values().iter().all(|w| (w * 64.0).fract() == 0.0));
+//! ```
+//!
+//! Gupta, Agrawal, Gopalakrishnan, Narayanan. "Deep Learning with Limited Numerical Precision". ICML 2015. arXiv:1502.02551.
+//! Differs from the paper: gradients, the optimizer's moments and normalization stay in floating point.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use briquette_core::coding::{Rounding, adjust};
+use briquette_core::error::{Error, Result};
+use briquette_core::net::{Net, Op, Value};
+use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::training::{Extras, Forward, Projection, Recipe, fit};
+use briquette_core::types::{Bits, PerLayer};
+use briquette_core::{Grid, StepGradient};
+use burn::tensor::{Distribution, Tensor};
+use serde::Deserialize;
+
+use crate::parts::observers::Scale;
+use crate::parts::quantizers::{Site, layers, on_grids, place, sites};
+use crate::parts::steps::paths;
+use crate::parts::values::{plain, replace};
+
+/// Trains with weights and activations in fixed point.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StochasticRounding {
+    /// Format of weights and biases.
+    #[serde(default = "unit")]
+    weights: Format,
+    /// Format of the values that the layers read; without, they stay in floating point.
+    activations: Option<Format>,
+    /// How values are rounded while the network trains.
+    #[serde(default)]
+    rounding: By,
+    /// Layers that are left alone; a trailing `*` stands for any ending.
+    #[serde(default)]
+    except: Vec<String>,
+    /// The training.
+    train: Recipe,
+}
+
+/// A fixed-point format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Format {
+    /// `IL`: bits before the point, the sign's included.
+    pub integer: u32,
+    /// `FL`: bits behind it.
+    pub fraction: u32,
+}
+
+/// How a value becomes one of a format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum By {
+    /// Up or down by chance, so that the mean is the value.
+    #[default]
+    Stochastic,
+    /// To the nearest.
+    Nearest,
+}
+
+impl Format {
+    fn grid(self) -> Grid {
+        let middle = 1_u32 << (self.integer + self.fraction - 1);
+        Grid::uniform(2 * middle, self.step(), middle as f32)
+    }
+
+    fn step(self) -> f32 {
+        0.5_f32.powi(self.fraction as i32)
+    }
+
+    /// The values rounded into the format.
+    pub fn round<const D: usize>(self, x: Tensor<D>, by: By) -> Tensor<D> {
+        let u = x.mul_scalar(1.0 / self.step());
+        let up = match by {
+            By::Nearest => u.add_scalar(0.5),
+            By::Stochastic => u.clone() + u.random_like(Distribution::Uniform(0.0, 1.0)),
+        };
+        let end = f64::from(1_u32 << (self.integer + self.fraction - 1));
+        up.floor().clamp(-end, end - 1.0).mul_scalar(self.step())
+    }
+
+    fn check(self, what: &str) -> Result<()> {
+        let sound = self.integer >= 1 && (2..=16).contains(&self.integer.saturating_add(self.fraction));
+        if sound {
+            return Ok(());
+        }
+        let detail =
+            format!("<{}, {}>; it takes 2 to 16 bits, at least one of them before the point", self.integer, self.fraction);
+        Err(Error::Invalid(format!("stochastic-rounding: `{what}` is {detail}")))
+    }
+}
+
+impl Method for StochasticRounding {
+    const NAME: &'static str = "stochastic-rounding";
+    const FAMILY: &'static str = "quantization and binarization";
+    const PAPER: &'static str = "Gupta, Agrawal, Gopalakrishnan, Narayanan, ICML 2015, arXiv:1502.02551";
+    const EXAMPLE: &'static str = "weights = { integer = 2, fraction = 14 }\ntrain = { epochs = 10 }";
+}
+
+impl Pass for StochasticRounding {
+    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        let layers = self.layers(&net)?;
+        let layers: BTreeSet<String> = layers.keys().map(|layer| net.nodes[*layer].name.clone()).collect();
+        let net = self.plan(net)?;
+        let paths = paths(&net, |weight| weight.node().is_some_and(|node| layers.contains(&net.nodes[node].name)));
+        let mut rounded = Rounded { format: self.weights, by: By::Nearest, layers, paths };
+        // What is trained begins in the format.
+        let net = rounded.project(net, 0, 1);
+        rounded.by = self.rounding;
+        let noisy = self.activations.filter(|_| self.rounding == By::Stochastic).map(|format| Noisy::new(&net, format));
+        let forward = noisy.as_ref().map(|noisy| noisy as &dyn Forward);
+        fit(net, &self.train, Extras { projections: vec![&mut rounded], forward, ..Extras::default() }, cx)
+    }
+
+    fn plan(&self, net: Net) -> Result<Net> {
+        self.train.check()?;
+        let layers = self.layers(&net)?;
+        let quantizers: Vec<(Site, Scale)> = match self.activations {
+            None => Vec::new(),
+            Some(format) => {
+                let grid = format.grid();
+                let scale = Scale { step: grid.steps[0], zero: grid.zeros[0] };
+                sites(&net, layers.keys().map(|layer| (*layer, grid.levels))).into_iter().map(|site| (site, scale)).collect()
+            }
+        };
+        let net = on_grids(net, (Rounding::Nearest, false), |index, _, _| layers.get(&index).map(|_| self.weights.grid()))?;
+        place(net, &quantizers, StepGradient::Fixed)
+    }
+
+    fn trainings(&self) -> Vec<&Recipe> {
+        vec![&self.train]
+    }
+
+    fn shrink(&mut self) {
+        self.train.shrink(1);
+    }
+}
+
+impl StochasticRounding {
+    fn layers(&self, net: &Net) -> Result<BTreeMap<usize, u32>> {
+        self.weights.check("weights")?;
+        self.activations.map_or(Ok(()), |format| format.check("activations"))?;
+        let bits = Bits::try_from(self.weights.integer + self.weights.fraction).map_err(Error::Invalid)?;
+        layers(Self::NAME, net, &PerLayer::All(bits), &self.except, (|_| true, "2 to 16"))
+    }
+}
+
+/// Rounds weights and biases after each step.
+struct Rounded {
+    format: Format,
+    by: By,
+    /// Whose biases.
+    layers: BTreeSet<String>,
+    /// Which weights.
+    paths: BTreeSet<String>,
+}
+
+impl Projection for Rounded {
+    fn project(&mut self, net: Net, _: usize, _: usize) -> Net {
+        let net = adjust(net, |path, base, steps| {
+            let base = if self.paths.contains(path) { self.format.round(base, self.by) } else { base };
+            (base, steps)
+        });
+        let rounded = net.nodes.iter().filter(|node| self.layers.contains(&node.name)).filter_map(|node| {
+            let bias = match &node.op {
+                Op::Conv2d(conv) => conv.bias.as_ref()?,
+                Op::Linear(linear) => linear.bias.as_ref()?,
+                _ => return None,
+            };
+            Some((bias.id, self.format.round(plain(bias.val()), self.by)))
+        });
+        let rounded: HashMap<_, _> = rounded.collect();
+        replace(net, rounded)
+    }
+}
+
+/// Rounds what quantizers read by chance, before they do so to the nearest.
+struct Noisy {
+    values: Vec<usize>,
+    format: Format,
+}
+
+impl Noisy {
+    fn new(net: &Net, format: Format) -> Self {
+        let values = net.nodes.iter().filter(|node| matches!(node.op, Op::Quantize(_))).map(|node| node.inputs[0]).collect();
+        Self { values, format }
+    }
+
+    /// The gradient is that of the value itself; the quantizer behind it stops what saturates.
+    fn round<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let step = f64::from(self.format.step());
+        let u = x.clone().detach().mul_scalar(1.0 / step);
+        let drawn = (u.clone() + u.random_like(Distribution::Uniform(0.0, 1.0))).floor().mul_scalar(step);
+        x.clone() + (drawn - x.detach())
+    }
+}
+
+impl Forward for Noisy {
+    fn forward(&self, net: &Net, images: Tensor<4>) -> Tensor<2> {
+        let logits = net.trace(images, |node, value| match value {
+            value if !self.values.contains(&node) => value,
+            Value::Map(x) => Value::Map(self.round(x)),
+            Value::Vector(x) => Value::Vector(self.round(x)),
+        });
+        logits.vector()
+    }
+}
+
+fn unit() -> Format {
+    Format { integer: 2, fraction: 14 }
+}
+
+#[cfg(test)]
+mod tests {
+    use briquette_core::coding::floats;
+    use briquette_core::pass::Silent;
+    use briquette_core::stored::Storage;
+    use briquette_core::training::evaluate;
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::handmade::{get, images, outputs, refusal, run, small, stirred};
+
+    #[test]
+    fn the_mean_of_what_is_rounded_is_the_value_and_the_format_saturates() {
+        let (format, device) = (Format { integer: 3, fraction: 2 }, Device::flex());
+        device.seed(9);
+        let x = [0.1_f32, -0.6, 1.9, -3.99, 0.25, 0.0];
+        let draws = 4000;
+        let many = Tensor::<1>::from_floats(x, &device).reshape([1, 6]).repeat_dim(0, draws);
+        let drawn = format.round(many, By::Stochastic);
+        assert!(floats(drawn.clone()).iter().all(|v| (v * 4.0).fract() == 0.0));
+        let mean = floats(drawn.mean_dim(0));
+        // Four standard errors of a step of a quarter.
+        assert!(mean.iter().zip(x).all(|(mean, x)| (mean - x).abs() < 4.0 * 0.125 / (draws as f32).sqrt()), "{mean:?}");
+        for by in [By::Stochastic, By::Nearest] {
+            let ends = format.round(Tensor::<1>::from_floats([9.0, -9.0, 3.9, -4.0], &device), by);
+            assert_eq!(floats(ends)[..2], [3.75, -4.0]);
+        }
+        let nearest = floats(format.round(Tensor::<1>::from_floats(x, &device), By::Nearest));
+        assert_eq!(nearest, [0.0, -0.5, 2.0, -4.0, 0.25, 0.0]);
+    }
+
+    /// A step a tenth of the format's, taken two hundred times: 20 steps in the mean, with a deviation of `sqrt(200 * 0.09)`.
+    #[test]
+    fn steps_below_the_format_move_weights_by_chance_only() {
+        let (format, device) = (Format { integer: 2, fraction: 6 }, Device::flex());
+        device.seed(4);
+        let after = |by| {
+            let mut weights = Tensor::<1>::zeros([400], &device);
+            for _ in 0..200 {
+                weights = format.round(weights.add_scalar(0.1 / 64.0), by);
+            }
+            f64::from(floats(weights.mean())[0]) * 64.0
+        };
+        assert_eq!(after(By::Nearest), 0.0);
+        assert!((after(By::Stochastic) - 20.0).abs() < 4.0 * (200.0_f64 * 0.09 / 400.0).sqrt());
+    }
+
+    #[test]
+    fn sixteen_bits_train_as_floats_do_and_what_is_left_is_in_the_format() {
+        let (data, device) = (images(), Device::flex());
+        let loss = |net: &Net| evaluate(net, &data.test, &device, &mut Silent).unwrap().loss;
+        let train = serde_json::json!({ "epochs": 40, "batch": 10, "lr": 0.01, "choose": "last" });
+        let recipe: Recipe = serde_json::from_value(train.clone()).unwrap();
+        let mut silent = Silent;
+        let float = fit(stirred(), &recipe, Extras::default(), &mut crate::handmade::context(&data, &mut silent)).unwrap();
+        let activations = serde_json::json!({ "integer": 6, "fraction": 10 });
+        let trained =
+            run::<StochasticRounding>(stirred(), serde_json::json!({ "activations": activations, "train": train })).unwrap();
+        assert!(
+            loss(&trained) < loss(&stirred()) - 0.8 * (loss(&stirred()) - loss(&float)),
+            "{} {}",
+            loss(&trained),
+            loss(&float)
+        );
+        let in_format = |values: Vec<f32>| values.iter().all(|v| (v * 16384.0).fract() == 0.0 && (-2.0..2.0).contains(v));
+        for layer in ["conv1", "conv2", "fc1", "fc2"] {
+            assert!(in_format(get(&trained, layer, "weight")), "{layer}");
+        }
+        assert!(in_format(get(&trained, "fc1", "bias")));
+        let back = Net::from_model(&trained.to_model(Storage::default()).unwrap(), &device).unwrap();
+        assert_eq!(outputs(&back), outputs(&trained));
+    }
+
+    #[test]
+    fn eight_bits_learn_by_chance_where_the_nearest_stands_still() {
+        let (data, device) = (images(), Device::flex());
+        let loss = |net: &Net| evaluate(net, &data.test, &device, &mut Silent).unwrap().loss;
+        let after = |rounding: &str, epochs: usize| {
+            let train = serde_json::json!({ "epochs": epochs, "batch": 10, "lr": 0.005, "optimizer": "sgd", "momentum": 0.0 });
+            let format = serde_json::json!({ "integer": 2, "fraction": 6 });
+            run::<StochasticRounding>(stirred(), serde_json::json!({ "weights": format, "rounding": rounding, "train": train }))
+                .unwrap()
+        };
+        let (start, nearest, chance) = (after("nearest", 0), after("nearest", 40), after("stochastic", 40));
+        assert_eq!(get(&start, "fc2", "weight"), get(&nearest, "fc2", "weight"));
+        assert_ne!(get(&start, "fc2", "weight"), get(&chance, "fc2", "weight"));
+        assert!(loss(&chance) < loss(&start), "{} {}", loss(&chance), loss(&start));
+    }
+
+    #[test]
+    fn formats_that_do_not_fit_are_refused() {
+        let refused = |integer: u32, fraction: u32| {
+            let format = serde_json::json!({ "integer": integer, "fraction": fraction });
+            refusal::<StochasticRounding>(small(), serde_json::json!({ "weights": format, "train": {} }))
+        };
+        let detail = "it takes 2 to 16 bits, at least one of them before the point";
+        for (integer, fraction) in [(0, 8), (4, 13), (1, 0), (u32::MAX, 1)] {
+            assert_eq!(
+                refused(integer, fraction),
+                format!("stochastic-rounding: `weights` is <{integer}, {fraction}>; {detail}")
+            );
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! Ternary weights.
+//!
+//! A weight `w` becomes `s`, 0 or `-s`. With the threshold `d = 0.7 mean |w|`, beyond which a weight is not 0, the scale
+//! `s = mean of |w| over |w| > d` minimizes the squared error; both follow the weights after every step (TWN). With `scales = "learned"`,
+//! the threshold is `d = share max |w|`, and the two scales are trained by the loss, each by the sum of the gradients of its weights
+//! ([`Source::Ternary`], TTQ).
+//!
+//! ```
+//! use briquette_core::coding;
+//! use briquette_pruning_sharing::ternary::{self, Per};
+//! use burn::nn::{Linear, LinearConfig};
+//! use burn::tensor::Device;
+//!
+//! let layer: Linear = LinearConfig::new(20, 30).init(&Device::flex());
+//! let layer = ternary::ternarize(layer, |_| Some(Per::Tensor));
+//! let mut values: Vec<u32> = coding::weights(&layer)[0].values.iter().map(|w| w.abs().to_bits()).collect();
+//! values.sort_unstable();
+//! values.dedup();
+//! assert_eq!(values.len(), 2);
+//! ```
+//!
+//! Li, Zhang, Liu. "Ternary Weight Networks". arXiv:1605.04711, 2016.
+//! Zhu, Han, Mao, Dally. "Trained Ternary Quantization". ICLR 2017. arXiv:1612.01064.
+//! Differs from the papers: TWN may have a threshold and a scale for each filter, and TTQ's scales begin at the means of the weights that
+//! they stand for.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use briquette_core::Grid;
+use briquette_core::coding::{self, Coding, Rounding, Source, Weight, adjust};
+use briquette_core::error::{Error, Result};
+use briquette_core::net::{Net, Op};
+use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::training::{Extras, Projection, Recipe, fit};
+use briquette_core::types::{Bits, PerLayer};
+use burn::module::Module;
+use burn::tensor::Tensor;
+use serde::Deserialize;
+
+use crate::parts::observers::LEAST_STEP;
+use crate::parts::quantizers::layers;
+use crate::parts::steps::paths;
+
+pub use crate::parts::quantizers::Per;
+
+/// Trains weights of three values.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ternary {
+    /// Where the scales come from.
+    #[serde(default)]
+    scales: Scales,
+    /// What has a scale of its own, where scales are means.
+    per: Option<Per>,
+    /// Share of the largest weight below which one is zero, where scales are learned.
+    share: Option<f64>,
+    /// Layers that are left alone; a trailing `*` stands for any ending.
+    #[serde(default)]
+    except: Vec<String>,
+    /// The training.
+    train: Recipe,
+}
+
+/// Where the scales come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scales {
+    /// The mean of the weights beyond the threshold, one for both signs.
+    #[default]
+    Mean,
+    /// The loss, one for each sign.
+    Learned,
+}
+
+impl Method for Ternary {
+    const NAME: &'static str = "ternary";
+    const FAMILY: &'static str = "quantization and binarization";
+    const PAPER: &'static str = "Li, Zhang, Liu, arXiv:1605.04711; Zhu, Han, Mao, Dally, ICLR 2017, arXiv:1612.01064";
+    const EXAMPLE: &'static str = "train = { epochs = 10 }";
+}
+
+impl Pass for Ternary {
+    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        let net = self.plan(net)?;
+        let mut refreshed =
+            Refreshed(paths(&net, |weight| matches!(&weight.coding.source, Source::Grid { rounding: Rounding::Threshold, .. })));
+        fit(net, &self.train, Extras { projections: vec![&mut refreshed], ..Extras::default() }, cx)
+    }
+
+    fn plan(&self, net: Net) -> Result<Net> {
+        self.train.check()?;
+        let share = self.share.unwrap_or(SHARE);
+        match self.scales {
+            Scales::Mean if self.share.is_some() => {
+                return Err(Error::Invalid("ternary: `share` is of learned scales; add scales = \"learned\"".into()));
+            }
+            Scales::Learned if self.per.is_some() => {
+                return Err(Error::Invalid("ternary: learned scales are two for each layer; leave out `per`".into()));
+            }
+            _ if !(0.0..1.0).contains(&share) => {
+                return Err(Error::Invalid(format!("ternary: share lies in [0, 1), not {share}")));
+            }
+            _ => {}
+        }
+        let two = PerLayer::All(Bits::try_from(2).map_err(Error::Invalid)?);
+        let layers = layers(Self::NAME, &net, &two, &self.except, (|_| true, "2"))?;
+        let chosen = |weight: &Weight| weight.node().is_some_and(|node| layers.contains_key(&node));
+        Ok(match self.scales {
+            Scales::Mean => {
+                let outputs: BTreeMap<usize, usize> =
+                    net.weighted().map(|(index, node)| (index, usize::from(matches!(node.op, Op::Linear(_))))).collect();
+                let per = self.per.unwrap_or(Per::Tensor);
+                along(net, |weight| chosen(weight).then(|| (per, outputs[&weight.node().unwrap_or_default()])))
+            }
+            Scales::Learned => {
+                let learned = |weight: &Weight| chosen(weight).then(|| source(&weight.values, share as f32));
+                let codings = coding::weights(&net).into_iter().filter_map(|weight| {
+                    let source = learned(&weight)?;
+                    Some((weight.path, Coding { mask: weight.coding.mask, source }))
+                });
+                let codings: BTreeMap<String, Coding> = codings.collect();
+                coding::recode(net, codings)
+            }
+        })
+    }
+
+    fn trainings(&self) -> Vec<&Recipe> {
+        vec![&self.train]
+    }
+
+    fn shrink(&mut self) {
+        self.train.shrink(1);
+    }
+}
+
+/// Share of the largest weight in Zhu et al.'s threshold.
+const SHARE: f64 = 0.05;
+
+/// Makes tensors of rank 2 or more in any Burn module ternary. `per` says what has a scale of its own, where channels lie along the tensor's
+/// first axis; tensors for which it gives none are left alone. Masked weights stay zero.
+pub fn ternarize<M: Module>(module: M, mut per: impl FnMut(&Weight) -> Option<Per>) -> M {
+    along(module, |weight| per(weight).map(|per| (per, 0)))
+}
+
+/// As [`ternarize`], with channels along the axis given.
+fn along<M: Module>(module: M, mut chosen: impl FnMut(&Weight) -> Option<(Per, usize)>) -> M {
+    let mut codings = BTreeMap::new();
+    for weight in coding::weights(&module) {
+        let Some((per, axis)) = chosen(&weight) else { continue };
+        let (axis, count) = if per == Per::Tensor { (None, 1) } else { (Some(axis), weight.shape[axis]) };
+        // The steps are those of the next line.
+        let grid = Grid { levels: 3, axis, steps: vec![1.0; count], zeros: vec![1.0; count] };
+        let source = Source::Grid { grid, rounding: Rounding::Threshold, learned: false };
+        codings.insert(weight.path, Coding { mask: weight.coding.mask, source });
+    }
+    let paths: BTreeSet<String> = codings.keys().cloned().collect();
+    refresh(coding::recode(module, codings), &paths)
+}
+
+/// Gives the weights at these paths the scales of what lies underneath.
+fn refresh<M: Module>(module: M, paths: &BTreeSet<String>) -> M {
+    adjust(module, |path, base, steps| {
+        let steps = if paths.contains(path) { scales(&base) } else { steps };
+        (base, steps)
+    })
+}
+
+/// For each channel of `[before, channels, behind]`, the mean of what exceeds `0.7 mean |w|`.
+fn scales(base: &Tensor<3>) -> Tensor<1> {
+    let size = base.clone().abs();
+    let threshold = size.clone().mean_dim(0).mean_dim(2).mul_scalar(0.7).expand(size.shape());
+    let large = size.clone().greater(threshold).float();
+    let [_, channels, _] = size.dims();
+    let sum = |x: Tensor<3>| x.sum_dim(0).sum_dim(2).reshape([channels]);
+    (sum(size * large.clone()) / sum(large).clamp_min(1.0)).clamp_min(LEAST_STEP)
+}
+
+/// Two scales, each the mean of the weights that it stands for, or 1 where there are none.
+fn source(values: &[f32], share: f32) -> Source {
+    let threshold = share * values.iter().fold(0.0_f32, |m, w| m.max(w.abs()));
+    let mean = |sign: f32| {
+        let beyond = || values.iter().map(|w| sign * w).filter(|w| *w > threshold);
+        let (sum, count) = (beyond().map(f64::from).sum::<f64>(), beyond().count());
+        if count == 0 { 1.0 } else { (sum / count as f64) as f32 }
+    };
+    Source::Ternary { scales: [mean(-1.0), mean(1.0)], share }
+}
+
+/// Gives the weights at these paths the scales of what they have become.
+struct Refreshed(BTreeSet<String>);
+
+impl Projection for Refreshed {
+    fn project(&mut self, net: Net, _: usize, _: usize) -> Net {
+        refresh(net, &self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use briquette_core::pass::Silent;
+    use briquette_core::stored::Storage;
+    use briquette_core::training::evaluate;
+    use burn::module::Param;
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::handmade::{get, images, outputs, refusal, run, small, stirred};
+
+    fn tuned(epochs: usize, more: serde_json::Value) -> Net {
+        let train = serde_json::json!({ "epochs": epochs, "batch": 10, "lr": 0.01 });
+        let mut settings = serde_json::json!({ "train": train });
+        if let (Some(settings), serde_json::Value::Object(more)) = (settings.as_object_mut(), more) {
+            settings.extend(more);
+        }
+        run::<Ternary>(stirred(), settings).unwrap()
+    }
+
+    #[test]
+    fn scales_are_the_means_beyond_the_threshold_and_the_best_for_its_signs() {
+        let values = [[0.9_f32, -0.2, 0.31, -3.0], [0.05, 2.4, -0.1, 0.0]];
+        let ternary = |per| {
+            let param = ternarize(Param::from_tensor(Tensor::<2>::from_floats(values, &Device::flex())), |_| Some(per));
+            coding::weights(&param)[0].values.clone()
+        };
+        // Thresholds 0.7 * 1.1025 and 0.7 * 0.6375.
+        let near = |found: Vec<f32>, wanted: [f32; 8]| found.iter().zip(wanted).all(|(a, b)| (a - b).abs() < 1e-6);
+        assert!(near(ternary(Per::Channel), [1.95, 0.0, 0.0, -1.95, 0.0, 2.4, 0.0, 0.0]));
+        // 0.7 * 0.87.
+        assert!(near(ternary(Per::Tensor), [2.1, 0.0, 0.0, -2.1, 0.0, 2.1, 0.0, 0.0]));
+        let error = |scale: f32| {
+            let codes = [1.0, 0.0, 0.0, -1.0, 0.0, 1.0, 0.0, 0.0];
+            values.concat().iter().zip(codes).map(|(w, code)| (w - scale * code).powi(2)).sum::<f32>()
+        };
+        assert!(error(2.1) < error(2.0) && error(2.1) < error(2.2));
+    }
+
+    #[test]
+    fn scales_follow_the_weights_underneath() {
+        let (data, device) = (images(), Device::flex());
+        let loss = |net: &Net| evaluate(net, &data.test, &device, &mut Silent).unwrap().loss;
+        for per in ["tensor", "channel"] {
+            let (start, net) = (tuned(0, serde_json::json!({ "per": per })), tuned(40, serde_json::json!({ "per": per })));
+            assert!(loss(&net) < loss(&start), "{per}");
+            for (_, node) in net.weighted() {
+                let weight = node.weight().unwrap();
+                let Source::Grid { grid, .. } = &weight.coding.source else { panic!("{} is not on a grid", node.name) };
+                assert_eq!(grid.axis, (per == "channel").then_some(0));
+                let row = weight.base.len() / grid.steps.len();
+                for (base, step) in weight.base.chunks(row).zip(&grid.steps) {
+                    let threshold = 0.7 * base.iter().map(|w| w.abs()).sum::<f32>() / row as f32;
+                    let beyond: Vec<f32> = base.iter().map(|w| w.abs()).filter(|w| *w > threshold).collect();
+                    let mean = beyond.iter().sum::<f32>() / beyond.len() as f32;
+                    assert!((step - mean).abs() < 1e-5 * mean, "{}: {step} {mean}", node.name);
+                }
+            }
+            let back = Net::from_model(&net.to_model(Storage::default()).unwrap(), &device).unwrap();
+            assert_eq!(outputs(&back), outputs(&net));
+        }
+    }
+
+    #[test]
+    fn learned_scales_part_and_three_values_are_left() {
+        let (data, device) = (images(), Device::flex());
+        let loss = |net: &Net| evaluate(net, &data.test, &device, &mut Silent).unwrap().loss;
+        let learned = |epochs| tuned(epochs, serde_json::json!({ "scales": "learned", "share": 0.2 }));
+        let (start, net) = (learned(0), learned(40));
+        assert!(loss(&net) < loss(&start));
+        for (_, node) in net.weighted() {
+            let weight = node.weight().unwrap();
+            let Source::Ternary { scales: [n, p], .. } = weight.coding.source else { panic!("{} is not ternary", node.name) };
+            let values: BTreeSet<u32> = weight.values().iter().filter(|w| **w != 0.0).map(|w| w.to_bits()).collect();
+            assert!(values.is_subset(&[p.to_bits(), (-n).to_bits()].into()), "{}", node.name);
+            assert!((n - p).abs() > 1e-4, "{}: {n} {p}", node.name);
+        }
+        let back = Net::from_model(&net.to_model(Storage::default()).unwrap(), &device).unwrap();
+        assert_eq!(outputs(&back), outputs(&net));
+        let again = Net::from_state(&net.to_state(), &device).unwrap();
+        assert_eq!(outputs(&again), outputs(&net));
+    }
+
+    #[test]
+    fn masked_and_spared_layers_stay_and_zeros_do_no_harm() {
+        let zeros = crate::handmade::set(stirred(), "fc1", "weight", &vec![0.0; get(&small(), "fc1", "weight").len()]);
+        for more in [serde_json::json!({ "except": ["conv1"] }), serde_json::json!({ "except": ["conv1"], "scales": "learned" })]
+        {
+            let mut settings = more;
+            settings["train"] = serde_json::json!({ "epochs": 2, "batch": 10 });
+            let net = run::<Ternary>(zeros.deep_clone(), settings).unwrap();
+            assert!(outputs(&net).iter().all(|y| y.is_finite()));
+            assert_eq!(net.nodes[net.index("conv1").unwrap()].weight().unwrap().coding, Coding::default());
+        }
+    }
+
+    #[test]
+    fn settings_that_contradict_each_other_are_refused() {
+        let refused = |more: serde_json::Value| refusal::<Ternary>(small(), more);
+        let error = refused(serde_json::json!({ "share": 0.1, "train": {} }));
+        assert_eq!(error, "ternary: `share` is of learned scales; add scales = \"learned\"");
+        let error = refused(serde_json::json!({ "scales": "learned", "per": "channel", "train": {} }));
+        assert_eq!(error, "ternary: learned scales are two for each layer; leave out `per`");
+        let error = refused(serde_json::json!({ "scales": "learned", "share": 1.0, "train": {} }));
+        assert_eq!(error, "ternary: share lies in [0, 1), not 1");
+    }
+}
