@@ -1,5 +1,6 @@
 //! What several methods are made of.
 
+pub mod binary;
 pub mod channels;
 pub mod codebooks;
 pub mod curvature;
@@ -8,6 +9,7 @@ pub mod except;
 pub mod gauss_newton;
 pub mod kmeans;
 pub mod masks;
+pub mod norms;
 pub mod patches;
 pub mod proximal;
 pub mod rank;
