@@ -29,6 +29,7 @@ mod handmade;
 pub mod acdc;
 pub mod apoz;
 pub mod biased_decay;
+pub mod binary_connect;
 pub mod butterfly;
 pub mod channel_lasso;
 pub mod circulant;
@@ -65,6 +66,7 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<acdc::Acdc>("pruning-sharing"),
     Entry::of::<apoz::Apoz>("pruning-sharing"),
     Entry::of::<biased_decay::BiasedDecay>("pruning-sharing"),
+    Entry::of::<binary_connect::BinaryConnect>("pruning-sharing"),
     Entry::of::<butterfly::Butterfly>("pruning-sharing"),
     Entry::of::<channel_lasso::ChannelLasso>("pruning-sharing"),
     Entry::of::<circulant::Circulant>("pruning-sharing"),
