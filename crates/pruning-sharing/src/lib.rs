@@ -30,6 +30,7 @@ pub mod acdc;
 pub mod apoz;
 pub mod biased_decay;
 pub mod binary_connect;
+pub mod binary_net;
 pub mod butterfly;
 pub mod channel_lasso;
 pub mod circulant;
@@ -67,6 +68,7 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<apoz::Apoz>("pruning-sharing"),
     Entry::of::<biased_decay::BiasedDecay>("pruning-sharing"),
     Entry::of::<binary_connect::BinaryConnect>("pruning-sharing"),
+    Entry::of::<binary_net::BinaryNet>("pruning-sharing"),
     Entry::of::<butterfly::Butterfly>("pruning-sharing"),
     Entry::of::<channel_lasso::ChannelLasso>("pruning-sharing"),
     Entry::of::<circulant::Circulant>("pruning-sharing"),
