@@ -32,6 +32,7 @@ pub mod biased_decay;
 pub mod binary_connect;
 pub mod binary_net;
 pub mod butterfly;
+pub mod bwn;
 pub mod channel_lasso;
 pub mod circulant;
 pub mod data_free;
@@ -70,6 +71,7 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<binary_connect::BinaryConnect>("pruning-sharing"),
     Entry::of::<binary_net::BinaryNet>("pruning-sharing"),
     Entry::of::<butterfly::Butterfly>("pruning-sharing"),
+    Entry::of::<bwn::Bwn>("pruning-sharing"),
     Entry::of::<channel_lasso::ChannelLasso>("pruning-sharing"),
     Entry::of::<circulant::Circulant>("pruning-sharing"),
     Entry::of::<data_free::DataFree>("pruning-sharing"),
