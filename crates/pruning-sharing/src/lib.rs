@@ -60,6 +60,7 @@ pub mod soft_weight_sharing;
 pub mod structured_sparsity;
 pub mod taylor;
 pub mod thinet;
+pub mod xnor_net;
 
 use briquette_core::pass::Entry;
 
@@ -98,4 +99,5 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<structured_sparsity::StructuredSparsity>("pruning-sharing"),
     Entry::of::<taylor::Taylor>("pruning-sharing"),
     Entry::of::<thinet::ThiNet>("pruning-sharing"),
+    Entry::of::<xnor_net::XnorNet>("pruning-sharing"),
 ];
