@@ -47,6 +47,7 @@ pub mod huffman;
 pub mod kmeans_sharing;
 pub mod kronecker;
 pub mod less_is_more;
+pub mod loss_aware_binarization;
 pub mod low_displacement;
 pub mod magnitude;
 pub mod movement;
@@ -87,6 +88,7 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<kmeans_sharing::KmeansSharing>("pruning-sharing"),
     Entry::of::<kronecker::Kronecker>("pruning-sharing"),
     Entry::of::<less_is_more::LessIsMore>("pruning-sharing"),
+    Entry::of::<loss_aware_binarization::LossAwareBinarization>("pruning-sharing"),
     Entry::of::<low_displacement::LowDisplacement>("pruning-sharing"),
     Entry::of::<magnitude::Magnitude>("pruning-sharing"),
     Entry::of::<movement::Movement>("pruning-sharing"),
