@@ -39,6 +39,7 @@ pub mod data_free;
 pub mod ecsq;
 pub mod entropy;
 pub mod fastfood;
+pub mod few_multiplications;
 pub mod filter_l1;
 pub mod fpgm;
 pub mod group_brain_damage;
@@ -80,6 +81,7 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<ecsq::Ecsq>("pruning-sharing"),
     Entry::of::<entropy::Entropy>("pruning-sharing"),
     Entry::of::<fastfood::Fastfood>("pruning-sharing"),
+    Entry::of::<few_multiplications::FewMultiplications>("pruning-sharing"),
     Entry::of::<filter_l1::FilterL1>("pruning-sharing"),
     Entry::of::<fpgm::Fpgm>("pruning-sharing"),
     Entry::of::<group_brain_damage::GroupBrainDamage>("pruning-sharing"),
