@@ -62,6 +62,7 @@ pub mod soft_weight_sharing;
 pub mod structured_sparsity;
 pub mod taylor;
 pub mod thinet;
+pub mod weight_distortion;
 pub mod xnor_net;
 
 use briquette_core::pass::Entry;
@@ -103,5 +104,6 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<structured_sparsity::StructuredSparsity>("pruning-sharing"),
     Entry::of::<taylor::Taylor>("pruning-sharing"),
     Entry::of::<thinet::ThiNet>("pruning-sharing"),
+    Entry::of::<weight_distortion::WeightDistortion>("pruning-sharing"),
     Entry::of::<xnor_net::XnorNet>("pruning-sharing"),
 ];
