@@ -231,8 +231,8 @@ fn codes<const D: usize>(u: Tensor<D>, levels: u32, bounded: bool, noise: Option
     straight(q, if bounded { inside } else { u })
 }
 
-/// The values of `q` with the gradient of `u`.
-fn straight<const D: usize>(q: Tensor<D>, u: Tensor<D>) -> Tensor<D> {
+/// The values of `q`, exactly, with the gradient of `u`.
+pub fn straight<const D: usize>(q: Tensor<D>, u: Tensor<D>) -> Tensor<D> {
     if !u.is_autodiff() {
         return q;
     }

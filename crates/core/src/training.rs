@@ -20,7 +20,7 @@ use burn::tensor::{Device, Gradients, Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 
 pub use probe::probe;
-pub use recipe::{Choose, Optimizer, Precision, Recipe, Schedule};
+pub use recipe::{Choose, Loss, Optimizer, Precision, Recipe, Schedule};
 
 use crate::builder::stream;
 use crate::coding::floats;
@@ -30,7 +30,7 @@ use crate::net::Net;
 use crate::pass::{Context, Event, Host};
 use state::State;
 
-/// A term that a method adds to the cross-entropy.
+/// A term that a method adds to the recipe's loss.
 pub trait Objective {
     /// The term for this batch; a scalar that carries gradients.
     fn term(&self, net: &Net, images: &Tensor<4>, logits: &Tensor<2>) -> Tensor<1>;
@@ -57,7 +57,7 @@ pub trait Forward {
 /// What a method adds to the training.
 #[derive(Default)]
 pub struct Extras<'a> {
-    /// Terms beside the cross-entropy.
+    /// Terms beside the recipe's loss.
     pub objectives: Vec<&'a mut dyn Objective>,
     /// Projections, in order.
     pub projections: Vec<&'a mut dyn Projection>,
@@ -150,7 +150,10 @@ pub fn fit(net: Net, recipe: &Recipe, mut extras: Extras<'_>, cx: &mut Context<'
                 None => net.forward(images.clone()),
             });
             correct += hits(&floats(logits.clone().inner()), &batch.labels, 1);
-            let mut loss = cross_entropy(logits.clone(), &batch.labels, recipe.label_smoothing);
+            let mut loss = match recipe.loss {
+                Loss::CrossEntropy => cross_entropy(logits.clone(), &batch.labels, recipe.label_smoothing),
+                Loss::SquareHinge => square_hinge(logits.clone(), &batch.labels),
+            };
             for objective in &extras.objectives {
                 loss = loss + objective.term(&net, &images, &logits);
             }
@@ -268,6 +271,17 @@ pub fn cross_entropy(logits: Tensor<2>, labels: &[u16], smoothing: f64) -> Tenso
         return kernels::cross_entropy(logits, targets);
     }
     (activation::log_softmax(logits, 1) * targets).sum().mul_scalar(-1.0 / n as f64)
+}
+
+/// Mean over samples and classes of `max(0, 1 - t z)^2`, where `t` is 1 for the label's class and -1 for the others.
+pub fn square_hinge(logits: Tensor<2>, labels: &[u16]) -> Tensor<1> {
+    let [n, classes] = logits.dims();
+    let mut targets = vec![-1.0_f32; n * classes];
+    for (row, label) in labels.iter().enumerate() {
+        targets[row * classes + *label as usize] = 1.0;
+    }
+    let targets = Tensor::<2>::from_data(TensorData::new(targets, [n, classes]), &logits.device());
+    (logits * targets).neg().add_scalar(1.0).clamp_min(0.0).square().mean()
 }
 
 /// Scales all gradients by `limit / norm` when the norm of all of them together exceeds `limit`.

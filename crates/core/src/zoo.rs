@@ -1,6 +1,7 @@
 //! Networks of the papers, each reading like its paper's table. All take a width multiplier and end in logits.
 
 mod alexnet;
+mod courbariaux;
 mod lenet;
 mod resnet;
 mod vgg;
@@ -48,8 +49,11 @@ impl Wanted {
 /// Every network of the zoo.
 pub const ZOO: &[Arch] = &[
     alexnet::ALEXNET,
+    courbariaux::CNN,
     lenet::LENET_300_100,
     lenet::LENET_5,
+    lenet::LENET_5_NORM,
+    courbariaux::MLP,
     resnet::RESNET_18,
     resnet::RESNET_20,
     resnet::RESNET_32,
@@ -112,11 +116,13 @@ mod tests {
     use crate::cost::Cost;
 
     /// Name, parameters (biases and batch norm included, running statistics not), weights alone, multiply-accumulates.
-    /// LeNets, VGG-16 CIFAR, ResNet-56/110: Appendix B of the survey reference. AlexNet, VGG, ResNet-18/34/50: torchvision's counts for
+    /// LeNets, VGG-16 CIFAR, Courbariaux's networks, ResNet-56/110: Appendix B of the survey reference. AlexNet, VGG, ResNet-18/34/50: torchvision's counts for
     /// the same definitions (AlexNet there is the one-tower form; ours keeps the two-group convolutions of the 2012 paper).
     const PUBLISHED: &[(&str, usize, Option<usize>, Option<u64>)] = &[
         ("lenet300", 266_610, Some(266_200), Some(266_200)),
         ("lenet5", 431_080, Some(430_500), Some(2_293_000)),
+        ("courbariaux-cnn", 14_031_774, Some(14_022_016), None),
+        ("mlp", 2_919_454, Some(2_910_208), None),
         ("resnet20", 269_722, None, None),
         ("resnet32", 464_154, None, None),
         ("resnet44", 658_586, None, None),

@@ -29,7 +29,10 @@ mod handmade;
 pub mod acdc;
 pub mod apoz;
 pub mod biased_decay;
+pub mod binary_connect;
+pub mod binary_net;
 pub mod butterfly;
+pub mod bwn;
 pub mod channel_lasso;
 pub mod circulant;
 pub mod data_free;
@@ -37,6 +40,7 @@ pub mod dorefa;
 pub mod ecsq;
 pub mod entropy;
 pub mod fastfood;
+pub mod few_multiplications;
 pub mod filter_l1;
 pub mod fixed_point;
 pub mod fpgm;
@@ -47,6 +51,7 @@ pub mod kmeans_sharing;
 pub mod kronecker;
 pub mod learned_step;
 pub mod less_is_more;
+pub mod loss_aware_binarization;
 pub mod low_displacement;
 pub mod magnitude;
 pub mod movement;
@@ -63,6 +68,8 @@ pub mod structured_sparsity;
 pub mod taylor;
 pub mod ternary;
 pub mod thinet;
+pub mod weight_distortion;
+pub mod xnor_net;
 
 use briquette_core::pass::Entry;
 
@@ -71,7 +78,10 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<acdc::Acdc>("pruning-sharing"),
     Entry::of::<apoz::Apoz>("pruning-sharing"),
     Entry::of::<biased_decay::BiasedDecay>("pruning-sharing"),
+    Entry::of::<binary_connect::BinaryConnect>("pruning-sharing"),
+    Entry::of::<binary_net::BinaryNet>("pruning-sharing"),
     Entry::of::<butterfly::Butterfly>("pruning-sharing"),
+    Entry::of::<bwn::Bwn>("pruning-sharing"),
     Entry::of::<channel_lasso::ChannelLasso>("pruning-sharing"),
     Entry::of::<circulant::Circulant>("pruning-sharing"),
     Entry::of::<data_free::DataFree>("pruning-sharing"),
@@ -79,6 +89,7 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<ecsq::Ecsq>("pruning-sharing"),
     Entry::of::<entropy::Entropy>("pruning-sharing"),
     Entry::of::<fastfood::Fastfood>("pruning-sharing"),
+    Entry::of::<few_multiplications::FewMultiplications>("pruning-sharing"),
     Entry::of::<filter_l1::FilterL1>("pruning-sharing"),
     Entry::of::<fixed_point::FixedPoint>("pruning-sharing"),
     Entry::of::<fpgm::Fpgm>("pruning-sharing"),
@@ -89,6 +100,7 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<kronecker::Kronecker>("pruning-sharing"),
     Entry::of::<learned_step::LearnedStep>("pruning-sharing"),
     Entry::of::<less_is_more::LessIsMore>("pruning-sharing"),
+    Entry::of::<loss_aware_binarization::LossAwareBinarization>("pruning-sharing"),
     Entry::of::<low_displacement::LowDisplacement>("pruning-sharing"),
     Entry::of::<magnitude::Magnitude>("pruning-sharing"),
     Entry::of::<movement::Movement>("pruning-sharing"),
@@ -104,4 +116,6 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<taylor::Taylor>("pruning-sharing"),
     Entry::of::<ternary::Ternary>("pruning-sharing"),
     Entry::of::<thinet::ThiNet>("pruning-sharing"),
+    Entry::of::<weight_distortion::WeightDistortion>("pruning-sharing"),
+    Entry::of::<xnor_net::XnorNet>("pruning-sharing"),
 ];

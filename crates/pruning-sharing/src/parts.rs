@@ -1,6 +1,7 @@
 //! What several methods are made of.
 
 pub mod bias_correction;
+pub mod binary;
 pub mod channels;
 pub mod clipped;
 pub mod codebooks;
@@ -11,6 +12,7 @@ pub mod except;
 pub mod gauss_newton;
 pub mod kmeans;
 pub mod masks;
+pub mod norms;
 pub mod observers;
 pub mod patches;
 pub mod proximal;

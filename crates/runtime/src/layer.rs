@@ -114,6 +114,10 @@ pub enum Layer {
         /// What trains the step.
         train: StepGradient,
     },
+    /// `y = 1/c sum_i |x_i|` over the channels: `[c, h, w]` to `[1, h, w]`, `[n]` to `[1]`.
+    MeanMagnitude,
+    /// The product of two inputs of one shape, or of one and another that has a single channel, which scales all channels.
+    Multiply,
     /// An open kernel that a scheme's crate defines.
     Custom {
         /// The kernel's name.
@@ -234,6 +238,8 @@ impl Layer {
             Layer::Dropout { .. } => "dropout",
             Layer::Structured(structure) => structure.kind(),
             Layer::Quantize { .. } => "quantize",
+            Layer::MeanMagnitude => "mean-magnitude",
+            Layer::Multiply => "multiply",
             Layer::Custom { .. } => "custom",
         }
     }
@@ -252,7 +258,10 @@ impl Layer {
             Layer::Add | Layer::Concat if inputs.len() < 2 => {
                 return Err(ShapeError::Arity { layer, expected: "two or more", found: inputs.len() });
             }
-            Layer::Input { .. } | Layer::Add | Layer::Concat => {}
+            Layer::Multiply if inputs.len() != 2 => {
+                return Err(ShapeError::Arity { layer, expected: "two", found: inputs.len() });
+            }
+            Layer::Input { .. } | Layer::Add | Layer::Concat | Layer::Multiply => {}
             _ if inputs.len() != 1 => return Err(ShapeError::Arity { layer, expected: "one", found: inputs.len() }),
             _ => {}
         }
@@ -351,6 +360,17 @@ impl Layer {
                 Grid::uniform(*levels, 1.0, *zero).check(&[]).map_err(|error| bad(error.to_string()))?;
                 inputs[0].to_vec()
             }
+            Layer::MeanMagnitude => match inputs[0] {
+                [_, rest @ ..] => std::iter::once(1).chain(rest.iter().copied()).collect(),
+                [] => return Err(bad("the input has no channels".into())),
+            },
+            Layer::Multiply => {
+                let one = std::iter::once(1).chain(inputs[0].iter().skip(1).copied());
+                if inputs[0].is_empty() || (inputs[1] != inputs[0] && !inputs[1].iter().copied().eq(one)) {
+                    return Err(bad(format!("inputs of the shapes {:?} and {:?}", inputs[0], inputs[1])));
+                }
+                inputs[0].to_vec()
+            }
             Layer::Custom { kernel, .. } => return Err(bad(format!("open kernel {kernel:?} is not known here"))),
             Layer::BatchNorm { .. }
             | Layer::LocalResponseNorm { .. }
@@ -405,6 +425,12 @@ mod tests {
         let error = Layer::Linear.output_shape(&[&[800]], Some(&[10, 500])).unwrap_err();
         assert_eq!(error.to_string(), "linear: weight Some([10, 500]) does not take the input [800]");
         assert!(Layer::Add.output_shape(&[&[8, 4, 4], &[16, 4, 4]], None).is_err());
+        let error = Layer::Multiply.output_shape(&[&[8, 4, 4], &[1, 4, 3]], None).unwrap_err();
+        assert_eq!(error.to_string(), "multiply: inputs of the shapes [8, 4, 4] and [1, 4, 3]");
+        let error = Layer::Multiply.output_shape(&[&[8]], None).unwrap_err();
+        assert_eq!(error.to_string(), "multiply takes two input(s), 1 are wired");
+        assert_eq!(Layer::Multiply.output_shape(&[&[8, 4, 4], &[1, 4, 4]], None).unwrap(), [8, 4, 4]);
+        assert_eq!(Layer::MeanMagnitude.output_shape(&[&[8, 4, 3]], None).unwrap(), [1, 4, 3]);
         assert!(Layer::MaxPool(Window::square(3)).output_shape(&[&[1, 2, 2]], None).is_err());
     }
 }

@@ -149,7 +149,9 @@ fn write_layer(layer: &Layer, out: &mut Vec<u8>) -> Result<(), Error> {
         | Layer::GlobalAvgPool
         | Layer::Add
         | Layer::Concat
-        | Layer::Flatten => {}
+        | Layer::Flatten
+        | Layer::MeanMagnitude
+        | Layer::Multiply => {}
     }
     Ok(())
 }
@@ -183,6 +185,8 @@ fn tag(layer: &Layer) -> u8 {
         Layer::Custom { .. } => 24,
         Layer::Structured(_) => 25,
         Layer::Quantize { .. } => 26,
+        Layer::MeanMagnitude => 27,
+        Layer::Multiply => 28,
     }
 }
 
@@ -250,6 +254,8 @@ fn read_layer(reader: &mut Reader<'_>) -> Result<Layer, Error> {
             Grid::uniform(levels, 1.0, zero).check(&[])?;
             Layer::Quantize { levels, zero, train }
         }
+        27 => Layer::MeanMagnitude,
+        28 => Layer::Multiply,
         tag => return Err(Error::corrupt(format!("layer {tag}"))),
     })
 }
@@ -335,6 +341,8 @@ mod tests {
             Layer::Dropout { p: 0.5 },
             Layer::Quantize { levels: 16, zero: 7.5, train: StepGradient::Learned },
             Layer::Custom { kernel: "circulant".into(), config: "{}".into() },
+            Layer::MeanMagnitude,
+            Layer::Multiply,
         ];
         layers.extend(
             [
@@ -350,7 +358,8 @@ mod tests {
         );
         let mut tags: Vec<u8> = layers.iter().map(tag).collect();
         tags.sort_unstable();
-        assert_eq!(tags, (0..25).collect::<Vec<u8>>());
+        // The structural matrices, tag 25, follow.
+        assert_eq!(tags, (0..29).filter(|tag| *tag != 25).collect::<Vec<u8>>());
         let (inputs, outputs, seed) = (6, 300, u64::MAX - 1);
         layers.extend(
             [

@@ -108,6 +108,19 @@ pub(super) fn forward(layer: &Layer, mut inputs: Vec<Flow>) -> Flow {
                 Flow::Vector(x) => Flow::Vector(drop_out(x, *p)),
             }
         }
+        Layer::MeanMagnitude => match inputs.remove(0) {
+            Flow::First(x) => Flow::First(x.abs().mean_dim(1)),
+            Flow::Last(x) => Flow::Last(x.abs().mean_dim(3)),
+            Flow::Vector(x) => Flow::Vector(x.abs().mean_dim(1)),
+        },
+        Layer::Multiply => {
+            let factor = inputs.pop().expect("the shapes were checked");
+            match (inputs.remove(0), factor) {
+                (Flow::Vector(x), factor) => Flow::Vector(x * factor.vector()),
+                (Flow::Last(x), Flow::Last(factor)) => Flow::Last(x * factor),
+                (x, factor) => Flow::First(x.first() * factor.first()),
+            }
+        }
         Layer::Input { .. }
         | Layer::Conv2d { .. }
         | Layer::Linear

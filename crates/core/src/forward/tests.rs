@@ -1,3 +1,4 @@
+use briquette_runtime::Layer;
 use burn::module::Module;
 use burn::tensor::{Device, Distribution};
 
@@ -22,10 +23,33 @@ fn branches() -> Net {
     let right = b.batch_norm("right-norm", right);
     let sum = b.add("sum", &[left, right]);
     let sum = b.relu("relu", sum);
-    let both = b.fixed("both", &[sum, stem], briquette_runtime::Layer::Concat);
+    let both = b.fixed("both", &[sum, stem], Layer::Concat);
     let pooled = b.global_avg_pool("pool", both);
     b.linear("fc", pooled, 5);
     b.finish().unwrap()
+}
+
+#[test]
+fn products_with_mean_magnitudes_agree_with_the_engine_however_maps_lie() {
+    let mut b = Builder::new([3, 9, 9], 3, &Device::flex());
+    let mean = b.fixed("mean", &[b.input()], Layer::MeanMagnitude);
+    let first = b.fixed("first", &[b.input(), mean], Layer::Multiply);
+    let conv = b.conv("conv", first, Conv::new(6, 3));
+    let inner = b.fixed("inner", &[conv], Layer::MeanMagnitude);
+    let scaled = b.fixed("scaled", &[conv, inner], Layer::Multiply);
+    let square = b.fixed("square", &[scaled, conv], Layer::Multiply);
+    let x = b.flatten("flatten", square);
+    let size = b.fixed("size", &[x], Layer::MeanMagnitude);
+    let x = b.fixed("vector", &[x, size], Layer::Multiply);
+    b.linear("fc", x, 5);
+    let net = b.finish().unwrap();
+    let x = Tensor::<4>::random([3, 3, 9, 9], Distribution::Normal(0.0, 1.0), &Device::flex());
+    let ours = floats(net.forward(x.clone()));
+    let model = net.to_model(crate::stored::Storage::default()).unwrap();
+    let engine = briquette_runtime::Engine::new(&model, 1).unwrap().run(&floats(x.clone()), 3).unwrap();
+    let near = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-4 * (1.0 + b.abs()));
+    assert!(near(&ours, &engine), "{ours:?} {engine:?}");
+    assert!(near(&floats(net.trace(x, |_, value| value).vector()), &engine));
 }
 
 #[test]

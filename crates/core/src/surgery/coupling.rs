@@ -122,6 +122,20 @@ impl Coupling {
                 self.freeze(input.clone(), &format!("'{name}' (quantize) has no 0 to turn a masked channel into"));
                 input
             }
+            Layer::MeanMagnitude => {
+                let input = inputs.remove(0);
+                self.freeze(input, &format!("'{name}' (mean-magnitude) divides by their number"));
+                self.fresh(count)
+            }
+            Layer::Multiply => {
+                let (first, second) = (inputs.remove(0), inputs.remove(0));
+                if first.len() == second.len() {
+                    first.iter().zip(second).for_each(|(&a, b)| self.classes.join(a, b));
+                } else {
+                    self.freeze(second, &format!("'{name}' (multiply) scales all channels by them"));
+                }
+                first
+            }
             Layer::BatchNorm { .. }
             | Layer::Activation(_)
             | Layer::Quantize { .. }

@@ -45,7 +45,7 @@ fn stir(net: Net, rng: &mut ChaCha8Rng) -> Net {
     Net { nodes: nodes.collect() }
 }
 
-/// A random network of 3 to 9 blocks, each one of: convolution, grouped or depthwise convolution, residual addition, concatenation,
+/// A random network of 3 to 9 blocks, each one of: convolution, grouped or depthwise convolution, residual addition or product, concatenation,
 /// channel split, option-A shortcut, pooling; then a flatten or a global pool and one or two fully connected layers.
 fn random_net(rng: &mut ChaCha8Rng) -> Net {
     let mut b = Builder::new([rng.random_range(1..4), 8, 8], rng.random(), &Device::flex());
@@ -85,7 +85,8 @@ fn random_block(b: &mut Builder, x: At, name: &str, rng: &mut ChaCha8Rng) -> At 
         4 => {
             let inner = unit(b, x, "inner", Conv::new(rng.random_range(2..9), 1), rng);
             let outer = unit(b, inner, "outer", Conv::new(channels, 3).same(), rng);
-            b.add(&sub("add"), &[x, outer])
+            let join = if rng.random() { Layer::Add } else { Layer::Multiply };
+            b.fixed(&sub("join"), &[x, outer], join)
         }
         5 => {
             let left = unit(b, x, "left", Conv::new(rng.random_range(2..6), 1), rng);
@@ -398,4 +399,33 @@ fn norms_that_share_their_input_or_follow_no_layer_stay_and_shared_weights_are_r
     net.nodes.insert(index, node.with(parameters, &Device::flex()).unwrap());
     let error = net.fold_norms().unwrap_err().to_string();
     assert!(error.starts_with("node 'other': its weights are shared or on a grid; fold"), "{error}");
+}
+
+#[test]
+fn means_over_channels_freeze_them_and_products_join_them() {
+    let frozen = |build: &dyn Fn(&mut Builder, At) -> At| {
+        let mut b = Builder::new([2, 6, 6], 1, &Device::flex());
+        let x = b.conv("conv", b.input(), Conv::new(4, 3));
+        let x = build(&mut b, x);
+        let x = b.global_avg_pool("pool", x);
+        b.linear("fc", x, 3);
+        b.finish().unwrap().channel_groups().unwrap()
+    };
+    let scaled = frozen(&|b, x| {
+        let mean = b.fixed("mean", &[x], Layer::MeanMagnitude);
+        b.fixed("multiply", &[x, mean], Layer::Multiply)
+    });
+    assert_eq!(scaled[0].frozen.as_deref(), Some("'mean' (mean-magnitude) divides by their number"));
+    let gated = frozen(&|b, x| {
+        let gate = b.conv("gate", x, Conv::new(1, 1));
+        b.fixed("multiply", &[x, gate], Layer::Multiply)
+    });
+    assert_eq!((gated[0].frozen.as_deref(), gated[0].len()), (None, 4));
+    assert_eq!(gated[1].frozen.as_deref(), Some("'multiply' (multiply) scales all channels by them"));
+    let joined = frozen(&|b, x| {
+        let other = b.conv("other", x, Conv::new(4, 1));
+        b.fixed("multiply", &[x, other], Layer::Multiply)
+    });
+    assert_eq!((joined[0].frozen.as_deref(), joined[0].len(), joined.len()), (None, 4, 2));
+    assert_eq!(joined[0].producers().count(), 2);
 }

@@ -29,7 +29,9 @@ pub struct Recipe {
     pub schedule: Schedule,
     /// Epochs of linear warm-up from zero.
     pub warmup: f64,
-    /// Share of the target spread evenly over all classes.
+    /// What is minimized, besides what a method adds.
+    pub loss: Loss,
+    /// Share of the target spread evenly over all classes; of the cross-entropy only.
     pub label_smoothing: f64,
     /// Largest norm of the whole gradient.
     pub clip: Option<f64>,
@@ -52,6 +54,17 @@ pub enum Optimizer {
     Adam,
     /// Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019).
     Adamw,
+}
+
+/// Losses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Loss {
+    /// Of the soft-max of the logits.
+    CrossEntropy,
+    /// The mean over samples and classes of `max(0, 1 - t z)^2` for the logit `z` and the target `t`, 1 for the label's class and -1 for the
+    /// others: an L2 support vector machine on the last features.
+    SquareHinge,
 }
 
 /// Precisions of factors.
@@ -113,6 +126,7 @@ impl Default for Recipe {
             decay_all: false,
             schedule: Schedule::Cosine,
             warmup: 0.0,
+            loss: Loss::CrossEntropy,
             label_smoothing: 0.0,
             clip: None,
             precision: Precision::F32,
@@ -134,6 +148,10 @@ impl Recipe {
             ((0.0..1.0).contains(&self.momentum), "momentum lies in [0, 1)"),
             (self.weight_decay >= 0.0, "weight-decay must not be negative"),
             ((0.0..1.0).contains(&self.label_smoothing), "label-smoothing lies in [0, 1)"),
+            (
+                self.loss == Loss::CrossEntropy || self.label_smoothing == 0.0,
+                "label-smoothing is of the cross-entropy; leave out one of `loss` and `label-smoothing`",
+            ),
             (self.warmup >= 0.0, "warmup must not be negative"),
             (self.clip.is_none_or(|clip| clip > 0.0), "clip must be positive"),
         ];

@@ -18,6 +18,21 @@ fn smoothing_spreads_the_target_over_all_classes() {
 }
 
 #[test]
+fn the_square_hinge_is_its_definition_and_trains() {
+    let device = Device::flex();
+    let logits = Tensor::<2>::from_floats([[2.0, 0.5, -3.0], [0.0, 0.25, 1.0]], &device);
+    // Margins 1 - t z: -1, 1.5, -2; then 1, 0.75, 2.
+    let expected = (0.0 + 2.25 + 0.0 + 1.0 + 0.5625 + 4.0) / 6.0;
+    assert!((floats(square_hinge(logits, &[0, 1]))[0] - expected).abs() < 1e-6);
+    let settings = serde_json::json!({ "epochs": 4, "batch": 10, "lr": 0.01, "loss": "square-hinge" });
+    let (net, _) = trained(settings, Extras::default()).unwrap();
+    assert!(evaluate(&net, &halves().test, &Device::flex(), &mut Silent).unwrap().accuracy > 0.95);
+    let settings = serde_json::json!({ "epochs": 1, "loss": "square-hinge", "label-smoothing": 0.1 });
+    let refused = trained(settings, Extras::default()).unwrap_err().to_string();
+    assert!(refused.contains("label-smoothing is of the cross-entropy"), "{refused}");
+}
+
+#[test]
 fn ties_go_to_the_lower_class_and_nan_never_hits() {
     assert_eq!(hits(&[1.0, 1.0, 0.0, 1.0], &[0, 1], 1), 2);
     assert_eq!(hits(&[1.0, 1.0], &[1], 1), 0);

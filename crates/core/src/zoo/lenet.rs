@@ -15,6 +15,10 @@ pub(super) const LENET_300_100: Arch =
 
 pub(super) const LENET_5: Arch = Arch { name: "lenet5", paper: PAPER, input: [1, 28, 28], classes: 10, build: lenet_5 };
 
+/// LeNet-5 with a batch norm behind every layer, in the order that binary networks want: convolution, pool, norm, rectifier.
+pub(super) const LENET_5_NORM: Arch =
+    Arch { name: "lenet5-norm", paper: PAPER, input: [1, 28, 28], classes: 10, build: lenet_5_norm };
+
 fn lenet_300_100(b: &mut Builder, x: At, wanted: &Wanted) -> At {
     let x = b.flatten("flatten", x);
     let x = b.linear("fc1", x, wanted.scaled(300));
@@ -33,4 +37,19 @@ fn lenet_5(b: &mut Builder, x: At, wanted: &Wanted) -> At {
     let x = b.linear("fc1", x, wanted.scaled(500));
     let x = b.relu("relu1", x);
     b.linear("fc2", x, wanted.classes)
+}
+
+fn lenet_5_norm(b: &mut Builder, mut x: At, wanted: &Wanted) -> At {
+    for (i, filters) in [(1, 20), (2, 50)] {
+        x = b.conv(&format!("conv{i}"), x, Conv::new(wanted.scaled(filters), 5).no_bias());
+        x = b.max_pool(&format!("pool{i}"), x, Window::square(2));
+        x = b.batch_norm(&format!("norm{i}"), x);
+        x = b.relu(&format!("relu{i}"), x);
+    }
+    x = b.flatten("flatten", x);
+    x = b.linear("fc1", x, wanted.scaled(500));
+    x = b.batch_norm("norm3", x);
+    x = b.relu("relu3", x);
+    x = b.linear("fc2", x, wanted.classes);
+    b.batch_norm("norm4", x)
 }

@@ -29,3 +29,18 @@ pub fn shared<'a>(net: &Net, layers: impl IntoIterator<Item = &'a usize>, method
         None => Ok(()),
     }
 }
+
+/// Refuses layers, by index, that an earlier pass pruned; `method` must come before.
+///
+/// # Errors
+/// Names the first such layer.
+pub fn pruned<'a>(net: &Net, layers: impl IntoIterator<Item = &'a usize>, method: &str) -> Result<()> {
+    let is_pruned = |layer: &&usize| net.nodes[**layer].weight().is_some_and(|weight| weight.coding.mask.is_some());
+    match layers.into_iter().find(is_pruned) {
+        Some(layer) => {
+            let detail = format!("is pruned; put {method} before the pass that prunes it, or name it in `except`");
+            Err(Error::node(&net.nodes[*layer].name, detail))
+        }
+        None => Ok(()),
+    }
+}

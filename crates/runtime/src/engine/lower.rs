@@ -292,6 +292,8 @@ fn operation(node: &Node, input: &[usize], output: &[usize]) -> Operation {
         Layer::GlobalAvgPool => Operation::Pool(Pool::adaptive(plane(input), [1, 1])),
         Layer::Add => Operation::Add { activation: None },
         Layer::Concat => Operation::Concat,
+        Layer::MeanMagnitude => Operation::MeanMagnitude { channels: input[0] },
+        Layer::Multiply => Operation::Multiply,
         Layer::ChannelSlice { start, .. } => Operation::Slice { start: start * area },
         Layer::PadShortcut { stride, before, .. } => Operation::Shortcut(Shortcut {
             input: [input[0], input[1], input[2]],

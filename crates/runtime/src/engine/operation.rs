@@ -27,10 +27,16 @@ pub(crate) enum Operation {
         start: usize,
     },
     Concat,
+    /// The mean absolute value over the channels.
+    MeanMagnitude {
+        channels: usize,
+    },
     // The rest works in place.
     Add {
         activation: Option<Activation>,
     },
+    /// The second input has the first one's shape or a single channel.
+    Multiply,
     Affine {
         scale: Vec<f32>,
         shift: Vec<f32>,
@@ -52,6 +58,7 @@ impl Operation {
     pub(crate) fn in_place(&self) -> bool {
         match self {
             Operation::Add { .. }
+            | Operation::Multiply
             | Operation::Affine { .. }
             | Operation::Normalize { .. }
             | Operation::Activation(_)
@@ -66,7 +73,8 @@ impl Operation {
             | Operation::LocalResponse(_)
             | Operation::Shortcut(_)
             | Operation::Slice { .. }
-            | Operation::Concat => false,
+            | Operation::Concat
+            | Operation::MeanMagnitude { .. } => false,
         }
     }
 
@@ -173,6 +181,20 @@ impl Operation {
                     pointwise::activate(*activation, out);
                 }
             }),
+            Operation::MeanMagnitude { channels } => {
+                let size = inputs[0].len() / batch;
+                threads.pieces(output, sample, |number, out| {
+                    pointwise::mean_magnitude(*channels, &inputs[0][number * size..][..size], out);
+                });
+            }
+            Operation::Multiply => {
+                let size = inputs[0].len() / batch;
+                threads.pieces(output, sample, |number, out| {
+                    for channels in out.chunks_mut(size) {
+                        channels.iter_mut().zip(&inputs[0][number * size..][..size]).for_each(|(y, x)| *y *= x);
+                    }
+                });
+            }
             Operation::Affine { scale, shift, activation } => threads.pieces(output, sample, |_, out| {
                 pointwise::affine(scale, shift, out);
                 if let Some(activation) = activation {

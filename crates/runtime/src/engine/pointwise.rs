@@ -21,6 +21,15 @@ pub(crate) fn quantize(grid: &Grid, values: &mut [f32]) {
     each(values, |x| step * (((x / step + zero).clamp(0.0, last) + 0.5).floor() - zero));
 }
 
+/// The mean absolute value over the channels of one sample, at every position.
+pub(crate) fn mean_magnitude(channels: usize, sample: &[f32], out: &mut [f32]) {
+    out.fill(0.0);
+    for plane in sample.chunks(out.len()) {
+        out.iter_mut().zip(plane).for_each(|(sum, x)| *sum += x.abs());
+    }
+    each(out, |sum| sum / channels as f32);
+}
+
 /// `x * scale + shift` per channel of one sample.
 pub(crate) fn affine(scale: &[f32], shift: &[f32], sample: &mut [f32]) {
     let area = sample.len() / scale.len();

@@ -227,6 +227,15 @@ fn shapes_and_norms_are_their_definitions() {
     let doubled: Vec<f32> = input.iter().map(|x| x + x).collect();
     assert_eq!(run(&twice, &input, 1), [&doubled[..], &input, &doubled].concat());
 
+    let mean: Vec<f32> = a.iter().zip(b).map(|(a, b)| (a.abs() + b.abs()) / 2.0).collect();
+    let magnitude = node("mean", &[0], Layer::MeanMagnitude, &[]);
+    assert_eq!(run(&model(&[2, 3, 4], vec![magnitude.clone()]), &input, 1), mean);
+    let scaled = model(&[2, 3, 4], vec![magnitude, node("multiply", &[0, 1], Layer::Multiply, &[])]);
+    let expected: Vec<f32> = input.iter().zip(mean.iter().cycle()).map(|(x, mean)| x * mean).collect();
+    assert_eq!(run(&scaled, &[&input[..], &[0.0; 24], &input].concat(), 3), [&expected[..], &[0.0; 24], &expected].concat());
+    let squared = model(&[2, 3, 4], vec![node("multiply", &[0, 0], Layer::Multiply, &[])]);
+    assert_eq!(run(&squared, &input, 1), input.iter().map(|x| x * x).collect::<Vec<f32>>());
+
     let shortcut = Layer::PadShortcut { stride: 2, before: 1, after: 2 };
     let kept = [0, 2, 8, 10];
     let planes = [vec![0.0; 4], kept.map(|i| a[i]).to_vec(), kept.map(|i| b[i]).to_vec(), vec![0.0; 8]].concat();

@@ -1,0 +1,345 @@
+//! What methods with binary weights share: which layers become binary, the two values of their weights, the signs in front of them, and
+//! what happens to the weights underneath after each step of the optimizer.
+//!
+//! A binary weight is `alpha sign(w)`, where the `w` underneath is real and trained by the gradient that the binary weight has: the straight-
+//! through estimator. A `w` of 0 counts as positive.
+
+use std::collections::BTreeMap;
+
+use briquette_core::coding::{self, Coding, Rounding, Source, Weight};
+use briquette_core::error::{Error, Result};
+use briquette_core::net::{Net, Op};
+use briquette_core::quantize::Quantize;
+use briquette_core::stored::Stored;
+use briquette_core::training::Projection;
+use briquette_core::{Grid, Layer, StepGradient};
+use burn::module::{Module, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::Tensor;
+
+use super::{except, refuse};
+
+/// Smallest scale: weights that are all 0 have a sign, too.
+const SMALLEST: f64 = 1e-12;
+
+/// The two values of a binary weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scale {
+    /// `-1` and `1`.
+    One,
+    /// `-alpha_c` and `alpha_c` with the mean `alpha_c` of `|w|` over the weights of output `c`.
+    PerFilter,
+}
+
+/// Indices of the layers that become binary: the convolutions and fully connected layers that `except` does not name; `method` is the one
+/// that asks.
+///
+/// # Errors
+/// A name that no layer bears, no layer left, or one whose weights an earlier pass shares or prunes.
+pub fn layers(net: &Net, except: &[String], method: &str) -> Result<Vec<usize>> {
+    let spared = except::excepted(net, except)?;
+    let plain = |op: &Op| matches!(op, Op::Conv2d(_) | Op::Linear(_));
+    let chosen: Vec<usize> =
+        net.weighted().filter(|(index, node)| plain(&node.op) && !spared.contains(index)).map(|(index, _)| index).collect();
+    if chosen.is_empty() {
+        let detail = "no convolution or fully connected layer is left to change; name fewer in `except`";
+        return Err(Error::Invalid(format!("{method}: {detail}")));
+    }
+    refuse::shared(net, &chosen, method)?;
+    refuse::pruned(net, &chosen, method)?;
+    Ok(chosen)
+}
+
+/// Names of the first and the last layer with weights.
+pub fn ends(net: &Net) -> Vec<String> {
+    let names: Vec<&String> = net.weighted().map(|(_, node)| &node.name).collect();
+    [names.first(), names.last()].into_iter().flatten().map(|name| (*name).clone()).collect()
+}
+
+/// Makes the weights that `choose` takes binary, in any Burn module; matrices are those of fully connected layers, `[in, out]`, other weights
+/// `[out, ...]`.
+pub fn binarize<M: Module>(module: M, scale: Scale, rounding: Rounding, choose: impl Fn(&Weight) -> bool) -> M {
+    let mut codings = BTreeMap::new();
+    for weight in coding::weights(&module).into_iter().filter(choose) {
+        let axis = if weight.shape.len() == 2 { 1 } else { 0 };
+        let grid = match scale {
+            Scale::One => Grid::uniform(2, 2.0, 0.5),
+            Scale::PerFilter => {
+                let filters = weight.shape[axis];
+                Grid { levels: 2, axis: Some(axis), steps: vec![2.0; filters], zeros: vec![0.5; filters] }
+            }
+        };
+        let source = Source::Grid { grid, rounding, learned: false };
+        codings.insert(weight.path, Coding { mask: weight.coding.mask, source });
+    }
+    let paths: Vec<String> = codings.keys().cloned().collect();
+    let module = coding::recode(module, codings);
+    coding::adjust(module, |path, base, steps| match scale {
+        Scale::PerFilter if paths.iter().any(|chosen| chosen == path) => {
+            let steps = least_squares(&base);
+            (base, steps)
+        }
+        Scale::PerFilter | Scale::One => (base, steps),
+    })
+}
+
+/// [`binarize`] for these layers of a network.
+pub fn binarize_layers(net: Net, layers: &[usize], scale: Scale, rounding: Rounding) -> Net {
+    binarize(net, scale, rounding, |weight| weight.node().is_some_and(|node| layers.contains(&node)))
+}
+
+/// The steps `2 alpha_c` for weights `[before, channels, behind]`: the mean `alpha_c` of `|w|` in a channel minimizes
+/// `sum (w - alpha_c sign(w))^2`.
+pub fn least_squares(base: &Tensor<3>) -> Tensor<1> {
+    let channels = base.dims()[1];
+    base.clone().abs().mean_dim(0).mean_dim(2).reshape([channels]).mul_scalar(2.0).clamp_min(2.0 * SMALLEST)
+}
+
+/// Divides the weights on a grid in these layers by the largest of each layer, so that they fill [-1, 1].
+pub fn spread(net: Net, layers: &[usize]) -> Net {
+    let paths = paths(&net, layers);
+    coding::adjust(net, |path, base, steps| {
+        let base = if paths.contains_key(path) {
+            let largest = base.clone().abs().max().clamp_min(SMALLEST).reshape([1, 1, 1]);
+            base / largest
+        } else {
+            base
+        };
+        (base, steps)
+    })
+}
+
+/// The network with the real weights in the place of the binary ones.
+///
+/// # Errors
+/// When the network does not hold together.
+pub fn real(net: Net, layers: &[usize]) -> Result<Net> {
+    with_weights(net, layers, |weight| weight.coding = Coding::default())
+}
+
+/// The network with changed weights in these layers.
+///
+/// # Errors
+/// When the network does not hold together.
+pub fn with_weights(net: Net, layers: &[usize], change: impl Fn(&mut Stored)) -> Result<Net> {
+    let device = net.device();
+    let nodes = net.nodes.into_iter().enumerate().map(|(index, node)| {
+        if !layers.contains(&index) {
+            return Ok(node);
+        }
+        let mut parameters = node.parameters();
+        parameters.iter_mut().filter(|parameter| parameter.name == "weight").for_each(&change);
+        node.with(parameters, &device)
+    });
+    Ok(Net { nodes: nodes.collect::<Result<_>>()? })
+}
+
+/// Paths of the weights of these layers, with the layers.
+pub fn paths(net: &Net, layers: &[usize]) -> BTreeMap<String, usize> {
+    let own = |weight: Weight| weight.node().filter(|node| layers.contains(node)).map(|node| (weight.path, node));
+    coding::weights(net).into_iter().filter_map(own).collect()
+}
+
+/// The gradient of a layer's weight, flat, in the order in which the weight lies.
+pub fn gradient(net: &Net, layer: usize, gradients: &GradientsParams) -> Option<Tensor<1>> {
+    match &net.nodes[layer].op {
+        Op::Conv2d(conv) => gradients.get::<4>(conv.weight.id).map(|gradient| gradient.flatten(0, 3)),
+        Op::Linear(linear) => gradients.get::<2>(linear.weight.id).map(|gradient| gradient.flatten(0, 1)),
+        Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => None,
+    }
+}
+
+/// What happens after each step: the weights underneath are clipped to [-1, 1], beyond which they would have no effect on their sign but
+/// take long to come back, and scales follow from them.
+#[derive(Debug)]
+pub struct Bounds {
+    scale: Scale,
+    /// By the path of a weight, the factor on what a step changes.
+    rates: BTreeMap<String, f64>,
+    /// The weights before the step, where the factor is not 1.
+    before: BTreeMap<String, Tensor<3>>,
+}
+
+impl Bounds {
+    /// For the binary layers of a network. With `glorot` the steps of a layer with `m` inputs and `n` outputs, times the pixels of its
+    /// kernel, are `sqrt((m + n) / 1.5)` times as long: the inverse of the range from which Glorot and Bengio (AISTATS 2010) draw weights.
+    pub fn new(net: &Net, layers: &[usize], scale: Scale, glorot: bool) -> Self {
+        let rate = |layer: usize| match net.nodes[layer].op.weight_shape().as_deref() {
+            Some([outputs, inputs, kernel @ ..]) if glorot => {
+                (((outputs + inputs) * kernel.iter().product::<usize>()) as f64 / 1.5).sqrt()
+            }
+            _ => 1.0,
+        };
+        let rates = paths(net, layers).into_iter().map(|(path, layer)| (path, rate(layer))).collect();
+        Self { scale, rates, before: BTreeMap::new() }
+    }
+}
+
+impl Projection for Bounds {
+    fn see(&mut self, net: &Net, _: &GradientsParams, _: f64) {
+        if self.before.is_empty() && self.rates.values().any(|rate| *rate != 1.0) {
+            coding::adjust(net.clone(), |path, base, steps| {
+                self.before.insert(path.to_string(), base.clone());
+                (base, steps)
+            });
+        }
+    }
+
+    fn project(&mut self, net: Net, _: usize, _: usize) -> Net {
+        coding::adjust(net, |path, base, steps| {
+            let Some(rate) = self.rates.get(path) else { return (base, steps) };
+            let base = match self.before.remove(path) {
+                Some(before) => before.clone() + (base - before).mul_scalar(*rate),
+                None => base,
+            };
+            let base = base.clamp(-1.0, 1.0);
+            if *rate != 1.0 {
+                self.before.insert(path.to_string(), base.clone());
+            }
+            let steps = match self.scale {
+                Scale::One => steps,
+                Scale::PerFilter => least_squares(&base),
+            };
+            (base, steps)
+        })
+    }
+}
+
+/// Puts the sign of the activations directly in front of each of these layers, unless it reads the network's input. The gradient of the
+/// sign is 1 where `|x| <= 1` and 0 elsewhere. A rectifier or another activation in front of a layer, or of the pools in front of it, goes,
+/// for all that read it: the signs of what it gives would all be 1. Returns the layers' indices in the new network.
+///
+/// # Errors
+/// When the network does not hold together.
+pub fn signs(mut net: Net, layers: &[usize]) -> Result<(Net, Vec<usize>)> {
+    let names: Vec<String> = layers.iter().map(|layer| net.nodes[*layer].name.clone()).collect();
+    for name in &names {
+        match source(&net, net.index(name)?) {
+            Before::Input => continue,
+            Before::Activation(activation) => {
+                let input = net.nodes[activation].inputs[0];
+                net = net.bypass(activation, input)?;
+            }
+            Before::Other => {}
+        }
+        let step = Param::from_tensor(Tensor::from_floats([2.0], &net.device())).set_require_grad(false);
+        let sign = Quantize { step, levels: 2, zero: 0.5, train: StepGradient::Fixed };
+        let layer = net.index(name)?;
+        net = net.interpose(layer, format!("{name}-sign"), Op::Quantize(sign))?;
+    }
+    let layers = names.iter().map(|name| net.index(name)).collect::<Result<_>>()?;
+    Ok((net, layers))
+}
+
+/// What a layer reads, through pools and the like.
+enum Before {
+    Input,
+    Activation(usize),
+    Other,
+}
+
+fn source(net: &Net, layer: usize) -> Before {
+    let mut node = layer;
+    while let Some(&input) = net.nodes[node].inputs.first() {
+        node = input;
+        match net.nodes[node].op.layer() {
+            Layer::Activation(_) => return Before::Activation(node),
+            Layer::Input { .. } | Layer::Normalize { .. } => return Before::Input,
+            Layer::MaxPool(_)
+            | Layer::AvgPool { .. }
+            | Layer::AdaptiveAvgPool { .. }
+            | Layer::GlobalAvgPool
+            | Layer::ChannelSlice { .. }
+            | Layer::Flatten
+            | Layer::Dropout { .. } => {}
+            Layer::Conv2d { .. }
+            | Layer::Linear
+            | Layer::BatchNorm { .. }
+            | Layer::LocalResponseNorm { .. }
+            | Layer::Softmax
+            | Layer::Add
+            | Layer::Concat
+            | Layer::PadShortcut { .. }
+            | Layer::Structured(_)
+            | Layer::Quantize { .. }
+            | Layer::MeanMagnitude
+            | Layer::Multiply
+            | Layer::Custom { .. } => return Before::Other,
+        }
+    }
+    Before::Input
+}
+
+#[cfg(test)]
+mod tests {
+    use briquette_core::coding::floats;
+    use burn::nn::LinearConfig;
+    use burn::tensor::{Device, Distribution};
+
+    use super::*;
+    use crate::handmade::{get, outputs, set, small};
+
+    #[test]
+    fn the_mean_magnitude_is_the_least_squares_scale() {
+        let base = Tensor::<3>::random([3, 2, 4], Distribution::Normal(0.0, 1.0), &Device::flex());
+        let steps = floats(least_squares(&base));
+        let values = floats(base);
+        for (c, step) in steps.iter().enumerate() {
+            let own: Vec<f32> = (0..24).filter(|i| i / 4 % 2 == c).map(|i| values[i]).collect();
+            let error = |alpha: f32| own.iter().map(|w| f64::from(w - alpha * w.signum()).powi(2)).sum::<f64>();
+            let alpha = step / 2.0;
+            for other in (0..200).map(|i| i as f32 * 0.01) {
+                assert!(error(alpha) <= error(other) + 1e-6, "{alpha} and {other}");
+            }
+        }
+    }
+
+    #[test]
+    fn any_module_becomes_binary_and_a_matrix_has_a_scale_for_each_output() {
+        let device = Device::flex();
+        let module = LinearConfig::new(5, 3).init(&device);
+        let before = coding::weights(&module).remove(0).values;
+        let after = coding::weights(&binarize(module, Scale::PerFilter, Rounding::Nearest, |_| true)).remove(0).values;
+        for output in 0..3 {
+            let alpha = (0..5).map(|i| before[3 * i + output].abs()).sum::<f32>() / 5.0;
+            for i in (0..5).map(|i| 3 * i + output) {
+                assert!((after[i] - alpha * before[i].signum()).abs() < 1e-6, "{after:?} {before:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn weights_fill_their_range_and_their_signs_stay() {
+        let net = small();
+        let layers = layers(&net, &["conv1".into()], "it").unwrap();
+        let (conv1, fc1) = (get(&net, "conv1", "weight"), get(&net, "fc1", "weight"));
+        let net = spread(binarize_layers(net, &layers, Scale::One, Rounding::Nearest), &layers);
+        assert_eq!(get(&net, "conv1", "weight"), conv1);
+        let base = net.nodes[net.index("fc1").unwrap()].weight().unwrap().base;
+        let largest = fc1.iter().fold(0.0_f32, |most, w| most.max(w.abs()));
+        assert!(base.iter().zip(&fc1).all(|(new, old)| (new - old / largest).abs() < 1e-6));
+        assert_eq!(get(&net, "fc1", "weight"), fc1.iter().map(|w| w.signum()).collect::<Vec<f32>>());
+    }
+
+    #[test]
+    fn signs_stand_in_front_of_the_layers_and_rectifiers_go() {
+        let net = small();
+        let all = layers(&net, &[], "it").unwrap();
+        let (net, moved) = signs(net, &all).unwrap();
+        let names: Vec<&str> = net.nodes.iter().map(|node| node.name.as_str()).collect();
+        let expected = ["input", "conv1", "norm1", "conv2-sign", "conv2", "flatten", "fc1-sign", "fc1", "fc2-sign", "fc2"];
+        assert_eq!(names, expected);
+        assert_eq!(moved, [1, 4, 7, 9]);
+        assert!(outputs(&net).iter().all(|output| output.is_finite()));
+    }
+
+    #[test]
+    fn pruned_and_shared_layers_are_refused() {
+        let zero = set(small(), "fc1", "weight", &[[0.0; 30], [1.0; 30]].concat());
+        let pruned = crate::parts::masks::mask_zeros(zero).unwrap();
+        let error = layers(&pruned, &[], "binary-connect").unwrap_err().to_string();
+        assert_eq!(error, "node 'fc1': is pruned; put binary-connect before the pass that prunes it, or name it in `except`");
+        let none = layers(&small(), &["*".into()], "binary-connect").unwrap_err().to_string();
+        assert!(none.starts_with("binary-connect: no convolution or fully connected layer is left"), "{none}");
+    }
+}
