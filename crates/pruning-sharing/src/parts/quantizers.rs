@@ -205,7 +205,7 @@ fn never_negative(net: &Net, node: usize) -> bool {
     let inputs = || net.nodes[node].inputs.iter().all(|input| never_negative(net, *input));
     match &net.nodes[node].op.layer() {
         // Pixels.
-        Layer::Input { .. } | Layer::Softmax => true,
+        Layer::Input { .. } | Layer::Softmax | Layer::MeanMagnitude => true,
         Layer::Activation(function) => matches!(function, Activation::Relu | Activation::Relu6 | Activation::Sigmoid),
         Layer::Quantize { zero, .. } => *zero == 0.0,
         Layer::MaxPool(_)
@@ -213,6 +213,7 @@ fn never_negative(net: &Net, node: usize) -> bool {
         | Layer::AdaptiveAvgPool { .. }
         | Layer::GlobalAvgPool
         | Layer::Add
+        | Layer::Multiply
         | Layer::Concat
         | Layer::ChannelSlice { .. }
         | Layer::PadShortcut { .. }
