@@ -1,6 +1,6 @@
 //! The tables of a page on sweeps.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -18,9 +18,15 @@ pub(crate) fn section(description: &Path) -> Result<String> {
     let mut text = format!("\n## {}\n\n{}\n\nRepeat with `{}`.\n", sweep.heading, sweep.text.trim(), record.command);
     let mut reasons = BTreeSet::new();
     for data in &sweep.data {
-        let points: Vec<&Point> = record.points.iter().filter(|point| point.data == *data).collect();
-        let dense = mean(points.iter().filter_map(|point| point.rows.first()).map(|row| 100.0 * row.accuracy).collect());
-        text += &format!("\n### {data}\n\nBefore pruning: {dense} % test accuracy.\n");
+        let points: Vec<&Point> =
+            record.points.iter().filter(|point| point.data == *data && sweep.seeds.contains(&point.seed)).collect();
+        let dense: BTreeMap<u64, f64> =
+            points.iter().filter_map(|point| Some((point.seed, 100.0 * point.rows.first()?.accuracy))).collect();
+        let seeds = if dense.len() == 1 { "one seed".to_string() } else { format!("mean ± deviation of {} seeds", dense.len()) };
+        text += &format!(
+            "\n### {data}\n\nTest accuracy in percent, {seeds}; before pruning {}.\n",
+            mean(dense.into_values().collect())
+        );
         let table = if sweep.keep.len() == 1 { measures(&sweep, &points) } else { shares(&sweep, &points) };
         text += &table;
         reasons.extend(points.iter().filter_map(|point| Some(format!("- {}: {}\n", point.method, point.error.as_ref()?))));
@@ -62,7 +68,7 @@ fn measures(sweep: &Sweep, points: &[&Point]) -> String {
     for method in &sweep.method {
         let cell = |back: usize, measure: fn(&Row, &Row) -> f64| cell(method, None, points, back, measure);
         text += &format!(
-            "| {} | {} % | {} % | {}x | {} % | {}x |\n",
+            "| {} | {} | {} | {}x | {} % | {}x |\n",
             method.name,
             cell(2, |row, _| 100.0 * row.accuracy),
             cell(1, |row, _| 100.0 * row.accuracy),
