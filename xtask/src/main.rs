@@ -3,6 +3,8 @@
 
 mod peer;
 mod sanitize;
+mod sweep;
+mod sweep_table;
 mod tables;
 mod training_speed;
 
@@ -21,6 +23,7 @@ fn main() -> ExitCode {
         "bench" => peer::with_peer(with_default(&arguments, "training")).and_then(|arguments| briquette(&arguments)),
         "table" => write_generated(),
         "smoke" => smoke(),
+        "sweep" => sweep(&arguments[1..]),
         "sanitize" => sanitize::run(&arguments[1..]),
         _ => briquette(&arguments),
     };
@@ -46,6 +49,7 @@ fn help() -> Result<ExitCode> {
          check      format, lints, documentation, generated pages up to date\n  \
          bench      training speed and memory; `--peer` puts PyTorch beside it\n  \
          smoke      a trial run of every config\n  \
+         sweep      runs what docs/records/PAGE/NAME.toml describes and NAME.json lacks; `--jobs N` points at once\n  \
          sanitize   the kernels' tests under AddressSanitizer; needs a nightly toolchain\n  \
          table      writes docs/tables and the README's results from docs/records, and docs/methods.md");
     briquette(&["help".to_string()])
@@ -142,6 +146,21 @@ fn smoke() -> Result<ExitCode> {
     }
     say(&format!("{} of {} configs ran", configs.len() - failed, configs.len()));
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn sweep(arguments: &[String]) -> Result<ExitCode> {
+    build(&[])?;
+    // A copy, so that a build that goes on meanwhile changes nothing.
+    let copy = root().join("target/sweep").join(format!("briquette-{}", std::process::id()));
+    std::fs::create_dir_all(root().join("target/sweep")).context("cannot make target/sweep")?;
+    std::fs::copy(binary(), &copy).with_context(|| copy.display().to_string())?;
+    let result = sweep::run(arguments, &root(), &|| {
+        let mut command = Command::new(&copy);
+        environment(&mut command);
+        command
+    });
+    let _ = std::fs::remove_file(&copy);
+    result
 }
 
 /// Cheapest first.

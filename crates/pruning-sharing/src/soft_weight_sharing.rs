@@ -38,6 +38,7 @@ use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::{Choose, Extras, Objective, Recipe, fit, tune};
 use burn::optim::{Adam, AdamConfig, Optimizer};
 use burn::tensor::{Device, Gradients, Tensor, TensorData, activation};
+use rayon::prelude::*;
 use serde::Deserialize;
 
 use crate::parts::codebooks::{recode_layers, used};
@@ -196,26 +197,18 @@ impl Mixture {
         }
     }
 
-    /// `-sum_i log sum_j pi_j N(w_i | mu_j, s_j^2)`, in pieces: each weight meets every component.
+    /// `-sum_i log sum_j pi_j N(w_i | mu_j, s_j^2)`. One pass over the weights finds the value and all slopes; what Burn derives is the
+    /// linear function that has them.
     fn cost(&self, weights: &Tensor<1>) -> Tensor<1> {
+        let found = Slopes::of(&self.components(), &floats(weights.clone().inner()));
         let device = weights.device();
-        let first = |value: f64| Tensor::<1>::from_floats([value as f32], &device);
-        let means = Tensor::cat(vec![first(0.0), self.means.values.clone()], 0).unsqueeze::<2>();
-        let shares = activation::log_softmax(self.shares.values.clone(), 0).add_scalar((1.0 - self.pi_zero).ln());
-        let shares = Tensor::cat(vec![first(self.pi_zero.ln()), shares], 0).unsqueeze::<2>();
-        let logs = self.deviations.values.clone().unsqueeze::<2>();
-        let narrow = logs.clone().neg().exp();
-        let heights = shares - logs - 0.5 * std::f64::consts::TAU.ln();
-        let len = weights.dims()[0];
-        let mut sum = Tensor::zeros([1], &device);
-        for from in (0..len).step_by(PIECE) {
-            let piece = weights.clone().narrow(0, from, PIECE.min(len - from)).unsqueeze_dim::<2>(1);
-            let far = (piece - means.clone()) * narrow.clone();
-            let parts = heights.clone() - far.powi_scalar(2).mul_scalar(0.5);
-            let top = parts.clone().detach().max_dim(1);
-            sum = sum - ((parts - top.clone()).exp().sum_dim(1).log() + top).sum();
-        }
-        sum
+        let along = |values: &Tensor<1>, slopes: Vec<f32>| (values.clone() * Tensor::from_floats(slopes.as_slice(), &device)).sum();
+        let slopes = |from: usize, which: usize| found.sums[from..].iter().map(|sums| sums[which] as f32).collect::<Vec<_>>();
+        let line = along(weights, found.weights.clone())
+            + along(&self.means.values, slopes(1, 0))
+            + along(&self.deviations.values, slopes(0, 1))
+            + along(&activation::log_softmax(self.shares.values.clone(), 0), slopes(1, 2));
+        line.clone() - line.detach().add_scalar(-found.value)
     }
 
     /// The components as they are, that at zero first.
@@ -251,6 +244,59 @@ impl Objective for Mixture {
         for learned in [&mut self.means, &mut self.deviations, &mut self.shares] {
             learned.step(&self.adam, lr * self.pace, gradients);
         }
+    }
+}
+
+/// The value of `-sum_i log sum_j pi_j N(w_i | mu_j, s_j^2)` and its slopes.
+struct Slopes {
+    value: f64,
+    /// By each weight.
+    weights: Vec<f32>,
+    /// By each component's mean, logarithm of the deviation and logarithm of the share.
+    sums: Vec<[f64; 3]>,
+}
+
+impl Slopes {
+    fn of(components: &[Component], weights: &[f32]) -> Self {
+        let mut all = Self { value: 0.0, weights: Vec::with_capacity(weights.len()), sums: vec![[0.0; 3]; components.len()] };
+        let tasks: Vec<Self> = weights.par_chunks(TASK).map(|weights| Self::of_task(components, weights)).collect();
+        for task in tasks {
+            all.value += task.value;
+            all.weights.extend(task.weights);
+            all.sums.iter_mut().flatten().zip(task.sums.into_iter().flatten()).for_each(|(sum, more)| *sum += more);
+        }
+        all
+    }
+
+    fn of_task(components: &[Component], weights: &[f32]) -> Self {
+        let means: Vec<f32> = components.iter().map(|c| c.mean as f32).collect();
+        let narrow: Vec<f32> = components.iter().map(|c| (1.0 / c.variance.sqrt()) as f32).collect();
+        let height = |c: &Component| (c.log_density(c.mean) - 0.5 * std::f64::consts::TAU.ln()) as f32;
+        let heights: Vec<f32> = components.iter().map(height).collect();
+        let mut found = Self { value: 0.0, weights: Vec::with_capacity(weights.len()), sums: vec![[0.0; 3]; means.len()] };
+        let (mut far, mut logs) = (vec![0.0_f32; means.len()], vec![0.0_f32; means.len()]);
+        for w in weights {
+            for j in 0..means.len() {
+                far[j] = (w - means[j]) * narrow[j];
+                logs[j] = heights[j] - 0.5 * far[j] * far[j];
+            }
+            let top = logs.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            // Components that a single float would not show in the sum are left out.
+            let near = |log: f32| if log > top - 20.0 { (log - top).exp() } else { 0.0 };
+            logs.iter_mut().for_each(|log| *log = near(*log));
+            let sum: f32 = logs.iter().sum();
+            found.value -= f64::from(sum.ln() + top);
+            let mut slope = 0.0;
+            for j in (0..means.len()).filter(|j| logs[*j] > 0.0) {
+                let share = logs[j] / sum;
+                let pull = share * far[j] * narrow[j];
+                slope += pull;
+                let slopes = [-pull, share * (1.0 - far[j] * far[j]), -share];
+                found.sums[j].iter_mut().zip(slopes).for_each(|(sum, slope)| *sum += f64::from(slope));
+            }
+            found.weights.push(slope);
+        }
+        found
     }
 }
 
@@ -316,8 +362,8 @@ fn harden(net: Net, components: &[Component]) -> Result<Net> {
     recode_layers(net, codings)
 }
 
-/// Weights that meet all components at once.
-const PIECE: usize = 1 << 18;
+/// Weights of a task.
+const TASK: usize = 1 << 12;
 
 fn sixteen() -> usize {
     16

@@ -1,0 +1,310 @@
+//! Sweeps: every method of a list at every share, on every data set and from every seed, by one command and into one compact record.
+//!
+//! `docs/records/PAGE/NAME.toml` describes a sweep. `cargo xtask sweep` on it trains the network of each data set and seed once, runs every
+//! point from there, and writes `NAME.json` beside it after each. The record is the state: a point whose config it holds is not run again.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Mutex;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::say;
+
+/// What a sweep runs.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Sweep {
+    pub(crate) heading: String,
+    /// What the table shows, what was the same for all methods, and why a figure falls short.
+    pub(crate) text: String,
+    /// What goes, for the head of the table: weights or multiply-accumulates.
+    pub(crate) of: String,
+    model: toml::Value,
+    pub(crate) data: Vec<String>,
+    /// Images held back from training.
+    valid: usize,
+    pub(crate) seeds: Vec<u64>,
+    /// Shares that stay; each takes the place of `"$keep"` in a method's passes.
+    pub(crate) keep: Vec<f64>,
+    /// Passes that make the network that every method starts from; without them `model` brings its weights along.
+    #[serde(default)]
+    start: Vec<toml::Table>,
+    /// The training that follows every method.
+    tune: toml::Table,
+    pub(crate) method: Vec<Method>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Method {
+    /// How the table calls it.
+    pub(crate) name: String,
+    pass: Vec<toml::Table>,
+}
+
+/// What a sweep measured.
+#[derive(Default, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) command: String,
+    /// The config of the network that every method starts from, without data and seed.
+    start: String,
+    pub(crate) points: Vec<Point>,
+}
+
+/// A run of one method.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Point {
+    pub(crate) data: String,
+    pub(crate) method: String,
+    pub(crate) keep: f64,
+    pub(crate) seed: u64,
+    /// Of the sources it ran on.
+    commit: String,
+    date: String,
+    config: String,
+    /// Why it could not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<String>,
+    /// One for the network at the start and one for each pass.
+    pub(crate) rows: Vec<Row>,
+}
+
+/// The figures of a report that a sweep keeps.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Row {
+    pub(crate) method: String,
+    pub(crate) accuracy: f64,
+    pub(crate) params: usize,
+    pub(crate) nonzero: usize,
+    pub(crate) macs: u64,
+    pub(crate) file_bytes: u64,
+}
+
+#[derive(Deserialize)]
+struct Report {
+    date: String,
+    rows: Vec<Row>,
+}
+
+impl Sweep {
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        toml::from_str(&text).with_context(|| path.display().to_string())
+    }
+
+    /// Every point that is still to run, given where the networks at the start lie.
+    fn points(&self, folder: &Path) -> Result<Vec<Point>> {
+        let mut points = Vec::new();
+        for (data, seed) in self.starts() {
+            let model = if self.start.is_empty() {
+                self.model.clone()
+            } else {
+                let file = start(folder, data, seed).join("model.brq");
+                toml::Value::Table([("file".to_string(), file.display().to_string().into())].into_iter().collect())
+            };
+            for method in &self.method {
+                // What takes no share is the same at each.
+                let shares = if method.takes_a_share() { self.keep.len() } else { 1 };
+                for &keep in &self.keep[..shares.min(self.keep.len())] {
+                    let passes = method.pass.iter().chain([&self.tune]).map(|pass| filled(pass.clone().into(), keep)).collect();
+                    points.push(Point {
+                        data: data.to_string(),
+                        method: method.name.clone(),
+                        keep,
+                        seed,
+                        commit: String::new(),
+                        date: String::new(),
+                        config: self.config(model.clone(), data, seed, passes)?,
+                        error: None,
+                        rows: Vec::new(),
+                    });
+                }
+            }
+        }
+        Ok(points)
+    }
+
+    fn starts(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.seeds.iter().flat_map(|seed| self.data.iter().map(move |data| (data.as_str(), *seed)))
+    }
+
+    fn config(&self, model: toml::Value, data: &str, seed: u64, pass: Vec<toml::Value>) -> Result<String> {
+        let data = [("name".to_string(), data.into()), ("valid".to_string(), i64::try_from(self.valid)?.into())];
+        let table: toml::Table = [
+            ("model".to_string(), model),
+            ("data".to_string(), toml::Value::Table(data.into_iter().collect())),
+            ("seed".to_string(), i64::try_from(seed)?.into()),
+            ("pass".to_string(), pass.into()),
+        ]
+        .into_iter()
+        .collect();
+        Ok(toml::to_string(&table)?)
+    }
+}
+
+impl Method {
+    pub(crate) fn takes_a_share(&self) -> bool {
+        self.pass.iter().any(|pass| pass.values().any(names_the_share))
+    }
+}
+
+fn names_the_share(value: &toml::Value) -> bool {
+    match value {
+        toml::Value::String(text) => text == KEEP,
+        toml::Value::Array(all) => all.iter().any(names_the_share),
+        toml::Value::Table(all) => all.values().any(names_the_share),
+        _ => false,
+    }
+}
+
+/// Stands for the share in a method's passes.
+const KEEP: &str = "$keep";
+
+/// The settings with the share in its place.
+fn filled(settings: toml::Value, keep: f64) -> toml::Value {
+    match settings {
+        toml::Value::String(text) if text == KEEP => keep.into(),
+        toml::Value::Array(all) => all.into_iter().map(|value| filled(value, keep)).collect::<Vec<_>>().into(),
+        toml::Value::Table(all) => toml::Value::Table(all.into_iter().map(|(key, value)| (key, filled(value, keep))).collect()),
+        other => other,
+    }
+}
+
+/// The folder of the run that makes the network at the start.
+fn start(folder: &Path, data: &str, seed: u64) -> PathBuf {
+    folder.join(format!("start-{data}-{seed}"))
+}
+
+/// Runs what a sweep's record lacks. `briquette` starts the binary, `--jobs N` runs as many points at once.
+///
+/// # Errors
+/// A description that does not read, or a network at the start that cannot be made. A point that cannot run is recorded with the reason.
+pub(crate) fn run(arguments: &[String], root: &Path, briquette: &(dyn Fn() -> Command + Sync)) -> Result<ExitCode> {
+    let (path, jobs) = match arguments {
+        [path] => (PathBuf::from(path), 1),
+        [path, flag, jobs] if flag == "--jobs" => (PathBuf::from(path), jobs.parse::<usize>().context("--jobs")?.max(1)),
+        _ => bail!("usage: cargo xtask sweep FILE [--jobs N]"),
+    };
+    let (sweep, commit) = (Sweep::read(&path)?, commit(root));
+    let name = path.file_stem().ok_or_else(|| anyhow!("{} names no file", path.display()))?;
+    // Beside the sources, so that the paths in a record are those of any checkout.
+    let folder = Path::new("target/sweep").join(name);
+    std::fs::create_dir_all(root.join(&folder)).with_context(|| folder.display().to_string())?;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).div_ceil(jobs).to_string();
+    let briquette = || {
+        let mut command = briquette();
+        command.current_dir(root).args(["--threads", &threads]);
+        command
+    };
+
+    let start_config = toml::to_string(&toml::Table::from_iter([
+        ("model".to_string(), sweep.model.clone()),
+        ("pass".to_string(), sweep.start.iter().cloned().map(toml::Value::Table).collect::<Vec<_>>().into()),
+    ]))?;
+    let record_path = path.with_extension("json");
+    let before = read_record(&record_path)?.filter(|record| record.start == start_config).unwrap_or_default();
+    let mut points = sweep.points(&folder)?;
+    for point in &mut points {
+        if let Some(done) = before.points.iter().find(|done| done.config == point.config && done.error.is_none()) {
+            *point = Point { method: point.method.clone(), ..done.clone() };
+        }
+    }
+    let open: Vec<usize> = (0..points.len()).filter(|i| points[*i].rows.is_empty()).collect();
+    say(&format!("{}: {} of {} points are to run", path.display(), open.len(), points.len()));
+    for (data, seed) in sweep.starts() {
+        let needed = open.iter().any(|i| points[*i].data == data && points[*i].seed == seed);
+        if needed && !sweep.start.is_empty() {
+            let passes = sweep.start.iter().cloned().map(toml::Value::Table).collect();
+            let out = start(&folder, data, seed);
+            let config = sweep.config(sweep.model.clone(), data, seed, passes)?;
+            report(&briquette, root, &out, &config).with_context(|| out.display().to_string())?;
+        }
+    }
+
+    let command = format!("cargo xtask sweep {}", path.display());
+    let next = Mutex::new(open.iter().copied());
+    let record = Mutex::new(Record { command, start: start_config, points });
+    let work = |worker: usize| -> Result<()> {
+        loop {
+            let Some(index) = next.lock().expect("no worker panics").next() else { return Ok(()) };
+            let mut point = record.lock().expect("no worker panics").points[index].clone();
+            let out = folder.join(format!("point-{worker}"));
+            if root.join(&out).exists() {
+                std::fs::remove_dir_all(root.join(&out)).with_context(|| out.display().to_string())?;
+            }
+            point.commit.clone_from(&commit);
+            match report(&briquette, root, &out, &point.config) {
+                Ok(report) => (point.date, point.rows) = (report.date, report.rows),
+                Err(error) => point.error = Some(format!("{error:#}")),
+            }
+            say(&point.line());
+            let mut record = record.lock().expect("no worker panics");
+            record.points[index] = point;
+            record.write(&record_path)?;
+        }
+    };
+    std::thread::scope(|scope| {
+        let work = &work;
+        let workers: Vec<_> = (0..jobs).map(|worker| scope.spawn(move || work(worker))).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| bail!("a worker panicked")))
+    })?;
+    record.into_inner().expect("no worker panics").write(&record_path)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The report of a run of this config in this folder.
+fn report(briquette: &dyn Fn() -> Command, root: &Path, out: &Path, config: &str) -> Result<Report> {
+    let file = root.join(out).with_extension("toml");
+    std::fs::write(&file, config).with_context(|| file.display().to_string())?;
+    let output = briquette().arg("run").arg(&file).arg("--out").arg(out).arg("--resume").stdout(Stdio::null()).output();
+    let output = output.context("cannot run briquette")?;
+    if !output.status.success() {
+        let log = String::from_utf8_lossy(&output.stderr);
+        bail!("{}", log.lines().last().unwrap_or_default().trim_start_matches("error: "));
+    }
+    let path = root.join(out).join("report.json");
+    serde_json::from_slice(&std::fs::read(&path).with_context(|| path.display().to_string())?)
+        .with_context(|| path.display().to_string())
+}
+
+impl Point {
+    fn line(&self) -> String {
+        let rows: Vec<String> = self.rows.iter().map(|row| format!("{:.2} %", 100.0 * row.accuracy)).collect();
+        let result = self.error.clone().unwrap_or_else(|| rows.join(" → "));
+        format!("{} {} {} {}: {result}", self.data, self.method, self.keep, self.seed)
+    }
+}
+
+impl Record {
+    /// One line for each point, and no point that has not run.
+    fn write(&self, path: &Path) -> Result<()> {
+        let ran = self.points.iter().filter(|point| !point.rows.is_empty() || point.error.is_some());
+        let lines: Vec<String> = ran.map(serde_json::to_string).collect::<Result<_, _>>()?;
+        let (command, start) = (serde_json::to_string(&self.command)?, serde_json::to_string(&self.start)?);
+        let text = format!("{{\"command\": {command},\n\"start\": {start},\n\"points\": [\n{}\n]}}\n", lines.join(",\n"));
+        let whole = path.with_extension("json.new");
+        std::fs::write(&whole, text).with_context(|| whole.display().to_string())?;
+        std::fs::rename(&whole, path).with_context(|| path.display().to_string())
+    }
+}
+
+/// The record at a path, where there is one.
+pub(crate) fn read_record(path: &Path) -> Result<Option<Record>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    serde_json::from_str(&text).map(Some).with_context(|| path.display().to_string())
+}
+
+/// The commit of the sources, with a `+` when they have changed since.
+fn commit(root: &Path) -> String {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").current_dir(root).args(arguments).output();
+        output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_string()).unwrap_or_default()
+    };
+    let changed = !git(&["status", "--porcelain", "--", "crates", "Cargo.toml", "Cargo.lock"]).is_empty();
+    git(&["rev-parse", "--short=12", "HEAD"]) + if changed { "+" } else { "" }
+}

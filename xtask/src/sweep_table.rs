@@ -1,0 +1,100 @@
+//! The tables of a page on sweeps.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use crate::sweep::{Method, Point, Row, Sweep, read_record};
+
+/// The section on the sweep that a file describes.
+///
+/// # Errors
+/// When its record is missing or does not read.
+pub(crate) fn section(description: &Path) -> Result<String> {
+    let sweep = Sweep::read(description)?;
+    let record = read_record(&description.with_extension("json"))?
+        .with_context(|| format!("{} has no record; `cargo xtask sweep` on it makes one", description.display()))?;
+    let mut text = format!("\n## {}\n\n{}\n\nRepeat with `{}`.\n", sweep.heading, sweep.text.trim(), record.command);
+    let mut reasons = BTreeSet::new();
+    for data in &sweep.data {
+        let points: Vec<&Point> =
+            record.points.iter().filter(|point| point.data == *data && sweep.seeds.contains(&point.seed)).collect();
+        let dense: BTreeMap<u64, f64> =
+            points.iter().filter_map(|point| Some((point.seed, 100.0 * point.rows.first()?.accuracy))).collect();
+        let seeds = if dense.len() == 1 { "one seed".to_string() } else { format!("mean ± deviation of {} seeds", dense.len()) };
+        text += &format!(
+            "\n### {data}\n\nTest accuracy in percent, {seeds}; before pruning {}.\n",
+            mean(dense.into_values().collect())
+        );
+        let table = if sweep.keep.len() == 1 { measures(&sweep, &points) } else { shares(&sweep, &points) };
+        text += &table;
+        reasons.extend(points.iter().filter_map(|point| Some(format!("- {}: {}\n", point.method, point.error.as_ref()?))));
+    }
+    if !reasons.is_empty() {
+        text += &format!("\nA dash stands where a method cannot do it:\n\n{}", reasons.into_iter().collect::<String>());
+    }
+    Ok(text)
+}
+
+/// Accuracy before and after tuning, a column for each share.
+fn shares(sweep: &Sweep, points: &[&Point]) -> String {
+    let mut text = String::new();
+    for (when, back) in [("before tuning", 2), ("after tuning", 1)] {
+        let head: Vec<String> = sweep.keep.iter().map(|keep| format!("{:.0} %", 100.0 * (1.0 - keep))).collect();
+        text += &format!(
+            "\n| {when}, by the share of {} that goes | {} |\n|---|{}\n",
+            sweep.of,
+            head.join(" | "),
+            "---|".repeat(head.len())
+        );
+        for method in &sweep.method {
+            let cell = |keep: &f64| {
+                let keep = if method.takes_a_share() { Some(*keep) } else { None };
+                cell(method, keep, points, back, |row, _| 100.0 * row.accuracy)
+            };
+            let cells: Vec<String> = sweep.keep.iter().map(cell).collect();
+            text += &format!("| {} | {} |\n", method.name, cells.join(" | "));
+        }
+    }
+    text
+}
+
+/// What is left of a network at one share.
+fn measures(sweep: &Sweep, points: &[&Point]) -> String {
+    let mut text = String::from(
+        "\n| method | before tuning | after tuning | MACs fewer | parameters left | file smaller |\n|---|---|---|---|---|---|\n",
+    );
+    for method in &sweep.method {
+        let cell = |back: usize, measure: fn(&Row, &Row) -> f64| cell(method, None, points, back, measure);
+        text += &format!(
+            "| {} | {} | {} | {}x | {} % | {}x |\n",
+            method.name,
+            cell(2, |row, _| 100.0 * row.accuracy),
+            cell(1, |row, _| 100.0 * row.accuracy),
+            cell(1, |row, dense| dense.macs as f64 / row.macs as f64),
+            cell(1, |row, dense| 100.0 * row.nonzero as f64 / dense.nonzero as f64),
+            cell(1, |row, dense| dense.file_bytes as f64 / row.file_bytes as f64),
+        );
+    }
+    text
+}
+
+/// Mean and deviation, over the seeds, of a measure of the row that is so many from the end, given the first row too.
+fn cell(method: &Method, keep: Option<f64>, points: &[&Point], back: usize, measure: impl Fn(&Row, &Row) -> f64) -> String {
+    let of = points.iter().filter(|point| point.method == method.name && keep.is_none_or(|keep| keep == point.keep));
+    let measured = of.filter_map(|point| Some(measure(point.rows.iter().rev().nth(back - 1)?, point.rows.first()?)));
+    mean(measured.collect())
+}
+
+/// Mean and deviation of a sample, a dash of none.
+fn mean(values: Vec<f64>) -> String {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let square = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
+    match values.len() {
+        0 => "–".into(),
+        1 => format!("{mean:.2}"),
+        _ => format!("{mean:.2} ± {:.2}", (square / (n - 1.0)).sqrt()),
+    }
+}
