@@ -50,6 +50,7 @@ pub const ZOO: &[Arch] = &[
     alexnet::ALEXNET,
     lenet::LENET_300_100,
     lenet::LENET_5,
+    lenet::MLP_1000,
     resnet::RESNET_18,
     resnet::RESNET_20,
     resnet::RESNET_32,
@@ -117,6 +118,7 @@ mod tests {
     const PUBLISHED: &[(&str, usize, Option<usize>, Option<u64>)] = &[
         ("lenet300", 266_610, Some(266_200), Some(266_200)),
         ("lenet5", 431_080, Some(430_500), Some(2_293_000)),
+        ("mlp1000", 795_010, Some(794_000), Some(794_000)),
         ("resnet20", 269_722, None, None),
         ("resnet32", 464_154, None, None),
         ("resnet44", 658_586, None, None),
