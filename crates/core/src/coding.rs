@@ -186,7 +186,9 @@ impl Coding {
             }
             Source::Hashed { buckets, places, .. } => places.iter().map(|&place| Hashed::at(buckets, place)).collect(),
             Source::Product { product, transposed: false } => product.values(),
-            Source::Product { product, transposed: true } => by_column(product).map(|(row, column)| product.value(row, column)).collect(),
+            Source::Product { product, transposed: true } => {
+                by_column(product).map(|(row, column)| product.value(row, column)).collect()
+            }
         };
         if let Some(mask) = &self.mask {
             values.iter_mut().zip(mask).filter(|(_, keep)| !**keep).for_each(|(value, _)| *value = 0.0);
@@ -293,7 +295,10 @@ impl Form {
                     let at = |row: usize, column: usize| if transposed { column * rows + row } else { row * columns + column };
                     Product::stage((width, columns, rows), centroids, |row, column| places[at(row, column)] as usize)
                 };
-                Source::Product { product: Product { width, columns, stages: books.into_iter().map(stage).collect() }, transposed }
+                Source::Product {
+                    product: Product { width, columns, stages: books.into_iter().map(stage).collect() },
+                    transposed,
+                }
             }
         }
     }
@@ -305,9 +310,7 @@ impl Reparameterization for Coded {
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
         let shape = base.shape();
         let values = match (self.books.split_first(), &self.grid) {
-            (Some((first, rest)), _) => {
-                rest.iter().fold(first.values(), |sum, book| sum + book.values()).reshape(shape.clone())
-            }
+            (Some((first, rest)), _) => rest.iter().fold(first.values(), |sum, book| sum + book.values()).reshape(shape.clone()),
             (None, Some(grid)) => grid.apply(base),
             (None, None) => base,
         };
@@ -695,7 +698,8 @@ mod tests {
             indices: (0..9).map(|i| (i + offset) / 2 % 2).collect(),
         };
         // Of 3 rows and 5 columns, as [5, 3] in Burn.
-        let source = Source::Product { product: Product { width: 2, columns: 5, stages: vec![stage(0), stage(1)] }, transposed: true };
+        let source =
+            Source::Product { product: Product { width: 2, columns: 5, stages: vec![stage(0), stage(1)] }, transposed: true };
         differentiates(&source, |source| match source {
             Source::Product { product, .. } => product.stages.iter_mut().flat_map(|stage| &mut stage.centroids).collect(),
             _ => panic!(),

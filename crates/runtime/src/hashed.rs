@@ -46,9 +46,7 @@ impl Hashed {
     pub(crate) fn check(buckets: usize) -> Result<(), Error> {
         match buckets {
             0 => Err(Error::corrupt("hashed values without buckets")),
-            found if found > MAX_BUCKETS => {
-                Err(Error::Limit { what: "buckets", found: found as u64, limit: MAX_BUCKETS as u64 })
-            }
+            found if found > MAX_BUCKETS => Err(Error::Limit { what: "buckets", found: found as u64, limit: MAX_BUCKETS as u64 }),
             _ => Ok(()),
         }
     }

@@ -64,7 +64,8 @@ impl Product {
         let count = centroids.len() / columns;
         let starts = (0..columns).step_by(width);
         let index = |start: usize, row: usize| (place(row, start) - count * start) / width.min(columns - start);
-        let indices = starts.flat_map(|start| (0..rows).map(move |row| (start, row))).map(|(start, row)| index(start, row) as u16);
+        let indices =
+            starts.flat_map(|start| (0..rows).map(move |row| (start, row))).map(|(start, row)| index(start, row) as u16);
         Stage { indices: indices.collect(), centroids }
     }
 

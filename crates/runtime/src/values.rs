@@ -17,11 +17,27 @@ pub const MAX_CODEBOOK: usize = 1 << 16;
 pub(crate) enum Values {
     F32(Vec<f32>),
     F16(Vec<f16>),
-    Codebook { book: Vec<f32>, count: usize, indices: Stream },
-    Grid { grid: Grid, count: usize, codes: Stream },
+    Codebook {
+        book: Vec<f32>,
+        count: usize,
+        indices: Stream,
+    },
+    Grid {
+        grid: Grid,
+        count: usize,
+        codes: Stream,
+    },
     /// The buckets are plain floats.
-    Hashed { seed: u64, buckets: Box<Values> },
-    Product { width: usize, columns: usize, rows: usize, stages: Vec<CodedStage> },
+    Hashed {
+        seed: u64,
+        buckets: Box<Values>,
+    },
+    Product {
+        width: usize,
+        columns: usize,
+        rows: usize,
+        stages: Vec<CodedStage>,
+    },
 }
 
 /// A stage of a product as it is stored.
@@ -200,9 +216,7 @@ impl Values {
             Values::Codebook { book, indices, .. } => 4 * book.len() + indices.stored(),
             Values::Grid { codes, .. } => codes.stored(),
             Values::Hashed { buckets, .. } => buckets.stored(),
-            Values::Product { stages, .. } => {
-                stages.iter().map(|stage| stage.centroids.stored() + stage.indices.stored()).sum()
-            }
+            Values::Product { stages, .. } => stages.iter().map(|stage| stage.centroids.stored() + stage.indices.stored()).sum(),
         }
     }
 
