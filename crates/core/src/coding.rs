@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use briquette_runtime::Grid;
+use briquette_runtime::{Grid, Hashed, MAX_CODEBOOK, Product};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamMapper, Reparameterization, Reparameterizer};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
@@ -58,6 +58,56 @@ pub enum Source {
         /// Share of the largest absolute value below which a weight is zero.
         share: f32,
     },
+    /// `w_i = s_i buckets[h_i]`, where bucket and sign come from a hash of the position in the container's layout
+    /// ([`Hashed`]): the buckets are trained, `dL/db_k = sum over i with h_i = k of s_i dL/dw_i` (Chen et al., ICML 2015).
+    Hashed {
+        /// Seed of the hash.
+        seed: u64,
+        /// The shared values.
+        buckets: Vec<f32>,
+        /// Twice the bucket, plus 1 if the sign is negative, one per weight.
+        places: Vec<u32>,
+    },
+    /// The rows are put together from centroids of blocks of columns, which are trained like those of a codebook.
+    Product {
+        /// Centroids and indices, in the container's layout.
+        product: Product,
+        /// Whether the tensor is the transposed of the container's, as matrices are in Burn.
+        transposed: bool,
+    },
+}
+
+impl Source {
+    /// A codebook of these values, or free weights where they are too many for one: what is left of sharing that a cut breaks up.
+    fn shared(values: &[f32]) -> Self {
+        match Source::codebook(values) {
+            Source::Codebook { centroids, .. } if centroids.len() > MAX_CODEBOOK => Source::Free,
+            source => source,
+        }
+    }
+
+    /// The codebook behind values that share few of them: the sorted distinct values and the index of each. In a masked tensor the zero is
+    /// one of them and costs nothing, for masked weights are not stored.
+    pub(crate) fn codebook(values: &[f32]) -> Self {
+        let mut centroids: Vec<f32> = values.to_vec();
+        centroids.sort_by(f32::total_cmp);
+        centroids.dedup_by(|a, b| a.to_bits() == b.to_bits());
+        let index = |value: &f32| centroids.binary_search_by(|c| c.total_cmp(value)).unwrap_or(0) as u32;
+        let assignment = values.iter().map(index).collect();
+        Source::Codebook { centroids, assignment }
+    }
+
+    /// Buckets with the places that the hash gives a tensor of this shape as Burn stores it: a matrix is hashed as its transposed, which is
+    /// what the container holds.
+    pub fn hashed(seed: u64, buckets: Vec<f32>, shape: &[usize]) -> Self {
+        let count: usize = shape.iter().product();
+        let position = |i: usize| match shape {
+            [rows, columns] => i % columns * rows + i / columns,
+            _ => i,
+        };
+        let places = (0..count).map(|i| Hashed::place(seed, position(i), buckets.len())).collect();
+        Source::Hashed { seed, buckets, places }
+    }
 }
 
 impl Coding {
@@ -66,7 +116,9 @@ impl Coding {
         self.mask.as_ref().map_or(len, |mask| mask.iter().filter(|keep| **keep).count())
     }
 
-    /// The coding of a tensor that takes `indices` of the flat one, in that order; `along` tells which indices remain along an axis.
+    /// The coding of a tensor in the container's layout that takes `indices` of the flat one, in that order; `along` tells which indices
+    /// remain along an axis. A hash goes by the position and a product by blocks of columns, so that the one always, and the other unless
+    /// whole rows are taken, becomes a codebook of the values, or free weights where these are too many for one.
     pub fn select<'a>(&self, indices: &[usize], along: impl Fn(usize) -> Option<&'a [usize]>) -> Self {
         let mask = self.mask.as_ref().map(|mask| indices.iter().map(|&i| mask[i]).collect());
         let source = match &self.source {
@@ -83,17 +135,52 @@ impl Coding {
                 Source::Grid { grid, rounding: *rounding, learned: *learned }
             }
             Source::Ternary { .. } => self.source.clone(),
+            Source::Hashed { buckets, places, .. } => {
+                Source::shared(&indices.iter().map(|&i| Hashed::at(buckets, places[i])).collect::<Vec<_>>())
+            }
+            Source::Product { product, .. } => match along(0).filter(|rows| indices.len() == rows.len() * product.columns) {
+                Some(rows) => Source::Product { product: product.select(rows), transposed: false },
+                None => {
+                    let value = |i: &usize| product.value(i / product.columns, i % product.columns);
+                    Source::shared(&indices.iter().map(value).collect::<Vec<_>>())
+                }
+            },
         };
         Self { mask, source }
     }
 
+    /// Whether the coding makes sense for a tensor of this shape.
+    pub(crate) fn fits(&self, shape: &[usize]) -> bool {
+        let count: usize = shape.iter().product();
+        let below = |indices: &[u32], end: usize| indices.len() == count && indices.iter().all(|&i| (i as usize) < end);
+        let source = match &self.source {
+            Source::Free => true,
+            Source::Ternary { scales, share } => scales.iter().chain([share]).all(|value| value.is_finite()),
+            Source::Codebook { centroids, assignment } => below(assignment, centroids.len()),
+            Source::Grid { grid, .. } => grid.check(shape).is_ok(),
+            Source::Hashed { buckets, places, .. } => below(places, 2 * buckets.len()),
+            Source::Product { product, transposed: true } => matches!(shape, [a, b] if product.check(&[*b, *a]).is_ok()),
+            Source::Product { product, transposed: false } => product.check(shape).is_ok(),
+        };
+        source && self.mask.as_ref().is_none_or(|mask| mask.len() == count)
+    }
+
     /// The coding of the transposed matrix; `order` takes its elements from the flat one.
     pub(crate) fn transposed(&self, order: &[usize]) -> Self {
-        let mut coding = self.select(order, |_| None);
-        if let Source::Grid { grid, .. } = &mut coding.source {
-            grid.axis = grid.axis.map(|axis| 1 - axis);
-        }
-        coding
+        let mask = self.mask.as_ref().map(|mask| order.iter().map(|&i| mask[i]).collect());
+        let source = match &self.source {
+            Source::Grid { grid, rounding, learned } => {
+                let grid = Grid { axis: grid.axis.map(|axis| 1 - axis), ..grid.clone() };
+                Source::Grid { grid, rounding: *rounding, learned: *learned }
+            }
+            Source::Hashed { seed, buckets, places } => {
+                let places = order.iter().map(|&i| places[i]).collect();
+                Source::Hashed { seed: *seed, buckets: buckets.clone(), places }
+            }
+            Source::Product { product, transposed } => Source::Product { product: product.clone(), transposed: !transposed },
+            Source::Free | Source::Codebook { .. } | Source::Ternary { .. } => self.select(order, |_| None).source,
+        };
+        Self { mask, source }
     }
 
     /// The values that a network computes with, for a tensor's own values.
@@ -113,6 +200,11 @@ impl Coding {
                 let base = Tensor::<1>::from_data(TensorData::new(base, [count]), &device);
                 floats(Ternary::new(*scales, *share, &device).apply(base))
             }
+            Source::Hashed { buckets, places, .. } => places.iter().map(|&place| Hashed::at(buckets, place)).collect(),
+            Source::Product { product, transposed: false } => product.values(),
+            Source::Product { product, transposed: true } => {
+                by_column(product).map(|(row, column)| product.value(row, column)).collect()
+            }
         };
         if let Some(mask) = &self.mask {
             values.iter_mut().zip(mask).filter(|(_, keep)| !**keep).for_each(|(value, _)| *value = 0.0);
@@ -129,11 +221,20 @@ impl Coding {
     }
 }
 
+/// Rows and columns of a product as a transposed matrix runs through them.
+fn by_column(product: &Product) -> impl Iterator<Item = (usize, usize)> {
+    let rows = product.rows();
+    (0..product.columns).flat_map(move |column| (0..rows).map(move |row| (row, column)))
+}
+
 /// A [`Coding`] on the device.
 #[derive(Module, Debug)]
 pub struct Coded {
     mask: Option<Param<Tensor<1>>>,
-    codebook: Option<Codebook>,
+    /// One for shared values and hashed ones; of a product, the stages.
+    books: Vec<Codebook>,
+    /// [`Form::numbers`] of what is neither a plain codebook nor a grid: Burn shows a visitor tensors only.
+    form: Option<Param<Tensor<1, Int>>>,
     grid: Option<OnGrid>,
     ternary: Option<Ternary>,
 }
@@ -142,6 +243,82 @@ pub struct Coded {
 struct Codebook {
     centroids: Param<Tensor<1>>,
     assignment: Param<Tensor<1, Int>>,
+    /// Whether every centroid is followed by its negative, to which indices refer as well.
+    #[module(skip)]
+    signed: bool,
+}
+
+impl Codebook {
+    fn new(centroids: &[f32], assignment: impl Iterator<Item = i64>, signed: bool, device: &Device) -> Self {
+        Self {
+            centroids: Param::from_tensor(Tensor::from_data(TensorData::from(centroids), device)),
+            assignment: whole(assignment.collect(), device),
+            signed,
+        }
+    }
+
+    fn values(&self) -> Tensor<1> {
+        let mut centroids = self.centroids.val();
+        if self.signed {
+            let [count] = centroids.dims();
+            centroids = Tensor::stack::<2>(vec![centroids.clone(), centroids.neg()], 1).reshape([2 * count]);
+        }
+        centroids.select(0, self.assignment.val())
+    }
+}
+
+/// Whole numbers on the device.
+fn whole(numbers: Vec<i64>, device: &Device) -> Param<Tensor<1, Int>> {
+    let len = numbers.len();
+    Param::initialized(burn::module::ParamId::new(), Tensor::from_data(TensorData::new(numbers, [len]), device))
+}
+
+/// What codebooks stand for when they are no plain one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Form {
+    Hashed { seed: u64 },
+    Product { width: usize, columns: usize, transposed: bool },
+}
+
+impl Form {
+    /// The seed by 16 bits, for devices whose integers have 32.
+    fn numbers(self) -> Vec<i64> {
+        match self {
+            Form::Hashed { seed } => (0..4).map(|part| (seed >> (16 * part) & 0xffff) as i64).collect(),
+            Form::Product { width, columns, transposed } => vec![width as i64, columns as i64, i64::from(transposed)],
+        }
+    }
+
+    fn of(numbers: &[i64]) -> Option<Self> {
+        match *numbers {
+            [a, b, c, d] => Some(Form::Hashed { seed: [d, c, b, a].iter().fold(0, |seed, part| seed << 16 | *part as u64) }),
+            [width, columns, transposed] => {
+                Some(Form::Product { width: width as usize, columns: columns as usize, transposed: transposed != 0 })
+            }
+            _ => None,
+        }
+    }
+
+    /// The source that these codebooks are.
+    fn source(self, mut books: Vec<(Vec<f32>, Vec<u32>)>) -> Source {
+        match self {
+            Form::Hashed { seed } => {
+                let (buckets, places) = books.swap_remove(0);
+                Source::Hashed { seed, buckets, places }
+            }
+            Form::Product { width, columns, transposed } => {
+                let stage = |(centroids, places): (Vec<f32>, Vec<u32>)| {
+                    let rows = places.len() / columns;
+                    let at = |row: usize, column: usize| if transposed { column * rows + row } else { row * columns + column };
+                    Product::stage((width, columns, rows), centroids, |row, column| places[at(row, column)] as usize)
+                };
+                Source::Product {
+                    product: Product { width, columns, stages: books.into_iter().map(stage).collect() },
+                    transposed,
+                }
+            }
+        }
+    }
 }
 
 impl Reparameterization for Coded {
@@ -149,8 +326,8 @@ impl Reparameterization for Coded {
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
         let shape = base.shape();
-        let values = match (&self.codebook, &self.grid, &self.ternary) {
-            (Some(book), ..) => book.centroids.val().select(0, book.assignment.val()).reshape(shape.clone()),
+        let values = match (self.books.split_first(), &self.grid, &self.ternary) {
+            (Some((first, rest)), ..) => rest.iter().fold(first.values(), |sum, book| sum + book.values()).reshape(shape.clone()),
             (None, Some(grid), _) => grid.apply(base),
             (None, None, Some(ternary)) => ternary.apply(base),
             (None, None, None) => base,
@@ -169,30 +346,35 @@ impl Coded {
             let len = values.len();
             Param::from_tensor(Tensor::from_data(TensorData::new(values, [len]), device)).set_require_grad(false)
         });
-        let (mut grid, mut ternary) = (None, None);
-        let codebook = match coding.source {
-            Source::Free => None,
-            Source::Ternary { scales, share } => {
-                ternary = Some(Ternary::new(scales, share, device));
-                None
-            }
-            Source::Grid { grid: values, rounding, learned } => {
-                grid = Some(OnGrid::new(&values, rounding, learned, device));
-                None
-            }
+        let mut coded = Self { mask, books: Vec::new(), form: None, grid: None, ternary: None };
+        let form = |form: Form| Some(whole(form.numbers(), device));
+        match coding.source {
+            Source::Free => {}
             Source::Codebook { centroids, assignment } => {
-                let len = assignment.len();
-                let indices: Vec<i64> = assignment.into_iter().map(i64::from).collect();
-                Some(Codebook {
-                    centroids: Param::from_tensor(Tensor::from_data(TensorData::from(centroids.as_slice()), device)),
-                    assignment: Param::initialized(
-                        burn::module::ParamId::new(),
-                        Tensor::from_data(TensorData::new(indices, [len]), device),
-                    ),
-                })
+                coded.books.push(Codebook::new(&centroids, assignment.into_iter().map(i64::from), false, device));
             }
-        };
-        Self { mask, codebook, grid, ternary }
+            Source::Ternary { scales, share } => coded.ternary = Some(Ternary::new(scales, share, device)),
+            Source::Grid { grid, rounding, learned } => coded.grid = Some(OnGrid::new(&grid, rounding, learned, device)),
+            Source::Hashed { seed, buckets, places } => {
+                coded.books.push(Codebook::new(&buckets, places.into_iter().map(i64::from), true, device));
+                coded.form = form(Form::Hashed { seed });
+            }
+            Source::Product { product, transposed } => {
+                for stage in &product.stages {
+                    let place = |(row, column)| product.place(stage, row, column) as i64;
+                    let (rows, columns) = (product.rows(), product.columns);
+                    coded.books.push(match transposed {
+                        true => Codebook::new(&stage.centroids, by_column(&product).map(place), false, device),
+                        false => {
+                            let places = (0..rows * columns).map(|i| place((i / columns, i % columns)));
+                            Codebook::new(&stage.centroids, places, false, device)
+                        }
+                    });
+                }
+                coded.form = form(Form::Product { width: product.width, columns: product.columns, transposed });
+            }
+        }
+        coded
     }
 
     /// The coding on the host.
@@ -350,8 +532,9 @@ struct Raw {
     /// The base where it lies, flat and without gradients.
     handle: Option<Tensor<1>>,
     mask: Option<Vec<f32>>,
-    centroids: Option<Vec<f32>>,
-    assignment: Option<Vec<u32>>,
+    centroids: Vec<Vec<f32>>,
+    assignments: Vec<Vec<u32>>,
+    form: Option<Form>,
     steps: Option<Vec<f32>>,
     steps_handle: Option<Tensor<1>>,
     zeros: Option<Vec<f32>>,
@@ -363,9 +546,15 @@ struct Raw {
 impl Raw {
     fn take_coding(&mut self) -> Coding {
         let mask = self.mask.take().map(|mask| mask.iter().map(|m| *m != 0.0).collect());
-        let source = match (self.centroids.take(), self.assignment.take()) {
-            (Some(centroids), Some(assignment)) => Source::Codebook { centroids, assignment },
-            _ => match (self.steps.take(), self.zeros.take(), self.described) {
+        let centroids = std::mem::take(&mut self.centroids);
+        let mut books: Vec<_> = centroids.into_iter().zip(std::mem::take(&mut self.assignments)).collect();
+        let source = match (books.pop(), self.form) {
+            (Some((centroids, assignment)), None) => Source::Codebook { centroids, assignment },
+            (Some(last), Some(form)) => {
+                books.push(last);
+                form.source(books)
+            }
+            (None, _) => match (self.steps.take(), self.zeros.take(), self.described) {
                 (Some(steps), Some(zeros), Some((levels, axis, rounding, learned))) => {
                     Source::Grid { grid: Grid { levels, axis, steps, zeros }, rounding, learned }
                 }
@@ -414,7 +603,7 @@ impl ModuleVisitor for Visitor {
                 "zeros" => raw.zeros = Some(floats(param.val())),
                 "scales" => raw.scales = Some(floats(param.val())),
                 "share" => raw.share = Some(floats(param.val())),
-                _ => raw.centroids = Some(floats(param.val())),
+                _ => raw.centroids.push(floats(param.val())),
             }
         } else if D >= 2 {
             let path = self.path.join(".");
@@ -427,12 +616,13 @@ impl ModuleVisitor for Visitor {
 
     fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
         if let Some((owner, part)) = self.coded() {
-            let described = part == "described";
+            let part = part.to_string();
             let raw = self.weights.entry(owner).or_default();
             let numbers = param.val().into_data();
-            match described {
-                true => raw.described = OnGrid::described(&numbers.iter::<i64>().collect::<Vec<_>>()),
-                false => raw.assignment = Some(numbers.iter::<i64>().map(|i| i as u32).collect()),
+            match part.as_str() {
+                "described" => raw.described = OnGrid::described(&numbers.iter::<i64>().collect::<Vec<_>>()),
+                "form" => raw.form = Form::of(&numbers.iter::<i64>().collect::<Vec<_>>()),
+                _ => raw.assignments.push(numbers.iter::<i64>().map(|i| i as u32).collect()),
             }
         }
     }
@@ -476,8 +666,82 @@ mod tests {
         assert_eq!(floats(param.val()), [0.5, -1.0, 0.5, 0.0]);
         let factors = Tensor::<2>::from_floats([[1.0, 10.0], [100.0, 1000.0]], &device);
         let grads = (param.val() * factors).sum().backward();
-        let book = param.reparameterization::<Coded>().unwrap().codebook.as_ref().unwrap();
+        let book = &param.reparameterization::<Coded>().unwrap().books[0];
         assert_eq!(floats(book.centroids.val().grad(&grads).unwrap()), [101.0, 10.0]);
+    }
+
+    /// A loss that is not linear, of all weights of a 5 by 3 matrix, and its gradient by the centroids of each book.
+    fn loss(source: Source, device: &Device) -> (f64, Vec<Vec<f32>>) {
+        let base = Param::from_tensor(Tensor::<2>::zeros([5, 3], device));
+        let param = Coding { mask: None, source }.attach(base).train();
+        let factors = Tensor::<1, Int>::arange(1..16, device).float().reshape([5, 3]);
+        let loss = (param.val() * factors).sin().sum();
+        let grads = loss.backward();
+        let books = &param.reparameterization::<Coded>().unwrap().books;
+        let gradients = books.iter().map(|book| floats(book.centroids.val().grad(&grads).unwrap())).collect();
+        (f64::from(floats(loss)[0]), gradients)
+    }
+
+    /// Against central differences along every number that `parts` of the source list.
+    fn differentiates(source: &Source, parts: impl Fn(&mut Source) -> Vec<&mut f32>) {
+        let device = Device::flex().autodiff();
+        let (_, gradients) = loss(source.clone(), &device);
+        for (which, gradient) in gradients.concat().into_iter().enumerate() {
+            let moved = |by: f32| {
+                let mut source = source.clone();
+                *parts(&mut source)[which] += by;
+                loss(source, &device).0
+            };
+            let slope = (moved(4e-3) - moved(-4e-3)) / 8e-3;
+            assert!((slope - f64::from(gradient)).abs() < 2e-2 * (1.0 + slope.abs()), "{which}: {gradient}, {slope}");
+        }
+    }
+
+    #[test]
+    fn a_buckets_gradient_is_the_signed_sum_of_its_members() {
+        let device = Device::flex().autodiff();
+        let source = Source::hashed(5, vec![0.5, -0.2, 0.1, 0.3], &[5, 3]);
+        let Source::Hashed { places, .. } = &source else { panic!() };
+        assert!(places.iter().any(|place| place % 2 == 1) && places.iter().any(|place| place % 2 == 0));
+        let (_, gradients) = loss(source.clone(), &device);
+        let values = Coding { mask: None, source: source.clone() }.values(vec![0.0; 15], &[5, 3]);
+        let mut expected = [0.0_f32; 4];
+        for (i, (place, value)) in places.iter().zip(values).enumerate() {
+            let factor = (i + 1) as f32;
+            let sign = if place % 2 == 0 { 1.0 } else { -1.0 };
+            expected[*place as usize / 2] += sign * factor * (value * factor).cos();
+        }
+        assert!(gradients[0].iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-4), "{gradients:?} {expected:?}");
+        differentiates(&source, |source| match source {
+            Source::Hashed { buckets, .. } => buckets.iter_mut().collect(),
+            _ => panic!(),
+        });
+    }
+
+    #[test]
+    fn centroids_of_a_product_get_the_gradients_of_their_members() {
+        let stage = |offset: u16| briquette_runtime::Stage {
+            centroids: (0..10).map(|i| f32::from((i * 3 + offset) % 7) * 0.1 - 0.3).collect(),
+            indices: (0..9).map(|i| (i + offset) / 2 % 2).collect(),
+        };
+        // Of 3 rows and 5 columns, as [5, 3] in Burn.
+        let source =
+            Source::Product { product: Product { width: 2, columns: 5, stages: vec![stage(0), stage(1)] }, transposed: true };
+        differentiates(&source, |source| match source {
+            Source::Product { product, .. } => product.stages.iter_mut().flat_map(|stage| &mut stage.centroids).collect(),
+            _ => panic!(),
+        });
+        let coding = Coding { mask: None, source };
+        let param = coding.clone().attach(Param::from_tensor(Tensor::<2>::zeros([5, 3], &Device::flex())));
+        assert_eq!((floats(param.val()), coding_of(&param)), (coding.values(vec![0.0; 15], &[5, 3]), coding));
+    }
+
+    #[test]
+    fn a_hash_survives_the_way_to_the_device_and_back() {
+        let source = Source::hashed(0x0123_4567_89ab_cdef, vec![0.5, -1.0, 0.0], &[2, 2]);
+        let coding = Coding { mask: Some(vec![true, false, true, true]), source };
+        let param = coding.clone().attach(Param::from_tensor(Tensor::<2>::zeros([2, 2], &Device::flex())));
+        assert_eq!((floats(param.val()), coding_of(&param)), (coding.values(vec![0.0; 4], &[2, 2]), coding));
     }
 
     #[test]

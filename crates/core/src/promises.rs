@@ -14,7 +14,7 @@ pub struct Promises(BTreeMap<String, Promise>);
 struct Promise {
     shape: Vec<usize>,
     mask: Option<Vec<bool>>,
-    /// Most distinct values besides zero, by a codebook or a grid.
+    /// Most distinct values besides zero, by the coding.
     values: Option<usize>,
 }
 
@@ -27,6 +27,11 @@ impl Promises {
                 Source::Codebook { centroids, .. } => Some(centroids.len()),
                 Source::Grid { grid, .. } => Some(grid.levels as usize * grid.steps.len()),
                 Source::Ternary { .. } => Some(3),
+                Source::Hashed { buckets, .. } => Some(2 * buckets.len()),
+                Source::Product { product, .. } => {
+                    let sums = product.stages.iter().map(|stage| product.centroids(stage));
+                    Some(sums.fold(product.columns, usize::saturating_mul))
+                }
             };
             (name.to_string(), Promise { shape: weight.shape, mask: weight.coding.mask, values })
         };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use briquette_runtime::{Coded, Coder, Layer, Model, Plan, Structure, ValueFormat};
+use briquette_runtime::{Coded, Coder, Hashed, Layer, Model, Plan, Structure, ValueFormat};
 use burn::module::{Param, ParamId, RunningState};
 use burn::nn::conv::Conv2d;
 use burn::nn::{BatchNorm, BatchNormConfig, Linear, PaddingConfig2d};
@@ -53,6 +53,9 @@ impl Stored {
                 self.shape,
                 self.base.len()
             )));
+        }
+        if !self.coding.fits(&self.shape) {
+            return Err(Error::State(format!("tensor '{}' of shape {:?} with the coding of another", self.name, self.shape)));
         }
         let tensor = Tensor::from_data(TensorData::new(self.base, self.shape), device);
         Ok(self.coding.attach(Param::from_tensor(tensor)))
@@ -241,6 +244,11 @@ impl Net {
                         Coded::encode(shape, &values, &plan(ValueFormat::Codebook))
                     }
                     Source::Grid { grid, .. } => Coded::on_grid(shape, &values, grid, sparse, storage.coder),
+                    Source::Hashed { seed, buckets, .. } => {
+                        let hashed = Hashed { seed: *seed, buckets: buckets.clone() };
+                        Coded::hashed(shape, &values, &hashed, &plan(storage.float))
+                    }
+                    Source::Product { product, .. } => Coded::product(shape, &values, product, &plan(storage.float)),
                 }?;
                 tensors.push((stored.name.to_string(), coded));
             }
@@ -267,10 +275,21 @@ impl Net {
                 let summary = coded.summary();
                 let pruned = coded.shape().len() >= 2 && values.contains(&0.0);
                 let mask = pruned.then(|| values.iter().map(|v| *v != 0.0).collect());
-                let source = match (summary.value_format, coded.grid()) {
-                    (ValueFormat::Codebook, _) => codebook(&values),
-                    (_, Some(grid)) => Source::Grid { grid: grid.clone(), rounding: Rounding::Nearest, learned: false },
-                    _ => Source::Free,
+                let source = match summary.value_format {
+                    ValueFormat::Codebook => Source::codebook(&values),
+                    ValueFormat::Grid => coded.grid().map_or(Source::Free, |grid| Source::Grid {
+                        grid: grid.clone(),
+                        rounding: Rounding::Nearest,
+                        learned: false,
+                    }),
+                    ValueFormat::Hashed => coded.as_hashed().map_or(Source::Free, |Hashed { seed, buckets }| {
+                        let places = (0..values.len()).map(|i| Hashed::place(seed, i, buckets.len())).collect();
+                        Source::Hashed { seed, buckets, places }
+                    }),
+                    ValueFormat::Product => {
+                        coded.as_product().map_or(Source::Free, |product| Source::Product { product, transposed: false })
+                    }
+                    ValueFormat::F32 | ValueFormat::F16 => Source::Free,
                 };
                 Ok(Stored { name: known(name)?, shape: coded.shape().to_vec(), base: values, coding: Coding { mask, source } })
             });
@@ -363,17 +382,6 @@ struct NodeState {
     codings: Vec<(String, Coding)>,
 }
 
-/// The codebook behind values that share few of them: the sorted distinct values and the index of each. In a masked tensor the zero is
-/// one of them and costs nothing, for masked weights are not stored.
-fn codebook(values: &[f32]) -> Source {
-    let mut centroids: Vec<f32> = values.to_vec();
-    centroids.sort_by(f32::total_cmp);
-    centroids.dedup_by(|a, b| a.to_bits() == b.to_bits());
-    let index = |value: &f32| centroids.binary_search_by(|c| c.total_cmp(value)).unwrap_or(0) as u32;
-    let assignment = values.iter().map(index).collect();
-    Source::Codebook { centroids, assignment }
-}
-
 fn known(name: &str) -> Result<&'static str> {
     let names = || ["weight", "bias", "gamma", "beta", "mean", "var", "step"].into_iter().chain(Structure::NAMES);
     names().find(|known| *known == name).ok_or_else(|| Error::unknown("tensor", name, names()))
@@ -381,7 +389,7 @@ fn known(name: &str) -> Result<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use briquette_runtime::{Grid, StepGradient};
+    use briquette_runtime::{Grid, Product, StepGradient};
 
     use super::*;
     use crate::zoo::{Arch, Wanted};
@@ -402,7 +410,16 @@ mod tests {
                 let steps = (0..out).map(|c| 0.01 + 0.001 * c as f32).collect();
                 let grid = Grid { levels: 15, axis: Some(0), steps, zeros: vec![7.0; out] };
                 let on_grid = Source::Grid { grid, rounding: Rounding::Nearest, learned: true };
-                let source = [codebook, Source::Free, on_grid].into_iter().nth(index % 3).unwrap();
+                let places = (0..count).map(|i| Hashed::place(7, i, 3)).collect();
+                let hashed = Source::Hashed { seed: 7, buckets: vec![0.3, -0.2, 0.1], places };
+                let (columns, width) = (count / out, 5);
+                let stage = briquette_runtime::Stage {
+                    centroids: (0..3 * columns).map(|i| (i % 23) as f32 * 0.02 - 0.2).collect(),
+                    indices: (0..columns.div_ceil(width) * out).map(|i| (i * i % 3) as u16).collect(),
+                };
+                let product = Product { width, columns, stages: vec![stage.clone(), stage] };
+                let product = Source::Product { product, transposed: false };
+                let source = [codebook, Source::Free, on_grid, hashed, product].into_iter().nth(index % 5).unwrap();
                 stored.coding = Coding { mask, source };
             }
             node.with(parameters, &device).unwrap()

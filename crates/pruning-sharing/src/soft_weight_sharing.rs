@@ -202,7 +202,8 @@ impl Mixture {
     fn cost(&self, weights: &Tensor<1>) -> Tensor<1> {
         let found = Slopes::of(&self.components(), &floats(weights.clone().inner()));
         let device = weights.device();
-        let along = |values: &Tensor<1>, slopes: Vec<f32>| (values.clone() * Tensor::from_floats(slopes.as_slice(), &device)).sum();
+        let along =
+            |values: &Tensor<1>, slopes: Vec<f32>| (values.clone() * Tensor::from_floats(slopes.as_slice(), &device)).sum();
         let slopes = |from: usize, which: usize| found.sums[from..].iter().map(|sums| sums[which] as f32).collect::<Vec<_>>();
         let line = along(weights, found.weights.clone())
             + along(&self.means.values, slopes(1, 0))

@@ -9,8 +9,8 @@ use crate::bytes::{Put as _, Reader};
 use crate::container::{MAX_ELEMENTS_TOTAL, MAX_RANK};
 use crate::gaps::Gaps;
 use crate::stream::{self, Stream};
-use crate::values::{Book, Values, decoded};
-use crate::{Coder, Error, Grid, Plan, ValueFormat};
+use crate::values::{Book, HashedHeader, ProductHeader, Values, decoded};
+use crate::{Coder, Error, Grid, Hashed, Plan, Product, ValueFormat};
 
 /// The flag of a sparse tensor.
 const SPARSE: u8 = 0x10;
@@ -88,7 +88,7 @@ impl Coded {
         let stored = |value: f32| match (plan.values, plan.sparse && value == 0.0) {
             (_, true) => 0.0,
             (ValueFormat::F16, false) => f16::from_f32(value).to_f32(),
-            (ValueFormat::F32 | ValueFormat::Codebook | ValueFormat::Grid, false) => value,
+            (_, false) => value,
         };
         // Rounding to 16 bits can make new zeros, of either sign.
         let stored = |value: f32| if plan.sparse && stored(value) == 0.0 { 0.0 } else { stored(value) };
@@ -131,20 +131,75 @@ impl Coded {
         }
     }
 
+    /// Stores values that a hash shares as its buckets, in the smaller of the sparse, if permitted, and the dense form; 16-bit floats if the
+    /// plan's are. Values that are not those of the hash, and too many for so few buckets, are stored as by [`Coded::encode`].
+    ///
+    /// # Errors
+    /// As [`Coded::encode`], and when there are no buckets.
+    pub fn hashed(shape: &[usize], values: &[f32], hashed: &Hashed, plan: &Plan) -> Result<Self, Error> {
+        Hashed::check(hashed.buckets.len())?;
+        let stored = |_| Values::Hashed {
+            seed: hashed.seed,
+            buckets: Box::new(Values::plain(&hashed.buckets, plan.values == ValueFormat::F16)),
+        };
+        Self::derived(shape, values, |position| hashed.value(position), stored, plan)
+    }
+
+    /// Stores a matrix that is a product as its centroids and indices, in the smaller of the sparse, if permitted, and the dense form;
+    /// centroids of 16 bits if the plan's floats are. Values that are not the product's, and too many for so few bytes, are stored as by
+    /// [`Coded::encode`].
+    ///
+    /// # Errors
+    /// As [`Coded::encode`], and when the product does not fit the shape.
+    pub fn product(shape: &[usize], values: &[f32], product: &Product, plan: &Plan) -> Result<Self, Error> {
+        elements(shape)?;
+        product.check(shape)?;
+        let value = |position: usize| product.value(position / product.columns, position % product.columns);
+        let half = plan.values == ValueFormat::F16;
+        Self::derived(shape, values, value, |coder| Values::product(product, half, coder), plan)
+    }
+
+    /// Stores what follows from the position, by `value`, or is left out as zero.
+    fn derived(
+        shape: &[usize],
+        values: &[f32],
+        value: impl Fn(usize) -> f32,
+        stored: impl Fn(Coder) -> Values,
+        plan: &Plan,
+    ) -> Result<Self, Error> {
+        if elements(shape)? != values.len() {
+            return Err(Error::Count { shape: shape.to_vec(), values: values.len() });
+        }
+        let form = |sparse: bool| {
+            let mut kept = values.iter().enumerate().filter(|(_, own)| !sparse || **own != 0.0);
+            if kept.any(|(position, own)| value(position) != *own) {
+                return None;
+            }
+            let coders = [Coder::Entropy, Coder::Huffman, Coder::Packed].into_iter().filter(|allowed| *allowed <= plan.coder);
+            let mut forms = coders.map(|coder| {
+                let mut coded = Self { shape: shape.to_vec(), nonzero: 0, gaps: None, values: stored(coder) };
+                // Rounding to 16 bits can make new zeros.
+                let mut rounded = coded.decode();
+                rounded.iter_mut().zip(values).filter(|(_, own)| sparse && **own == 0.0).for_each(|(value, _)| *value = 0.0);
+                coded.nonzero = rounded.iter().filter(|value| **value != 0.0).count();
+                coded.gaps = sparse.then(|| Gaps::of(&rounded, coder));
+                coded
+            });
+            forms.find(|coded| coded.bounded(values.len()))
+        };
+        let forms = [if plan.sparse { form(true) } else { None }, form(false)];
+        match forms.into_iter().flatten().min_by_key(Self::stored) {
+            Some(coded) => Ok(coded),
+            None => Self::encode(shape, values, plan),
+        }
+    }
+
     /// The values, in the order of the shape with the last dimension running fastest.
     pub fn decode(&self) -> Vec<f32> {
         let elements = self.shape.iter().product();
-        let channel = self.grid().map(|grid| grid.channel_of(&self.shape));
-        let channel = |position: Option<usize>| channel.as_ref().zip(position).map_or(0, |(channel, position)| channel(position));
         match &self.gaps {
-            Some(gaps) => {
-                let mut positions = gaps.positions();
-                gaps.spread(&self.values.decode(|| channel(positions.next())), elements)
-            }
-            None => {
-                let mut positions = 0..elements;
-                self.values.decode(|| channel(positions.next()))
-            }
+            Some(gaps) => gaps.spread(&self.values.decode(&self.shape, gaps.positions()), elements),
+            None => self.values.decode(&self.shape, 0..elements),
         }
     }
 
@@ -152,8 +207,18 @@ impl Coded {
     pub fn grid(&self) -> Option<&Grid> {
         match &self.values {
             Values::Grid { grid, .. } => Some(grid),
-            Values::F32(_) | Values::F16(_) | Values::Codebook { .. } => None,
+            _ => None,
         }
+    }
+
+    /// Seed and buckets, for tensors that a hash shares.
+    pub fn as_hashed(&self) -> Option<Hashed> {
+        self.values.as_hashed()
+    }
+
+    /// Centroids and indices, for tensors that are a product.
+    pub fn as_product(&self) -> Option<Product> {
+        self.values.as_product()
     }
 
     /// The grid and the code of every element, those that a sparse tensor leaves out being the code of 0; none for tensors that are not
@@ -201,6 +266,13 @@ impl Coded {
                 (ValueFormat::Codebook, indices.coder(), Some(book.len()), stream::width(book.len()))
             }
             Values::Grid { grid, codes, .. } => (ValueFormat::Grid, codes.coder(), Some(grid.levels as usize), grid.bits()),
+            Values::Hashed { buckets, .. } => (ValueFormat::Hashed, Coder::Packed, Some(buckets.plain_len()), 0),
+            Values::Product { stages, .. } => {
+                let centroids = stages.iter().map(|stage| stage.count).sum();
+                let bits = stages.iter().map(|stage| stream::width(stage.count)).sum();
+                let coder = stages.iter().map(|stage| stage.indices.coder()).max().unwrap_or(Coder::Packed);
+                (ValueFormat::Product, coder, Some(centroids), bits)
+            }
         };
         Summary {
             sparse: self.gaps.is_some(),
@@ -237,23 +309,29 @@ impl Coded {
         let shape = (0..rank).map(|_| reader.varint()).collect::<Result<Vec<_>, _>>()?;
         let elements = elements(&shape)?;
         let sparse = flags & SPARSE != 0;
-        let (format, index_coder, gap_coder) = (format(flags & 3)?, coder(flags >> 2 & 3)?, coder(flags >> 5 & 3)?);
-        let plain = matches!(format, ValueFormat::F32 | ValueFormat::F16);
-        if flags >> 7 != 0 || (plain && index_coder != Coder::Packed) || (!sparse && gap_coder != Coder::Packed) {
+        let format = format(flags & 3 | flags >> 7 << 2)?;
+        let (index_coder, gap_coder) = (Coder::of(flags >> 2 & 3)?, Coder::of(flags >> 5 & 3)?);
+        let indexed = matches!(format, ValueFormat::Codebook | ValueFormat::Grid);
+        if (!indexed && index_coder != Coder::Packed) || (!sparse && gap_coder != Coder::Packed) {
             return Err(Error::corrupt(format!("tensor flags {flags:08b}")));
         }
         let (gap_bits, entries) = if sparse { (u32::from(reader.byte()?) + 1, reader.varint()?) } else { (0, 0) };
         let codebook = if format == ValueFormat::Codebook { reader.varint()? } else { 0 };
         let grid = if format == ValueFormat::Grid { Some(Grid::read(reader, &shape)?) } else { None };
+        let hashed = if format == ValueFormat::Hashed { Some(HashedHeader::read(reader)?) } else { None };
+        let product = if format == ValueFormat::Product { Some(ProductHeader::read(reader, &shape)?) } else { None };
         let gaps = if sparse { Some(Gaps::read(reader, gap_coder, gap_bits, entries, elements)?) } else { None };
         let count = gaps.as_ref().map_or(elements, Gaps::values);
-        let (values, nonzero) = match (format, grid) {
-            (ValueFormat::Codebook, _) => Values::read_shared(reader, codebook, count, index_coder)?,
-            (_, Some(grid)) => (Values::read_grid(reader, grid, count, index_coder)?, 0),
+        let (values, nonzero) = match (format, grid, hashed, product) {
+            (ValueFormat::Codebook, ..) => Values::read_shared(reader, codebook, count, index_coder)?,
+            (_, Some(grid), ..) => (Values::read_grid(reader, grid, count, index_coder)?, 0),
+            (_, _, Some(header), _) => (Values::read_hashed(reader, header)?, 0),
+            (.., Some(header)) => (Values::read_product(reader, header)?, 0),
             _ => Values::read_plain(reader, format, count)?,
         };
         let mut coded = Self { shape, nonzero, gaps, values };
-        if format == ValueFormat::Grid && coded.bounded(elements) {
+        let derived = matches!(format, ValueFormat::Grid | ValueFormat::Hashed | ValueFormat::Product);
+        if derived && coded.bounded(elements) {
             coded.nonzero = coded.decode().iter().filter(|value| **value != 0.0).count();
         }
         match coded.bounded(elements) {
@@ -268,7 +346,7 @@ impl Coded {
         let kept: Cow<'_, [f32]> =
             if sparse { values.iter().copied().filter(|value| *value != 0.0).collect() } else { Cow::Borrowed(values) };
         let book = match plan.values {
-            ValueFormat::F32 | ValueFormat::F16 | ValueFormat::Grid => None,
+            ValueFormat::F32 | ValueFormat::F16 | ValueFormat::Grid | ValueFormat::Hashed | ValueFormat::Product => None,
             ValueFormat::Codebook => match Book::of(&kept) {
                 Ok(book) => Some(book),
                 // The sparse form decides: its codebook needs no zero.
@@ -281,8 +359,7 @@ impl Coded {
             let gaps = sparse.then(|| Gaps::of(values, coder));
             let values = match (&book, plan.values) {
                 (Some(book), _) => book.values(&kept, coder),
-                (None, ValueFormat::F16) => Values::F16(kept.iter().map(|value| f16::from_f32(*value)).collect()),
-                (None, ValueFormat::F32 | ValueFormat::Codebook | ValueFormat::Grid) => Values::F32(kept.to_vec()),
+                (None, format) => Values::plain(&kept, format == ValueFormat::F16),
             };
             let coded = Self { shape: shape.to_vec(), nonzero, gaps, values };
             if coded.bounded(shape.iter().product()) {
@@ -294,30 +371,25 @@ impl Coded {
 
     fn header(&self) -> Vec<u8> {
         let summary = self.summary();
-        let code = |coder: Coder| match coder {
-            Coder::Packed => 0,
-            Coder::Huffman => 1,
-            Coder::Entropy => 2,
-        };
         let format = match summary.value_format {
             ValueFormat::F32 => 0,
             ValueFormat::F16 => 1,
             ValueFormat::Codebook => 2,
             ValueFormat::Grid => 3,
+            ValueFormat::Hashed => 4,
+            ValueFormat::Product => 5,
         };
-        let gaps = summary.gap_coder.map_or(0, code) << 5 | if summary.sparse { SPARSE } else { 0 };
-        let mut out = vec![gaps | code(summary.coder) << 2 | format];
+        // A product's stages have a coder each.
+        let coder = if matches!(self.values, Values::Product { .. }) { Coder::Packed } else { summary.coder };
+        let gaps = summary.gap_coder.map_or(0, Coder::code) << 5 | if summary.sparse { SPARSE } else { 0 };
+        let mut out = vec![format >> 2 << 7 | gaps | coder.code() << 2 | format & 3];
         out.put_varint(self.shape.len());
         self.shape.iter().for_each(|size| out.put_varint(*size));
         if let Some(gaps) = &self.gaps {
             out.push(gaps.bits as u8 - 1);
             out.put_varint(gaps.entries);
         }
-        match &self.values {
-            Values::Codebook { book, .. } => out.put_varint(book.len()),
-            Values::Grid { grid, .. } => grid.write(&mut out),
-            Values::F32(_) | Values::F16(_) => {}
-        }
+        self.values.write_header(&mut out);
         out
     }
 
@@ -343,21 +415,14 @@ fn elements(shape: &[usize]) -> Result<usize, Error> {
     Ok(elements)
 }
 
-fn coder(code: u8) -> Result<Coder, Error> {
-    match code {
-        0 => Ok(Coder::Packed),
-        1 => Ok(Coder::Huffman),
-        2 => Ok(Coder::Entropy),
-        _ => Err(Error::corrupt(format!("coder {code}"))),
-    }
-}
-
 fn format(code: u8) -> Result<ValueFormat, Error> {
     match code {
         0 => Ok(ValueFormat::F32),
         1 => Ok(ValueFormat::F16),
         2 => Ok(ValueFormat::Codebook),
         3 => Ok(ValueFormat::Grid),
+        4 => Ok(ValueFormat::Hashed),
+        5 => Ok(ValueFormat::Product),
         _ => Err(Error::corrupt(format!("value format {code}"))),
     }
 }

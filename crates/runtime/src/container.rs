@@ -174,6 +174,17 @@ pub(crate) mod tests {
         let channel = grid.channel_of(&[5, 5]);
         let quantized: Vec<f32> = (0..25).map(|i| grid.value(channel(i), (i * 7 % 5) as u16)).collect();
         let quantized = Coded::on_grid(&[5, 5], &quantized, &grid, true, Coder::Entropy).unwrap();
+        let shared = |value: &dyn Fn(usize) -> f32, gone: usize| -> Vec<f32> {
+            (0..30).map(|i| if i % gone == 2 { 0.0 } else { value(i) }).collect()
+        };
+        let hash = crate::Hashed { seed: 7, buckets: vec![0.5, -0.25, 1.5] };
+        let hashed = Coded::hashed(&[6, 5], &shared(&|i| hash.value(i), 4), &hash, &plan(true, ValueFormat::F16, Coder::Packed));
+        let stage = |offset: u16| crate::Stage {
+            centroids: (0..12).map(|i| f32::from(i * 5 % 7 + offset) * 0.25 - 0.5).collect(),
+            indices: (0..10).map(|i| (i * 3 % 4 + offset) % 2).collect(),
+        };
+        let pieces = crate::Product { width: 4, columns: 6, stages: vec![stage(0), stage(1)] };
+        let product = Coded::product(&[5, 6], &pieces.values(), &pieces, &plan(false, ValueFormat::F32, Coder::Huffman));
         let node = |name: &str, input: Option<usize>, layer, tensors| Node {
             name: name.into(),
             inputs: input.into_iter().collect(),
@@ -218,6 +229,8 @@ pub(crate) mod tests {
                     ],
                 ),
                 node("fc2", Some(6), Layer::Linear, vec![("weight".into(), quantized)]),
+                node("fc3", Some(7), Layer::Linear, vec![("weight".into(), hashed.unwrap())]),
+                node("fc4", Some(8), Layer::Linear, vec![("weight".into(), product.unwrap())]),
             ],
             meta: [("data".to_owned(), "synthetic".to_owned())].into(),
         }
@@ -286,7 +299,7 @@ pub(crate) mod tests {
         let faults = Model::verify(&bytes);
         assert_eq!(faults.len(), 2);
         assert!(faults[0].starts_with("node 2 \"bn\": checksum"), "{faults:?}");
-        assert!(faults[1].starts_with("node 7 \"fc2\": checksum"), "{faults:?}");
+        assert!(faults[1].starts_with("node 9 \"fc4\": checksum"), "{faults:?}");
     }
 
     /// What a forger can reach who also repairs the checksums: whatever happens, no panic and no huge allocation.

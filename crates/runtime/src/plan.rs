@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::Error;
+
 /// How to store one tensor. Each part is the most that the encoder may use: it takes whatever is smallest and decodes to the same
 /// values, so `sparse` permits the dense form, `Codebook` permits plain floats, and `Entropy` permits Huffman and fixed width.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +36,10 @@ pub enum ValueFormat {
     Codebook,
     /// Codes on a [`Grid`](crate::Grid), which [`Coded::on_grid`](crate::Coded::on_grid) takes; plain floats without one.
     Grid,
+    /// Buckets of a hash, for [`Coded::hashed`](crate::Coded::hashed); plain floats elsewhere.
+    Hashed,
+    /// Centroids and indices of a [`Product`](crate::Product), for [`Coded::product`](crate::Coded::product); plain floats elsewhere.
+    Product,
 }
 
 /// How a sequence of small numbers is written, from plain to dense: each may fall back to those before it.
@@ -46,4 +52,25 @@ pub enum Coder {
     Huffman,
     /// Range asymmetric numeral systems (Duda 2013) over a quantized frequency table.
     Entropy,
+}
+
+impl Coder {
+    /// The coder of a number in a file.
+    pub(crate) fn of(code: u8) -> Result<Self, Error> {
+        match code {
+            0 => Ok(Coder::Packed),
+            1 => Ok(Coder::Huffman),
+            2 => Ok(Coder::Entropy),
+            _ => Err(Error::corrupt(format!("coder {code}"))),
+        }
+    }
+
+    /// Its number in a file.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Coder::Packed => 0,
+            Coder::Huffman => 1,
+            Coder::Entropy => 2,
+        }
+    }
 }

@@ -1,4 +1,5 @@
-//! The values of a tensor: plain floats, a codebook and indices into it, or codes on a grid.
+//! The values of a tensor: plain floats, a codebook and indices into it, codes on a grid, buckets of a hash, or a product's centroids and
+//! indices.
 
 use std::collections::HashMap;
 
@@ -6,18 +7,47 @@ use half::f16;
 
 use crate::bytes::{Put as _, Reader};
 use crate::stream::Stream;
-use crate::{Bits, Coder, Error, Grid, ValueFormat};
+use crate::{Bits, Coder, Error, Grid, Hashed, Product, Stage, ValueFormat, product};
 
 /// The longest codebook.
-const MAX_CODEBOOK: usize = 1 << 16;
+pub const MAX_CODEBOOK: usize = 1 << 16;
 
 /// The values that a tensor stores: all, or the non-zeros of a sparse one.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Values {
     F32(Vec<f32>),
     F16(Vec<f16>),
-    Codebook { book: Vec<f32>, count: usize, indices: Stream },
-    Grid { grid: Grid, count: usize, codes: Stream },
+    Codebook {
+        book: Vec<f32>,
+        count: usize,
+        indices: Stream,
+    },
+    Grid {
+        grid: Grid,
+        count: usize,
+        codes: Stream,
+    },
+    /// The buckets are plain floats.
+    Hashed {
+        seed: u64,
+        buckets: Box<Values>,
+    },
+    Product {
+        width: usize,
+        columns: usize,
+        rows: usize,
+        stages: Vec<CodedStage>,
+    },
+}
+
+/// A stage of a product as it is stored.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct CodedStage {
+    /// Centroids of a block.
+    pub(crate) count: usize,
+    /// Plain floats.
+    centroids: Values,
+    pub(crate) indices: Stream,
 }
 
 impl Values {
@@ -28,14 +58,110 @@ impl Values {
                 let bytes = reader.bytes(count.saturating_mul(2))?;
                 Values::F16(bytes.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes)).collect())
             }
-            ValueFormat::F32 | ValueFormat::Codebook | ValueFormat::Grid => Values::F32(floats(reader, count)?),
+            _ => Values::F32(floats(reader, count)?),
         };
         let nonzero = match &values {
             Values::F16(values) => values.iter().filter(|value| value.to_f32() != 0.0).count(),
             Values::F32(values) => values.iter().filter(|value| **value != 0.0).count(),
-            Values::Codebook { .. } | Values::Grid { .. } => 0,
+            _ => 0,
         };
         Ok((values, nonzero))
+    }
+
+    /// Floats of 16 bits if `half`, otherwise of 32.
+    pub(crate) fn plain(values: &[f32], half: bool) -> Self {
+        match half {
+            true => Values::F16(values.iter().map(|value| f16::from_f32(*value)).collect()),
+            false => Values::F32(values.to_vec()),
+        }
+    }
+
+    /// Plain floats as they are.
+    fn floats(&self) -> Vec<f32> {
+        match self {
+            Values::F32(values) => values.clone(),
+            Values::F16(values) => values.iter().map(|value| value.to_f32()).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// A product with the best permitted coder for each stage.
+    pub(crate) fn product(product: &Product, half: bool, coder: Coder) -> Self {
+        let stage = |stage: &Stage| {
+            let count = product.centroids(stage);
+            let indices = Stream::encode(&stage.indices, count, coder);
+            CodedStage { count, centroids: Self::plain(&stage.centroids, half), indices }
+        };
+        let stages = product.stages.iter().map(stage).collect();
+        Values::Product { width: product.width, columns: product.columns, rows: product.rows(), stages }
+    }
+
+    /// The product, if they are one.
+    pub(crate) fn as_product(&self) -> Option<Product> {
+        let Values::Product { width, columns, rows, stages } = self else { return None };
+        let blocks = columns.div_ceil(*width);
+        let stage = |stage: &CodedStage| Stage {
+            centroids: stage.centroids.floats(),
+            indices: decoded(&stage.indices, blocks * rows, stage.count).collect(),
+        };
+        Some(Product { width: *width, columns: *columns, stages: stages.iter().map(stage).collect() })
+    }
+
+    /// The buckets and their seed, if they are hashed.
+    pub(crate) fn as_hashed(&self) -> Option<Hashed> {
+        let Values::Hashed { seed, buckets } = self else { return None };
+        Some(Hashed { seed: *seed, buckets: buckets.floats() })
+    }
+
+    /// Appends what a tensor's header holds of them.
+    pub(crate) fn write_header(&self, out: &mut Vec<u8>) {
+        let half = |values: &Values| u8::from(matches!(values, Values::F16(_)));
+        match self {
+            Values::F32(_) | Values::F16(_) => {}
+            Values::Codebook { book, .. } => out.put_varint(book.len()),
+            Values::Grid { grid, .. } => grid.write(out),
+            Values::Hashed { seed, buckets } => {
+                out.put_varint(buckets.plain_len());
+                out.extend(seed.to_le_bytes());
+                out.push(half(buckets));
+            }
+            Values::Product { width, stages, .. } => {
+                out.put_varint(*width);
+                out.push(stages.first().map_or(0, |stage| half(&stage.centroids)));
+                out.put_varint(stages.len());
+                for stage in stages {
+                    out.put_varint(stage.count);
+                    out.push(stage.indices.coder().code());
+                }
+            }
+        }
+    }
+
+    /// Reads buckets.
+    pub(crate) fn read_hashed(reader: &mut Reader<'_>, header: HashedHeader) -> Result<Self, Error> {
+        let (buckets, _) = Self::read_plain(reader, float(header.half)?, header.buckets)?;
+        Ok(Values::Hashed { seed: header.seed, buckets: Box::new(buckets) })
+    }
+
+    /// Reads centroids and indices, stage by stage.
+    pub(crate) fn read_product(reader: &mut Reader<'_>, header: ProductHeader) -> Result<Self, Error> {
+        let ProductHeader { width, columns, rows, half, stages } = header;
+        let stage = |(count, coder): (usize, Coder)| {
+            let (centroids, _) = Self::read_plain(reader, float(half)?, count.saturating_mul(columns))?;
+            let (indices, _) = Stream::read(reader, coder, columns.div_ceil(width) * rows, count)?;
+            Ok(CodedStage { count, centroids, indices })
+        };
+        let stages = stages.into_iter().map(stage).collect::<Result<_, Error>>()?;
+        Ok(Values::Product { width, columns, rows, stages })
+    }
+
+    /// Number of plain floats.
+    pub(crate) fn plain_len(&self) -> usize {
+        match self {
+            Values::F32(values) => values.len(),
+            Values::F16(values) => values.len(),
+            _ => 0,
+        }
     }
 
     /// Reads codes on this grid.
@@ -74,6 +200,11 @@ impl Values {
             }
             // The grid is in the tensor's header: it says how many symbols there are.
             Values::Grid { codes, .. } => codes.write(out),
+            Values::Hashed { buckets, .. } => buckets.write(out),
+            Values::Product { stages, .. } => stages.iter().for_each(|stage| {
+                stage.centroids.write(out);
+                stage.indices.write(out);
+            }),
         }
     }
 
@@ -84,6 +215,8 @@ impl Values {
             Values::F16(values) => 2 * values.len(),
             Values::Codebook { book, indices, .. } => 4 * book.len() + indices.stored(),
             Values::Grid { codes, .. } => codes.stored(),
+            Values::Hashed { buckets, .. } => buckets.stored(),
+            Values::Product { stages, .. } => stages.iter().map(|stage| stage.centroids.stored() + stage.indices.stored()).sum(),
         }
     }
 
@@ -98,22 +231,86 @@ impl Values {
             Values::Grid { grid, codes, .. } => {
                 Bits { values: codes.payload, codebook: grid.stored_bits(), tables: codes.table, ..Bits::default() }
             }
+            Values::Hashed { buckets, .. } => Bits { codebook: buckets.bits().values, ..Bits::default() },
+            Values::Product { stages, .. } => stages.iter().fold(Bits::default(), |mut bits, stage| {
+                bits.values += stage.indices.payload;
+                bits.codebook += stage.centroids.bits().values;
+                bits.tables += stage.indices.table;
+                bits
+            }),
         }
     }
 
-    /// The stored values as floats; `channel_of` tells the channel of each on a grid.
-    pub(crate) fn decode(&self, channel_of: impl FnMut() -> usize) -> Vec<f32> {
+    /// The stored values as floats: those at these positions of a tensor of this shape.
+    pub(crate) fn decode(&self, shape: &[usize], mut positions: impl Iterator<Item = usize>) -> Vec<f32> {
         match self {
-            Values::F32(values) => values.clone(),
-            Values::F16(values) => values.iter().map(|value| value.to_f32()).collect(),
+            Values::F32(_) | Values::F16(_) => self.floats(),
             Values::Codebook { book, count, indices } => {
                 decoded(indices, *count, book.len()).map(|index| book[index as usize]).collect()
             }
             Values::Grid { grid, count, codes } => {
-                let channels = std::iter::repeat_with(channel_of);
-                decoded(codes, *count, grid.levels as usize).zip(channels).map(|(code, c)| grid.value(c, code)).collect()
+                let channel = grid.channel_of(shape);
+                let mut next = || positions.next().map_or(0, &channel);
+                decoded(codes, *count, grid.levels as usize).map(|code| grid.value(next(), code)).collect()
+            }
+            Values::Hashed { .. } => {
+                let hashed = self.as_hashed();
+                positions.map(|position| hashed.as_ref().map_or(0.0, |hashed| hashed.value(position))).collect()
+            }
+            Values::Product { columns, .. } => {
+                let product = self.as_product();
+                let value = |product: &Product, position: usize| product.value(position / columns, position % columns);
+                positions.map(|position| product.as_ref().map_or(0.0, |product| value(product, position))).collect()
             }
         }
+    }
+}
+
+/// What a tensor's header says of buckets.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HashedHeader {
+    buckets: usize,
+    seed: u64,
+    half: u8,
+}
+
+impl HashedHeader {
+    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, Error> {
+        let header = Self { buckets: reader.varint()?, seed: u64::from_le_bytes(reader.array()?), half: reader.byte()? };
+        Hashed::check(header.buckets)?;
+        Ok(header)
+    }
+}
+
+/// What a tensor's header says of a product.
+#[derive(Debug)]
+pub(crate) struct ProductHeader {
+    width: usize,
+    columns: usize,
+    rows: usize,
+    half: u8,
+    stages: Vec<(usize, Coder)>,
+}
+
+impl ProductHeader {
+    pub(crate) fn read(reader: &mut Reader<'_>, shape: &[usize]) -> Result<Self, Error> {
+        let (rows, columns) = product::matrix(shape)?;
+        let (width, half, count) = (reader.varint()?, reader.byte()?, reader.varint()?);
+        product::outline(columns, width, count)?;
+        let stage = |_| {
+            let (count, coder) = (reader.varint()?, Coder::of(reader.byte()?)?);
+            product::centroids(count).map(|()| (count, coder))
+        };
+        Ok(Self { width, columns, rows, half, stages: (0..count).map(stage).collect::<Result<_, Error>>()? })
+    }
+}
+
+/// How floats that are marked in this way are written.
+fn float(half: u8) -> Result<ValueFormat, Error> {
+    match half {
+        0 => Ok(ValueFormat::F32),
+        1 => Ok(ValueFormat::F16),
+        _ => Err(Error::corrupt(format!("floats of the kind {half}"))),
     }
 }
 

@@ -1,8 +1,11 @@
 //! Masking and cutting, once it is known which channels of each node stay.
 
+use std::borrow::Cow;
+
 use briquette_runtime::Layer;
 use burn::tensor::Device;
 
+use crate::coding::Source;
 use crate::error::Result;
 use crate::net::{Net, Node, Op};
 use crate::stored::{Stored, build};
@@ -87,10 +90,13 @@ fn select(parameter: &Stored, rows: &[bool], columns: &[bool]) -> Stored {
     if let Some(fan_in) = shape.get_mut(1) {
         *fan_in = kept_columns.len();
     }
+    // These codings may be gone afterwards, and the values must not go with them.
+    let dissolves = matches!(parameter.coding.source, Source::Hashed { .. } | Source::Product { .. });
+    let base = if dissolves { Cow::Owned(parameter.values()) } else { Cow::Borrowed(&parameter.base) };
     Stored {
         name: parameter.name,
         shape,
-        base: indices.iter().map(|&i| parameter.base[i]).collect(),
+        base: indices.iter().map(|&i| base[i]).collect(),
         coding: parameter.coding.select(&indices, |axis| [&kept_rows[..], &kept_columns[..]].get(axis).copied()),
     }
 }

@@ -1,4 +1,4 @@
-//! LeNet-300-100 and LeNet-5 as Han et al. and the compression literature use them.
+//! LeNet-300-100 and LeNet-5 as Han et al. and the compression literature use them, and the network with one hidden layer of HashedNets.
 //!
 //! LeCun, Bottou, Bengio, Haffner. "Gradient-Based Learning Applied to Document Recognition". Proc. IEEE 86(11), 1998. LeNet-5 is the
 //! form of Caffe's example: ReLU after the hidden fully connected layer only, max pooling.
@@ -18,6 +18,21 @@ pub(super) const LENET_5: Arch = Arch { name: "lenet5", paper: PAPER, input: [1,
 /// LeNet-5 with a batch norm behind every layer, in the order that binary networks want: convolution, pool, norm, rectifier.
 pub(super) const LENET_5_NORM: Arch =
     Arch { name: "lenet5-norm", paper: PAPER, input: [1, 28, 28], classes: 10, build: lenet_5_norm };
+
+pub(super) const MLP_1000: Arch = Arch {
+    name: "mlp1000",
+    paper: "Chen, Wilson, Tyree, Weinberger, Chen, ICML 2015",
+    input: [1, 28, 28],
+    classes: 10,
+    build: mlp_1000,
+};
+
+fn mlp_1000(b: &mut Builder, x: At, wanted: &Wanted) -> At {
+    let x = b.flatten("flatten", x);
+    let x = b.linear("fc1", x, wanted.scaled(1000));
+    let x = b.relu("relu1", x);
+    b.linear("fc2", x, wanted.classes)
+}
 
 fn lenet_300_100(b: &mut Builder, x: At, wanted: &Wanted) -> At {
     let x = b.flatten("flatten", x);

@@ -210,7 +210,7 @@ mod tests {
         };
         let size = |weight: &briquette_core::stored::Stored| match &weight.coding.source {
             Source::Codebook { centroids, .. } => centroids.len(),
-            Source::Free | Source::Grid { .. } | Source::Ternary { .. } => 0,
+            _ => 0,
         };
         let together = found(serde_json::json!({ "except": ["fc1"] }));
         assert_eq!((size(&together[0]), size(&together[2])), (1, 0));

@@ -250,3 +250,110 @@ fn grids_that_make_no_sense_are_refused() {
     assert_eq!(on(Grid { axis: Some(2), ..Grid::uniform(4, 0.5, 1.0) }), "corrupt: a grid along axis 2 of [2, 3]");
     assert_eq!(on(Grid { axis: Some(1), ..Grid::uniform(4, 0.5, 1.0) }), "corrupt: 1 steps and 1 zeros of a grid for 3");
 }
+
+proptest! {
+    #[test]
+    fn hashed_values_come_back_with_their_buckets(
+        seed in any::<u64>(),
+        buckets in prop::collection::vec((-8_i8..8).prop_map(|value| f32::from(value) * 0.37), 1..40),
+        shape in (1_usize..30, 1_usize..30),
+        pruned in any::<bool>(),
+    ) {
+        let hashed = Hashed { seed, buckets };
+        let shape = [shape.0, shape.1];
+        let values: Vec<f32> =
+            (0..shape[0] * shape[1]).map(|i| if pruned && i % 3 == 0 { 0.0 } else { hashed.value(i) }).collect();
+        for values_format in [ValueFormat::F32, ValueFormat::F16] {
+            for coder in CODERS {
+                let plan = Plan { sparse: pruned, values: values_format, coder };
+                let coded = Coded::hashed(&shape, &values, &hashed, &plan).unwrap();
+                prop_assert_eq!(coded.summary().value_format, ValueFormat::Hashed);
+                let back = reread(&coded);
+                prop_assert!(back == coded);
+                let expected: Vec<f32> = expected(&values, &plan).into_iter().map(f32::from_bits).collect();
+                // Without a bit for each value, a zero has the sign of its place.
+                prop_assert_eq!(back.decode(), expected);
+                let found = back.as_hashed().unwrap();
+                prop_assert_eq!((found.seed, found.buckets.len()), (seed, hashed.buckets.len()));
+            }
+        }
+    }
+
+    #[test]
+    fn products_come_back_with_their_stages(
+        (rows, columns, width) in (1_usize..12, 1_usize..20).prop_flat_map(|(r, c)| (Just(r), Just(c), 1..=c)),
+        counts in prop::collection::vec(1_usize..9, 1..4),
+        pruned in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let mut draw = uniform(seed);
+        let mut stage = |count: usize| crate::Stage {
+            centroids: (0..count * columns).map(|_| draw() as f32 - 0.5).collect(),
+            indices: (0..columns.div_ceil(width) * rows).map(|_| (draw() * count as f64) as u16).collect(),
+        };
+        let product = Product { width, columns, stages: counts.iter().map(|count| stage(*count)).collect() };
+        let mut values = product.values();
+        if pruned {
+            values.iter_mut().step_by(3).for_each(|value| *value = 0.0);
+        }
+        for (coder, shape) in CODERS.into_iter().flat_map(|coder| [vec![rows, columns], vec![rows, 1, columns]].map(|s| (coder, s))) {
+            let plan = Plan { sparse: pruned, values: ValueFormat::F32, coder };
+            let coded = Coded::product(&shape, &values, &product, &plan).unwrap();
+            let back = reread(&coded);
+            prop_assert_eq!(back.decode(), values.clone());
+            prop_assert_eq!((&back, back.as_product().unwrap()), (&coded, product.clone()));
+            let rounded = Coded::product(&shape, &values, &product, &Plan { values: ValueFormat::F16, ..plan }).unwrap();
+            prop_assert!(reread(&rounded) == rounded && rounded.stored() < coded.stored());
+        }
+    }
+}
+
+#[test]
+fn buckets_take_four_bytes_each_and_a_product_what_its_formula_says() {
+    let hashed = Hashed { seed: 3, buckets: (0..1000).map(|i| i as f32 * 0.01 - 5.0).collect() };
+    let values: Vec<f32> = (0..80 * 100).map(|i| hashed.value(i)).collect();
+    let coded = Coded::hashed(&[80, 100], &values, &hashed, &Plan::default()).unwrap();
+    assert_eq!((coded.bits().codebook, coded.bits().values), (32 * 1000, 0));
+    assert!(coded.stored() < 4 * 1000 + 16, "{}", coded.stored());
+    // rows ceil(columns / width) log2 k bits of indices and 32 k columns of centroids, in every stage.
+    let (rows, columns, width, k) = (96, 50, 4, 16);
+    let stage = crate::Stage {
+        centroids: (0..k * columns).map(|i| (i % 37) as f32).collect(),
+        indices: (0..rows * 13).map(|i| (i * i % 16) as u16).collect(),
+    };
+    let product = Product { width, columns, stages: vec![stage.clone(), stage] };
+    let coded = Coded::product(&[rows, columns], &product.values(), &product, &Plan::default()).unwrap();
+    let bits = coded.bits();
+    assert_eq!((bits.values, bits.codebook), (2 * (rows * 13 * 4) as u64, 2 * (32 * k * columns) as u64));
+    assert!(bits.total() < bits.values + bits.codebook + 8 * 16, "{bits:?}");
+}
+
+#[test]
+fn values_beside_their_hash_or_product_are_stored_as_they_are() {
+    let hashed = Hashed { seed: 3, buckets: vec![0.5, 1.0] };
+    let mut values: Vec<f32> = (0..40).map(|i| hashed.value(i)).collect();
+    values[7] = 9.0;
+    let coded = Coded::hashed(&[40], &values, &hashed, &Plan::default()).unwrap();
+    assert_eq!((coded.summary().value_format, coded.decode()), (ValueFormat::F32, values));
+    // One bucket of 4 bytes may stand for 20480 values, not for more.
+    for (count, format) in [(20_480, ValueFormat::Hashed), (20_481, ValueFormat::F32)] {
+        let hashed = Hashed { seed: 3, buckets: vec![0.5] };
+        let values: Vec<f32> = (0..count).map(|i| hashed.value(i)).collect();
+        assert_eq!(Coded::hashed(&[count], &values, &hashed, &Plan::default()).unwrap().summary().value_format, format);
+    }
+    let refused = |product: &Product| Coded::product(&[2, 3], &[0.0; 6], product, &Plan::default()).unwrap_err().to_string();
+    let stage = crate::Stage { centroids: vec![0.0; 6], indices: vec![0, 1, 1, 0] };
+    let product = |width| Product { width, columns: 3, stages: vec![stage.clone()] };
+    assert!(Coded::product(&[2, 3], &[0.0; 6], &product(2), &Plan::default()).is_ok());
+    assert_eq!(refused(&product(4)), "corrupt: blocks of 4 of 3 columns");
+    assert_eq!(refused(&product(1)), "corrupt: 6 centroid values and 4 indices for [2, 3]");
+    let mut beyond = product(2);
+    beyond.stages[0].indices[3] = 2;
+    assert_eq!(refused(&beyond), "corrupt: centroid 2 of 2");
+    beyond.stages.clear();
+    assert_eq!(refused(&beyond), "corrupt: a product of 0 stages; it takes 1 to 16");
+    assert_eq!(
+        Coded::hashed(&[1], &[0.0], &Hashed { seed: 0, buckets: vec![] }, &Plan::default()).unwrap_err().to_string(),
+        "corrupt: hashed values without buckets"
+    );
+}
