@@ -39,6 +39,7 @@ pub mod fastfood;
 pub mod filter_l1;
 pub mod fpgm;
 pub mod group_brain_damage;
+pub mod hashed;
 pub mod hessian_kmeans;
 pub mod huffman;
 pub mod kmeans_sharing;
@@ -51,7 +52,9 @@ pub mod n_m;
 pub mod optimal_brain_damage;
 pub mod optimal_brain_surgeon;
 pub mod parts;
+pub mod product_quantization;
 pub mod random;
+pub mod response_quantization;
 pub mod slimming;
 pub mod soft_weight_sharing;
 pub mod structured_sparsity;
@@ -75,6 +78,7 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<filter_l1::FilterL1>("pruning-sharing"),
     Entry::of::<fpgm::Fpgm>("pruning-sharing"),
     Entry::of::<group_brain_damage::GroupBrainDamage>("pruning-sharing"),
+    Entry::of::<hashed::Hashed>("pruning-sharing"),
     Entry::of::<hessian_kmeans::HessianKmeans>("pruning-sharing"),
     Entry::of::<huffman::Huffman>("pruning-sharing"),
     Entry::of::<kmeans_sharing::KmeansSharing>("pruning-sharing"),
@@ -86,7 +90,9 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<n_m::NM>("pruning-sharing"),
     Entry::of::<optimal_brain_damage::OptimalBrainDamage>("pruning-sharing"),
     Entry::of::<optimal_brain_surgeon::OptimalBrainSurgeon>("pruning-sharing"),
+    Entry::of::<product_quantization::ProductQuantization>("pruning-sharing"),
     Entry::of::<random::Random>("pruning-sharing"),
+    Entry::of::<response_quantization::ResponseQuantization>("pruning-sharing"),
     Entry::of::<slimming::Slimming>("pruning-sharing"),
     Entry::of::<soft_weight_sharing::SoftWeightSharing>("pruning-sharing"),
     Entry::of::<structured_sparsity::StructuredSparsity>("pruning-sharing"),
