@@ -45,6 +45,7 @@ pub mod filter_l1;
 pub mod fixed_point;
 pub mod fpgm;
 pub mod group_brain_damage;
+pub mod hashed;
 pub mod hessian_kmeans;
 pub mod huffman;
 pub mod kmeans_sharing;
@@ -60,7 +61,9 @@ pub mod optimal_brain_damage;
 pub mod optimal_brain_surgeon;
 pub mod pact;
 pub mod parts;
+pub mod product_quantization;
 pub mod random;
+pub mod response_quantization;
 pub mod slimming;
 pub mod soft_weight_sharing;
 pub mod stochastic_rounding;
@@ -94,6 +97,7 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<fixed_point::FixedPoint>("pruning-sharing"),
     Entry::of::<fpgm::Fpgm>("pruning-sharing"),
     Entry::of::<group_brain_damage::GroupBrainDamage>("pruning-sharing"),
+    Entry::of::<hashed::Hashed>("pruning-sharing"),
     Entry::of::<hessian_kmeans::HessianKmeans>("pruning-sharing"),
     Entry::of::<huffman::Huffman>("pruning-sharing"),
     Entry::of::<kmeans_sharing::KmeansSharing>("pruning-sharing"),
@@ -108,7 +112,9 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<optimal_brain_damage::OptimalBrainDamage>("pruning-sharing"),
     Entry::of::<optimal_brain_surgeon::OptimalBrainSurgeon>("pruning-sharing"),
     Entry::of::<pact::Pact>("pruning-sharing"),
+    Entry::of::<product_quantization::ProductQuantization>("pruning-sharing"),
     Entry::of::<random::Random>("pruning-sharing"),
+    Entry::of::<response_quantization::ResponseQuantization>("pruning-sharing"),
     Entry::of::<slimming::Slimming>("pruning-sharing"),
     Entry::of::<soft_weight_sharing::SoftWeightSharing>("pruning-sharing"),
     Entry::of::<stochastic_rounding::StochasticRounding>("pruning-sharing"),

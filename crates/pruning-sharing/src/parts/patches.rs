@@ -22,11 +22,11 @@ use super::channels::{Channels, only_reader, pairs};
 
 /// How much is sampled.
 #[derive(Debug, Clone, Copy)]
-struct Sample {
+pub struct Sample {
     /// Training images; taken by fifty, and the last fifty as a whole.
-    images: usize,
+    pub images: usize,
     /// Places of the output of a convolution in each image.
-    positions: usize,
+    pub positions: usize,
 }
 
 /// The second moments of what a layer reads, `x = [channel, tap]` at each sampled place, and of what it is to compute there.
@@ -35,9 +35,9 @@ pub struct Moments {
     /// Number of channels.
     pub channels: usize,
     /// `sum x x^T`, row by row.
-    inputs: Vec<f64>,
+    pub inputs: Vec<f64>,
     /// `sum y x^T`, `[out, channel, tap]`, where `y` is the original network's output without its bias.
-    targets: Vec<f64>,
+    pub targets: Vec<f64>,
     /// The layer's weights as they are, `[out, channel, tap]`.
     weights: Vec<f64>,
 }
@@ -205,8 +205,12 @@ fn reader(net: &Net, group: &ChannelGroup) -> Option<usize> {
     }
 }
 
-/// The moments of a layer that reads `channels` channels, over the sample.
-fn moments(
+/// The moments of a layer, no convolution in groups, that reads `channels` channels, over the sample: its inputs those of `net`, what it is
+/// to compute that of `original`.
+///
+/// # Errors
+/// When the images give it inputs that are not finite.
+pub fn moments(
     net: &Net,
     original: &Net,
     reader: usize,

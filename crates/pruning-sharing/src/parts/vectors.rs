@@ -1,0 +1,231 @@
+//! Clusters of vectors, and matrices put together from them.
+//!
+//! Lloyd's iteration from the start of k-means++: the first centroid is a point drawn at random, each further one a point drawn with the
+//! probability of its squared distance to the nearest so far. A cluster that runs empty takes the point that lies farthest from its centroid.
+//!
+//! S. Lloyd. "Least Squares Quantization in PCM". IEEE Transactions on Information Theory 28(2), 1982.
+//! D. Arthur, S. Vassilvitskii. "k-means++: The Advantages of Careful Seeding". SODA 2007.
+
+use briquette_runtime::{Product, Stage};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+
+use super::kmeans::LLOYD_STEPS;
+
+/// How a matrix is put together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pieces {
+    /// Columns of a block.
+    pub width: usize,
+    /// Centroids of a block in each stage.
+    pub centroids: usize,
+    /// Number of stages, each of which clusters what those before it leave.
+    pub stages: usize,
+}
+
+/// Centroids, `[k, width]`, and the index of the nearest for each point.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Clusters {
+    /// As many as asked for; equal ones where the points have fewer values.
+    pub centroids: Vec<f32>,
+    /// One per point.
+    pub assignment: Vec<u16>,
+}
+
+/// Minimizes the squared distances of the rows of a matrix, `[rows, columns]`, from a [`Product`], block by block and stage by stage. Width,
+/// centroids and stages are brought within what a product may have; values must be finite.
+pub fn quantize(matrix: &[f32], columns: usize, pieces: Pieces, seed: u64) -> Product {
+    let width = pieces.width.clamp(1, columns);
+    let rows = matrix.len() / columns;
+    let centroids = pieces.centroids.clamp(1, rows.min(1 << 16));
+    let mut product = Product { width, columns, stages: Vec::new() };
+    let mut left = matrix.to_vec();
+    for stage in 0..pieces.stages.clamp(1, 16) {
+        let cluster_block = |start: usize| {
+            let own = width.min(columns - start);
+            let points: Vec<f32> = left.chunks_exact(columns).flat_map(|row| &row[start..start + own]).copied().collect();
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            rng.set_stream((stage * columns + start) as u64);
+            cluster(&points, own, centroids, LLOYD_STEPS, &mut rng)
+        };
+        let starts: Vec<usize> = (0..columns).step_by(width).collect();
+        let blocks: Vec<Clusters> = starts.into_par_iter().map(cluster_block).collect();
+        let (centroids, indices): (Vec<_>, Vec<_>) = blocks.into_iter().map(|found| (found.centroids, found.assignment)).unzip();
+        product.stages.push(Stage { centroids: centroids.concat(), indices: indices.concat() });
+        left = matrix.iter().zip(product.values()).map(|(w, value)| w - value).collect();
+    }
+    product
+}
+
+/// Minimizes `sum_i |x_i - c_{a(i)}|^2` over `k` centroids `c` and the assignment `a`, to a local optimum, in at most `iterations` steps, for
+/// points `x`, `[points, width]`. Points of at most `k` different values are kept exactly.
+pub fn cluster(points: &[f32], width: usize, k: usize, iterations: usize, rng: &mut ChaCha8Rng) -> Clusters {
+    descend(points, width, start(points, width, k, rng), iterations)
+}
+
+/// Lloyd's iteration from these centroids.
+fn descend(points: &[f32], width: usize, mut centroids: Vec<f32>, iterations: usize) -> Clusters {
+    let (count, k) = (points.len() / width, centroids.len() / width);
+    let (mut assignment, mut distances) = (vec![0; count], vec![0.0; count]);
+    nearest(points, width, &centroids, &mut assignment, &mut distances);
+    for _ in 0..iterations {
+        centroids = means(points, width, &assignment, &mut distances, k);
+        let before = assignment.clone();
+        nearest(points, width, &centroids, &mut assignment, &mut distances);
+        if before == assignment {
+            break;
+        }
+    }
+    Clusters { centroids, assignment }
+}
+
+/// Where the centroids begin.
+fn start(points: &[f32], width: usize, k: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
+    let count = points.len() / width;
+    let point = |i: usize| &points[i * width..(i + 1) * width];
+    let mut next = rng.random_range(0..count.max(1));
+    let mut centroids = Vec::with_capacity(k * width);
+    let mut distances = vec![f64::INFINITY; count];
+    while centroids.len() < k * width {
+        centroids.extend_from_slice(point(next));
+        for (i, distance) in distances.iter_mut().enumerate() {
+            let own: f64 = point(i).iter().zip(point(next)).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+            *distance = distance.min(own);
+        }
+        let mut left = rng.random::<f64>() * distances.iter().sum::<f64>();
+        let drawn = distances.iter().position(|distance| {
+            left -= distance;
+            left < 0.0
+        });
+        // Rounding may leave a rest; and where every point is a centroid already, any serves again.
+        let farthest = || (0..count).max_by(|a, b| distances[*a].total_cmp(&distances[*b])).unwrap_or(0);
+        next = drawn.unwrap_or_else(farthest);
+    }
+    centroids
+}
+
+/// Assigns every point to its nearest centroid, the first of equals, and tells how far that is, squared.
+fn nearest(points: &[f32], width: usize, centroids: &[f32], assignment: &mut [u16], distances: &mut [f32]) {
+    let k = centroids.len() / width;
+    // Coordinate by coordinate, so that one pass over the centroids runs along memory.
+    let by_coordinate: Vec<f32> = (0..width).flat_map(|d| (0..k).map(move |c| centroids[c * width + d])).collect();
+    let mut sums = vec![0.0_f32; k];
+    for ((point, index), distance) in points.chunks_exact(width).zip(assignment).zip(distances) {
+        sums.fill(0.0);
+        for (x, centroids) in point.iter().zip(by_coordinate.chunks_exact(k)) {
+            sums.iter_mut().zip(centroids).for_each(|(sum, c)| *sum += (x - c) * (x - c));
+        }
+        let mut best = (0, f32::INFINITY);
+        sums.iter().enumerate().for_each(|(c, sum)| {
+            if *sum < best.1 {
+                best = (c, *sum)
+            }
+        });
+        (*index, *distance) = (best.0 as u16, best.1);
+    }
+}
+
+/// The mean of every cluster.
+fn means(points: &[f32], width: usize, assignment: &[u16], distances: &mut [f32], k: usize) -> Vec<f32> {
+    let (mut sums, mut counts) = (vec![0.0_f64; k * width], vec![0.0_f64; k]);
+    for (point, &index) in points.chunks_exact(width).zip(assignment) {
+        let at = index as usize;
+        counts[at] += 1.0;
+        sums[at * width..(at + 1) * width].iter_mut().zip(point).for_each(|(sum, x)| *sum += f64::from(*x));
+    }
+    let mut centroids = Vec::with_capacity(k * width);
+    for (sums, count) in sums.chunks_exact(width).zip(counts) {
+        if count > 0.0 {
+            centroids.extend(sums.iter().map(|sum| (sum / count) as f32));
+        } else {
+            let farthest = (0..distances.len()).max_by(|a, b| distances[*a].total_cmp(&distances[*b])).unwrap_or(0);
+            distances[farthest] = 0.0;
+            centroids.extend_from_slice(&points[farthest * width..(farthest + 1) * width]);
+        }
+    }
+    centroids
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parts::kmeans::{self, Init};
+
+    fn noise(count: usize) -> Vec<f32> {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        (0..count).map(|_| rng.random::<f32>().powi(2) - 0.3).collect()
+    }
+
+    fn found(points: &[f32], width: usize, k: usize, iterations: usize) -> Clusters {
+        cluster(points, width, k, iterations, &mut ChaCha8Rng::seed_from_u64(1))
+    }
+
+    fn error(points: &[f32], width: usize, found: &Clusters) -> f64 {
+        let value = |i: usize| found.centroids[found.assignment[i / width] as usize * width + i % width];
+        points.iter().enumerate().map(|(i, x)| f64::from(x - value(i)).powi(2)).sum()
+    }
+
+    #[test]
+    fn heaps_are_found() {
+        let points = [1.0, 0.0, 1.1, 0.1, 0.9, -0.1, -2.0, 5.0, -2.2, 5.0];
+        let found = found(&points, 2, 2, 20);
+        let mut centroids: Vec<&[f32]> = found.centroids.chunks(2).collect();
+        centroids.sort_by(|a, b| a[0].total_cmp(&b[0]));
+        assert!(centroids.concat().iter().zip([-2.1, 5.0, 1.0, 0.0]).all(|(a, b)| (a - b).abs() < 1e-6), "{centroids:?}");
+        assert_eq!(found.assignment[..3], [found.assignment[0]; 3]);
+        assert_ne!(found.assignment[0], found.assignment[4]);
+    }
+
+    #[test]
+    fn no_step_raises_the_error_and_each_point_goes_to_its_nearest() {
+        let points = noise(3 * 400);
+        let mut last = f64::INFINITY;
+        for iterations in 0..15 {
+            let found = found(&points, 3, 16, iterations);
+            assert!(error(&points, 3, &found) <= last + 1e-6);
+            last = error(&points, 3, &found);
+        }
+    }
+
+    #[test]
+    fn as_many_centroids_as_points_are_the_points_and_equal_points_need_one() {
+        let points = noise(3 * 40);
+        assert_eq!(error(&points, 3, &found(&points, 3, 40, 10)), 0.0);
+        let equal = found(&[2.0; 12], 3, 3, 10);
+        assert_eq!((equal.centroids, equal.assignment), (vec![2.0; 9], vec![0; 4]));
+    }
+
+    #[test]
+    fn one_column_is_clustered_like_numbers_on_a_line() {
+        let points = noise(200);
+        let on_a_line = kmeans::cluster(&points, 6, Init::Density, LLOYD_STEPS, 0);
+        let start = kmeans::start(&kmeans::sorted(&points), 6, Init::Density, 0);
+        let found = descend(&points, 1, start.into_iter().map(|c| c as f32).collect(), LLOYD_STEPS);
+        assert_eq!(found.assignment.iter().map(|i| u32::from(*i)).collect::<Vec<_>>(), on_a_line.assignment);
+        assert!(found.centroids.iter().zip(&on_a_line.centroids).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?}");
+    }
+
+    #[test]
+    fn the_last_block_may_be_narrower_and_stages_lower_the_error() {
+        let (rows, columns) = (50, 11);
+        let matrix = noise(rows * columns);
+        let error = |stages: usize| -> f64 {
+            let product = quantize(&matrix, columns, Pieces { width: 4, centroids: 6, stages }, 3);
+            assert!(product.check(&[rows, columns]).is_ok());
+            matrix.iter().zip(product.values()).map(|(w, value)| f64::from(w - value).powi(2)).sum()
+        };
+        let errors = [1, 2, 3, 4].map(error);
+        assert!(errors.windows(2).all(|pair| pair[1] < pair[0]), "{errors:?}");
+    }
+
+    #[test]
+    fn products_do_not_depend_on_the_number_of_threads() {
+        let matrix = noise(60 * 40);
+        let with = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| quantize(&matrix, 40, Pieces { width: 3, centroids: 8, stages: 2 }, 9))
+        };
+        assert_eq!(with(1), with(3));
+    }
+}

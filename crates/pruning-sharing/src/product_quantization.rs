@@ -1,0 +1,190 @@
+//! Product quantization and residual product quantization.
+//!
+//! The weights of a layer as a matrix `[outputs, inputs]`, the taps of filters among the inputs, are cut into blocks of `width` columns. In
+//! every block the rows are clustered by k-means into `k` centroids, and a row is stored as the index of its centroid in each block:
+//! `outputs ceil(inputs / width) log2 k` bits of indices and `k inputs` floats of centroids. With several stages each one clusters what those
+//! before it leave, and a row is the sum of a centroid of every stage: residual quantization. Centroids are trained, with the sum of the
+//! gradients of their members.
+//!
+//! Gong, Liu, Yang, Bourdev. "Compressing Deep Convolutional Networks using Vector Quantization". arXiv:1412.6115, 2014.
+//! Differs from the paper: residual quantization is done block by block, with the paper's in whole rows as the case of `width = inputs`;
+//! k-means starts by k-means++; convolutions are quantized as well, and centroids are trained afterwards.
+//!
+//! ```
+//! use briquette_core::coding;
+//! use briquette_pruning_sharing::parts::vectors::Pieces;
+//! use briquette_pruning_sharing::product_quantization::share;
+//! use burn::nn::LinearConfig;
+//! use burn::tensor::Device;
+//!
+//! let layer = LinearConfig::new(20, 30).init(&Device::flex());
+//! let weights = coding::weights(&layer).remove(0).values;
+//! let error = |pieces: Pieces| -> f32 {
+//!     let shared = share(layer.clone(), |_| Some(pieces), 1);
+//!     weights.iter().zip(&coding::weights(&shared)[0].values).map(|(a, b)| (a - b).powi(2)).sum()
+//! };
+//! let [one, two] = [1, 2].map(|stages| error(Pieces { width: 4, centroids: 8, stages }));
+//! assert!(two < one && error(Pieces { width: 4, centroids: 30, stages: 1 }) == 0.0);
+//! ```
+
+use std::collections::BTreeMap;
+
+use briquette_core::coding::{self, Coding, Source, Weight};
+use briquette_core::error::Result;
+use briquette_core::net::Net;
+use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::training::{Recipe, tune};
+use burn::module::Module;
+use serde::Deserialize;
+
+use crate::parts::products::Products;
+use crate::parts::vectors::{Pieces, quantize};
+
+/// Puts the weights of each layer together from trained centroids of blocks.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProductQuantization {
+    /// Which layers, how they are cut up, and the training of the centroids.
+    #[serde(flatten)]
+    products: Products,
+    /// Number of stages; more than one is residual quantization.
+    #[serde(default = "one")]
+    stages: usize,
+}
+
+fn one() -> usize {
+    1
+}
+
+impl Method for ProductQuantization {
+    const NAME: &'static str = "product-quantization";
+    const FAMILY: &'static str = "quantization and binarization";
+    const PAPER: &'static str = "Gong, Liu, Yang, Bourdev, arXiv:1412.6115, 2014";
+    const EXAMPLE: &'static str = "centroids = { fc = 8 }\nwidth = 4";
+}
+
+impl Pass for ProductQuantization {
+    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        let net = self.share(net, cx.seed)?;
+        tune(net, self.products.tuning(), cx)
+    }
+
+    fn plan(&self, net: Net) -> Result<Net> {
+        self.share(net, 0)
+    }
+
+    fn trainings(&self) -> Vec<&Recipe> {
+        self.products.tuning().into_iter().collect()
+    }
+
+    fn shrink(&mut self) {
+        self.products.shrink();
+    }
+}
+
+impl ProductQuantization {
+    fn share(&self, net: Net, seed: u64) -> Result<Net> {
+        let layers: BTreeMap<usize, Pieces> = self.products.layers(&net, Self::NAME, self.stages)?.into_iter().collect();
+        Ok(share(net, |weight| layers.get(&weight.node()?).copied(), seed))
+    }
+}
+
+/// Quantizes each tensor of rank 2 or more in any Burn module for which `pieces` says how. Matrices, which Burn keeps as `[in, out]`, are
+/// quantized as their transposed. Masked weights stay zero.
+pub fn share<M: Module>(module: M, mut pieces: impl FnMut(&Weight) -> Option<Pieces>, seed: u64) -> M {
+    let mut codings = BTreeMap::new();
+    for weight in coding::weights(&module) {
+        let Some(pieces) = pieces(&weight).filter(|_| !weight.values.is_empty()) else { continue };
+        let (values, shape) = (&weight.values, &weight.shape);
+        let product = match shape[..] {
+            [columns, rows] => {
+                let matrix: Vec<f32> = (0..values.len()).map(|i| values[i % columns * rows + i / columns]).collect();
+                quantize(&matrix, columns, pieces, seed)
+            }
+            _ => quantize(values, values.len() / shape[0], pieces, seed),
+        };
+        let source = Source::Product { product, transposed: shape.len() == 2 };
+        codings.insert(weight.path, Coding { mask: weight.coding.mask, source });
+    }
+    coding::recode(module, codings)
+}
+
+#[cfg(test)]
+mod tests {
+    use briquette_core::stored::Storage;
+    use briquette_runtime::{Coder, Model, ValueFormat};
+    use burn::tensor::Device;
+    use serde_json::json;
+
+    use super::*;
+    use crate::handmade::{get, refusal, run, small};
+    use crate::parts::products::proof::refuses;
+
+    const LAYERS: [&str; 4] = ["conv1", "conv2", "fc1", "fc2"];
+
+    fn error(net: &Net) -> f64 {
+        let layer = |layer: &&str| {
+            let (old, new) = (get(&small(), layer, "weight"), get(net, layer, "weight"));
+            old.iter().zip(&new).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>()
+        };
+        LAYERS.iter().map(layer).sum()
+    }
+
+    #[test]
+    fn as_many_centroids_as_rows_reconstruct_exactly() {
+        let all = json!({ "centroids": { "conv1": 4, "conv2": 3, "fc1": 5, "fc2": 3 }, "width": 3 });
+        assert_eq!(error(&run::<ProductQuantization>(small(), all).unwrap()), 0.0);
+    }
+
+    #[test]
+    fn the_error_falls_with_each_stage() {
+        let with = |stages: usize| {
+            error(&run::<ProductQuantization>(small(), json!({ "centroids": 2, "width": 3, "stages": stages })).unwrap())
+        };
+        let errors = [1, 2, 3, 4, 5].map(with);
+        assert!(errors.windows(2).all(|pair| pair[1] < pair[0]), "{errors:?}");
+    }
+
+    #[test]
+    fn the_container_holds_what_the_formula_says_and_gives_the_product_back() {
+        let settings = json!({ "centroids": { "fc1": 4, "conv2": 2 }, "width": 3, "stages": 2 });
+        let net = run::<ProductQuantization>(small(), settings).unwrap();
+        let storage = Storage { coder: Coder::Packed, ..Storage::default() };
+        let model = Model::from_bytes(&net.to_model(storage).unwrap().to_bytes().unwrap()).unwrap();
+        for (layer, rows, columns, k, bits) in [("fc1", 5, get(&net, "fc1", "weight").len() / 5, 4, 2), ("conv2", 3, 16, 2, 1)] {
+            let coded = model.nodes[net.index(layer).unwrap()].tensor("weight").unwrap();
+            assert_eq!(coded.summary().value_format, ValueFormat::Product);
+            let expected = (2 * rows * columns.div_ceil(3) * bits, 2 * 32 * k * columns);
+            assert_eq!((coded.bits().values, coded.bits().codebook), (expected.0 as u64, expected.1 as u64));
+        }
+        let back = Net::from_model(&model, &Device::flex()).unwrap();
+        for layer in LAYERS {
+            let weight = |net: &Net| net.nodes[net.index(layer).unwrap()].weight().unwrap();
+            assert!(weight(&back).coding == weight(&net).coding && weight(&back).values() == weight(&net).values(), "{layer}");
+        }
+    }
+
+    #[test]
+    fn centroids_are_tuned_and_indices_stay() {
+        let settings = |tune: serde_json::Value| json!({ "centroids": { "fc": 2 }, "width": 3, "stages": 2, "tune": tune });
+        let product = |settings| {
+            let net = run::<ProductQuantization>(small(), settings).unwrap();
+            match net.nodes[net.index("fc1").unwrap()].weight().unwrap().coding.source {
+                Source::Product { product, transposed: false } => product,
+                other => panic!("{other:?}"),
+            }
+        };
+        let before = product(settings(serde_json::Value::Null));
+        let after = product(settings(json!({ "epochs": 1, "batch": 10, "lr": 0.01 })));
+        for (before, after) in before.stages.iter().zip(&after.stages) {
+            assert!(before.indices == after.indices && before.centroids != after.centroids);
+        }
+    }
+
+    #[test]
+    fn settings_that_cannot_be_met_are_refused() {
+        refuses::<ProductQuantization>("product-quantization");
+        let stages = refusal::<ProductQuantization>(small(), json!({ "centroids": 2, "width": 2, "stages": 17 }));
+        assert_eq!(stages, "product-quantization: `stages` lies in 1..=16, not 17");
+    }
+}
