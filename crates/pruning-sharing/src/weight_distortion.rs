@@ -93,13 +93,9 @@ impl Distortion {
         let noise = |size: f64| real.random_like(Distribution::Uniform(-size, size));
         let distorted = match self {
             Distortion::None => return w,
-            Distortion::Sign => real.clone().greater_equal_elem(0.0).float().mul_scalar(2.0).sub_scalar(1.0),
+            Distortion::Sign => nearest(real.clone(), 2),
+            Distortion::Round(values) => nearest(real.clone(), values),
             Distortion::Stochastic => (real.clone() - noise(1.0)).greater_equal_elem(0.0).float().mul_scalar(2.0).sub_scalar(1.0),
-            Distortion::Round(values) => {
-                let half = f64::from(values - 1) / 2.0;
-                // Codes from 0, as the grid on which the weights end counts them.
-                real.clone().add_scalar(1.0).mul_scalar(half).add_scalar(0.5).floor().div_scalar(half).sub_scalar(1.0)
-            }
             Distortion::Power(exponent) => real.clone().abs().powf_scalar(exponent) * real.clone().sign(),
             Distortion::Add(size) => real.clone() + noise(size),
             Distortion::Multiply(size) => real.clone() * noise(size).add_scalar(1.0),
@@ -121,13 +117,27 @@ impl Distortion {
     /// The grid of its values, if they have one.
     fn grid(self) -> Option<Grid> {
         match self {
-            Distortion::Sign => Some(Grid::uniform(2, 2.0, 0.5)),
-            Distortion::Round(values) => Some(Grid::uniform(values, 2.0 / (values - 1) as f32, (values - 1) as f32 / 2.0)),
+            Distortion::Sign => Some(grid(2)),
+            Distortion::Round(values) => Some(grid(values)),
             Distortion::None | Distortion::Stochastic | Distortion::Power(_) | Distortion::Add(_) | Distortion::Multiply(_) => {
                 None
             }
         }
     }
+}
+
+/// So many values from -1 to 1.
+fn grid(values: u32) -> Grid {
+    let last = (values - 1) as f32;
+    Grid::uniform(values, 2.0 / last, last / 2.0)
+}
+
+/// The nearest of them, to the last bit as a weight on that grid has it.
+fn nearest<const D: usize>(w: Tensor<D>, values: u32) -> Tensor<D> {
+    let grid = grid(values);
+    let (step, zero) = (f64::from(grid.steps[0]), f64::from(grid.zeros[0]));
+    let codes = w.div_scalar(step).add_scalar(zero).clamp(0.0, f64::from(values - 1)).add_scalar(0.5).floor();
+    codes.sub_scalar(zero).mul_scalar(step)
 }
 
 impl std::fmt::Display for Distortion {
@@ -278,7 +288,7 @@ mod tests {
     use super::*;
     use crate::handmade::{context, get, images, refusal, run, small};
 
-    const W: [f32; 7] = [-1.0, -0.6, -0.25, 0.0, 0.1, 0.5, 1.0];
+    const W: [f32; 7] = [-1.0, -0.6, -0.25, -1e-9, 0.1, 0.5, 1.0];
 
     fn apply(distortion: Distortion) -> Vec<f32> {
         floats(distortion.apply(Tensor::<1>::from_floats(W, &Device::flex())))
@@ -307,8 +317,7 @@ mod tests {
             let source = coding::Source::Grid { grid: distortion.grid().unwrap(), rounding: Rounding::Nearest, learned: false };
             let base = Tensor::<2>::from_data(TensorData::new(W.to_vec(), [1, 7]), &Device::flex());
             let param = coding::Coding { mask: None, source }.attach(Param::from_tensor(base));
-            let near = floats(param.val()).iter().zip(apply(distortion)).all(|(a, b)| (a - b).abs() < 1e-6);
-            assert!(near, "{distortion}: {:?} and {:?}", floats(param.val()), apply(distortion));
+            assert_eq!(floats(param.val()), apply(distortion), "{distortion}");
         }
     }
 
