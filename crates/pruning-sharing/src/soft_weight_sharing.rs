@@ -6,7 +6,8 @@
 //! hold them. All other means, deviations and shares are learned, so that the components become narrow and the weights gather at their
 //! means. An inverse-gamma prior on the variances, `-log p(s^2) = (alpha + 1) log s^2 + beta / s^2`, keeps a component from collapsing onto a
 //! few weights. Afterwards components that hardly differ merge (`pi` adds up, `mu` and `s^2` become means weighted by `pi`), and each weight
-//! takes the mean of the component most responsible for it: zeros become a mask, the others a codebook.
+//! takes the mean of the component most responsible for it: zeros become a mask, the others a codebook. Weights that an earlier pass has
+//! masked stay zero and take no part.
 //!
 //! Ullrich, Meeds, Welling. "Soft Weight-Sharing for Neural Network Compression". ICLR 2017. arXiv:1702.04008.
 //! Differs from the paper: the deviations start at half the distance of neighbouring means, `pi_0` has no hyper-prior, components differ by
@@ -31,7 +32,7 @@
 
 use std::collections::BTreeMap;
 
-use briquette_core::coding::{Coding, floats};
+use briquette_core::coding::{Coding, Source, floats};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
 use briquette_core::pass::{Context, Method, Pass};
@@ -131,8 +132,8 @@ impl SoftWeightSharing {
         }
         for (_, node) in net.weighted() {
             let Some(weight) = node.weight() else { continue };
-            if weight.coding != Coding::default() {
-                let detail = "its weights are masked or shared already; put soft-weight-sharing before the pass that does so";
+            if weight.coding.source != Source::Free {
+                let detail = "its weights are shared already; put soft-weight-sharing before the pass that does so";
                 return Err(Error::node(&node.name, detail));
             }
             refuse::not_finite(&node.name, &weight.base)?;
@@ -180,7 +181,7 @@ impl Learned {
 impl Mixture {
     /// Means evenly over the range of the network's weights, for `images` training images.
     fn new(settings: &SoftWeightSharing, net: &Net, images: usize) -> Self {
-        let weights = net.weighted().filter_map(|(_, node)| node.weight()).flat_map(|weight| weight.base);
+        let weights = net.weighted().filter_map(|(_, node)| node.weight()).flat_map(|weight| weight.values());
         let (min, max) = weights.fold((0.0_f32, 0.0_f32), |(min, max), w| (min.min(w), max.max(w)));
         let gap = (max - min).max(f32::EPSILON) / settings.components as f32;
         let means = (0..settings.components).map(|j| min + gap * (j as f32 + 0.5)).collect();
@@ -277,6 +278,10 @@ impl Slopes {
         let mut found = Self { value: 0.0, weights: Vec::with_capacity(weights.len()), sums: vec![[0.0; 3]; means.len()] };
         let (mut far, mut logs) = (vec![0.0_f32; means.len()], vec![0.0_f32; means.len()]);
         for w in weights {
+            if *w == 0.0 {
+                found.weights.push(0.0);
+                continue;
+            }
             for j in 0..means.len() {
                 far[j] = (w - means[j]) * narrow[j];
                 logs[j] = heights[j] - 0.5 * far[j] * far[j];
@@ -348,7 +353,7 @@ fn harden(net: Net, components: &[Component]) -> Result<Net> {
             let density = |j: &usize| components[*j].log_density(f64::from(*w));
             (0..components.len()).max_by(|a, b| density(a).total_cmp(&density(b))).unwrap_or(0)
         };
-        let chosen: Vec<usize> = weight.base.iter().map(responsible).collect();
+        let chosen: Vec<usize> = weight.values().iter().map(|w| if *w == 0.0 { 0 } else { responsible(w) }).collect();
         let mask: Vec<bool> = chosen.iter().map(|component| *component > 0).collect();
         if !mask.contains(&true) {
             let detail = "all its weights fell to the component at zero; lower `tau`, `pi-zero` or the number of epochs";
@@ -527,6 +532,28 @@ mod tests {
     }
 
     #[test]
+    fn masked_weights_stay_zero_and_take_no_part() {
+        let pruned = crate::magnitude::prune(small(), |_| Some(0.5));
+        let left = |net: &Net| ["conv1", "conv2", "fc1", "fc2"].map(|layer| get(net, layer, "weight")).concat();
+        let before = left(&pruned);
+        let mixture = Mixture { prior: None, ..mixture(&pruned) };
+        let components = mixture.components();
+        let log = |w: &f32| {
+            let density = |c: &Component| (c.log_density(f64::from(*w)) - 0.5 * std::f64::consts::TAU.ln()).exp();
+            components.iter().map(density).sum::<f64>().ln()
+        };
+        let expected = -mixture.scale * before.iter().filter(|w| **w != 0.0).map(log).sum::<f64>();
+        let found = value(&mixture, &pruned);
+        assert!((found - expected).abs() < 1e-5 * expected.abs(), "{found} and {expected}");
+        let settings = serde_json::json!({
+            "components": 4, "pi-zero": 0.7, "tau": 0.5, "rate": 0.01, "train": { "epochs": 5, "batch": 20, "lr": 0.01 }
+        });
+        let after = left(&run::<SoftWeightSharing>(pruned, settings).unwrap());
+        assert!(before.iter().zip(&after).all(|(before, after)| *before != 0.0 || *after == 0.0));
+        assert!(after.iter().any(|w| *w != 0.0));
+    }
+
+    #[test]
     fn settings_and_layers_that_do_not_fit_are_refused() {
         let train = serde_json::json!({});
         let tau = refusal::<SoftWeightSharing>(small(), serde_json::json!({ "tau": 0.0, "train": train }));
@@ -535,6 +562,6 @@ mod tests {
         assert_eq!(pi, "soft-weight-sharing: pi-zero lies between 0 and 1, not 1");
         let shared = crate::kmeans_sharing::share(small(), |_| Some(2), crate::kmeans_sharing::Init::Linear);
         let shared = refusal::<SoftWeightSharing>(shared, serde_json::json!({ "train": train }));
-        assert!(shared.starts_with("node 'conv1': its weights are masked or shared already"), "{shared}");
+        assert!(shared.starts_with("node 'conv1': its weights are shared already"), "{shared}");
     }
 }
