@@ -20,6 +20,7 @@ pub(crate) struct Sweep {
     /// What the table shows, what was the same for all methods, and why a figure falls short.
     pub(crate) text: String,
     /// What goes, for the head of the table: weights or multiply-accumulates.
+    #[serde(default)]
     pub(crate) of: String,
     model: toml::Value,
     pub(crate) data: Vec<String>,
@@ -27,12 +28,13 @@ pub(crate) struct Sweep {
     valid: usize,
     pub(crate) seeds: Vec<u64>,
     /// Shares that stay; each takes the place of `"$keep"` in a method's passes.
+    #[serde(default = "everything")]
     pub(crate) keep: Vec<f64>,
     /// Passes that make the network that every method starts from; without them `model` brings its weights along.
     #[serde(default)]
     start: Vec<toml::Table>,
-    /// The training that follows every method.
-    tune: toml::Table,
+    /// The training that follows every method; without it, what a method does is all.
+    pub(crate) tune: Option<toml::Table>,
     pub(crate) method: Vec<Method>,
 }
 
@@ -88,6 +90,10 @@ struct Report {
     rows: Vec<Row>,
 }
 
+fn everything() -> Vec<f64> {
+    vec![1.0]
+}
+
 impl Sweep {
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -108,7 +114,7 @@ impl Sweep {
                 // What takes no share is the same at each.
                 let shares = if method.takes_a_share() { self.keep.len() } else { 1 };
                 for &keep in &self.keep[..shares.min(self.keep.len())] {
-                    let passes = method.pass.iter().chain([&self.tune]).map(|pass| filled(pass.clone().into(), keep)).collect();
+                    let passes = method.pass.iter().chain(&self.tune).map(|pass| filled(pass.clone().into(), keep)).collect();
                     points.push(Point {
                         data: data.to_string(),
                         method: method.name.clone(),

@@ -24,10 +24,14 @@ pub(crate) fn section(description: &Path) -> Result<String> {
             points.iter().filter_map(|point| Some((point.seed, 100.0 * point.rows.first()?.accuracy))).collect();
         let seeds = if dense.len() == 1 { "one seed".to_string() } else { format!("mean ± deviation of {} seeds", dense.len()) };
         text += &format!(
-            "\n### {data}\n\nTest accuracy in percent, {seeds}; before pruning {}.\n",
-            mean(dense.into_values().collect())
+            "\n### {data}\n\nTest accuracy in percent, {seeds}; at the start {}.\n",
+            mean(&dense.into_values().collect::<Vec<_>>())
         );
-        let table = if sweep.keep.len() == 1 { measures(&sweep, &points) } else { shares(&sweep, &points) };
+        let table = match (sweep.keep.len(), &sweep.tune) {
+            (1, None) => outcomes(&sweep, &points),
+            (1, Some(_)) => measures(&sweep, &points),
+            _ => shares(&sweep, &points),
+        };
         text += &table;
         reasons.extend(points.iter().filter_map(|point| Some(format!("- {}: {}\n", point.method, point.error.as_ref()?))));
     }
@@ -60,6 +64,22 @@ fn shares(sweep: &Sweep, points: &[&Point]) -> String {
     text
 }
 
+/// What comes of each method.
+fn outcomes(sweep: &Sweep, points: &[&Point]) -> String {
+    let mut text = String::from("\n| method | accuracy | points lost | file smaller |\n|---|---|---|---|\n");
+    for method in &sweep.method {
+        let cell = |measure: fn(&Row, &Row) -> f64| cell(method, None, points, 1, measure);
+        text += &format!(
+            "| {} | {} | {} | {}x |\n",
+            method.name,
+            cell(|row, _| 100.0 * row.accuracy),
+            cell(|row, start| 100.0 * (start.accuracy - row.accuracy)),
+            cell(|row, start| start.file_bytes as f64 / row.file_bytes as f64),
+        );
+    }
+    text
+}
+
 /// What is left of a network at one share.
 fn measures(sweep: &Sweep, points: &[&Point]) -> String {
     let mut text = String::from(
@@ -84,11 +104,11 @@ fn measures(sweep: &Sweep, points: &[&Point]) -> String {
 fn cell(method: &Method, keep: Option<f64>, points: &[&Point], back: usize, measure: impl Fn(&Row, &Row) -> f64) -> String {
     let of = points.iter().filter(|point| point.method == method.name && keep.is_none_or(|keep| keep == point.keep));
     let measured = of.filter_map(|point| Some(measure(point.rows.iter().rev().nth(back - 1)?, point.rows.first()?)));
-    mean(measured.collect())
+    mean(&measured.collect::<Vec<_>>())
 }
 
 /// Mean and deviation of a sample, a dash of none.
-fn mean(values: Vec<f64>) -> String {
+fn mean(values: &[f64]) -> String {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     let square = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();

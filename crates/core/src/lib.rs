@@ -4,6 +4,7 @@
 //! The core reads no files and prints nothing; whatever happens outside goes through a [`pass::Host`].
 
 pub mod builder;
+pub mod chance;
 pub mod coding;
 pub mod cost;
 pub mod error;

@@ -8,9 +8,10 @@
 
 use briquette_runtime::{Grid, Layer, StepGradient};
 use burn::module::{Module, Param, ParamId};
-use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
+use crate::chance;
 use crate::kernels::{self, Quantizing, takes};
 
 /// How weights become codes while they are trained. What is stored are the codes alone.
@@ -94,7 +95,7 @@ impl OnGrid {
             Rounding::Nearest => codes(w / steps.clone() + zeros.clone(), self.levels, bounded, None),
             Rounding::Stochastic => {
                 let u = w / steps.clone() + zeros.clone();
-                let noise = u.device().is_autodiff().then(|| u.random_like(Distribution::Uniform(0.0, 1.0)));
+                let noise = u.device().is_autodiff().then(|| chance::uniform_like(&u));
                 codes(u, self.levels, bounded, noise)
             }
             Rounding::Tanh => {
@@ -427,7 +428,7 @@ mod tests {
     fn stochastic_rounding_has_the_value_as_its_mean() {
         let device = Device::flex().autodiff();
         let param = coded(Grid::uniform(9, 0.5, 4.0), Rounding::Stochastic, false, &device).train();
-        device.seed(5);
+        chance::seed(5);
         let draws = 4000;
         let mut mean = [0.0; 6];
         for _ in 0..draws {
@@ -462,9 +463,9 @@ mod tests {
     #[test]
     fn the_kernel_computes_what_the_operations_of_burn_do() {
         let device = Device::flex().autodiff();
-        device.seed(6);
-        let x = Tensor::<2>::random([17, 40], Distribution::Normal(0.0, 1.0), &device).require_grad();
-        let factors = Tensor::<2>::random([17, 40], Distribution::Normal(0.0, 1.0), &device);
+        chance::seed(6);
+        let x = Tensor::<2>::random([17, 40], burn::tensor::Distribution::Normal(0.0, 1.0), &device).require_grad();
+        let factors = Tensor::<2>::random([17, 40], burn::tensor::Distribution::Normal(0.0, 1.0), &device);
         for train in [StepGradient::Fixed, StepGradient::Learned, StepGradient::Clip] {
             for (levels, zero) in [(2, 0.5), (4, 0.0), (16, 7.0), (255, 127.0)] {
                 let step = Param::from_tensor(Tensor::from_floats([2.5 / levels as f32], &device));

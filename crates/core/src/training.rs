@@ -23,6 +23,7 @@ pub use probe::probe;
 pub use recipe::{Choose, Loss, Optimizer, Precision, Recipe, Schedule};
 
 use crate::builder::stream;
+use crate::chance;
 use crate::coding::floats;
 use crate::error::{Error, Result};
 use crate::kernels;
@@ -133,7 +134,7 @@ pub fn fit(net: Net, recipe: &Recipe, mut extras: Extras<'_>, cx: &mut Context<'
     let steps_per_epoch = cx.data.train.len().div_ceil(recipe.batch).max(1);
     while state.curve.len() < recipe.epochs {
         let epoch = state.curve.len();
-        device.seed(stream(seed, &format!("dropout-{epoch}")));
+        chance::seed(stream(seed, &format!("dropout-{epoch}")));
         let began = Instant::now();
         let what = format!("epoch {}/{}", epoch + 1, recipe.epochs);
         let loader =

@@ -124,7 +124,7 @@ mod tests {
         let source = Source::Grid { grid: Grid::uniform(2, 2.0, 0.5), rounding: Rounding::Stochastic, learned: false };
         let base = Tensor::<2>::from_floats([w], &device);
         let param = Coding { mask: None, source }.attach(Param::from_tensor(base)).train();
-        device.seed(3);
+        briquette_core::chance::seed(3);
         let (draws, mut positive) = (4000, [0; 8]);
         for _ in 0..draws {
             for (value, count) in floats(param.val().inner()).into_iter().zip(&mut positive) {

@@ -297,7 +297,7 @@ mod tests {
         let net = method.plan(small()).unwrap().train();
         let Op::Linear(fc1) = &net.nodes[net.index("fc1").unwrap()].op else { panic!("no layer") };
         let base: Vec<f32> = floats(fc1.weight.base().inner());
-        device.seed(9);
+        briquette_core::chance::seed(9);
         let draws = 3000;
         let mut mean = vec![0.0; base.len()];
         for _ in 0..draws {

@@ -31,6 +31,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use briquette_core::chance;
 use briquette_core::coding::{Rounding, adjust};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op, Value};
@@ -38,7 +39,7 @@ use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::{Extras, Forward, Projection, Recipe, fit};
 use briquette_core::types::{Bits, PerLayer};
 use briquette_core::{Grid, StepGradient};
-use burn::tensor::{Distribution, Tensor};
+use burn::tensor::Tensor;
 use serde::Deserialize;
 
 use crate::parts::observers::Scale;
@@ -101,7 +102,7 @@ impl Format {
         let u = x.mul_scalar(1.0 / self.step());
         let up = match by {
             By::Nearest => u.add_scalar(0.5),
-            By::Stochastic => u.clone() + u.random_like(Distribution::Uniform(0.0, 1.0)),
+            By::Stochastic => u.clone() + chance::uniform_like(&u),
         };
         let end = f64::from(1_u32 << (self.integer + self.fraction - 1));
         up.floor().clamp(-end, end - 1.0).mul_scalar(self.step())
@@ -218,7 +219,7 @@ impl Noisy {
     fn round<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let step = f64::from(self.format.step());
         let u = x.clone().detach().mul_scalar(1.0 / step);
-        let drawn = (u.clone() + u.random_like(Distribution::Uniform(0.0, 1.0))).floor().mul_scalar(step);
+        let drawn = (u.clone() + chance::uniform_like(&u)).floor().mul_scalar(step);
         x.clone() + (drawn - x.detach())
     }
 }
@@ -252,7 +253,7 @@ mod tests {
     #[test]
     fn the_mean_of_what_is_rounded_is_the_value_and_the_format_saturates() {
         let (format, device) = (Format { integer: 3, fraction: 2 }, Device::flex());
-        device.seed(9);
+        chance::seed(9);
         let x = [0.1_f32, -0.6, 1.9, -3.99, 0.25, 0.0];
         let draws = 4000;
         let many = Tensor::<1>::from_floats(x, &device).reshape([1, 6]).repeat_dim(0, draws);
@@ -273,7 +274,7 @@ mod tests {
     #[test]
     fn steps_below_the_format_move_weights_by_chance_only() {
         let (format, device) = (Format { integer: 2, fraction: 6 }, Device::flex());
-        device.seed(4);
+        chance::seed(4);
         let after = |by| {
             let mut weights = Tensor::<1>::zeros([400], &device);
             for _ in 0..200 {

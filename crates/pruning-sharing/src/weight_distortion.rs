@@ -33,6 +33,7 @@
 use std::collections::HashMap;
 
 use briquette_core::builder::stream;
+use briquette_core::chance;
 use briquette_core::coding::Rounding;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
@@ -41,7 +42,7 @@ use briquette_core::quantize::straight;
 use briquette_core::training::{Choose, Extras, Forward, Projection, Recipe, evaluate, fit};
 use briquette_core::{Grid, coding};
 use burn::module::{Param, ParamId};
-use burn::tensor::{Distribution, Tensor};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::parts::binary::{layers, with_weights};
@@ -90,7 +91,7 @@ impl Distortion {
     /// The distorted weights, with the gradients of the real ones.
     pub fn apply<const D: usize>(self, w: Tensor<D>) -> Tensor<D> {
         let real = plain(w.clone());
-        let noise = |size: f64| real.random_like(Distribution::Uniform(-size, size));
+        let noise = |size: f64| chance::uniform_like(&real).mul_scalar(2.0 * size).sub_scalar(size);
         let distorted = match self {
             Distortion::None => return w,
             Distortion::Sign => nearest(real.clone(), 2),
@@ -174,7 +175,7 @@ impl Pass for WeightDistortion {
         let net = fit(net, &recipe, Extras { projections: vec![&mut clip], forward: Some(&way), ..Extras::default() }, cx)?;
         let mut table = String::from("trained,tested,accuracy\n");
         for (number, test) in self.tests.iter().enumerate() {
-            cx.device.seed(stream(cx.seed, &format!("distortion-{number}")));
+            chance::seed(stream(cx.seed, &format!("distortion-{number}")));
             let mut tested = distorted(&net, &layers, *test);
             if *test != self.under {
                 tested = renewed(tested, cx, STATISTICS)?;
@@ -332,7 +333,7 @@ mod tests {
         }
         let net = small().train();
         let all: Vec<usize> = net.weighted().map(|(index, _)| index).collect();
-        let pixels = Tensor::<4>::random([5, 1, 4, 4], Distribution::Normal(0.0, 1.0), &device);
+        let pixels = Tensor::<4>::random([5, 1, 4, 4], burn::tensor::Distribution::Normal(0.0, 1.0), &device);
         let logits = Distorted { layers: all.clone(), under: Distortion::Sign }.forward(&net, pixels);
         let grads = logits.powi_scalar(2).sum().backward();
         assert!(all.iter().all(|layer| net.nodes[*layer].gradient("weight", &grads).unwrap().iter().any(|g| *g != 0.0)));

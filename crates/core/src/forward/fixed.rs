@@ -3,9 +3,10 @@
 use briquette_runtime::{Activation, Layer, Window};
 use burn::tensor::module::{adaptive_avg_pool2d, avg_pool2d};
 use burn::tensor::ops::{AvgPoolOptions, MaxPoolOptions};
-use burn::tensor::{Distribution, Tensor, activation};
+use burn::tensor::{Tensor, activation};
 
 use super::Flow;
+use crate::chance;
 use crate::kernels::{self, takes};
 
 pub(super) fn forward(layer: &Layer, mut inputs: Vec<Flow>) -> Flow {
@@ -163,6 +164,6 @@ fn activate<const D: usize>(function: Activation, x: Tensor<D>) -> Tensor<D> {
 }
 
 fn drop_out<const D: usize>(x: Tensor<D>, p: f64) -> Tensor<D> {
-    let mask = x.random_like(Distribution::Bernoulli(1.0 - p));
-    x * mask.mul_scalar(1.0 / (1.0 - p))
+    let kept = chance::uniform_like(&x).greater_equal_elem(p).float();
+    x * kept.mul_scalar(1.0 / (1.0 - p))
 }

@@ -12,12 +12,20 @@ const PAPER: &str = "Courbariaux, Bengio, David, NIPS 2015";
 /// The network for MNIST, three hidden layers of 1024.
 pub(super) const MLP: Arch = Arch { name: "mlp", paper: PAPER, input: [1, 28, 28], classes: 10, build: mlp };
 
+/// With one hidden layer.
+pub(super) const MLP_1: Arch = Arch { name: "mlp1", paper: PAPER, input: [1, 28, 28], classes: 10, build: mlp_1 };
+
 /// The network for CIFAR-10.
 pub(super) const CNN: Arch = Arch { name: "courbariaux-cnn", paper: PAPER, input: [3, 32, 32], classes: 10, build: cnn };
 
 fn mlp(b: &mut Builder, x: At, wanted: &Wanted) -> At {
     let x = b.flatten("flatten", x);
     fully_connected(b, x, wanted, 3)
+}
+
+fn mlp_1(b: &mut Builder, x: At, wanted: &Wanted) -> At {
+    let x = b.flatten("flatten", x);
+    fully_connected(b, x, wanted, 1)
 }
 
 fn cnn(b: &mut Builder, mut x: At, wanted: &Wanted) -> At {

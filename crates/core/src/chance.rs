@@ -1,0 +1,25 @@
+//! Randomness inside a forward pass: dropout and stochastic rounding. Every thread that trains has its own generator, which the training
+//! seeds anew in every epoch; Burn's would be one for the whole process, so that two trainings in it disturbed each other.
+
+use std::cell::RefCell;
+
+use burn::tensor::{Tensor, TensorData};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+thread_local! {
+    static GENERATOR: RefCell<ChaCha8Rng> = RefCell::new(ChaCha8Rng::seed_from_u64(0));
+}
+
+/// Starts this thread's generator anew.
+pub fn seed(seed: u64) {
+    GENERATOR.with_borrow_mut(|generator| *generator = ChaCha8Rng::seed_from_u64(seed));
+}
+
+/// Draws from `[0, 1)` for every place of a tensor, without gradients, from this thread's generator: the same on every device.
+pub fn uniform_like<const D: usize>(x: &Tensor<D>) -> Tensor<D> {
+    let shape = x.shape();
+    let draws =
+        GENERATOR.with_borrow_mut(|generator| (0..shape.num_elements()).map(|_| generator.random::<f32>()).collect::<Vec<_>>());
+    Tensor::from_data(TensorData::new(draws, shape), &x.device())
+}
