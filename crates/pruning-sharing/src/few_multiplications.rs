@@ -292,7 +292,6 @@ mod tests {
 
     #[test]
     fn ternary_weights_are_drawn_with_the_real_ones_as_their_means() {
-        let device = Device::flex().autodiff();
         let method: FewMultiplications = serde_json::from_str(r#"{ "train": {} }"#).unwrap();
         let net = method.plan(small()).unwrap().train();
         let Op::Linear(fc1) = &net.nodes[net.index("fc1").unwrap()].op else { panic!("no layer") };
