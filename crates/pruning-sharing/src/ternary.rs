@@ -81,10 +81,8 @@ impl Method for Ternary {
 
 impl Pass for Ternary {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        let net = self.plan(net)?;
-        let mut refreshed =
-            Refreshed(paths(&net, |weight| matches!(&weight.coding.source, Source::Grid { rounding: Rounding::Threshold, .. })));
-        fit(net, &self.train, Extras { projections: vec![&mut refreshed], ..Extras::default() }, cx)
+        let (net, paths) = self.train(net, cx)?;
+        Ok(settled(net, &paths))
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
@@ -131,6 +129,31 @@ impl Pass for Ternary {
     fn shrink(&mut self) {
         self.train.shrink(1);
     }
+}
+
+impl Ternary {
+    /// The trained network, and the paths of the weights whose scales are means.
+    fn train(&self, net: Net, cx: &mut Context<'_>) -> Result<(Net, BTreeSet<String>)> {
+        let net = self.plan(net)?;
+        let mean = |weight: &Weight| matches!(&weight.coding.source, Source::Grid { rounding: Rounding::Threshold, .. });
+        let mut refreshed = Refreshed(paths(&net, mean));
+        let net = fit(net, &self.train, Extras { projections: vec![&mut refreshed], ..Extras::default() }, cx)?;
+        Ok((net, refreshed.0))
+    }
+}
+
+/// The network without what lies underneath the weights at these paths: a mean that is taken in another order could carry a weight over the
+/// threshold.
+fn settled(net: Net, paths: &BTreeSet<String>) -> Net {
+    let (mut free, mut on_grid) = (BTreeMap::new(), BTreeMap::new());
+    for mut weight in coding::weights(&net).into_iter().filter(|weight| paths.contains(&weight.path)) {
+        free.insert(weight.path.clone(), Coding { source: Source::Free, ..weight.coding.clone() });
+        if let Source::Grid { rounding, .. } = &mut weight.coding.source {
+            *rounding = Rounding::Nearest;
+        }
+        on_grid.insert(weight.path, weight.coding);
+    }
+    coding::recode(coding::recode(net, free), on_grid)
 }
 
 /// Share of the largest weight in Zhu et al.'s threshold.
@@ -204,7 +227,7 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::handmade::{get, images, outputs, refusal, run, small, stirred};
+    use crate::handmade::{context, get, images, outputs, refusal, run, small, stirred};
 
     fn tuned(epochs: usize, more: serde_json::Value) -> Net {
         let train = serde_json::json!({ "epochs": epochs, "batch": 10, "lr": 0.01 });
@@ -239,8 +262,11 @@ mod tests {
         let (data, device) = (images(), Device::flex());
         let loss = |net: &Net| evaluate(net, &data.test, &device, &mut Silent).unwrap().loss;
         for per in ["tensor", "channel"] {
-            let (start, net) = (tuned(0, serde_json::json!({ "per": per })), tuned(40, serde_json::json!({ "per": per })));
-            assert!(loss(&net) < loss(&start), "{per}");
+            let train = serde_json::json!({ "epochs": 40, "batch": 10, "lr": 0.01 });
+            let method: Ternary = serde_json::from_value(serde_json::json!({ "per": per, "train": train })).unwrap();
+            let mut silent = Silent;
+            let (net, paths) = method.train(stirred(), &mut context(&data, &mut silent)).unwrap();
+            assert!(loss(&net) < loss(&tuned(0, serde_json::json!({ "per": per }))), "{per}");
             for (_, node) in net.weighted() {
                 let weight = node.weight().unwrap();
                 let Source::Grid { grid, .. } = &weight.coding.source else { panic!("{} is not on a grid", node.name) };
@@ -253,8 +279,12 @@ mod tests {
                     assert!((step - mean).abs() < 1e-5 * mean, "{}: {step} {mean}", node.name);
                 }
             }
-            let back = Net::from_model(&net.to_model(Storage::default()).unwrap(), &device).unwrap();
-            assert_eq!(outputs(&back), outputs(&net));
+            let settled = settled(net.deep_clone(), &paths);
+            assert_eq!(outputs(&settled), outputs(&net));
+            let fc1 = settled.nodes[settled.index("fc1").unwrap()].weight().unwrap();
+            assert_eq!(fc1.base, fc1.values());
+            let back = Net::from_model(&settled.to_model(Storage::default()).unwrap(), &device).unwrap();
+            assert_eq!(outputs(&back), outputs(&settled));
         }
     }
 
