@@ -34,7 +34,7 @@ impl Hashed {
     /// The value of a [`Hashed::place`].
     pub fn at(buckets: &[f32], place: u32) -> f32 {
         let value = buckets[place as usize / 2];
-        if place % 2 == 0 { value } else { -value }
+        if place & 1 == 0 { value } else { -value }
     }
 
     /// The value at a position.
