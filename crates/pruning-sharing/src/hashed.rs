@@ -139,7 +139,7 @@ fn hash(weight: &Weight, count: usize, init: Init, seed: u64) -> Source {
             let mut sums = vec![(0.0, 0.0_f64); count];
             for (place, value) in kept() {
                 let (sum, members) = &mut sums[place as usize / 2];
-                *sum += if place % 2 == 0 { value } else { -value };
+                *sum += if place & 1 == 0 { value } else { -value };
                 *members += 1.0;
             }
             *buckets = sums.into_iter().map(|(sum, members)| (sum / members.max(1.0)) as f32).collect();
@@ -205,7 +205,7 @@ mod tests {
         // At the least-squares fit the residue has no part along any bucket.
         let mut slopes = vec![0.0; buckets.len()];
         for (place, weight) in places.iter().zip(weights) {
-            let sign = if place % 2 == 0 { 1.0 } else { -1.0 };
+            let sign = if place & 1 == 0 { 1.0 } else { -1.0 };
             slopes[*place as usize / 2] += sign * weight - buckets[*place as usize / 2];
         }
         assert!(slopes.iter().all(|slope| slope.abs() < 1e-5), "{slopes:?}");
