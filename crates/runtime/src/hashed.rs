@@ -34,11 +34,7 @@ impl Hashed {
     /// The value of a [`Hashed::place`].
     pub fn at(buckets: &[f32], place: u32) -> f32 {
         let value = buckets[place as usize / 2];
-<<<<<<< HEAD
         if place.is_multiple_of(2) { value } else { -value }
-=======
-        if place & 1 == 0 { value } else { -value }
->>>>>>> h-f
     }
 
     /// The value at a position.
