@@ -10,7 +10,7 @@
 //! *Quantization and training of neural networks for efficient integer-arithmetic-only inference*, CVPR 2018, equation 7). Integers are exact in
 //! whatever order they are summed up: every set of instructions and every number of threads has the same results.
 
-use crate::panels::{self, Panels, Results, Rows, SignedPanels, SignedRows, as_bytes};
+use crate::panels::{self, Bytes, Panels, Results, Rows, as_bytes};
 use crate::windows::Windows;
 use crate::words::WordIsa;
 use crate::{Conv2d, Error, buffer::Target};
@@ -114,7 +114,7 @@ impl Weights {
     }
 
     fn multiply(&self, x: &[u8], count: usize, results: Results, threads: usize) {
-        self.panels.times::<SignedPanels>(Rows::new(x, count, self.columns), 0, results, threads);
+        self.panels.times::<Bytes<true>>(Rows::new(x, count, self.columns), 0, results, threads);
     }
 
     /// `out[r][i] = sum over c of w[r][c] x[c][i]`, from `x` `[columns, count]` to `out` `[rows, count]`: filters by unfolded planes. Threads as
@@ -135,7 +135,11 @@ impl Weights {
             return self.times_rows(1, &values[..self.columns], out, threads);
         }
         let results = Results { to: Target::of(out), offset: 0, stride: count };
-        panels::Columns { bytes: values, stride, count, depth: self.columns }.times::<SignedRows>(&self.panels, results, threads);
+        panels::Columns { bytes: values, stride, count, depth: self.columns }.times::<Bytes<false>>(
+            &self.panels,
+            results,
+            threads,
+        );
         Ok(())
     }
 

@@ -28,16 +28,13 @@ pub(crate) trait Factors: Send + Sync {
     fn finish<W: Words>(result: W, sums: Self::Sums<W>) -> W;
 }
 
-/// Signed bytes in panels, unsigned ones in rows.
-pub(crate) struct SignedPanels;
-
-/// Unsigned bytes in panels, signed ones in rows.
-pub(crate) struct SignedRows;
+/// Signed bytes by unsigned ones: the signed ones in panels, or in rows.
+pub(crate) struct Bytes<const SIGNED_PANELS: bool>;
 
 /// Bits; each word in which they differ takes two from the result.
 pub(crate) struct Bits;
 
-impl Factors for SignedPanels {
+impl<const SIGNED_PANELS: bool> Factors for Bytes<SIGNED_PANELS> {
     type Sums<W: Words> = W;
 
     #[inline(always)]
@@ -52,31 +49,7 @@ impl Factors for SignedPanels {
 
     #[inline(always)]
     fn add<W: Words>(sums: W, panel: W, row: W) -> W {
-        sums.add_products(row, panel)
-    }
-
-    #[inline(always)]
-    fn finish<W: Words>(result: W, sums: W) -> W {
-        result.add(sums)
-    }
-}
-
-impl Factors for SignedRows {
-    type Sums<W: Words> = W;
-
-    #[inline(always)]
-    fn most<W: Words>() -> usize {
-        usize::MAX
-    }
-
-    #[inline(always)]
-    fn none<W: Words>() -> W {
-        W::splat(0)
-    }
-
-    #[inline(always)]
-    fn add<W: Words>(sums: W, panel: W, row: W) -> W {
-        sums.add_products(panel, row)
+        if SIGNED_PANELS { sums.add_products(row, panel) } else { sums.add_products(panel, row) }
     }
 
     #[inline(always)]

@@ -168,3 +168,26 @@ impl Windows {
         Err(Error(format!("{weights} weights for {:?}, which takes {wanted}", self.shape)))
     }
 }
+
+/// A convolution of integers by its definition, `[batch, height, width, filters]`: the sums of `product` over the taps, given the place of the
+/// weight in `[filters, channels / groups, kh, kw]` and that of the pixel in `[batch, height, width, channels]`, none beyond the border.
+#[cfg(test)]
+pub(crate) fn by_definition(shape: &Conv2d, batch: usize, mut product: impl FnMut(usize, Option<usize>) -> i32) -> Vec<i32> {
+    let [height, width, filters] = shape.output().unwrap();
+    let [rows, columns, channels] = shape.input;
+    let (each, area) = (channels / shape.groups, shape.kernel[0] * shape.kernel[1]);
+    let mut sum = |place: usize| {
+        let (image, y, x) = (place / filters / width / height, place / filters / width % height, place / filters % width);
+        let filter = place % filters;
+        let mut tap = |k: usize| {
+            let (channel, ky, kx) = (k / area, k / shape.kernel[1] % shape.kernel[0], k % shape.kernel[1]);
+            let row = (y * shape.stride[0] + ky * shape.dilation[0]).wrapping_sub(shape.padding[0]);
+            let column = (x * shape.stride[1] + kx * shape.dilation[1]).wrapping_sub(shape.padding[1]);
+            let channel = filter / (filters / shape.groups) * each + channel;
+            let pixel = (row < rows && column < columns).then(|| ((image * rows + row) * columns + column) * channels + channel);
+            product(filter * each * area + k, pixel)
+        };
+        (0..each * area).map(&mut tap).sum()
+    };
+    (0..batch * height * width * filters).map(&mut sum).collect()
+}

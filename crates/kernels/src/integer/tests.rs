@@ -3,6 +3,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::*;
 use crate::Precision;
+use crate::windows::by_definition;
 
 /// Sizes with all remainders of tiles and words, and such as need more than one part of a panel.
 const SIZES: [usize; 17] = [0, 1, 2, 3, 4, 5, 6, 7, 13, 16, 17, 31, 33, 48, 64, 65, 130];
@@ -139,27 +140,14 @@ fn convolution_follows_the_definition_and_pads_with_the_zero_point() {
         let Ok([height, width, filters]) = shape.output() else { continue };
         let batch = rng.random_range(0..4);
         let [rows, columns, channels] = shape.input;
-        let (each, area, of_group) = (channels / groups, shape.kernel[0] * shape.kernel[1], filters / groups);
+        let (each, area) = (channels / groups, shape.kernel[0] * shape.kernel[1]);
         let zero = rng.random_range(0..=255);
         let (w, x) =
             (weights(&mut rng, filters * each * area, false), activations(&mut rng, batch * rows * columns * channels, false));
-        let mut wanted = Vec::new();
-        for place in 0..batch * height * width * filters {
-            let (image, y, x0) = (place / filters / width / height, place / filters / width % height, place / filters % width);
-            let filter = place % filters;
-            let mut sum = 0;
-            for k in 0..each * area {
-                let (channel, ky, kx) = (k / area, k / shape.kernel[1] % shape.kernel[0], k % shape.kernel[1]);
-                let row = (y * shape.stride[0] + ky * shape.dilation[0]).wrapping_sub(shape.padding[0]);
-                let column = (x0 * shape.stride[1] + kx * shape.dilation[1]).wrapping_sub(shape.padding[1]);
-                let inside = row < rows && column < columns;
-                padded += usize::from(!inside);
-                let channel = filter / of_group * each + channel;
-                let x = if inside { x[((image * rows + row) * columns + column) * channels + channel] } else { zero };
-                sum += i32::from(w[filter * each * area + k]) * i32::from(x);
-            }
-            wanted.push(sum);
-        }
+        let wanted = by_definition(&shape, batch, |weight, pixel| {
+            padded += usize::from(pixel.is_none());
+            i32::from(w[weight]) * i32::from(pixel.map_or(zero, |pixel| x[pixel]))
+        });
         for isa in WordIsa::all() {
             let conv = Convolution::pack_on(isa, shape, &w).unwrap();
             assert_eq!(conv.output(), [height, width, filters]);
