@@ -20,6 +20,7 @@ pub mod stored;
 pub mod surgery;
 pub mod training;
 pub mod types;
+pub mod values;
 pub mod zoo;
 
 pub use briquette_runtime::{Activation, Grid, Layer, StepGradient, Window};

@@ -169,28 +169,31 @@ impl Net {
         Ok(net)
     }
 
+    /// Puts nodes, which read by their new indices, in front of the node at `at`. `redirect` gives the new index of what a later node reads in
+    /// the place of an input, by its old one; without, it goes on reading that.
+    ///
+    /// # Errors
+    /// When they do not fit there.
+    pub fn insert(mut self, at: usize, new: Vec<Node>, redirect: impl Fn(&Node, usize) -> Option<usize>) -> Result<Self> {
+        let moved = |input: usize| if input < at { input } else { input + new.len() };
+        for node in &mut self.nodes[at..] {
+            node.inputs = node.inputs.iter().map(|&input| redirect(node, input).unwrap_or(moved(input))).collect();
+        }
+        self.nodes.splice(at..at, new);
+        self.shapes()?;
+        Ok(self)
+    }
+
     /// Puts a node between another and the first of those that it reads.
     ///
     /// # Errors
     /// When it does not fit there.
     pub fn interpose(self, reader: usize, name: String, op: Op) -> Result<Self> {
-        let moved = |input: usize| if input < reader { input } else { input + 1 };
-        let mut nodes = Vec::with_capacity(self.nodes.len() + 1);
-        let mut new = Some((name, op));
-        for (index, mut node) in self.nodes.into_iter().enumerate() {
-            node.inputs.iter_mut().for_each(|input| *input = moved(*input));
-            if index == reader
-                && let Some((name, op)) = new.take()
-                && let Some(first) = node.inputs.first_mut()
-            {
-                nodes.push(Node { op, name, inputs: vec![*first] });
-                *first = reader;
-            }
-            nodes.push(node);
-        }
-        let net = Net { nodes };
-        net.shapes()?;
-        Ok(net)
+        let (name_of_reader, inputs) =
+            (self.nodes[reader].name.clone(), self.nodes[reader].inputs.iter().take(1).copied().collect());
+        let node = Node { op, name, inputs };
+        let first = node.inputs.first().copied();
+        self.insert(reader, vec![node], |node, input| (node.name == name_of_reader && Some(input) == first).then_some(reader))
     }
 
     /// Has the readers of a node read an earlier one in its place, and drops every node that the output no longer depends on.

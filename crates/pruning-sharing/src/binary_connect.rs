@@ -37,11 +37,12 @@ use briquette_core::coding::Rounding;
 use briquette_core::error::Result;
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::{Extras, Recipe, fit};
+use briquette_core::training::Recipe;
 use serde::Deserialize;
 
-use crate::parts::binary::{Bounds, Scale, binarize_layers, layers, real, spread};
+use crate::parts::binary::{Scale, binarize_layers, layers, real, spread, train};
 use crate::parts::norms::{STATISTICS, renewed};
+use crate::parts::yes;
 
 /// Trains weights of -1 and 1.
 #[derive(Debug, Deserialize)]
@@ -75,8 +76,7 @@ impl Pass for BinaryConnect {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let binary = layers(&net, &self.except, Self::NAME)?;
         let net = spread(binarize_layers(net, &binary, Scale::One, self.rounding()), &binary);
-        let mut bounds = Bounds::new(&net, &binary, Scale::One, self.glorot);
-        let net = fit(net, &self.train, Extras { projections: vec![&mut bounds], ..Extras::default() }, cx)?;
+        let net = train(net, &binary, Scale::One, self.glorot, &self.train, cx)?;
         if self.real { renewed(real(net, &binary)?, cx, STATISTICS) } else { Ok(net) }
     }
 
@@ -101,14 +101,10 @@ impl BinaryConnect {
     }
 }
 
-pub(crate) fn yes() -> bool {
-    true
-}
-
 #[cfg(test)]
 mod tests {
     use briquette_core::coding::{Coding, Source, floats};
-    use briquette_core::training::Projection;
+    use briquette_core::training::{Extras, Projection, fit};
     use briquette_core::{Grid, coding};
     use burn::module::{Module, Param};
     use burn::optim::GradientsParams;
@@ -116,6 +112,7 @@ mod tests {
 
     use super::*;
     use crate::handmade::{get, refusal, run, small};
+    use crate::parts::binary::Bounds;
 
     #[test]
     fn a_weight_is_positive_with_the_probability_of_the_hard_sigmoid() {

@@ -39,11 +39,11 @@ use briquette_core::coding::Rounding;
 use briquette_core::error::Result;
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::{Extras, Recipe, fit};
+use briquette_core::training::Recipe;
 use serde::Deserialize;
 
-use crate::binary_connect::yes;
-use crate::parts::binary::{Bounds, Scale, binarize_layers, layers, signs, spread};
+use crate::parts::binary::{Scale, binarize_layers, layers, signs, spread, train};
+use crate::parts::yes;
 
 /// Trains weights and activations of -1 and 1.
 #[derive(Debug, Deserialize)]
@@ -73,8 +73,7 @@ impl Pass for BinaryNet {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let (net, binary) = self.binary(net)?;
         let net = spread(net, &binary);
-        let mut bounds = Bounds::new(&net, &binary, Scale::One, self.glorot);
-        fit(net, &self.train, Extras { projections: vec![&mut bounds], ..Extras::default() }, cx)
+        train(net, &binary, Scale::One, self.glorot, &self.train, cx)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {

@@ -29,10 +29,10 @@ use briquette_core::coding::Rounding;
 use briquette_core::error::Result;
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::{Extras, Recipe, fit};
+use briquette_core::training::Recipe;
 use serde::Deserialize;
 
-use crate::parts::binary::{Bounds, Scale, binarize_layers, ends, layers};
+use crate::parts::binary::{Scale, binarize_layers, inner_layers, train};
 
 /// Trains binary weights with a scale for each filter.
 #[derive(Debug, Deserialize)]
@@ -54,8 +54,7 @@ impl Method for Bwn {
 impl Pass for Bwn {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let (net, binary) = self.binary(net)?;
-        let mut bounds = Bounds::new(&net, &binary, Scale::PerFilter, false);
-        fit(net, &self.train, Extras { projections: vec![&mut bounds], ..Extras::default() }, cx)
+        train(net, &binary, Scale::PerFilter, false, &self.train, cx)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
@@ -75,8 +74,7 @@ impl Bwn {
     /// The network with binary weights, and the layers that have them.
     fn binary(&self, net: Net) -> Result<(Net, Vec<usize>)> {
         self.train.check()?;
-        let except = self.except.clone().unwrap_or_else(|| ends(&net));
-        let binary = layers(&net, &except, Self::NAME)?;
+        let binary = inner_layers(&net, self.except.as_deref(), Self::NAME)?;
         Ok((binarize_layers(net, &binary, Scale::PerFilter, Rounding::Nearest), binary))
     }
 }

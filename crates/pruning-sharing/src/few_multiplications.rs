@@ -44,8 +44,8 @@ use burn::nn::conv::Conv2d;
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
-use crate::binary_connect::yes;
 use crate::parts::binary::{Bounds, Scale, layers, paths, spread};
+use crate::parts::yes;
 
 /// Draws weights in the forward pass and shifts in the backward pass.
 #[derive(Debug, Deserialize)]

@@ -51,6 +51,7 @@ use crate::parts::equalize::equalize;
 use crate::parts::observers::{Calibration, Scale, observe};
 use crate::parts::quantizers::{Site, layers, on_grids, place, sites, weight_grid};
 use crate::parts::steps::Positive;
+use crate::parts::yes;
 
 pub use crate::parts::observers::Observer;
 pub use crate::parts::quantizers::{Form, Per, Reach};
@@ -194,10 +195,6 @@ fn images() -> usize {
 
 fn batch() -> usize {
     32
-}
-
-fn yes() -> bool {
-    true
 }
 
 #[cfg(test)]

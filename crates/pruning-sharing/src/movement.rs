@@ -45,7 +45,7 @@ use serde::Deserialize;
 
 use crate::parts::masks::{check_shares, highest, mask_layers, mask_zeros};
 use crate::parts::refuse;
-use crate::parts::values::{plain, replace};
+use briquette_core::values::{plain, replace};
 
 /// Masks the weights that shrink in training.
 #[derive(Debug, Deserialize)]

@@ -22,5 +22,9 @@ pub mod rank;
 pub mod refuse;
 pub mod steps;
 pub mod structured;
-pub mod values;
 pub mod vectors;
+
+/// What a setting says that is on unless it is turned off.
+pub(crate) fn yes() -> bool {
+    true
+}

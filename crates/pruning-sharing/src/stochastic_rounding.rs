@@ -45,7 +45,7 @@ use serde::Deserialize;
 use crate::parts::observers::Scale;
 use crate::parts::quantizers::{Site, layers, on_grids, place, sites};
 use crate::parts::steps::paths;
-use crate::parts::values::{plain, replace};
+use briquette_core::values::{plain, replace};
 
 /// Trains with weights and activations in fixed point.
 #[derive(Debug, Deserialize)]

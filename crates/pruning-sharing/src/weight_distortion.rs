@@ -47,7 +47,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::parts::binary::{layers, with_weights};
 use crate::parts::norms::{STATISTICS, renewed};
-use crate::parts::values::{plain, replace};
+use briquette_core::values::{plain, replace};
 
 /// Trains under one distortion of the weights and tests under others.
 #[derive(Debug, Deserialize)]

@@ -35,12 +35,12 @@ use briquette_core::coding::Rounding;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Node, Op};
 use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::{Extras, Recipe, fit};
+use briquette_core::training::Recipe;
 use briquette_core::{Layer, Window};
 use serde::Deserialize;
 
-use crate::binary_connect::yes;
-use crate::parts::binary::{Bounds, Scale, binarize_layers, ends, layers, signs};
+use crate::parts::binary::{Scale, binarize_layers, inner_layers, signs, train};
+use crate::parts::yes;
 
 /// Trains binary weights and activations, both with scales.
 #[derive(Debug, Deserialize)]
@@ -65,8 +65,7 @@ impl Method for XnorNet {
 impl Pass for XnorNet {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let (net, binary) = self.binary(net)?;
-        let mut bounds = Bounds::new(&net, &binary, Scale::PerFilter, false);
-        fit(net, &self.train, Extras { projections: vec![&mut bounds], ..Extras::default() }, cx)
+        train(net, &binary, Scale::PerFilter, false, &self.train, cx)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
@@ -86,8 +85,7 @@ impl XnorNet {
     /// The network with binary weights, signs and scales, and its binary layers.
     fn binary(&self, net: Net) -> Result<(Net, Vec<usize>)> {
         self.train.check()?;
-        let except = self.except.clone().unwrap_or_else(|| ends(&net));
-        let binary = layers(&net, &except, Self::NAME)?;
+        let binary = inner_layers(&net, self.except.as_deref(), Self::NAME)?;
         let (mut net, mut binary) = signs(net, &binary)?;
         if self.k_map {
             let names: Vec<String> = binary.iter().map(|layer| net.nodes[*layer].name.clone()).collect();
@@ -126,21 +124,9 @@ fn scale(net: Net, layer: usize, real: usize) -> Result<Net> {
         Op::Linear(_) | Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => {}
     }
     let product = layer + factor.len() + 1;
-    let moved = |input: usize| if input < layer { input } else { input + product - layer };
-    let mut nodes = Vec::with_capacity(net.nodes.len() + factor.len() + 1);
-    for (index, node) in net.nodes.into_iter().enumerate() {
-        let inputs = if index > layer { node.inputs.iter().map(|&input| moved(input)).collect() } else { node.inputs.clone() };
-        nodes.push(Node { inputs, ..node });
-        if index == layer {
-            let maps = std::mem::take(&mut factor).into_iter();
-            nodes.extend(maps.map(|(name, layer, input)| Node { op: Op::fixed(layer), name, inputs: vec![input] }));
-            let scaled = Op::fixed(Layer::Multiply);
-            nodes.push(Node { op: scaled, name: format!("{name}-scaled"), inputs: vec![layer, product - 1] });
-        }
-    }
-    let net = Net { nodes };
-    net.shapes()?;
-    Ok(net)
+    let maps = factor.into_iter().map(|(name, layer, input)| Node { op: Op::fixed(layer), name, inputs: vec![input] });
+    let scaled = Node { op: Op::fixed(Layer::Multiply), name: format!("{name}-scaled"), inputs: vec![layer, product - 1] };
+    net.insert(layer + 1, maps.chain([scaled]).collect(), |_, input| (input == layer).then_some(product))
 }
 
 #[cfg(test)]

@@ -9,9 +9,10 @@ use std::collections::BTreeMap;
 use briquette_core::coding::{self, Coding, Rounding, Source, Weight};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
+use briquette_core::pass::Context;
 use briquette_core::quantize::Quantize;
 use briquette_core::stored::Stored;
-use briquette_core::training::Projection;
+use briquette_core::training::{Extras, Projection, Recipe, fit};
 use briquette_core::{Grid, Layer, StepGradient};
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
@@ -50,10 +51,19 @@ pub fn layers(net: &Net, except: &[String], method: &str) -> Result<Vec<usize>> 
     Ok(chosen)
 }
 
-/// Names of the first and the last layer with weights.
-pub fn ends(net: &Net) -> Vec<String> {
-    let names: Vec<&String> = net.weighted().map(|(_, node)| &node.name).collect();
-    [names.first(), names.last()].into_iter().flatten().map(|name| (*name).clone()).collect()
+/// As [`layers`], but that the first and the last layer stay real unless `except` says which do.
+///
+/// # Errors
+/// As [`layers`].
+pub fn inner_layers(net: &Net, except: Option<&[String]>, method: &str) -> Result<Vec<usize>> {
+    match except {
+        Some(except) => layers(net, except, method),
+        None => {
+            let names: Vec<&String> = net.weighted().map(|(_, node)| &node.name).collect();
+            let ends: Vec<String> = [names.first(), names.last()].into_iter().flatten().map(|name| (*name).clone()).collect();
+            layers(net, &ends, method)
+        }
+    }
 }
 
 /// Makes the weights that `choose` takes binary, in any Burn module; matrices are those of fully connected layers, `[in, out]`, other weights
@@ -203,6 +213,15 @@ impl Projection for Bounds {
             (base, steps)
         })
     }
+}
+
+/// Trains a network whose `binary` layers keep their bounds and scales ([`Bounds`]).
+///
+/// # Errors
+/// As [`fit`].
+pub fn train(net: Net, binary: &[usize], scale: Scale, glorot: bool, recipe: &Recipe, cx: &mut Context<'_>) -> Result<Net> {
+    let mut bounds = Bounds::new(&net, binary, scale, glorot);
+    fit(net, recipe, Extras { projections: vec![&mut bounds], ..Extras::default() }, cx)
 }
 
 /// Puts the sign of the activations directly in front of each of these layers, unless it reads the network's input. The gradient of the

@@ -10,7 +10,7 @@ use briquette_core::training::probe;
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-use super::values::plain;
+use briquette_core::values::plain;
 
 /// Batches, and images in each, that are enough for statistics.
 pub const STATISTICS: (usize, usize) = (40, 100);

@@ -17,7 +17,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
 use super::refuse;
-use super::values::{plain, replace};
+use briquette_core::values::{plain, replace};
 
 /// Which weights of a layer vanish together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -168,35 +168,23 @@ pub fn sites(net: &Net, levels: impl IntoIterator<Item = (usize, u32)>) -> Vec<S
 /// # Errors
 /// When a quantizer does not fit there.
 pub fn place(net: Net, quantizers: &[(Site, Scale)], train: StepGradient) -> Result<Net> {
-    let device = net.device();
-    let mut nodes = net.nodes;
+    let (device, mut net) = (net.device(), net);
     // From the back, so that the indices of sites still to come stay.
     let mut order: Vec<&(Site, Scale)> = quantizers.iter().collect();
     order.sort_by_key(|(site, _)| std::cmp::Reverse((site.value, site.levels)));
     for (site, scale) in order {
         let own = site.value + 1;
         let step = Param::from_tensor(Tensor::from_floats([scale.step], &device));
-        let mut name = format!("{}-quantized", nodes[site.value].name);
-        if nodes.iter().any(|node| node.name == name) {
+        let mut name = format!("{}-quantized", net.nodes[site.value].name);
+        if net.nodes.iter().any(|node| node.name == name) {
             name = format!("{name}-{}", site.levels);
         }
-        for node in &mut nodes[own..] {
-            let reads = site.readers.contains(&node.name);
-            for input in &mut node.inputs {
-                *input = if *input > site.value {
-                    *input + 1
-                } else if *input == site.value && reads {
-                    own
-                } else {
-                    *input
-                };
-            }
-        }
         let op = Op::Quantize(Quantize::new(step, site.levels, scale.zero, train));
-        nodes.insert(own, Node { op, name, inputs: vec![site.value] });
+        let node = Node { op, name, inputs: vec![site.value] };
+        net = net.insert(own, vec![node], |reader, input| {
+            (input == site.value && site.readers.contains(&reader.name)).then_some(own)
+        })?;
     }
-    let net = Net { nodes };
-    net.shapes()?;
     Ok(net)
 }
 

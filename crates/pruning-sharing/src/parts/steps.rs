@@ -7,7 +7,7 @@ use briquette_core::net::{Net, Op};
 use briquette_core::training::Projection;
 
 use super::observers::LEAST_STEP;
-use super::values::{plain, replace};
+use briquette_core::values::{plain, replace};
 
 /// Keeps every step positive: a rate that is too high for a small step would carry it past zero, where there is no grid.
 #[derive(Debug, Default)]

@@ -1,7 +1,9 @@
+mod grids;
+
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Activation, Coded, Coder, Grid, Layer, Node, Plan, Structure, Window};
+use crate::{Activation, Coded, Layer, Node, Plan, Structure, Window};
 
 /// Deterministic values in -1..1 with the given share of zeros in tenths.
 fn values(count: usize, seed: usize, zeros: usize) -> Vec<f32> {
@@ -406,104 +408,4 @@ fn structural_matrices_equal_their_dense_forms_on_vectors_and_on_every_pixel() {
         let wrong = model(&[10], vec![node("layer", &[0], Layer::Structured(structure), &tensors)]);
         assert!(Engine::new(&wrong, 1).is_err());
     }
-}
-
-/// A convolution on a grid behind a quantizer, with normalization and a rectifier, and a fully connected layer behind another.
-#[derive(Debug, Clone)]
-struct OnGrids {
-    /// Levels and zero of both weights, which have a step for each output if `rows`.
-    weights: (u32, f32),
-    rows: bool,
-    inputs: (u32, f32),
-    groups: usize,
-    padding: [usize; 2],
-    seed: usize,
-}
-
-impl OnGrids {
-    fn model(&self) -> Model {
-        let (levels, zero) = self.weights;
-        let tensor = |shape: &[usize], seed: usize| {
-            let channels = if self.rows { shape[0] } else { 1 };
-            // Powers of two, so that floats are exact, too.
-            let steps: Vec<f32> = (0..channels).map(|c| 0.25 / (1 << (c % 3)) as f32).collect();
-            let grid = Grid { levels, axis: self.rows.then_some(0), steps, zeros: vec![zero; channels] };
-            let channel = grid.channel_of(shape);
-            let codes = values(shape.iter().product(), self.seed + seed, 0);
-            let code = |x: f32| (((x + 1.0) / 2.0 * levels as f32) as u16).min(levels as u16 - 1);
-            let on: Vec<f32> = codes.iter().enumerate().map(|(i, x)| grid.value(channel(i), code(*x))).collect();
-            Coded::on_grid(shape, &on, &grid, false, Coder::Packed).unwrap()
-        };
-        let quantize = |name: &str, from: usize| {
-            let layer = Layer::Quantize { levels: self.inputs.0, zero: self.inputs.1, train: Default::default() };
-            node(name, &[from], layer, &[("step", &[1], &[2.0_f32.powi(-5)])])
-        };
-        let conv = Layer::Conv2d { stride: [1, 2], padding: self.padding, dilation: [1, 1], groups: self.groups };
-        let mut conv = node("conv", &[1], conv, &[("bias", &[6], &[0.5, -0.25, 0.0, 1.0, 0.125, -2.0])]);
-        conv.tensors.insert(0, ("weight".into(), tensor(&[6, 4 / self.groups, 3, 2], 1)));
-        let norm: [(&str, &[usize], &[f32]); 4] =
-            [("gamma", &[6], &[0.5; 6]), ("beta", &[6], &[0.25; 6]), ("mean", &[6], &[-0.5; 6]), ("var", &[6], &[4.0; 6])];
-        let mut nodes = vec![
-            quantize("first", 0),
-            conv,
-            node("norm", &[2], Layer::BatchNorm { epsilon: 0.0 }, &norm),
-            node("relu", &[3], Layer::Activation(Activation::Relu), &[]),
-            quantize("second", 4),
-            node("flat", &[5], Layer::Flatten, &[]),
-        ];
-        let shape = model(&[4, 5, 6], nodes.clone()).check().unwrap()[6].clone();
-        let mut fc = node("fc", &[6], Layer::Linear, &[]);
-        fc.tensors.push(("weight".into(), tensor(&[3, shape[0]], 2)));
-        nodes.push(fc);
-        model(&[4, 5, 6], nodes)
-    }
-}
-
-fn on_grids() -> impl Strategy<Value = OnGrids> {
-    let weights =
-        prop_oneof![Just((2, 0.5)), Just((3, 1.0)), Just((255, 127.0)), Just((256, 100.0)), Just((16, 7.5)), Just((8, 0.0))];
-    let inputs = prop_oneof![Just((2, 0.5)), Just((256, 0.0)), Just((256, 31.0)), Just((4, 0.0)), Just((16, 7.5))];
-    let groups = prop_oneof![3 => Just(1), 1 => Just(2)];
-    (weights, any::<bool>(), inputs, groups, [0_usize..3, 0_usize..2], 0_usize..1000)
-        .prop_map(|(weights, rows, inputs, groups, padding, seed)| OnGrids { weights, rows, inputs, groups, padding, seed })
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
-
-    #[test]
-    fn integers_give_what_floats_give_bit_for_bit(case in on_grids()) {
-        let model = case.model();
-        let shapes = model.check().unwrap();
-        let input = values(3 * 120, case.seed, 2);
-        let threads = threads::Threads::new(1).unwrap();
-        let floats = Program::lower(&model, &shapes, false).run(&input, 3, &threads, &mut Vec::new(), &mut |_, work| work());
-        prop_assert_eq!(&Engine::new(&model, 1).unwrap().run(&input, 3).unwrap(), &floats);
-        prop_assert_eq!(&Engine::new(&model, 2).unwrap().run(&input, 3).unwrap(), &floats);
-    }
-}
-
-#[test]
-fn eight_bits_and_single_bits_take_the_place_of_floats() {
-    let names = |case: &OnGrids| {
-        let engine = Engine::new(&case.model(), 1).unwrap();
-        let names: Vec<String> = engine.program.steps.iter().map(|step| step.name.clone()).collect();
-        (names, engine.program.weight_bytes())
-    };
-    let case = OnGrids { weights: (255, 127.0), rows: true, inputs: (256, 0.0), groups: 1, padding: [1, 1], seed: 1 };
-    assert_eq!(names(&case).0, ["conv", "fc"]);
-    let border = OnGrids { inputs: (16, 7.5), ..case.clone() };
-    assert_eq!(names(&border).0, ["first", "conv", "fc"], "the border has no code");
-    let shape = [256, 512];
-    let bytes = |levels: u32, zero: f32| {
-        let grid = Grid::uniform(levels, 1.0, zero);
-        let on: Vec<f32> = (0..shape[0] * shape[1]).map(|i| grid.value(0, (i % levels as usize) as u16)).collect();
-        let weight = Coded::on_grid(&shape, &on, &grid, false, Coder::Packed).unwrap();
-        let quantize = Layer::Quantize { levels, zero, train: Default::default() };
-        let mut fc = node("fc", &[1], Layer::Linear, &[]);
-        fc.tensors.push(("weight".into(), weight));
-        let model = model(&[512], vec![node("quantize", &[0], quantize, &[("step", &[1], &[1.0])]), fc]);
-        Engine::new(&model, 1).unwrap().program.weight_bytes() as f64 / (shape[0] * shape[1]) as f64
-    };
-    assert!(bytes(255, 127.0) < 1.1 && bytes(2, 0.5) < 0.2, "{} and {}", bytes(255, 127.0), bytes(2, 0.5));
 }

@@ -1,15 +1,14 @@
-//! New values for parameters of a network that is being trained.
+//! Values of tensors and parameters: on the host, without gradients, and new ones for a module that is being trained.
 
 use std::collections::HashMap;
 
-use briquette_core::net::Net;
 use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::tensor::Tensor;
 
-/// The network with these values, flat and without gradients, in the place of the parameters' own. Ids and codings stay, so that the
+/// The module with these values, flat and without gradients, in the place of the parameters' own. Ids and codings stay, so that the
 /// optimizer and the masks go on.
-pub fn replace(net: Net, values: HashMap<ParamId, Tensor<1>>) -> Net {
-    net.map(&mut Values(values))
+pub fn replace<M: Module>(module: M, values: HashMap<ParamId, Tensor<1>>) -> M {
+    module.map(&mut Values(values))
 }
 
 struct Values(HashMap<ParamId, Tensor<1>>);
@@ -27,4 +26,9 @@ impl ModuleMapper for Values {
 /// A tensor without its gradients.
 pub fn plain<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
     if tensor.is_autodiff() { tensor.inner() } else { tensor }
+}
+
+/// The values of a tensor on the host.
+pub fn floats<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().convert::<f32>().try_into_vec::<f32>().expect("the data was converted to f32")
 }

@@ -1,0 +1,114 @@
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Int, Tensor};
+
+use super::*;
+
+fn coded(mask: Option<Vec<bool>>, source: Source, device: &Device) -> Param<Tensor<2>> {
+    let base = Tensor::<2>::from_floats([[1.0, -2.0], [3.0, 0.5]], device);
+    Coding { mask, source }.attach(Param::from_tensor(base))
+}
+
+#[test]
+fn masked_weights_are_zero_and_get_no_gradient() {
+    let device = Device::flex().autodiff();
+    let param = coded(Some(vec![true, false, true, false]), Source::Free, &device).train();
+    assert_eq!(floats(param.val()), [1.0, 0.0, 3.0, 0.0]);
+    let grads = param.val().powi_scalar(2).sum().backward();
+    assert_eq!(floats(param.base().grad(&grads).unwrap()), [2.0, 0.0, 6.0, 0.0]);
+}
+
+#[test]
+fn a_centroids_gradient_is_the_sum_of_its_members() {
+    let device = Device::flex().autodiff();
+    let source = Source::Codebook { centroids: vec![0.5, -1.0], assignment: vec![0, 1, 0, 0] };
+    let param = coded(Some(vec![true, true, true, false]), source, &device).train();
+    assert_eq!(floats(param.val()), [0.5, -1.0, 0.5, 0.0]);
+    let factors = Tensor::<2>::from_floats([[1.0, 10.0], [100.0, 1000.0]], &device);
+    let grads = (param.val() * factors).sum().backward();
+    let book = &param.reparameterization::<Coded>().unwrap().books[0];
+    assert_eq!(floats(book.centroids.val().grad(&grads).unwrap()), [101.0, 10.0]);
+}
+
+/// A loss that is not linear, of all weights of a 5 by 3 matrix, and its gradient by the centroids of each book.
+fn loss(source: Source, device: &Device) -> (f64, Vec<Vec<f32>>) {
+    let base = Param::from_tensor(Tensor::<2>::zeros([5, 3], device));
+    let param = Coding { mask: None, source }.attach(base).train();
+    let factors = Tensor::<1, Int>::arange(1..16, device).float().reshape([5, 3]);
+    let loss = (param.val() * factors).sin().sum();
+    let grads = loss.backward();
+    let books = &param.reparameterization::<Coded>().unwrap().books;
+    let gradients = books.iter().map(|book| floats(book.centroids.val().grad(&grads).unwrap())).collect();
+    (f64::from(floats(loss)[0]), gradients)
+}
+
+/// Against central differences along every number that `parts` of the source list.
+fn differentiates(source: &Source, parts: impl Fn(&mut Source) -> Vec<&mut f32>) {
+    let device = Device::flex().autodiff();
+    let (_, gradients) = loss(source.clone(), &device);
+    for (which, gradient) in gradients.concat().into_iter().enumerate() {
+        let moved = |by: f32| {
+            let mut source = source.clone();
+            *parts(&mut source)[which] += by;
+            loss(source, &device).0
+        };
+        let slope = (moved(4e-3) - moved(-4e-3)) / 8e-3;
+        assert!((slope - f64::from(gradient)).abs() < 2e-2 * (1.0 + slope.abs()), "{which}: {gradient}, {slope}");
+    }
+}
+
+#[test]
+fn a_buckets_gradient_is_the_signed_sum_of_its_members() {
+    let device = Device::flex().autodiff();
+    let source = Source::hashed(5, vec![0.5, -0.2, 0.1, 0.3], &[5, 3]);
+    let Source::Hashed { places, .. } = &source else { panic!() };
+    assert!(places.iter().any(|place| place & 1 == 1) && places.iter().any(|place| place & 1 == 0));
+    let (_, gradients) = loss(source.clone(), &device);
+    let values = Coding { mask: None, source: source.clone() }.values(vec![0.0; 15], &[5, 3]);
+    let mut expected = [0.0_f32; 4];
+    for (i, (place, value)) in places.iter().zip(values).enumerate() {
+        let factor = (i + 1) as f32;
+        let sign = if place & 1 == 0 { 1.0 } else { -1.0 };
+        expected[*place as usize / 2] += sign * factor * (value * factor).cos();
+    }
+    assert!(gradients[0].iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-4), "{gradients:?} {expected:?}");
+    differentiates(&source, |source| match source {
+        Source::Hashed { buckets, .. } => buckets.iter_mut().collect(),
+        _ => panic!(),
+    });
+}
+
+#[test]
+fn centroids_of_a_product_get_the_gradients_of_their_members() {
+    let stage = |offset: u16| briquette_runtime::Stage {
+        centroids: (0..10).map(|i| f32::from((i * 3 + offset) % 7) * 0.1 - 0.3).collect(),
+        indices: (0..9).map(|i| (i + offset) / 2 % 2).collect(),
+    };
+    // Of 3 rows and 5 columns, as [5, 3] in Burn.
+    let source =
+        Source::Product { product: Product { width: 2, columns: 5, stages: vec![stage(0), stage(1)] }, transposed: true };
+    differentiates(&source, |source| match source {
+        Source::Product { product, .. } => product.stages.iter_mut().flat_map(|stage| &mut stage.centroids).collect(),
+        _ => panic!(),
+    });
+    let coding = Coding { mask: None, source };
+    let param = coding.clone().attach(Param::from_tensor(Tensor::<2>::zeros([5, 3], &Device::flex())));
+    assert_eq!((floats(param.val()), coding_of(&param)), (coding.values(vec![0.0; 15], &[5, 3]), coding));
+}
+
+#[test]
+fn a_hash_survives_the_way_to_the_device_and_back() {
+    let source = Source::hashed(0x0123_4567_89ab_cdef, vec![0.5, -1.0, 0.0], &[2, 2]);
+    let coding = Coding { mask: Some(vec![true, false, true, true]), source };
+    let param = coding.clone().attach(Param::from_tensor(Tensor::<2>::zeros([2, 2], &Device::flex())));
+    assert_eq!((floats(param.val()), coding_of(&param)), (coding.values(vec![0.0; 4], &[2, 2]), coding));
+}
+
+#[test]
+fn a_coding_survives_the_way_to_the_device_and_back() {
+    let source = Source::Codebook { centroids: vec![0.5, -1.0], assignment: vec![0, 1, 0, 0] };
+    let param = coded(Some(vec![true, true, false, false]), source.clone(), &Device::flex());
+    assert_eq!(coding_of(&param), Coding { mask: Some(vec![true, true, false, false]), source });
+    let listed = weights(&param);
+    assert_eq!(listed[0].values, [0.5, -1.0, 0.0, 0.0]);
+    assert_eq!(listed[0].coding, coding_of(&param));
+}
