@@ -12,6 +12,7 @@ pub mod except;
 pub mod gauss_newton;
 pub mod kmeans;
 pub mod masks;
+pub mod mixture;
 pub mod norms;
 pub mod observers;
 pub mod patches;

@@ -39,10 +39,10 @@ use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::{Choose, Extras, Objective, Recipe, fit, tune};
 use burn::optim::{Adam, AdamConfig, Optimizer};
 use burn::tensor::{Device, Gradients, Tensor, TensorData, activation};
-use rayon::prelude::*;
 use serde::Deserialize;
 
 use crate::parts::codebooks::{recode_layers, used};
+use crate::parts::mixture::{Component, Slopes, merge};
 use crate::parts::refuse;
 
 /// Trains weights towards the means of a mixture that is trained with them.
@@ -249,101 +249,6 @@ impl Objective for Mixture {
     }
 }
 
-/// The value of `-sum_i log sum_j pi_j N(w_i | mu_j, s_j^2)` and its slopes.
-struct Slopes {
-    value: f64,
-    /// By each weight.
-    weights: Vec<f32>,
-    /// By each component's mean, logarithm of the deviation and logarithm of the share.
-    sums: Vec<[f64; 3]>,
-}
-
-impl Slopes {
-    fn of(components: &[Component], weights: &[f32]) -> Self {
-        let mut all = Self { value: 0.0, weights: Vec::with_capacity(weights.len()), sums: vec![[0.0; 3]; components.len()] };
-        let tasks: Vec<Self> = weights.par_chunks(TASK).map(|weights| Self::of_task(components, weights)).collect();
-        for task in tasks {
-            all.value += task.value;
-            all.weights.extend(task.weights);
-            all.sums.iter_mut().flatten().zip(task.sums.into_iter().flatten()).for_each(|(sum, more)| *sum += more);
-        }
-        all
-    }
-
-    fn of_task(components: &[Component], weights: &[f32]) -> Self {
-        let means: Vec<f32> = components.iter().map(|c| c.mean as f32).collect();
-        let narrow: Vec<f32> = components.iter().map(|c| (1.0 / c.variance.sqrt()) as f32).collect();
-        let height = |c: &Component| (c.log_density(c.mean) - 0.5 * std::f64::consts::TAU.ln()) as f32;
-        let heights: Vec<f32> = components.iter().map(height).collect();
-        let mut found = Self { value: 0.0, weights: Vec::with_capacity(weights.len()), sums: vec![[0.0; 3]; means.len()] };
-        let (mut far, mut logs) = (vec![0.0_f32; means.len()], vec![0.0_f32; means.len()]);
-        for w in weights {
-            if *w == 0.0 {
-                found.weights.push(0.0);
-                continue;
-            }
-            for j in 0..means.len() {
-                far[j] = (w - means[j]) * narrow[j];
-                logs[j] = heights[j] - 0.5 * far[j] * far[j];
-            }
-            let top = logs.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            // Components that a single float would not show in the sum are left out.
-            let near = |log: f32| if log > top - 20.0 { (log - top).exp() } else { 0.0 };
-            logs.iter_mut().for_each(|log| *log = near(*log));
-            let sum: f32 = logs.iter().sum();
-            found.value -= f64::from(sum.ln() + top);
-            let mut slope = 0.0;
-            for j in (0..means.len()).filter(|j| logs[*j] > 0.0) {
-                let share = logs[j] / sum;
-                let pull = share * far[j] * narrow[j];
-                slope += pull;
-                let slopes = [-pull, share * (1.0 - far[j] * far[j]), -share];
-                found.sums[j].iter_mut().zip(slopes).for_each(|(sum, slope)| *sum += f64::from(slope));
-            }
-            found.weights.push(slope);
-        }
-        found
-    }
-}
-
-/// A component of a mixture.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Component {
-    share: f64,
-    mean: f64,
-    variance: f64,
-}
-
-impl Component {
-    /// The mean of the Kullback-Leibler divergences in both directions.
-    fn difference(&self, other: &Self) -> f64 {
-        let square = (self.mean - other.mean).powi(2);
-        ((self.variance + square) / other.variance + (other.variance + square) / self.variance - 2.0) / 4.0
-    }
-
-    fn log_density(&self, w: f64) -> f64 {
-        self.share.ln() - 0.5 * self.variance.ln() - (w - self.mean).powi(2) / (2.0 * self.variance)
-    }
-
-    fn join(&self, other: &Self) -> Self {
-        let share = self.share + other.share;
-        let mean = |a: f64, b: f64| (self.share * a + other.share * b) / share;
-        Self { share, mean: mean(self.mean, other.mean), variance: mean(self.variance, other.variance) }
-    }
-}
-
-/// Merges the two most similar components until all differ by `least`; what merges with the first stays at its mean, zero.
-fn merge(mut components: Vec<Component>, least: f64) -> Vec<Component> {
-    loop {
-        let pairs = (0..components.len()).flat_map(|i| (i + 1..components.len()).map(move |j| (i, j)));
-        let closest = pairs.map(|(i, j)| (components[i].difference(&components[j]), i, j)).min_by(|a, b| a.0.total_cmp(&b.0));
-        let Some((_, i, j)) = closest.filter(|(difference, ..)| *difference < least) else { return components };
-        let gone = components.remove(j);
-        let joined = components[i].join(&gone);
-        components[i] = if i == 0 { Component { mean: 0.0, ..joined } } else { joined };
-    }
-}
-
 /// Sets each weight to the mean of the component most responsible for it; the first component masks.
 fn harden(net: Net, components: &[Component]) -> Result<Net> {
     let mut codings = BTreeMap::new();
@@ -367,9 +272,6 @@ fn harden(net: Net, components: &[Component]) -> Result<Net> {
     }
     recode_layers(net, codings)
 }
-
-/// Weights of a task.
-const TASK: usize = 1 << 12;
 
 fn sixteen() -> usize {
     16
@@ -462,19 +364,6 @@ mod tests {
                 });
             }
         }
-    }
-
-    #[test]
-    fn equal_components_merge_into_one_with_the_sum_of_their_shares() {
-        let at = |share: f64, mean: f64| Component { share, mean, variance: 0.01 };
-        let merged = merge(vec![at(0.5, 0.0), at(0.125, 0.75), at(0.25, -0.4), at(0.125, 0.75)], 1e-6);
-        assert_eq!(merged, [at(0.5, 0.0), at(0.25, 0.75), at(0.25, -0.4)]);
-        let near = merge(vec![at(0.5, 0.0), at(0.1, 0.70), at(0.3, 0.74), at(0.1, 0.02)], 0.2);
-        assert_eq!((near.len(), near[0]), (2, at(0.6, 0.0)));
-        assert!((near[1].share - 0.4).abs() < 1e-12 && (near[1].mean - 0.73).abs() < 1e-12, "{near:?}");
-        // Of equal means, two variances of the ratio r differ by (r + 1 / r - 2) / 4.
-        let wide = Component { variance: 0.04, ..at(0.5, 0.0) };
-        assert!((at(0.5, 0.0).difference(&wide) - 0.5625).abs() < 1e-12);
     }
 
     #[test]
