@@ -215,7 +215,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
             if cli.json {
                 verbs::print_json(&report)?;
             } else {
-                verbs::print(&format!("{}\n{}", report.table(), verbs::closing(&folder, &report)));
+                verbs::print(&format!("{}\n{}", report.table(), verbs::closing(&folder, &report)))?;
             }
         }
         Verb::Plan { config } => {

@@ -1,5 +1,6 @@
 //! What the verbs other than `run` print.
 
+use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
@@ -19,10 +20,15 @@ use crate::plan::Planned;
 use crate::report::{Report, Row};
 use crate::{files, measure, methods as all_methods, setup};
 
-/// Prints on stdout.
-#[allow(clippy::print_stdout)] // The one place that may: stdout belongs to the verbs.
-pub fn print(text: &str) {
-    println!("{}", text.trim_end());
+/// Prints on stdout. Who reads it may stop reading, as `head` does.
+///
+/// # Errors
+/// When stdout cannot be written for another reason.
+pub fn print(text: &str) -> Result<()> {
+    match writeln!(std::io::stdout(), "{}", text.trim_end()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write the output"),
+        _ => Ok(()),
+    }
 }
 
 /// Prints one JSON document on stdout.
@@ -30,8 +36,7 @@ pub fn print(text: &str) {
 /// # Errors
 /// When the value does not serialize.
 pub fn print_json(value: &impl Serialize) -> Result<()> {
-    print(&serde_json::to_string_pretty(value)?);
-    Ok(())
+    print(&serde_json::to_string_pretty(value)?)
 }
 
 /// The last lines of a run.
@@ -68,8 +73,7 @@ pub(crate) fn plan(passes: &[Planned], json: bool) -> Result<()> {
         "Bytes are of untrained weights, packed; minutes extrapolate a few measured steps; MiB are about what training takes."
             .into(),
     );
-    print(&lines.join("\n"));
-    Ok(())
+    print(&lines.join("\n"))
 }
 
 /// Values of convolutions and fully connected layers, biases and normalization left out.
@@ -88,12 +92,10 @@ pub(crate) fn methods(json: bool, markdown: bool) -> Result<()> {
         return print_json(&rows);
     }
     if markdown {
-        print(&catalogue());
-        return Ok(());
+        return print(&catalogue());
     }
     let line = |e: &&briquette_core::pass::Entry| format!("{:16} {:16} {:32} {}", e.name, e.home, e.family, e.paper);
-    print(&all.iter().map(line).collect::<Vec<_>>().join("\n"));
-    Ok(())
+    print(&all.iter().map(line).collect::<Vec<_>>().join("\n"))
 }
 
 /// The catalogue of methods as Markdown.
@@ -128,8 +130,7 @@ pub(crate) fn models(json: bool) -> Result<()> {
         let input = format!("{:?}", a.input);
         lines.push(format!("{:14} {input:>14} {:>8} {params:>13} {macs:>15}  {}", a.name, a.classes, a.paper));
     }
-    print(&lines.join("\n"));
-    Ok(())
+    print(&lines.join("\n"))
 }
 
 /// `data`.
@@ -151,15 +152,13 @@ pub(crate) fn data_list(json: bool, data_dir: Option<&Path>) -> Result<()> {
         let rows: Vec<_> = rows.iter().map(|(n, found, detail)| json!({"name": n, "found": found, "where": detail})).collect();
         return print_json(&rows);
     }
-    print(&rows.iter().map(|(name, _, detail)| format!("{name:16} {detail}")).collect::<Vec<_>>().join("\n"));
-    Ok(())
+    print(&rows.iter().map(|(name, _, detail)| format!("{name:16} {detail}")).collect::<Vec<_>>().join("\n"))
 }
 
 /// `data get`.
 pub(crate) fn data_get(name: &str, data_dir: Option<&Path>) -> Result<()> {
     let folder = setup::fetch(name, &Locations::from_env(data_dir))?;
-    print(&format!("{name} is in {}", folder.display()));
-    Ok(())
+    print(&format!("{name} is in {}", folder.display()))
 }
 
 fn container(file: &Path) -> Result<(Model, usize)> {
@@ -218,8 +217,7 @@ pub(crate) fn inspect(file: &Path, json: bool) -> Result<()> {
             text("bits")
         ));
     }
-    print(&lines.join("\n"));
-    Ok(())
+    print(&lines.join("\n"))
 }
 
 fn inspect_checkpoint(file: &Path, json: bool) -> Result<()> {
@@ -231,8 +229,7 @@ fn inspect_checkpoint(file: &Path, json: bool) -> Result<()> {
     }
     let mut lines = vec![format!("{}: {} tensors, {total} values", file.display(), checkpoint.tensors.len())];
     lines.extend(checkpoint.tensors.iter().map(|(name, t)| format!("{name:48} {:?}", t.shape)));
-    print(&lines.join("\n"));
-    Ok(())
+    print(&lines.join("\n"))
 }
 
 /// `eval`.
@@ -258,8 +255,7 @@ pub(crate) fn eval(file: &Path, data: &str, split: &str, data_dir: Option<&Path>
             &json!({"file": file, "data": data, "split": split, "samples": set.len(), "correct": right, "accuracy": accuracy}),
         );
     }
-    print(&format!("{:.2} % ({right} of {}) on {data} {split}", 100.0 * accuracy, set.len()));
-    Ok(())
+    print(&format!("{:.2} % ({right} of {}) on {data} {split}", 100.0 * accuracy, set.len()))
 }
 
 /// `verify`: whether the container is sound.
@@ -269,9 +265,9 @@ pub(crate) fn verify(file: &Path, json: bool) -> Result<bool> {
     if json {
         print_json(&json!({"file": file, "faults": faults}))?;
     } else if faults.is_empty() {
-        print(&format!("{}: sound", file.display()));
+        print(&format!("{}: sound", file.display()))?;
     } else {
-        print(&faults.join("\n"));
+        print(&faults.join("\n"))?;
     }
     Ok(faults.is_empty())
 }
@@ -296,8 +292,7 @@ pub(crate) fn import(
     if json {
         return print_json(&row);
     }
-    print(&format!("{}: {} parameters, {} MACs, {} bytes", out.display(), row.params, row.macs, bytes.len()));
-    Ok(())
+    print(&format!("{}: {} parameters, {} MACs, {} bytes", out.display(), row.params, row.macs, bytes.len()))
 }
 
 /// `bench training`.
@@ -306,8 +301,7 @@ pub(crate) fn bench_training(net: Option<&str>, peer: Option<&Path>, json: bool)
     if json {
         return print_json(&training);
     }
-    print(&crate::bench::table(&training));
-    Ok(())
+    print(&crate::bench::table(&training))
 }
 
 /// `bench memory`.
@@ -316,8 +310,7 @@ pub(crate) fn bench_memory(net: Option<&str>, mode: Mode, batch: usize, json: bo
     if json {
         return print_json(&json!({ "peak_mib": peak }));
     }
-    print(&format!("{peak:.0} MiB"));
-    Ok(())
+    print(&format!("{peak:.0} MiB"))
 }
 
 /// `bench coding`.
@@ -328,14 +321,16 @@ pub(crate) fn bench_coding(json: bool) -> Result<()> {
     }
     for row in rows {
         print(&format!(
-            "{} weights, {} centroids: clustering {:.1} M/s, peak {:.2} times the weights; encoding {:.1} M/s, peak {:.2}",
+            "{}, {} weights, {} centroids: clustering {:.1} M/s, peak {:.2} times the weights; encoding {:.1} M/s, peak {:.2}, {:.1}x smaller",
+            row.layers,
             row.weights,
             row.centroids,
             row.clustered_per_s / 1e6,
             row.clustering_peak,
             row.encoded_per_s / 1e6,
-            row.encoding_peak
-        ));
+            row.encoding_peak,
+            row.smaller
+        ))?;
     }
     Ok(())
 }
@@ -346,6 +341,5 @@ pub(crate) fn bench_integer(json: bool) -> Result<()> {
     if json {
         return print_json(&integers);
     }
-    print(&integers.table());
-    Ok(())
+    print(&integers.table())
 }

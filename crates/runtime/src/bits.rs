@@ -13,7 +13,11 @@ pub(crate) struct BitWriter {
 
 impl BitWriter {
     pub(crate) fn new() -> Self {
-        Self { bytes: Vec::new(), held: 0, free: 64, length: 0 }
+        Self::with_capacity(0)
+    }
+
+    pub(crate) fn with_capacity(bytes: usize) -> Self {
+        Self { bytes: Vec::with_capacity(bytes), held: 0, free: 64, length: 0 }
     }
 
     /// Appends the low `width` bits of `value`, at most 32.

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use half::f16;
+use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::bytes::{Put as _, Reader};
@@ -92,7 +93,10 @@ impl Coded {
         };
         // Rounding to 16 bits can make new zeros, of either sign.
         let stored = |value: f32| if plan.sparse && stored(value) == 0.0 { 0.0 } else { stored(value) };
-        let values: Vec<f32> = values.iter().map(|value| stored(*value)).collect();
+        let values: Cow<'_, [f32]> = match values.par_iter().any(|value| stored(*value).to_bits() != value.to_bits()) {
+            true => values.iter().map(|value| stored(*value)).collect(),
+            false => Cow::Borrowed(values),
+        };
         let dense = Self::form(shape, &values, false, plan)?;
         let sparse = if plan.sparse { Self::form(shape, &values, true, plan)? } else { None };
         Ok([sparse, dense].into_iter().flatten().min_by_key(Self::stored).expect("the dense form holds every tensor"))

@@ -61,11 +61,8 @@ pub enum Error {
         values: usize,
     },
     /// More distinct values than a codebook can hold.
-    #[error("{found} distinct values do not fit a codebook of 65536")]
-    Distinct {
-        /// Distinct values in the tensor.
-        found: usize,
-    },
+    #[error("more than 65536 distinct values do not fit a codebook")]
+    Distinct,
     /// A fault inside a named part, a node or a tensor; what it is, is its source.
     #[error("{part}")]
     Within {

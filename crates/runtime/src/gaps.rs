@@ -28,20 +28,14 @@ pub(crate) struct Gaps {
 impl Gaps {
     /// The positions of the non-zeros with the width of distance and the coder, up to `allowed`, that take the fewest bytes.
     pub(crate) fn of(values: &[f32], allowed: Coder) -> Self {
-        let mut distances = Vec::new();
-        let mut end = 0;
-        for (i, _) in values.iter().enumerate().filter(|(_, value)| **value != 0.0) {
-            distances.push(i + 1 - end);
-            end = i + 1;
-        }
         let mut histogram = BTreeMap::<usize, u64>::new();
-        distances.iter().for_each(|distance| *histogram.entry(*distance).or_default() += 1);
+        distances(values).for_each(|distance| *histogram.entry(distance).or_default() += 1);
         // Wider than the largest distance only adds zeros.
         let widest = stream::width(histogram.last_key_value().map_or(1, |(distance, _)| *distance) + 1).min(MAX_BITS);
         let coders = [Coder::Packed, Coder::Huffman, Coder::Entropy].into_iter().filter(|coder| *coder <= allowed);
         let best = coders.filter_map(|coder| {
             let costs = (1..=widest).filter_map(|bits| Stream::cost(&split(&histogram, bits), coder).map(|cost| (cost, bits)));
-            costs.min().map(|(_, bits)| Self::with(&distances, bits, coder))
+            costs.min().map(|(_, bits)| Self::with(values, &histogram, bits, coder))
         });
         best.min_by_key(|gaps| gaps.stream.stored()).expect("packing is always possible")
     }
@@ -86,15 +80,24 @@ impl Gaps {
         dense
     }
 
-    fn with(distances: &[usize], bits: u32, coder: Coder) -> Self {
+    fn with(values: &[f32], histogram: &BTreeMap<usize, u64>, bits: u32, coder: Coder) -> Self {
         let largest = (1 << bits) - 1;
-        let mut symbols = Vec::with_capacity(distances.len());
-        for distance in distances {
+        let entries = split(histogram, bits).iter().sum::<u64>() as usize;
+        let mut symbols = Vec::with_capacity(entries);
+        for distance in distances(values) {
             symbols.extend(std::iter::repeat_n(0, (distance - 1) / largest));
             symbols.push(((distance - 1) % largest + 1) as u16);
         }
-        Self { bits, entries: symbols.len(), values: distances.len(), stream: Stream::encode(&symbols, 1 << bits, coder) }
+        let values = histogram.values().sum::<u64>() as usize;
+        Self { bits, entries, values, stream: Stream::encode(&symbols, 1 << bits, coder) }
     }
+}
+
+/// From each value other than zero, or the tensor's beginning, to the next.
+fn distances(values: &[f32]) -> impl Iterator<Item = usize> {
+    let mut end = 0;
+    let places = values.iter().enumerate().filter(|(_, value)| **value != 0.0).map(|(i, _)| i + 1);
+    places.map(move |place| place - std::mem::replace(&mut end, place))
 }
 
 /// Positions that an entry advances.

@@ -33,7 +33,7 @@ pub(crate) fn cost(counts: &[u64]) -> (u64, u64) {
 /// Table, then payload; also the bits of each.
 pub(crate) fn encode(symbols: &[u16], counts: &[u64]) -> (Vec<u8>, u64, u64) {
     let lengths = lengths(counts);
-    let mut writer = BitWriter::new();
+    let mut writer = BitWriter::with_capacity((numbers::cost(&lengths) + payload(counts, &lengths)).div_ceil(8) as usize);
     numbers::put(&mut writer, &lengths);
     let table = writer.length();
     if counts.iter().filter(|count| **count > 0).count() > 1 {

@@ -24,20 +24,23 @@ pub(crate) fn cost(counts: &[u64]) -> Option<(u64, u64)> {
 
 /// Table, then payload; also the bits of each. None when [`cost`] is none.
 pub(crate) fn encode(symbols: &[u16], counts: &[u64]) -> Option<(Vec<u8>, u64, u64)> {
-    let (table_bits, _, precision, frequencies) = best(counts)?;
+    let (table_bits, payload_bits, precision, frequencies) = best(counts)?;
     let (ranks, model) = model(&frequencies, precision)?;
-    let mut coder = DefaultAnsCoder::new();
+    // An empty stack of words that has room for all.
+    let mut coder = DefaultAnsCoder::from_compressed(Vec::with_capacity(payload_bits.div_ceil(32) as usize + 2)).ok()?;
     coder.encode_iid_symbols_reverse(symbols.iter().map(|symbol| ranks[*symbol as usize]), &model).ok()?;
-    let mut payload: Vec<u8> = coder.into_compressed().ok()?.into_iter().flat_map(u32::to_le_bytes).collect();
-    // The last word is the top of the coder's state; its leading zeros are implied.
-    payload.truncate(payload.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
+    let words = coder.into_compressed().ok()?;
 
-    let mut writer = BitWriter::new();
+    let mut writer = BitWriter::with_capacity((table_bits + payload_bits).div_ceil(8) as usize + 4);
     put_table(&mut writer, &frequencies, precision);
     debug_assert_eq!(writer.length(), table_bits);
     let mut bytes = writer.finish();
-    bytes.extend_from_slice(&payload);
-    Some((bytes, table_bits, payload.len() as u64 * 8))
+    let table = bytes.len();
+    words.iter().for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
+    // The last word is the top of the coder's state; its leading zeros are implied.
+    bytes.truncate(bytes[table..].iter().rposition(|byte| *byte != 0).map_or(table, |last| table + last + 1));
+    let payload = bytes.len() - table;
+    Some((bytes, table_bits, payload as u64 * 8))
 }
 
 /// The symbols, and the bits of table and payload.

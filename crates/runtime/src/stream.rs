@@ -1,9 +1,14 @@
 //! A sequence of symbols below some alphabet size, in the smallest of the permitted codings.
 
+use rayon::prelude::*;
+
 use crate::bits::{BitReader, BitWriter};
 use crate::bytes::{Put as _, Reader};
 use crate::container::MAX_EXPANSION;
 use crate::{Coder, Error, huffman, rans};
+
+/// Symbols that one thread takes at a time; fixed, so that no result depends on the number of threads.
+pub(crate) const TASK: usize = 1 << 18;
 
 /// One coded sequence. How many symbols it holds and of which alphabet is known to its owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,9 +25,16 @@ impl Stream {
     /// The smallest coding among `allowed` and the plainer ones; ties go to the plainer.
     pub(crate) fn encode(symbols: &[u16], alphabet: usize, allowed: Coder) -> Self {
         let counts = counts(symbols, alphabet);
-        let coders = [Coder::Packed, Coder::Huffman, Coder::Entropy].into_iter().filter(|coder| *coder <= allowed);
-        let streams = coders.filter_map(|coder| Self::with(symbols, &counts, coder));
-        streams.min_by_key(Self::stored).expect("packing is always possible")
+        // A Huffman code's size follows from the counts, so that of the two plain codings only one is carried out.
+        let huffman = allowed >= Coder::Huffman && {
+            let (table, payload) = huffman::cost(&counts);
+            let (packed, length) = (packed(symbols.len(), alphabet), (table + payload).div_ceil(8) as usize);
+            fits(symbols.len(), length) && varint_len(length) + length < packed
+        };
+        let plain = || Self::with(symbols, &counts, if huffman { Coder::Huffman } else { Coder::Packed });
+        let entropy = || if allowed >= Coder::Entropy { Self::with(symbols, &counts, Coder::Entropy) } else { None };
+        let (plain, entropy) = rayon::join(plain, entropy);
+        [plain, entropy].into_iter().flatten().min_by_key(Self::stored).expect("one of the plain codings is always possible")
     }
 
     /// Bits that `coder` needs for symbols with these counts; a close estimate for the entropy coder.
@@ -46,11 +58,8 @@ impl Stream {
 
     /// Bytes that [`Stream::write`] appends.
     pub(crate) fn stored(&self) -> usize {
-        let mut length = Vec::new();
-        if self.coder != Coder::Packed {
-            length.put_varint(self.bytes.len());
-        }
-        length.len() + self.bytes.len()
+        let length = if self.coder == Coder::Packed { 0 } else { varint_len(self.bytes.len()) };
+        length + self.bytes.len()
     }
 
     /// Appends the bytes, preceded by their number where the count of symbols does not tell it.
@@ -64,7 +73,7 @@ impl Stream {
     /// Reads and checks a stream; also returns its symbols.
     pub(crate) fn read(reader: &mut Reader<'_>, coder: Coder, count: usize, alphabet: usize) -> Result<(Self, Vec<u16>), Error> {
         let length = match coder {
-            Coder::Packed => (count as u64 * u64::from(width(alphabet))).div_ceil(8) as usize,
+            Coder::Packed => packed(count, alphabet),
             Coder::Huffman | Coder::Entropy => reader.varint()?,
         };
         let bytes = reader.bytes(length)?;
@@ -76,8 +85,8 @@ impl Stream {
     fn with(symbols: &[u16], counts: &[u64], coder: Coder) -> Option<Self> {
         let (bytes, table, payload) = match coder {
             Coder::Packed => {
-                let mut writer = BitWriter::new();
                 let width = width(counts.len());
+                let mut writer = BitWriter::with_capacity(packed(symbols.len(), counts.len()));
                 symbols.iter().for_each(|symbol| writer.put(u32::from(*symbol), width));
                 let payload = writer.length();
                 (writer.finish(), 0, payload)
@@ -94,6 +103,18 @@ pub(crate) fn fits(elements: usize, bytes: usize) -> bool {
     elements <= bytes.saturating_add(1).saturating_mul(MAX_EXPANSION)
 }
 
+/// Bytes of symbols of a fixed width.
+fn packed(symbols: usize, alphabet: usize) -> usize {
+    (symbols as u64 * u64::from(width(alphabet))).div_ceil(8) as usize
+}
+
+/// Bytes of a number as [`Put::put_varint`](crate::bytes::Put::put_varint) writes it.
+fn varint_len(number: usize) -> usize {
+    let mut bytes = Vec::new();
+    bytes.put_varint(number);
+    bytes.len()
+}
+
 /// Bits of a fixed-width symbol.
 pub(crate) fn width(alphabet: usize) -> u32 {
     (usize::BITS - alphabet.saturating_sub(1).leading_zeros()).max(1)
@@ -101,9 +122,16 @@ pub(crate) fn width(alphabet: usize) -> u32 {
 
 /// How often each symbol occurs.
 pub(crate) fn counts(symbols: &[u16], alphabet: usize) -> Vec<u64> {
-    let mut counts = vec![0; alphabet];
-    symbols.iter().for_each(|symbol| counts[*symbol as usize] += 1);
-    counts
+    let none = || vec![0; alphabet];
+    let count = |mut counts: Vec<u64>, symbols: &[u16]| {
+        symbols.iter().for_each(|symbol| counts[*symbol as usize] += 1);
+        counts
+    };
+    let sum = |mut a: Vec<u64>, b: Vec<u64>| {
+        a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+        a
+    };
+    symbols.par_chunks(TASK).fold(none, count).reduce(none, sum)
 }
 
 /// The empirical entropy of all symbols together, in bits.

@@ -1,12 +1,12 @@
 //! The values of a tensor: plain floats, a codebook and indices into it, codes on a grid, buckets of a hash, or a product's centroids and
 //! indices.
 
-use std::collections::HashMap;
-
 use half::f16;
+use rayon::prelude::*;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::bytes::{Put as _, Reader};
-use crate::stream::Stream;
+use crate::stream::{Stream, TASK};
 use crate::{Bits, Coder, Error, Grid, Hashed, Product, Stage, ValueFormat, product};
 
 /// The longest codebook.
@@ -323,24 +323,22 @@ pub(crate) fn decoded(stream: &Stream, count: usize, alphabet: usize) -> impl It
 #[derive(Debug)]
 pub(crate) struct Book {
     values: Vec<f32>,
-    ranks: HashMap<u32, u16>,
+    ranks: FxHashMap<u32, u16>,
 }
 
 impl Book {
     pub(crate) fn of(values: &[f32]) -> Result<Self, Error> {
-        let mut ranks: HashMap<u32, u16> = values.iter().map(|value| (value.to_bits(), 0)).collect();
-        if ranks.len() > MAX_CODEBOOK {
-            return Err(Error::Distinct { found: ranks.len() });
-        }
-        let mut values: Vec<f32> = ranks.keys().map(|bits| f32::from_bits(*bits)).collect();
+        let tasks = values.par_chunks(TASK).map(|values| join(FxHashSet::default(), values.iter().map(|value| value.to_bits())));
+        let distinct = tasks.try_reduce(FxHashSet::default, join)?;
+        let mut values: Vec<f32> = distinct.into_iter().map(f32::from_bits).collect();
         values.sort_by(f32::total_cmp);
-        values.iter().enumerate().for_each(|(rank, value)| *ranks.entry(value.to_bits()).or_default() = rank as u16);
+        let ranks = values.iter().enumerate().map(|(rank, value)| (value.to_bits(), rank as u16)).collect();
         Ok(Self { values, ranks })
     }
 
     /// Indices and codebook, or plain floats where there is too little to share.
     pub(crate) fn values(&self, values: &[f32], coder: Coder) -> Values {
-        let symbols: Vec<u16> = values.iter().map(|value| self.ranks[&value.to_bits()]).collect();
+        let symbols: Vec<u16> = values.par_iter().with_min_len(TASK).map(|value| self.ranks[&value.to_bits()]).collect();
         let indices = Stream::encode(&symbols, self.values.len(), coder);
         let mut length = Vec::new();
         length.put_varint(self.values.len());
@@ -349,6 +347,16 @@ impl Book {
         }
         Values::Codebook { book: self.values.clone(), count: values.len(), indices }
     }
+}
+
+/// The values of both, as long as a codebook holds them.
+fn join(mut all: FxHashSet<u32>, more: impl IntoIterator<Item = u32>) -> Result<FxHashSet<u32>, Error> {
+    for bits in more {
+        if all.insert(bits) && all.len() > MAX_CODEBOOK {
+            return Err(Error::Distinct);
+        }
+    }
+    Ok(all)
 }
 
 fn floats(reader: &mut Reader<'_>, count: usize) -> Result<Vec<f32>, Error> {

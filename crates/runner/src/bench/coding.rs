@@ -1,71 +1,87 @@
-//! Clustering and encoding of one large layer.
+//! Clustering and encoding of large layers.
 
 use std::time::Instant;
 
 use anyhow::Result;
+use briquette_core::zoo::Arch;
 use briquette_pruning_sharing::parts::kmeans::{Init, LLOYD_STEPS, cluster};
-use briquette_runtime::{Coded, Coder, Plan, ValueFormat};
+use briquette_runtime::{Coded, Coder, Model, Node, Plan, ValueFormat};
+use burn::tensor::Device;
 use serde::Serialize;
 
-/// One codebook size's figures; peaks are of the whole process, the weights included.
+/// One codebook size's figures for one set of layers; peaks are of the whole process, the weights included.
 #[derive(Debug, Serialize)]
 pub struct CodingRow {
+    /// What was coded.
+    pub layers: &'static str,
     /// Number of weights.
     pub weights: usize,
-    /// Number of centroids.
+    /// Number of centroids of each layer.
     pub centroids: usize,
     /// Weights clustered per second.
     pub clustered_per_s: f64,
-    /// Shared weights encoded per second, by rANS.
+    /// Shared weights encoded per second, by rANS, into the bytes of a container.
     pub encoded_per_s: f64,
     /// Highest resident memory while clustering, over that of the dense weights.
     pub clustering_peak: f64,
     /// The same while encoding.
     pub encoding_peak: f64,
+    /// Size of the dense weights over that of the container.
+    pub smaller: f64,
 }
 
-/// AlexNet's `fc6`.
-const SHAPE: [usize; 2] = [4096, 9216];
+/// AlexNet's largest layer, `fc6`.
+const FC6: [usize; 2] = [4096, 9216];
 
-/// Clusters and encodes weights like those of AlexNet's largest layer, with 32 and with 256 centroids.
+/// Clusters and encodes as many weights as AlexNet's largest layer and all of VGG-16 have, with 32 and with 256 centroids for each layer.
 ///
 /// # Errors
 /// When the system does not tell a process's memory.
 pub fn coding() -> Result<Vec<CodingRow>> {
-    let count = SHAPE[0] * SHAPE[1];
-    let dense = (4 * count) as f64 / (1 << 20) as f64;
-    // The sum of four uniform numbers, out of a multiplicative hash: a bell.
-    let weight = |i: usize| {
-        let hash = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29).wrapping_mul(0xd6e8_feb8_6659_fd93);
-        (0..4).map(|part| f32::from((hash >> (16 * part)) as u16) / 65536.0 - 0.5).sum::<f32>() * 0.02
-    };
-    let values: Vec<f32> = (0..count).map(weight).collect();
-    // All clustering comes first: what a freed encoder leaves with the allocator would count as the clustering's.
-    let mut found = Vec::new();
+    let mut rows =
+        [32, 256].map(|centroids| code("fc6 of AlexNet", &[FC6.to_vec()], centroids)).into_iter().collect::<Result<Vec<_>>>()?;
+    // Only now, for what a freed network leaves with the allocator would count among the figures of the smaller layer.
+    let arch = Arch::named("vgg16")?;
+    let net = arch.build(&arch.wanted(), &Device::flex())?;
+    let shapes: Vec<Vec<usize>> = net.weighted().filter_map(|(_, node)| Some(node.weight()?.shape)).collect();
+    drop(net);
     for centroids in [32, 256] {
-        super::forget_peak()?;
-        let began = Instant::now();
-        let clusters = cluster(&values, centroids, Init::Linear, LLOYD_STEPS, 0);
-        let per_s = count as f64 / began.elapsed().as_secs_f64();
-        let indices: Vec<u8> = clusters.assignment.iter().map(|&index| index as u8).collect();
-        found.push((per_s, super::peak_mib()? / dense, clusters.centroids, indices));
+        rows.push(code("all of VGG-16", &shapes, centroids)?);
     }
-    let mut shared = values;
-    let rows = found.into_iter().map(|(clustered_per_s, clustering_peak, centroids, indices)| {
-        shared.iter_mut().zip(&indices).for_each(|(value, &index)| *value = centroids[usize::from(index)]);
-        super::forget_peak()?;
-        let began = Instant::now();
-        Coded::encode(&SHAPE, &shared, &Plan { sparse: false, values: ValueFormat::Codebook, coder: Coder::Entropy })?;
-        let encoded_per_s = count as f64 / began.elapsed().as_secs_f64();
-        let encoding_peak = super::peak_mib()? / dense;
-        Ok(CodingRow {
-            weights: count,
-            centroids: centroids.len(),
-            clustered_per_s,
-            encoded_per_s,
-            clustering_peak,
-            encoding_peak,
-        })
-    });
-    rows.collect()
+    Ok(rows)
+}
+
+/// One layer after the other is clustered, and then one after the other encoded.
+fn code(layers: &'static str, shapes: &[Vec<usize>], centroids: usize) -> Result<CodingRow> {
+    let weights: usize = shapes.iter().map(|shape| shape.iter().product::<usize>()).sum();
+    let dense = (4 * weights) as f64 / (1 << 20) as f64;
+    let mut net: Vec<Vec<f32>> = shapes.iter().map(|shape| (0..shape.iter().product()).map(bell).collect()).collect();
+
+    super::forget_peak()?;
+    let began = Instant::now();
+    for values in &mut net {
+        let found = cluster(values, centroids, Init::Linear, LLOYD_STEPS, 0);
+        values.iter_mut().zip(&found.assignment).for_each(|(value, &index)| *value = found.centroids[index as usize]);
+    }
+    let (clustered_per_s, clustering_peak) = (weights as f64 / began.elapsed().as_secs_f64(), super::peak_mib()? / dense);
+
+    super::forget_peak()?;
+    let began = Instant::now();
+    let plan = Plan { sparse: false, values: ValueFormat::Codebook, coder: Coder::Entropy };
+    let mut model = Model::default();
+    for (i, (shape, values)) in shapes.iter().zip(&net).enumerate() {
+        let tensors = vec![("weight".to_string(), Coded::encode(shape, values, &plan)?)];
+        let layer = briquette_runtime::Layer::Linear;
+        model.nodes.push(Node { name: format!("layer{i}"), inputs: Vec::new(), layer, tensors });
+    }
+    let bytes = model.to_bytes()?.len();
+    let (encoded_per_s, encoding_peak) = (weights as f64 / began.elapsed().as_secs_f64(), super::peak_mib()? / dense);
+    let smaller = (4 * weights) as f64 / bytes as f64;
+    Ok(CodingRow { layers, weights, centroids, clustered_per_s, encoded_per_s, clustering_peak, encoding_peak, smaller })
+}
+
+/// The sum of four uniform numbers, out of a multiplicative hash: a bell, as weights are.
+fn bell(i: usize) -> f32 {
+    let hash = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    (0..4).map(|part| f32::from((hash >> (16 * part)) as u16) / 65536.0 - 0.5).sum::<f32>() * 0.02
 }
