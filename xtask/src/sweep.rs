@@ -43,6 +43,8 @@ pub(crate) struct Sweep {
 pub(crate) struct Method {
     /// How the table calls it.
     pub(crate) name: String,
+    /// In the place of the sweep's, for a method that is held against another network; only where nothing is trained first.
+    model: Option<toml::Value>,
     pass: Vec<toml::Table>,
 }
 
@@ -97,7 +99,16 @@ fn everything() -> Vec<f64> {
 impl Sweep {
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        toml::from_str(&text).with_context(|| path.display().to_string())
+        let sweep: Self = toml::from_str(&text).with_context(|| path.display().to_string())?;
+        if let Some(method) = sweep.method.iter().find(|method| method.model.is_some() && !sweep.start.is_empty()) {
+            bail!("{}: method \"{}\" has a `model`, but starts from what `start` trains", path.display(), method.name);
+        }
+        Ok(sweep)
+    }
+
+    /// Whether the methods begin with random weights.
+    pub(crate) fn untrained(&self) -> bool {
+        self.start.is_empty() && self.model.get("file").is_none()
     }
 
     /// Every point that is still to run, given where the networks at the start lie.
@@ -122,7 +133,7 @@ impl Sweep {
                         seed,
                         commit: String::new(),
                         date: String::new(),
-                        config: self.config(model.clone(), data, seed, passes)?,
+                        config: self.config(method.model.as_ref().unwrap_or(&model).clone(), data, seed, passes)?,
                         error: None,
                         rows: Vec::new(),
                     });
@@ -313,4 +324,75 @@ fn commit(root: &Path) -> String {
     };
     let changed = !git(&["status", "--porcelain", "--", "crates", "Cargo.toml", "Cargo.lock"]).is_empty();
     git(&["rev-parse", "--short=12", "HEAD"]) + if changed { "+" } else { "" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"
+        heading = "Two methods"
+        text = "One takes a share."
+        model = { arch = "mlp1000", width = 0.1 }
+        data = ["mnist"]
+        valid = 10
+        seeds = [1, 2]
+        keep = [0.5, 0.1]
+
+        [[method]]
+        name = "shares"
+        pass = [{ method = "magnitude", keep = { fc1 = "$keep", fc2 = 1.0 } }]
+
+        [[method]]
+        name = "dense"
+        model = "mlp1"
+        pass = [{ method = "encode" }]
+    "#;
+
+    fn written(text: &str, name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("briquette-sweep-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("sweep.toml");
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_share_takes_its_place_and_a_method_its_own_model() {
+        let sweep = Sweep::read(&written(TEXT, "points")).unwrap();
+        assert!(sweep.untrained());
+        let points = sweep.points(Path::new("none")).unwrap();
+        let of = |point: &Point| (point.seed, point.method.clone(), point.keep);
+        let one = |seed| [(seed, "shares".to_string(), 0.5), (seed, "shares".to_string(), 0.1), (seed, "dense".to_string(), 0.5)];
+        assert_eq!(points.iter().map(of).collect::<Vec<_>>(), [one(1), one(2)].concat());
+        let config: toml::Table = toml::from_str(&points[1].config).unwrap();
+        assert_eq!(config["pass"][0]["keep"]["fc1"].as_float(), Some(0.1));
+        assert_eq!(config["pass"][0]["keep"]["fc2"].as_float(), Some(1.0));
+        assert_eq!(config["model"]["arch"].as_str(), Some("mlp1000"));
+        assert_eq!(toml::from_str::<toml::Table>(&points[2].config).unwrap()["model"].as_str(), Some("mlp1"));
+    }
+
+    #[test]
+    fn a_model_of_its_own_is_refused_where_a_start_is_trained() {
+        let text = TEXT.replace("seeds =", "start = [{ method = \"train\" }]\n        seeds =");
+        let error = Sweep::read(&written(&text, "start")).err().unwrap().to_string();
+        assert!(error.ends_with("method \"dense\" has a `model`, but starts from what `start` trains"), "{error}");
+    }
+
+    #[test]
+    fn a_record_keeps_what_ran_and_nothing_else() {
+        let path = written(TEXT, "record");
+        let row = Row { method: "encode".into(), accuracy: 0.5, params: 8, nonzero: 4, macs: 16, file_bytes: 32 };
+        let mut points = Sweep::read(&path).unwrap().points(Path::new("none")).unwrap();
+        points[0].rows = vec![row];
+        points[1].error = Some("it diverged".into());
+        let record = Record { command: "cargo xtask sweep it".into(), start: "start".into(), points };
+        let json = path.with_extension("json");
+        record.write(&json).unwrap();
+        let back = read_record(&json).unwrap().unwrap();
+        assert_eq!((back.command, back.start, back.points.len()), (record.command, record.start, 2));
+        assert_eq!((back.points[0].config.clone(), back.points[0].rows[0].file_bytes), (record.points[0].config.clone(), 32));
+        assert_eq!(back.points[1].error.as_deref(), Some("it diverged"));
+        assert!(read_record(&path.with_extension("absent")).unwrap().is_none());
+    }
 }

@@ -23,11 +23,13 @@ pub(crate) fn section(description: &Path) -> Result<String> {
         let dense: BTreeMap<u64, f64> =
             points.iter().filter_map(|point| Some((point.seed, 100.0 * point.rows.first()?.accuracy))).collect();
         let seeds = if dense.len() == 1 { "one seed".to_string() } else { format!("mean ± deviation of {} seeds", dense.len()) };
-        text += &format!(
-            "\n### {data}\n\nTest accuracy in percent, {seeds}; at the start {}.\n",
-            mean(&dense.into_values().collect::<Vec<_>>())
-        );
+        let start = match sweep.untrained() {
+            true => String::new(),
+            false => format!("; at the start {}", mean(&dense.into_values().collect::<Vec<_>>())),
+        };
+        text += &format!("\n### {data}\n\nTest accuracy in percent, {seeds}{start}.\n");
         let table = match (sweep.keep.len(), &sweep.tune) {
+            (1, None) if sweep.untrained() => sizes(&sweep, &points),
             (1, None) => outcomes(&sweep, &points),
             (1, Some(_)) => measures(&sweep, &points),
             _ => shares(&sweep, &points),
@@ -60,6 +62,17 @@ fn shares(sweep: &Sweep, points: &[&Point]) -> String {
             let cells: Vec<String> = sweep.keep.iter().map(cell).collect();
             text += &format!("| {} | {} |\n", method.name, cells.join(" | "));
         }
+    }
+    text
+}
+
+/// What comes of each method that begins with random weights.
+fn sizes(sweep: &Sweep, points: &[&Point]) -> String {
+    let mut text = String::from("\n| method | accuracy | file, kB |\n|---|---|---|\n");
+    for method in &sweep.method {
+        let cell = |measure: fn(&Row, &Row) -> f64| cell(method, None, points, 1, measure);
+        let (accuracy, kilobytes) = (cell(|row, _| 100.0 * row.accuracy), cell(|row, _| row.file_bytes as f64 / 1e3));
+        text += &format!("| {} | {accuracy} | {kilobytes} |\n", method.name);
     }
     text
 }
@@ -116,5 +129,16 @@ fn mean(values: &[f64]) -> String {
         0 => "–".into(),
         1 => format!("{mean:.2}"),
         _ => format!("{mean:.2} ± {:.2}", (square / (n - 1.0)).sqrt()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_means_and_deviations_over_the_seeds() {
+        assert_eq!((mean(&[]), mean(&[2.0])), ("–".to_string(), "2.00".to_string()));
+        assert_eq!(mean(&[1.0, 2.0, 3.0]), "2.00 ± 1.00");
     }
 }
