@@ -34,13 +34,32 @@ pub trait Pass: Send + std::fmt::Debug {
         false
     }
 
-    /// The trainings that the pass does, in order.
-    fn trainings(&self) -> Vec<&Recipe> {
+    /// The recipes of the pass's trainings, in order.
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
         Vec::new()
     }
 
-    /// Shrinks the pass for a trial run of a few minutes at most.
-    fn shrink(&mut self) {}
+    /// How often the pass goes through its recipes.
+    fn rounds(&self) -> usize {
+        1
+    }
+
+    /// Shortens what is no recipe, such as the number of images that are looked at, for a trial run of a few minutes at most.
+    fn shorten(&mut self) {}
+}
+
+impl dyn Pass {
+    /// The trainings that the pass does, in order.
+    pub fn trainings(&mut self) -> Vec<Recipe> {
+        let recipes: Vec<Recipe> = self.recipes().into_iter().map(|recipe| recipe.clone()).collect();
+        std::iter::repeat_n(recipes, self.rounds()).flatten().collect()
+    }
+
+    /// Shrinks the pass for a trial run: every training to one epoch, and what else takes long.
+    pub fn shrink(&mut self) {
+        self.recipes().into_iter().for_each(Recipe::shrink);
+        self.shorten();
+    }
 }
 
 /// What names a pass in a config. The deserialized struct is the method; fields are its settings.

@@ -78,13 +78,12 @@ impl Pass for Apoz {
         self.channels.plan_equal(Self::NAME, net)
     }
 
-    fn trainings(&self) -> Vec<&Recipe> {
-        self.channels.trainings()
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
+        self.channels.recipes()
     }
 
-    fn shrink(&mut self) {
+    fn shorten(&mut self) {
         self.batches = self.batches.min(2);
-        self.channels.shrink();
     }
 }
 

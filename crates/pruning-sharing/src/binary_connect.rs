@@ -86,12 +86,8 @@ impl Pass for BinaryConnect {
         if self.real { Ok(net) } else { Ok(binarize_layers(net, &binary, Scale::One, self.rounding())) }
     }
 
-    fn trainings(&self) -> Vec<&Recipe> {
-        vec![&self.train]
-    }
-
-    fn shrink(&mut self) {
-        self.train.shrink(1);
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
+        vec![&mut self.train]
     }
 }
 

@@ -61,12 +61,8 @@ impl Pass for Bwn {
         Ok(self.binary(net)?.0)
     }
 
-    fn trainings(&self) -> Vec<&Recipe> {
-        vec![&self.train]
-    }
-
-    fn shrink(&mut self) {
-        self.train.shrink(1);
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
+        vec![&mut self.train]
     }
 }
 

@@ -77,12 +77,8 @@ impl Pass for DataFree {
         merged.keep(&pairs(&groups, keeps))
     }
 
-    fn trainings(&self) -> Vec<&Recipe> {
-        self.channels.trainings()
-    }
-
-    fn shrink(&mut self) {
-        self.channels.shrink();
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
+        self.channels.recipes()
     }
 }
 

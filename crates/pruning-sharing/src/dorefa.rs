@@ -68,12 +68,8 @@ impl Pass for Dorefa {
         self.clipped.apply(Self::NAME, net, 1.0, StepGradient::Fixed)
     }
 
-    fn trainings(&self) -> Vec<&Recipe> {
-        vec![&self.train]
-    }
-
-    fn shrink(&mut self) {
-        self.train.shrink(1);
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
+        vec![&mut self.train]
     }
 }
 

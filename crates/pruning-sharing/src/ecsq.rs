@@ -76,12 +76,12 @@ impl Pass for Ecsq {
         self.codebooks.plan(Self::NAME, net, |points| self.quantize(points, 0))
     }
 
-    fn trainings(&self) -> Vec<&Recipe> {
-        self.codebooks.trainings()
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
+        self.codebooks.recipes()
     }
 
-    fn shrink(&mut self) {
-        self.codebooks.shrink();
+    fn shorten(&mut self) {
+        self.codebooks.shorten();
     }
 }
 

@@ -113,12 +113,8 @@ impl Pass for FewMultiplications {
         Ok(coding::recode(net, codings))
     }
 
-    fn trainings(&self) -> Vec<&Recipe> {
-        vec![&self.train]
-    }
-
-    fn shrink(&mut self) {
-        self.train.shrink(1);
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
+        vec![&mut self.train]
     }
 }
 

@@ -58,12 +58,8 @@ impl Pass for FilterL1 {
         self.channels.cut(Self::NAME, net, |_, group| scores.sums(group))
     }
 
-    fn trainings(&self) -> Vec<&Recipe> {
-        self.channels.trainings()
-    }
-
-    fn shrink(&mut self) {
-        self.channels.shrink();
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
+        self.channels.recipes()
     }
 }
 

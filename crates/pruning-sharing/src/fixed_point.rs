@@ -139,15 +139,12 @@ impl Pass for FixedPoint {
         self.quantize(net, &layers, sites, |_| Scale { step: 1.0, zero: 0.0 })
     }
 
-    fn trainings(&self) -> Vec<&Recipe> {
-        self.tune.iter().collect()
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
+        self.tune.iter_mut().collect()
     }
 
-    fn shrink(&mut self) {
+    fn shorten(&mut self) {
         self.images = self.images.min(50);
-        if let Some(recipe) = &mut self.tune {
-            recipe.shrink(1);
-        }
     }
 }
 

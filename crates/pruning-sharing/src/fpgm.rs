@@ -60,12 +60,8 @@ impl Pass for Fpgm {
         self.channels.cut(Self::NAME, net, |_, group| scores.means(group))
     }
 
-    fn trainings(&self) -> Vec<&Recipe> {
-        self.channels.trainings()
-    }
-
-    fn shrink(&mut self) {
-        self.channels.shrink();
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
+        self.channels.recipes()
     }
 }
 

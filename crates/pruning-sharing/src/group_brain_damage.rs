@@ -87,14 +87,8 @@ impl Pass for GroupBrainDamage {
         if self.threshold.is_some() { Ok(net) } else { self.mask(net) }
     }
 
-    fn trainings(&self) -> Vec<&Recipe> {
-        std::iter::once(&self.train).chain(&self.tune).collect()
-    }
-
-    fn shrink(&mut self) {
-        for recipe in std::iter::once(&mut self.train).chain(&mut self.tune) {
-            recipe.shrink(1);
-        }
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
+        std::iter::once(&mut self.train).chain(&mut self.tune).collect()
     }
 }
 

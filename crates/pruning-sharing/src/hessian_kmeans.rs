@@ -74,12 +74,12 @@ impl Pass for HessianKmeans {
         self.codebooks.plan(Self::NAME, net, |points| Ok(self.cluster(points, 0)))
     }
 
-    fn trainings(&self) -> Vec<&Recipe> {
-        self.codebooks.trainings()
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
+        self.codebooks.recipes()
     }
 
-    fn shrink(&mut self) {
-        self.codebooks.shrink();
+    fn shorten(&mut self) {
+        self.codebooks.shorten();
     }
 }
 

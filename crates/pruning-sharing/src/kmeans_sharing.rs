@@ -67,14 +67,8 @@ impl Pass for KmeansSharing {
         self.share(net, 0)
     }
 
-    fn trainings(&self) -> Vec<&Recipe> {
-        self.tune.iter().collect()
-    }
-
-    fn shrink(&mut self) {
-        if let Some(recipe) = &mut self.tune {
-            recipe.shrink(1);
-        }
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
+        self.tune.iter_mut().collect()
     }
 }
 

@@ -98,13 +98,12 @@ impl Pass for LearnedStep {
         self.quantize(net, &layers, sites, |_| 1.0)
     }
 
-    fn trainings(&self) -> Vec<&Recipe> {
-        vec![&self.train]
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
+        vec![&mut self.train]
     }
 
-    fn shrink(&mut self) {
+    fn shorten(&mut self) {
         self.images = self.images.min(50);
-        self.train.shrink(1);
     }
 }
 

@@ -112,16 +112,17 @@ impl Pass for OptimalBrainSurgeon {
         })
     }
 
-    fn trainings(&self) -> Vec<&Recipe> {
-        self.tune.iter().flat_map(|recipe| std::iter::repeat_n(recipe, self.rounds)).collect()
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
+        self.tune.iter_mut().collect()
     }
 
-    fn shrink(&mut self) {
+    fn rounds(&self) -> usize {
+        self.rounds
+    }
+
+    fn shorten(&mut self) {
         self.rounds = self.rounds.min(2);
         self.samples = self.samples.min(3);
-        if let Some(recipe) = &mut self.tune {
-            recipe.shrink(1);
-        }
     }
 }
 

@@ -81,12 +81,8 @@ impl Pass for Pact {
         self.clipped.apply(Self::NAME, net, self.alpha, StepGradient::Clip)
     }
 
-    fn trainings(&self) -> Vec<&Recipe> {
-        vec![&self.train]
-    }
-
-    fn shrink(&mut self) {
-        self.train.shrink(1);
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
+        vec![&mut self.train]
     }
 }
 

@@ -66,19 +66,15 @@ impl Method for ProductQuantization {
 impl Pass for ProductQuantization {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let net = self.share(net, cx.seed)?;
-        tune(net, self.products.tuning(), cx)
+        tune(net, self.products.tune.as_ref(), cx)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
         self.share(net, 0)
     }
 
-    fn trainings(&self) -> Vec<&Recipe> {
-        self.products.tuning().into_iter().collect()
-    }
-
-    fn shrink(&mut self) {
-        self.products.shrink();
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
+        self.products.recipes()
     }
 }
 

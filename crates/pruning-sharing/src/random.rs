@@ -69,12 +69,8 @@ impl Pass for Random {
         self.prune(net, 0)
     }
 
-    fn trainings(&self) -> Vec<&Recipe> {
-        self.channels.trainings()
-    }
-
-    fn shrink(&mut self) {
-        self.channels.shrink();
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
+        self.channels.recipes()
     }
 }
 

@@ -94,7 +94,7 @@ impl Pass for ResponseQuantization {
             let product = refined(&moments, plain(&original, layer, pieces, cx.seed));
             net = with_product(net, layer, product)?;
         }
-        tune(net, self.products.tuning(), cx)
+        tune(net, self.products.tune.as_ref(), cx)
     }
 
     /// As plain product quantization.
@@ -109,13 +109,12 @@ impl Pass for ResponseQuantization {
         })
     }
 
-    fn trainings(&self) -> Vec<&Recipe> {
-        self.products.tuning().into_iter().collect()
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
+        self.products.recipes()
     }
 
-    fn shrink(&mut self) {
+    fn shorten(&mut self) {
         self.images = self.images.min(50);
-        self.products.shrink();
     }
 }
 

@@ -84,13 +84,8 @@ impl Pass for Slimming {
         self.channels.plan(Self::NAME, self.global, net)
     }
 
-    fn trainings(&self) -> Vec<&Recipe> {
-        [vec![&self.train], self.channels.trainings()].concat()
-    }
-
-    fn shrink(&mut self) {
-        self.train.shrink(1);
-        self.channels.shrink();
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
+        std::iter::once(&mut self.train).chain(self.channels.recipes()).collect()
     }
 }
 

@@ -156,12 +156,8 @@ impl Pass for StochasticRounding {
         place(net, &quantizers, StepGradient::Fixed)
     }
 
-    fn trainings(&self) -> Vec<&Recipe> {
-        vec![&self.train]
-    }
-
-    fn shrink(&mut self) {
-        self.train.shrink(1);
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
+        vec![&mut self.train]
     }
 }
 

@@ -92,14 +92,8 @@ impl Pass for StructuredSparsity {
         Ok(net)
     }
 
-    fn trainings(&self) -> Vec<&Recipe> {
-        std::iter::once(&self.train).chain(&self.tune).collect()
-    }
-
-    fn shrink(&mut self) {
-        for recipe in std::iter::once(&mut self.train).chain(&mut self.tune) {
-            recipe.shrink(1);
-        }
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
+        std::iter::once(&mut self.train).chain(&mut self.tune).collect()
     }
 }
 

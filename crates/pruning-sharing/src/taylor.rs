@@ -81,13 +81,12 @@ impl Pass for Taylor {
         self.channels.plan(Self::NAME, self.global, net)
     }
 
-    fn trainings(&self) -> Vec<&Recipe> {
-        self.channels.trainings()
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
+        self.channels.recipes()
     }
 
-    fn shrink(&mut self) {
+    fn shorten(&mut self) {
         self.batches = self.batches.min(2);
-        self.channels.shrink();
     }
 }
 

@@ -220,7 +220,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
         }
         Verb::Plan { config } => {
             let config = read(config)?;
-            let rows = plan::plan(&config).map_err(|error| Failure { code: BAD_USAGE, error })?;
+            let rows = plan::plan(config).map_err(|error| Failure { code: BAD_USAGE, error })?;
             verbs::plan(&rows, cli.json)?;
         }
         Verb::Methods { markdown } => verbs::methods(cli.json, *markdown)?,

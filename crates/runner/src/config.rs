@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn keys_can_be_overridden_deep_down() {
-        let config = parse(TEXT, &["pass.1.tune.epochs=1", "model=lenet300", "seed=9"]).unwrap();
+        let mut config = parse(TEXT, &["pass.1.tune.epochs=1", "model=lenet300", "seed=9"]).unwrap();
         assert_eq!(config.passes[1].pass.trainings()[0].epochs, 1);
         assert_eq!(config.model.arch.as_deref(), Some("lenet300"));
         assert_eq!((config.seed, config.expected.as_str()), (9, "expected"));

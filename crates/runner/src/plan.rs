@@ -28,9 +28,9 @@ pub struct Planned {
 ///
 /// # Errors
 /// As a run would fail before its first step.
-pub fn plan(config: &Config) -> Result<Vec<Planned>> {
-    let mut net = setup::model(config, None, &Device::flex())?;
-    let planned = |net: &Net, pass: usize, method: &str, trainings: &[&Recipe]| -> Result<Planned> {
+pub fn plan(mut config: Config) -> Result<Vec<Planned>> {
+    let mut net = setup::model(&config, None, &Device::flex())?;
+    let planned = |net: &Net, pass: usize, method: &str, trainings: &[Recipe]| -> Result<Planned> {
         let (mut row, _) = measure::size(net, Storage::default(), pass, method)?;
         let (mut epochs, mut memory_mib) = (0, 0.0_f64);
         if let Some(images) = training_images(&config.data).filter(|_| trainings.iter().any(|recipe| recipe.epochs > 0)) {
@@ -44,7 +44,7 @@ pub fn plan(config: &Config) -> Result<Vec<Planned>> {
         Ok(Planned { row, epochs, memory_mib })
     };
     let mut rows = vec![planned(&net, 0, "start", &[])?];
-    for (index, step) in config.passes.iter().enumerate() {
+    for (index, step) in config.passes.iter_mut().enumerate() {
         let named = || format!("{}: pass {index} ({})", config.path.display(), step.entry.name);
         net = step.pass.plan(net).with_context(named)?;
         rows.push(planned(&net, index, step.entry.name, &step.pass.trainings()).with_context(named)?);

@@ -175,9 +175,9 @@ impl Recipe {
             }
     }
 
-    /// The same recipe for a trial run: at most this many epochs.
-    pub fn shrink(&mut self, epochs: usize) {
-        self.epochs = self.epochs.min(epochs);
+    /// The same recipe for a trial run: at most one epoch.
+    pub(crate) fn shrink(&mut self) {
+        self.epochs = self.epochs.min(1);
         self.warmup = self.warmup.min(0.2);
     }
 }

@@ -147,15 +147,8 @@ impl Channels {
     }
 
     /// The training afterwards.
-    pub fn trainings(&self) -> Vec<&Recipe> {
-        self.tune.iter().collect()
-    }
-
-    /// For a trial run.
-    pub fn shrink(&mut self) {
-        if let Some(recipe) = &mut self.tune {
-            recipe.shrink(1);
-        }
+    pub fn recipes(&mut self) -> Vec<&mut Recipe> {
+        self.tune.iter_mut().collect()
     }
 
     fn ranked(&self, method: &str, global: Option<Ratio>) -> Result<Option<Ratio>> {

@@ -116,16 +116,13 @@ impl Codebooks {
     }
 
     /// The training of the centroids.
-    pub fn trainings(&self) -> Vec<&Recipe> {
-        self.tune.iter().collect()
+    pub fn recipes(&mut self) -> Vec<&mut Recipe> {
+        self.tune.iter_mut().collect()
     }
 
     /// For a trial run.
-    pub fn shrink(&mut self) {
+    pub fn shorten(&mut self) {
         self.samples = self.samples.min(10);
-        if let Some(recipe) = &mut self.tune {
-            recipe.shrink(1);
-        }
     }
 }
 

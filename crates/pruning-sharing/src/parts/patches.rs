@@ -101,13 +101,12 @@ impl<C: Choice> Pass for ByNextLayer<C> {
         plan(C::NAME, &self.channels, net)
     }
 
-    fn trainings(&self) -> Vec<&Recipe> {
-        self.channels.trainings()
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
+        self.channels.recipes()
     }
 
-    fn shrink(&mut self) {
+    fn shorten(&mut self) {
         self.images = Some(self.images.unwrap_or(C::IMAGES).min(50));
-        self.channels.shrink();
     }
 }
 

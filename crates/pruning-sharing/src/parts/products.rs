@@ -20,7 +20,7 @@ pub struct Products {
     /// block is narrower.
     width: PerLayer<NonZeroUsize>,
     /// Training of the centroids.
-    tune: Option<Recipe>,
+    pub(crate) tune: Option<Recipe>,
 }
 
 impl Products {
@@ -60,15 +60,8 @@ impl Products {
     }
 
     /// The training of the centroids.
-    pub fn tuning(&self) -> Option<&Recipe> {
-        self.tune.as_ref()
-    }
-
-    /// For a trial run.
-    pub fn shrink(&mut self) {
-        if let Some(recipe) = &mut self.tune {
-            recipe.shrink(1);
-        }
+    pub fn recipes(&mut self) -> Vec<&mut Recipe> {
+        self.tune.iter_mut().collect()
     }
 }
 

@@ -120,19 +120,16 @@ impl<F: Form> Pass for Replacement<F> {
     /// The new layers have no values yet.
     fn plan(&self, net: Net) -> Result<Net> {
         self.form.check()?;
-        self.trainings().into_iter().try_for_each(Recipe::check)?;
+        self.tune.iter().try_for_each(Recipe::check)?;
         self.each(net, 0, |structure, _, _| Ok(vec![0.0; structure.count()]))
     }
 
-    fn trainings(&self) -> Vec<&Recipe> {
-        self.tune.iter().collect()
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
+        self.tune.iter_mut().collect()
     }
 
-    fn shrink(&mut self) {
+    fn shorten(&mut self) {
         self.steps = Some(self.steps.unwrap_or(STEPS).min(5));
-        if let Some(recipe) = &mut self.tune {
-            recipe.shrink(1);
-        }
     }
 }
 

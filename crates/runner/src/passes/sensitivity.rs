@@ -144,18 +144,17 @@ impl Pass for Sensitivity {
     }
 
     /// Those of one layer where the config names none, for the network is not known here.
-    fn trainings(&self) -> Vec<&Recipe> {
-        let points = self.layers.len().max(1) * self.probe.values.len();
-        std::iter::repeat_n(&self.probe.recipes, points).flatten().collect()
+    fn rounds(&self) -> usize {
+        self.layers.len().max(1) * self.probe.values.len()
     }
 
-    fn shrink(&mut self) {
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
+        self.probe.recipes.iter_mut().collect()
+    }
+
+    fn shorten(&mut self) {
         self.images = Some(self.images.map_or(TRIAL_IMAGES, |images| images.min(TRIAL_IMAGES)));
         self.probe.trial = true;
-        // The settings were read before; they are read again.
-        if let Ok(pass) = self.probe.on("rest", &self.probe.values[0]) {
-            self.probe.recipes = pass.trainings().into_iter().cloned().collect();
-        }
     }
 }
 
@@ -199,8 +198,7 @@ impl TryFrom<Tables> for Probe {
         }
         let mut probe = Probe { entry, settings, key, values, recipes: Vec::new(), trial: false };
         for value in &probe.values {
-            let pass = probe.on("rest", value).map_err(|error| error.to_string())?;
-            probe.recipes = pass.trainings().into_iter().cloned().collect();
+            probe.recipes = probe.on("rest", value).map_err(|error| error.to_string())?.trainings();
         }
         Ok(probe)
     }
