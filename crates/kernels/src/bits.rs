@@ -149,10 +149,10 @@ impl Convolution {
             let rows = &mut scratch[..count * width];
             let to = Target::of(out);
             for (group, weights) in self.groups.iter().enumerate() {
-                for (window, row) in (first..).zip(rows.chunks_exact_mut(width.max(1))) {
-                    let image = &x.words()[window / windows.count() * image..][..image];
+                for ((sample, window), row) in windows.places(first).zip(rows.chunks_exact_mut(width.max(1))) {
+                    let image = &x.words()[sample * image..][..image];
                     let mut row = matrix::Writer::new(row);
-                    windows.runs(window % windows.count(), group, |place, len| row.push(image, place, len));
+                    windows.runs(window, group, |place, len| row.push(image, place, len));
                     row.finish();
                 }
                 weights.multiply(rows, count, Results { to, offset: group * filters, stride }, threads);
@@ -167,8 +167,8 @@ impl Convolution {
     /// Takes back what the taps beyond the border brought, whose bits are not set: the sum of their weights' signs, negative.
     fn correct(&self, first: usize, out: &mut [i32]) {
         let (windows, filters) = (&self.windows, self.windows.shape().filters);
-        for (window, out) in (first..).zip(out.chunks_exact_mut(filters)) {
-            windows.outside(window % windows.count(), |tap| {
+        for ((_, window), out) in windows.places(first).zip(out.chunks_exact_mut(filters)) {
+            windows.outside(window, |tap| {
                 out.iter_mut().zip(&self.taps[tap * filters..][..filters]).for_each(|(out, signs)| *out += signs);
             });
         }

@@ -10,10 +10,14 @@
 //! *Quantization and training of neural networks for efficient integer-arithmetic-only inference*, CVPR 2018, equation 7). Integers are exact in
 //! whatever order they are summed up: every set of instructions and every number of threads has the same results.
 
+mod scaling;
+
 use crate::panels::{self, Bytes, Panels, Results, Rows, as_bytes};
 use crate::windows::Windows;
 use crate::words::WordIsa;
 use crate::{Conv2d, Error, buffer::Target};
+
+pub use scaling::Scaling;
 
 /// A matrix of weights, `[rows, columns]`, packed for products.
 ///
@@ -248,9 +252,9 @@ impl Convolution {
             let rows = &mut scratch[..count * depth];
             let to = Target::of(out);
             for (group, weights) in self.groups.iter().enumerate() {
-                for (window, row) in (first..).zip(rows.chunks_exact_mut(depth.max(1))) {
-                    let image = &x[window / windows.count() * windows.image()..][..windows.image()];
-                    unfold(windows, image, zero, window % windows.count(), group, row);
+                for ((sample, window), row) in windows.places(first).zip(rows.chunks_exact_mut(depth.max(1))) {
+                    let image = &x[sample * windows.image()..][..windows.image()];
+                    unfold(windows, image, zero, window, group, row);
                 }
                 weights.multiply(rows, count, Results { to, offset: group * filters, stride }, threads);
             }
@@ -260,15 +264,36 @@ impl Convolution {
 }
 
 /// What a window sees of a group's channels; `zero` beyond the border.
-fn unfold(windows: &Windows, image: &[u8], zero: u8, window: usize, group: usize, mut row: &mut [u8]) {
+fn unfold(windows: &Windows, image: &[u8], zero: u8, window: [usize; 2], group: usize, mut row: &mut [u8]) {
     windows.runs(window, group, |place, len| {
         let (to, rest) = std::mem::take(&mut row).split_at_mut(len);
         row = rest;
         match place {
-            Some(place) => to.copy_from_slice(&image[place..][..len]),
-            None => to.fill(zero),
+            Some(place) => copy(&image[place..][..len], to),
+            None => fill(to, zero),
         }
     });
+}
+
+/// Copies in place, for a call would take longer than a few channels do.
+#[inline(always)]
+fn copy(from: &[u8], to: &mut [u8]) {
+    let (from, last_from) = from.as_chunks::<16>();
+    let (to, last_to) = to.as_chunks_mut::<16>();
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+    if !last_to.is_empty() {
+        last_to.copy_from_slice(last_from);
+    }
+}
+
+/// As [`copy`], of one value.
+#[inline(always)]
+fn fill(to: &mut [u8], value: u8) {
+    let (to, last_to) = to.as_chunks_mut::<16>();
+    to.iter_mut().for_each(|to| *to = [value; 16]);
+    if !last_to.is_empty() {
+        last_to.fill(value);
+    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ pub mod bits;
 mod buffer;
 mod columns;
 pub mod conv;
+pub mod grid;
 pub mod integer;
 mod lanes;
 pub mod linear;

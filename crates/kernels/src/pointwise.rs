@@ -19,82 +19,6 @@ pub fn rectify_gradient(y: &[f32], dy: &[f32]) -> Vec<f32> {
     y.par_iter().zip(dy).with_min_len(TASK).map(|(y, dy)| if *y > 0.0 { *dy } else { 0.0 }).collect()
 }
 
-/// A uniform grid: the code `q` in `0..levels` stands for `step (q - zero)`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Grid {
-    /// Distance between neighbouring values.
-    pub step: f32,
-    /// The code, or the middle of two, that stands for 0.
-    pub zero: f32,
-    /// Number of codes.
-    pub levels: u32,
-}
-
-/// What a grid makes of a value.
-struct Placed {
-    /// `q - zero`.
-    code: f32,
-    /// `x / step`.
-    exact: f32,
-    inside: bool,
-}
-
-impl Grid {
-    fn place(&self, x: f32) -> Placed {
-        let (exact, last) = (x / self.step, (self.levels - 1) as f32);
-        let u = exact + self.zero;
-        Placed { code: whole(u.clamp(0.0, last) + 0.5) - self.zero, exact, inside: u >= 0.0 && u <= last }
-    }
-
-    /// The nearest value of the grid, of two the higher, to each value; NaN stays NaN.
-    pub fn quantize(&self, x: &[f32]) -> Vec<f32> {
-        x.par_iter().with_min_len(TASK).map(|x| self.place(*x).code * self.step).collect()
-    }
-
-    /// The gradient of [`Grid::quantize`] by its input, straight through the rounding: that by the output, inside the grid.
-    ///
-    /// # Panics
-    /// If the slices differ in length.
-    pub fn input_gradient(&self, x: &[f32], dy: &[f32]) -> Vec<f32> {
-        assert_eq!(x.len(), dy.len(), "a gradient for each output");
-        let through = |(x, dy): (&f32, &f32)| if self.place(*x).inside { *dy } else { 0.0 };
-        x.par_iter().zip(dy).with_min_len(TASK).map(through).collect()
-    }
-
-    /// The gradient by the step: the sum of `dy (q - zero - x / step)` inside the grid and `dy (q - zero)` beyond its ends.
-    ///
-    /// # Panics
-    /// If the slices differ in length.
-    pub fn step_gradient(&self, x: &[f32], dy: &[f32]) -> f64 {
-        self.sum(x, dy, |placed| if placed.inside { placed.code - placed.exact } else { placed.code })
-    }
-
-    /// The gradient by the step where only the upper end moves: the sum of `dy (levels - 1 - zero)` beyond it.
-    ///
-    /// # Panics
-    /// If the slices differ in length.
-    pub fn clip_gradient(&self, x: &[f32], dy: &[f32]) -> f64 {
-        let last = (self.levels - 1) as f32 - self.zero;
-        self.sum(x, dy, |placed| if placed.exact > last { last } else { 0.0 })
-    }
-
-    /// The sum of `dy` times a factor, task by task, whatever the number of threads.
-    fn sum(&self, x: &[f32], dy: &[f32], factor: impl Fn(Placed) -> f32 + Sync) -> f64 {
-        assert_eq!(x.len(), dy.len(), "a gradient for each output");
-        let of_task =
-            |(x, dy): (&[f32], &[f32])| -> f64 { x.iter().zip(dy).map(|(x, dy)| f64::from(dy * factor(self.place(*x)))).sum() };
-        let sums: Vec<f64> = x.par_chunks(TASK).zip(dy.par_chunks(TASK)).map(of_task).collect();
-        sums.iter().sum()
-    }
-}
-
-/// The largest whole number not above `x`, for `x` from 0 to 2^22. Vectors of `floor` are not on every machine, sums are.
-fn whole(x: f32) -> f32 {
-    const NO_FRACTION: f32 = 8_388_608.0;
-    let near = (x + NO_FRACTION) - NO_FRACTION;
-    if near > x { near - 1.0 } else { near }
-}
-
 /// `[batch, channels, pixels]` to `[batch, pixels, channels]`; with the last two numbers swapped, the other way.
 ///
 /// # Panics
@@ -149,35 +73,6 @@ mod tests {
         let y = rectify(&[-1.0, 0.0, 2.0, f32::NAN]);
         assert!(y[..3] == [0.0, 0.0, 2.0] && y[3].is_nan());
         assert_eq!(rectify_gradient(&[0.0, 1.0, 3.0], &[5.0, 6.0, -7.0]), [0.0, 6.0, -7.0]);
-    }
-
-    #[test]
-    fn values_go_to_the_nearest_code_and_gradients_through_those_inside() {
-        let grid = Grid { step: 0.5, zero: 1.0, levels: 4 };
-        let x = [0.3, 0.24, 0.25, 5.0, -0.7, 1.0, -0.5];
-        assert_eq!(grid.quantize(&x), [0.5, 0.0, 0.5, 1.0, -0.5, 1.0, -0.5]);
-        assert!(grid.quantize(&[f32::NAN])[0].is_nan());
-        let dy = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
-        assert_eq!(grid.input_gradient(&x, &dy), [1.0, 2.0, 3.0, 0.0, 0.0, 6.0, 7.0]);
-        // Inside 1 - 0.6, 0 - 0.48, 1 - 0.5, 0 and 0; above 2, below -1.
-        let expected = 0.4 - 2.0 * 0.48 + 3.0 * 0.5 + 4.0 * 2.0 - 5.0;
-        assert!((grid.step_gradient(&x, &dy) - expected).abs() < 1e-6);
-        assert_eq!(grid.clip_gradient(&x, &dy), 8.0);
-        let sixteen = Grid { step: 1.0, zero: 0.0, levels: 1 << 16 };
-        let all: Vec<f32> = (0..1 << 18).map(|i| i as f32 / 4.0).collect();
-        assert!(sixteen.quantize(&all).iter().zip(&all).all(|(q, x)| *q == (x.min(65535.0) + 0.5).floor()));
-    }
-
-    #[test]
-    fn sums_are_the_same_for_any_number_of_threads() {
-        let x: Vec<f32> = (0..5 * TASK + 77).map(|i| (i as f32 * 0.37).sin() * 3.0).collect();
-        let dy: Vec<f32> = (0..x.len()).map(|i| (i as f32 * 0.11).cos()).collect();
-        let grid = Grid { step: 0.1, zero: 8.0, levels: 16 };
-        let run = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| (grid.quantize(&x), grid.input_gradient(&x, &dy), grid.step_gradient(&x, &dy).to_bits()))
-        };
-        assert!(run(1) == run(2) && run(1) == run(5));
     }
 
     #[test]

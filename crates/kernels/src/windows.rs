@@ -82,9 +82,26 @@ impl Windows {
         at.filter(|at| *at < self.shape.input[axis])
     }
 
+    /// The image of each window of a batch from this one on, and where in the output it lies.
+    pub(crate) fn places(&self, first: usize) -> impl Iterator<Item = (usize, [usize; 2])> {
+        let [height, width, _] = self.out;
+        let (mut image, window) = (first / self.count(), first % self.count());
+        let (mut y, mut x) = (window / width, window % width);
+        std::iter::repeat_with(move || {
+            let place = (image, [y, x]);
+            x += 1;
+            if x == width {
+                (y, x) = (y + 1, 0);
+            }
+            if y == height {
+                (image, y) = (image + 1, 0);
+            }
+            place
+        })
+    }
+
     /// Calls `padded` with each tap of a window that lies beyond the border.
-    pub(crate) fn outside(&self, window: usize, mut padded: impl FnMut(usize)) {
-        let (y, x) = (window / self.out[1], window % self.out[1]);
+    pub(crate) fn outside(&self, [y, x]: [usize; 2], mut padded: impl FnMut(usize)) {
         for ky in 0..self.shape.kernel[0] {
             let inside = self.source(0, y, ky).is_some();
             (0..self.shape.kernel[1]).filter(|kx| !inside || self.source(1, x, *kx).is_none()).for_each(|kx| {
@@ -95,19 +112,20 @@ impl Windows {
 
     /// Calls `run` with where in the image the values of a window lie, run after run, and how many there are; none of what lies beyond
     /// the border.
-    pub(crate) fn runs(&self, window: usize, group: usize, mut run: impl FnMut(Option<usize>, usize)) {
+    #[inline(always)]
+    pub(crate) fn runs(&self, [y, x]: [usize; 2], group: usize, mut run: impl FnMut(Option<usize>, usize)) {
         let Conv2d { input: [_, width, all], kernel: [height, across], .. } = self.shape;
-        let channels = self.channels();
-        let (y, x) = (window / self.out[1], window % self.out[1]);
+        let channels = if self.shape.groups == 1 { all } else { self.channels() };
+        let together = self.shape.dilation[1] == 1 && self.shape.groups == 1;
+        let start = x * self.shape.stride[1];
+        let before = self.shape.padding[1].saturating_sub(start).min(across);
+        let inside = (width + self.shape.padding[1]).saturating_sub(start).min(across).max(before);
         for ky in 0..height {
             let Some(row) = self.source(0, y, ky) else {
                 run(None, across * channels);
                 continue;
             };
-            if self.shape.dilation[1] == 1 && self.shape.groups == 1 {
-                let start = x * self.shape.stride[1];
-                let before = self.shape.padding[1].saturating_sub(start).min(across);
-                let inside = (width + self.shape.padding[1]).saturating_sub(start).min(across).max(before);
+            if together {
                 run(None, before * channels);
                 // Where nothing is inside, the place means nothing.
                 let place = (row * width + (start + before).saturating_sub(self.shape.padding[1])) * channels;

@@ -1,5 +1,6 @@
 //! The order of values, the rectifier, and the loss.
 
+use briquette_kernels::grid::Grid;
 use briquette_kernels::pointwise;
 use briquette_runtime::StepGradient;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -118,8 +119,8 @@ pub struct Quantizing {
 }
 
 impl Quantizing {
-    fn grid(self, step: &FlexTensor) -> pointwise::Grid {
-        pointwise::Grid { step: with_values(step, |step| step[0]), zero: self.zero, levels: self.levels }
+    fn grid(self, step: &FlexTensor) -> Grid {
+        Grid { step: with_values(step, |step| step[0]), zero: self.zero, levels: self.levels }
     }
 }
 

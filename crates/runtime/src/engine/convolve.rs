@@ -112,7 +112,7 @@ impl Convolution {
         // A window of one pixel sees the input itself.
         let whole = depth * g.groups == g.channels;
         let direct = whole && g.kernel == [1, 1] && g.stride == [1, 1] && g.padding == [0, 0];
-        threads.each(tasks.into_iter().enumerate().collect(), |scratch, (number, mut planes)| {
+        threads.each(tasks.into_iter().enumerate().collect(), |scratch: &mut Vec<f32>, (number, mut planes)| {
             let (sample_group, tile_number) = (number / tiles, number % tiles);
             let group = sample_group % g.groups;
             let input = &input[sample_group * group_size..][..group_size];

@@ -77,27 +77,30 @@ impl Program {
         free: &mut Vec<Vec<f32>>,
         around: Around<'_>,
     ) -> Vec<f32> {
+        let length = |value: usize| self.sizes[value] * batch;
         let mut values: Vec<Vec<f32>> = vec![Vec::new(); self.sizes.len()];
-        values[0] = take(free, input.len());
-        values[0].copy_from_slice(input);
+        values[0] = take(free, length(0));
+        values[0][..length(0)].copy_from_slice(input);
         for (number, step) in self.steps.iter().enumerate() {
             let first = step.inputs[0];
             let takes = self.takes_over(step);
             let in_place = step.operation.in_place();
             let mut output = match takes {
                 true => std::mem::take(&mut values[first]),
-                false => take(free, self.sizes[number + 1] * batch),
+                false => take(free, length(number + 1)),
             };
+            let own = &mut output[..length(number + 1)];
             if in_place && !takes {
-                output.copy_from_slice(&values[first]);
+                own.copy_from_slice(&values[first][..length(first)]);
             }
             let inputs: Vec<&[f32]> =
-                step.inputs.iter().skip(usize::from(in_place)).map(|value| values[*value].as_slice()).collect();
-            around(number, &mut || step.operation.run(&inputs, batch, &mut output, threads));
+                step.inputs.iter().skip(usize::from(in_place)).map(|value| &values[*value][..length(*value)]).collect();
+            around(number, &mut || step.operation.run(&inputs, batch, own, threads));
             values[number + 1] = output;
             free.extend(step.dead.iter().map(|value| std::mem::take(&mut values[*value])).filter(|buffer| buffer.capacity() > 0));
         }
-        let output = std::mem::take(&mut values[self.output]);
+        let mut output = std::mem::take(&mut values[self.output]);
+        output.truncate(length(self.output));
         free.extend(values.into_iter().filter(|buffer| buffer.capacity() > 0));
         output
     }
@@ -307,17 +310,15 @@ fn operation(node: &Node, input: &[usize], output: &[usize]) -> Operation {
     }
 }
 
-/// A buffer of this length with any content: the smallest free one that is large enough, or a new one.
+/// A buffer of at least this length with any content: the smallest free one that is large enough, or a new one.
 fn take(free: &mut Vec<Vec<f32>>, length: usize) -> Vec<f32> {
-    let fits = (0..free.len()).filter(|i| free[*i].capacity() >= length).min_by_key(|i| free[*i].capacity());
-    let mut buffer = match fits {
+    let fits = (0..free.len()).filter(|i| free[*i].len() >= length).min_by_key(|i| free[*i].len());
+    match fits {
         Some(i) => free.swap_remove(i),
         None => {
             // What is too small now gives its memory back, so that no more is held than the fullest moment needs.
             free.pop();
-            Vec::new()
+            vec![0.0; length]
         }
-    };
-    buffer.resize(length, 0.0);
-    buffer
+    }
 }

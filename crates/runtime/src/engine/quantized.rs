@@ -5,7 +5,8 @@
 //! The same sum in floats is rounded after every addition; where nothing is lost there, both ways agree to the last bit. Zeros between two
 //! codes make both sides twice as large and the step half.
 
-use briquette_kernels::{Conv2d, Precision, bits, integer};
+use briquette_kernels::integer::{self, Scaling};
+use briquette_kernels::{Conv2d, Precision, bits, grid};
 
 use super::convolve::{Epilogue, Geometry, transpose_into};
 use super::pointwise::quantize;
@@ -20,23 +21,16 @@ pub(crate) struct Quantized {
     input: Grid,
     channels: usize,
     pub(crate) out: usize,
-    /// What a filter's integer sum is multiplied by.
-    scales: Vec<f32>,
+    /// What a filter's integer sum stands for.
+    scaling: Scaling,
     pub(crate) epilogue: Epilogue,
 }
 
 #[derive(Debug)]
 enum Product {
     Signs(bits::Convolution),
-    Bytes {
-        filters: integer::Convolution,
-        /// What the zero of the inputs adds to a filter's sum.
-        offsets: Vec<i32>,
-        /// Factors of the sum of a window's inputs, which a last filter of ones computes, where weights have a zero that does not fit.
-        zeros: Option<Vec<i32>>,
-        /// 2 where the zero of the inputs lies between two codes.
-        factor: i32,
-    },
+    /// Perhaps with a last filter of ones, which computes the sum of a window's inputs, where weights have a zero that does not fit.
+    Bytes(integer::Convolution),
 }
 
 impl Quantized {
@@ -68,8 +62,9 @@ impl Quantized {
             let values: Vec<f32> = codes.iter().map(|code| f32::from(*code) - 0.5).collect();
             let matrix = bits::Matrix::of_signs(out, depth, &values, 1).ok()?;
             let product = Product::Signs(bits::Convolution::pack(shape, &matrix).ok()?);
-            let scales = (0..out).map(|row| 0.25 * step(row)).collect();
-            return Some(Self { product, input: input.clone(), channels: geometry.channels, out, scales, epilogue });
+            let scales: Vec<f32> = (0..out).map(|row| 0.25 * step(row)).collect();
+            let scaling = Scaling::new(1, &scales, &vec![0; out], None);
+            return Some(Self { product, input: input.clone(), channels: geometry.channels, out, scaling, epilogue });
         }
         let between = |zero: f32| if zero.fract() == 0.0 { 1 } else { 2 };
         let (factor, zero) = (between(input.zeros[0]), input.zeros[0]);
@@ -106,77 +101,88 @@ impl Quantized {
             let windows = window_factors.as_ref().map_or(0, |zeros| zeros[row].wrapping_mul(depth as i32));
             zero.wrapping_mul(windows.wrapping_sub(sums[row]))
         };
-        let offsets = (0..out).map(offset).collect();
-        let scales = (0..out).map(|row| step(row) / (factor * between(zeros[row])) as f32).collect();
-        let product = Product::Bytes { filters, offsets, zeros: window_factors, factor };
-        Some(Self { product, input: input.clone(), channels: geometry.channels, out, scales, epilogue })
+        let offsets: Vec<i32> = (0..out).map(offset).collect();
+        let scales: Vec<f32> = (0..out).map(|row| step(row) / (factor * between(zeros[row])) as f32).collect();
+        let scaling = Scaling::new(factor, &scales, &offsets, window_factors.as_deref());
+        let product = Product::Bytes(filters);
+        Some(Self { product, input: input.clone(), channels: geometry.channels, out, scaling, epilogue })
     }
 
     /// Bytes that it takes in memory.
     pub(crate) fn bytes(&self) -> usize {
         let weights = match &self.product {
             Product::Signs(filters) => filters.bytes(),
-            Product::Bytes { filters, offsets, zeros, .. } => {
-                filters.bytes() + 4 * (offsets.len() + zeros.as_ref().map_or(0, Vec::len))
-            }
+            Product::Bytes(filters) => filters.bytes(),
         };
-        weights + 4 * (self.scales.len() + self.epilogue.bias.len())
+        weights + self.scaling.bytes() + 4 * self.epilogue.bias.len()
     }
 
     /// Multiplies what each filter computes before its bias.
     pub(crate) fn scale_rows(&mut self, factors: &[f32]) {
-        self.scales.iter_mut().zip(factors).for_each(|(scale, factor)| *scale *= factor);
+        self.scaling.multiply(factors);
     }
 
     /// `input` `[batch, channels, h, w]` to `output` `[batch, out, oh, ow]`. The input is put on its grid first, which changes nothing where
     /// that was done before.
     pub(crate) fn run(&self, input: &[f32], batch: usize, output: &mut [f32], threads: &Threads) {
-        let area = input.len() / (batch * self.channels);
-        let positions = output.len() / (batch * self.out);
-        let mut last = vec![0.0; input.len()];
-        threads.pieces(&mut last, self.channels * area, |sample, image| {
-            transpose_into(&input[sample * self.channels * area..][..image.len()], self.channels, image);
-        });
-        let (columns, stride, sums) = match &self.product {
+        let (image, map) = (input.len() / batch, output.len() / batch);
+        let positions = map / self.out;
+        // A few images at a time, so that what is between the steps stays in the cache, yet enough for each weight that is loaded.
+        let some = WINDOWS.div_ceil(positions).min(batch);
+        let tasks: Vec<_> = input.chunks(some * image).zip(output.chunks_mut(some * map)).collect();
+        if tasks.len() >= threads.count() {
+            threads.each(tasks, |scratch, (input, output)| self.few(scratch, input, image, output, 1));
+        } else {
+            let mut scratch = Scratch::default();
+            tasks.into_iter().for_each(|(input, output)| {
+                threads.inside(|count| self.few(&mut scratch, input, image, output, count));
+            });
+        }
+    }
+
+    /// The same for a few images of this size.
+    fn few(&self, scratch: &mut Scratch, input: &[f32], image: usize, output: &mut [f32], threads: usize) {
+        let batch = input.len() / image;
+        let map = output.len() / batch;
+        let of_image = map / self.out * self.scaling.stride();
+        scratch.sums.resize(batch * of_image, 0);
+        match &self.product {
             Product::Signs(filters) => {
-                threads.pieces(&mut last, PIECE, |_, values| quantize(&self.input, values));
-                let mut sums = vec![0; output.len()];
-                threads.inside(|count| {
-                    let signs = bits::Matrix::of_signs(batch, last.len() / batch, &last, count);
-                    signs.and_then(|signs| filters.forward(&signs, &mut sums, count)).expect("the shapes were checked");
-                });
-                (None, self.out, sums)
-            }
-            Product::Bytes { filters, zeros, .. } => {
-                let codes: Vec<u8> = last.iter().map(|value| self.input.nearest(0, *value) as u8).collect();
-                let stride = self.out + usize::from(zeros.is_some());
-                let mut sums = vec![0; batch * positions * stride];
-                let zero = self.input.zeros[0] as u8;
-                threads.inside(|count| {
-                    filters.forward(batch, &codes, zero, &mut sums, count).expect("the shapes were checked");
-                });
-                (zeros.as_ref(), stride, sums)
-            }
-        };
-        threads.pieces(output, positions, |number, plane| {
-            let (sample, row) = (number / self.out, number % self.out);
-            let scale = self.scales[row];
-            let windows = sums[sample * positions * stride..][..positions * stride].chunks_exact(stride);
-            match &self.product {
-                Product::Signs(_) => plane.iter_mut().zip(windows).for_each(|(out, sums)| *out = scale * sums[row] as f32),
-                Product::Bytes { offsets, factor, .. } => {
-                    let window = columns.map_or(0, |zeros| factor * zeros[row]);
-                    for (out, sums) in plane.iter_mut().zip(windows) {
-                        let inputs = if window == 0 { 0 } else { window.wrapping_mul(sums[self.out]) };
-                        let sum = factor.wrapping_mul(sums[row]).wrapping_add(offsets[row]).wrapping_sub(inputs);
-                        *out = scale * sum as f32;
-                    }
+                scratch.last.resize(input.len(), 0.0);
+                for (input, last) in input.chunks_exact(image).zip(scratch.last.chunks_exact_mut(image)) {
+                    transpose_into(input, self.channels, last);
                 }
+                quantize(&self.input, &mut scratch.last);
+                let signs = bits::Matrix::of_signs(batch, image, &scratch.last, threads);
+                signs.and_then(|signs| filters.forward(&signs, &mut scratch.sums, threads))
             }
-            self.epilogue.apply(row, plane);
-        });
+            Product::Bytes(filters) => {
+                scratch.codes.resize(input.len(), 0);
+                let (step, zero) = (self.input.steps[0], self.input.zeros[0]);
+                let grid = grid::Grid { step, zero, levels: self.input.levels };
+                for (input, codes) in input.chunks_exact(image).zip(scratch.codes.chunks_exact_mut(image)) {
+                    grid.codes_last(input, self.channels, codes);
+                }
+                filters.forward(batch, &scratch.codes, zero as u8, &mut scratch.sums, threads)
+            }
+        }
+        .expect("the shapes were checked");
+        for (sums, map) in scratch.sums.chunks_exact(of_image).zip(output.chunks_exact_mut(map)) {
+            self.scaling.channels_first(sums, map);
+            map.chunks_exact_mut(map.len() / self.out).enumerate().for_each(|(row, plane)| self.epilogue.apply(row, plane));
+        }
     }
 }
 
-/// Floats of an element-wise task.
-const PIECE: usize = 1 << 14;
+/// What is between the steps for a few images.
+#[derive(Debug, Default)]
+struct Scratch {
+    /// The input channels last.
+    last: Vec<f32>,
+    /// The same as codes.
+    codes: Vec<u8>,
+    sums: Vec<i32>,
+}
+
+/// Fewest windows that are worked on at a time, where there are as many.
+const WINDOWS: usize = 256;

@@ -25,15 +25,20 @@ impl Threads {
         }
     }
 
-    /// Does every task; each thread makes itself a scratch buffer first.
-    pub(crate) fn each<T: Send>(&self, tasks: Vec<T>, work: impl Fn(&mut Vec<f32>, T) + Send + Sync) {
+    /// Does every task; each thread makes itself scratch buffers first.
+    pub(crate) fn each<S: Default, T: Send>(&self, tasks: Vec<T>, work: impl Fn(&mut S, T) + Send + Sync) {
         match &self.0 {
-            Some(pool) if tasks.len() > 1 => pool.install(|| tasks.into_par_iter().for_each_init(Vec::new, work)),
+            Some(pool) if tasks.len() > 1 => pool.install(|| tasks.into_par_iter().for_each_init(S::default, work)),
             _ => {
-                let mut scratch = Vec::new();
+                let mut scratch = S::default();
                 tasks.into_iter().for_each(|task| work(&mut scratch, task));
             }
         }
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.0.as_ref().map_or(1, rayon::ThreadPool::current_num_threads)
     }
 
     /// Does work that splits itself among the threads, whose number it is told.
@@ -57,6 +62,6 @@ impl Threads {
 
 impl fmt::Debug for Threads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Threads({})", self.0.as_ref().map_or(1, rayon::ThreadPool::current_num_threads))
+        write!(f, "Threads({})", self.count())
     }
 }
