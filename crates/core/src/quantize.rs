@@ -12,7 +12,9 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::chance;
+use crate::error::{Error, Result};
 use crate::kernels::{self, Quantizing, takes};
+use crate::types::Bits;
 
 /// How weights become codes while they are trained. What is stored are the codes alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -214,6 +216,32 @@ impl Quantize {
         };
         let step = step.reshape([1; D]);
         (codes(x / step.clone() + self.zero, self.levels, true, None) - self.zero) * step
+    }
+}
+
+/// Gradients of few bits: of each sample's, with the largest absolute value `m`, every one is rounded to `2^bits` levels that lie evenly from
+/// `-m` to `m`, up or down at random, so that it is right on the mean (Zhou et al., "DoReFa-Net", arXiv:1606.06160, 2016, equation 12).
+#[derive(Debug, Clone, Copy)]
+pub struct CoarseGradient(u32);
+
+impl CoarseGradient {
+    /// # Errors
+    /// On other devices than `flex`: elsewhere no operation has another gradient than its own.
+    pub fn new(bits: Bits, device: &Device) -> Result<Self> {
+        if kernels::serve(device) {
+            return Ok(Self(bits.get()));
+        }
+        let detail = "gradients of few bits are computed on the CPU device `flex` only, by our kernels; set `device = \"flex\"`";
+        Err(Error::Invalid(detail.into()))
+    }
+
+    /// The same values `[batch, ...]`.
+    pub fn apply<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
+        if !x.is_autodiff() {
+            return x;
+        }
+        let noise = chance::uniform_like(&x);
+        kernels::coarsen(x, noise, self.0)
     }
 }
 

@@ -160,6 +160,29 @@ impl Grid {
     }
 }
 
+/// Gradients of few bits: in each sample of `size` values, whose largest absolute value is `m`, the values are rounded to `2^bits` levels that
+/// lie evenly from `-m` to `m`, up or down at random: `2 m (floor(n (dy / (2 m) + 1 / 2) + noise) / n - 1 / 2)` with `n = 2^bits - 1`. For noise
+/// evenly spread over `[0, 1)` the mean is `dy`.
+///
+/// # Panics
+/// If the slices differ in length or are no samples of so many values.
+pub fn coarse(dy: &[f32], noise: &[f32], size: usize, bits: u32) -> Vec<f32> {
+    assert!(dy.len() == noise.len() && dy.len().is_multiple_of(size.max(1)), "noise for each gradient of whole samples");
+    let last = ((1_u64 << bits) - 1) as f32;
+    let mut rounded = vec![0.0; dy.len()];
+    let samples = rounded.par_chunks_mut(size.max(1)).zip(dy.par_chunks(size.max(1))).zip(noise.par_chunks(size.max(1)));
+    samples.for_each(|((rounded, dy), noise)| {
+        let largest = dy.iter().fold(0.0_f32, |largest, dy| largest.max(dy.abs()));
+        if largest > 0.0 {
+            for ((rounded, dy), noise) in rounded.iter_mut().zip(dy).zip(noise) {
+                let code = (last * (dy / (2.0 * largest) + 0.5) + noise).floor().clamp(0.0, last);
+                *rounded = 2.0 * largest * (code / last - 0.5);
+            }
+        }
+    });
+    rounded
+}
+
 struct Each<'a, R> {
     grid: Grid,
     x: &'a [f32],
@@ -310,6 +333,24 @@ mod tests {
             (y, sum.to_bits(), codes)
         };
         assert!(Isa::all().into_iter().all(|isa| run(isa) == run(Isa::Portable)));
+    }
+
+    #[test]
+    fn coarse_gradients_have_few_levels_and_are_right_on_the_mean() {
+        let dy = [0.3, -0.5, 0.0, 0.1, 0.0, 0.0, 2.0, -0.25];
+        let draws = 1000;
+        let mut means = [0.0; 8];
+        for draw in 0..draws {
+            let noise = [(draw as f32 + 0.5) / draws as f32; 8];
+            let rounded = coarse(&dy, &noise, 4, 2);
+            for (i, rounded) in rounded.iter().enumerate() {
+                let third = rounded / [0.5, 2.0][i / 4] * 3.0;
+                assert!([-3.0, -1.0, 1.0, 3.0].iter().any(|level| (level - third).abs() < 1e-5), "{rounded}");
+                means[i] += rounded / draws as f32;
+            }
+        }
+        assert!(means.iter().zip(dy).all(|(mean, dy)| (mean - dy).abs() < 2e-3), "{means:?}");
+        assert_eq!(coarse(&[0.0; 3], &[0.5; 3], 3, 8), [0.0; 3]);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! DoReFa-Net.
 //!
 //! With `quantize_k(x) = round((2^k - 1) x) / (2^k - 1)`, weights are `2 quantize_k(tanh(w) / (2 max |tanh(w)|) + 1 / 2) - 1` and activations
-//! `quantize_k(clip(x, 0, 1))`, both trained with gradients that go straight through the rounding. The first and the last layer stay as they
-//! are.
+//! `quantize_k(clip(x, 0, 1))`, both trained with gradients that go straight through the rounding. The gradients of these layers' outputs are
+//! rounded too, to `2 m (quantize_k(dr / (2 m) + 1 / 2 + N) - 1 / 2)` with the largest absolute value `m` of a sample and uniform noise `N` of one
+//! step, which keeps their mean. The first and the last layer stay as they are.
 //!
 //! ```
 //! use briquette_core::builder::Builder;
@@ -28,14 +29,18 @@
 //!
 //! Zhou, Wu, Ni, Zhou, Wen, Zou. "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth Gradients".
 //! arXiv:1606.06160, 2016.
-//! Differs from the paper: gradients keep their precision, for the training gives methods no way into the backward pass between layers;
-//! one-bit weights are those of binary-weight networks and not offered here; and residual sums read the quantized activations.
+//! Differs from the paper: gradients keep their precision unless `gradients` says otherwise, and lose it on the device `flex` only; one-bit
+//! weights are those of binary-weight networks and not offered here; and residual sums read the quantized activations.
 
 use briquette_core::StepGradient;
+use briquette_core::coding::Source;
 use briquette_core::error::Result;
-use briquette_core::net::Net;
+use briquette_core::net::{Net, Node, Value};
 use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::{Extras, Recipe, fit};
+use briquette_core::quantize::CoarseGradient;
+use briquette_core::training::{Extras, Forward, Recipe, fit};
+use briquette_core::types::Bits;
+use burn::tensor::Tensor;
 use serde::Deserialize;
 
 use crate::parts::clipped::Clipped;
@@ -47,6 +52,8 @@ pub struct Dorefa {
     /// Bits and layers.
     #[serde(flatten)]
     clipped: Clipped,
+    /// Bits of the gradients of the layers' outputs, 1 to 16; without, they are not rounded.
+    gradients: Option<Bits>,
     /// The training.
     train: Recipe,
 }
@@ -60,11 +67,15 @@ impl Method for Dorefa {
 
 impl Pass for Dorefa {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        fit(self.plan(net)?, &self.train, Extras::default(), cx)
+        let net = self.plan(net)?;
+        let coarse = self.coarse(&net)?;
+        let forward = coarse.as_ref().map(|coarse| coarse as &dyn Forward);
+        fit(net, &self.train, Extras { forward, ..Extras::default() }, cx)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
         self.train.check()?;
+        self.coarse(&net)?;
         self.clipped.apply(Self::NAME, net, 1.0, StepGradient::Fixed)
     }
 
@@ -73,12 +84,38 @@ impl Pass for Dorefa {
     }
 }
 
+impl Dorefa {
+    fn coarse(&self, net: &Net) -> Result<Option<Coarse>> {
+        let Some(bits) = self.gradients else { return Ok(None) };
+        let gradient = CoarseGradient::new(bits, &net.device())?;
+        let on_grid = |node: &Node| node.weight().is_some_and(|weight| matches!(weight.coding.source, Source::Grid { .. }));
+        Ok(Some(Coarse { gradient, layers: net.weighted().filter(|(_, node)| on_grid(node)).map(|(index, _)| index).collect() }))
+    }
+}
+
+/// The way through the network on which the gradients of these layers' outputs are rounded.
+struct Coarse {
+    gradient: CoarseGradient,
+    layers: Vec<usize>,
+}
+
+impl Forward for Coarse {
+    fn forward(&self, net: &Net, images: Tensor<4>) -> Tensor<2> {
+        let tap = |index: usize, value: Value| match (self.layers.contains(&index), value) {
+            (true, Value::Map(x)) => Value::Map(self.gradient.apply(x)),
+            (true, Value::Vector(x)) => Value::Vector(self.gradient.apply(x)),
+            (false, value) => value,
+        };
+        net.trace(images, tap).vector()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use briquette_core::net::Op;
     use briquette_core::pass::Silent;
     use briquette_core::training::evaluate;
-    use burn::tensor::Device;
+    use burn::tensor::{Device, Distribution};
 
     use super::*;
     use crate::handmade::{get, images, refusal, run, small, stirred};
@@ -105,6 +142,42 @@ mod tests {
         let (data, device) = (images(), Device::flex());
         let loss = |net: &Net| evaluate(net, &data.test, &device, &mut Silent).unwrap().loss;
         assert!(loss(&trained) < 0.9 * loss(&start), "{} {}", loss(&trained), loss(&start));
+    }
+
+    #[test]
+    fn gradients_of_few_bits_are_right_on_the_mean_and_train_too() {
+        let settings = |more: serde_json::Value| {
+            let mut all = serde_json::json!({ "bits": 4, "activations": 4, "train": { "epochs": 60, "batch": 10, "lr": 0.02 } });
+            all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            all
+        };
+        let method: Dorefa = serde_json::from_value(settings(serde_json::json!({ "gradients": 2 }))).unwrap();
+        let net = method.plan(stirred()).unwrap();
+        let (data, mut silent) = (images(), Silent);
+        let coarse = method.coarse(&net).unwrap().unwrap();
+        let net = net.probed();
+        assert_eq!(coarse.layers, [net.index("conv2").unwrap(), net.index("fc1").unwrap()]);
+        let x = Tensor::<4>::random([5, 1, 4, 4], Distribution::Uniform(0.0, 1.0), &Device::flex().autodiff());
+        let by_conv2 = |logits: Tensor<2>| {
+            let gradients = logits.powi_scalar(2).sum().backward();
+            net.nodes[net.index("conv2").unwrap()].gradient("bias", &gradients).unwrap()
+        };
+        let exact = by_conv2(net.forward(x.clone()));
+        let mut mean = vec![0.0; exact.len()];
+        for draw in 0..2000 {
+            briquette_core::chance::seed(draw);
+            let logits = coarse.forward(&net, x.clone());
+            mean.iter_mut().zip(by_conv2(logits)).for_each(|(mean, found)| *mean += found / 2000.0);
+        }
+        let size = exact.iter().map(|g| g * g).sum::<f32>().sqrt();
+        let off = mean.iter().zip(&exact).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
+        assert!(size > 0.0 && off < 0.1 * size, "{mean:?} {exact:?}");
+        let mut loss = |net: &Net| evaluate(net, &data.test, &Device::flex(), &mut silent).unwrap().loss;
+        let [start, trained] = [0, 60].map(|epochs| {
+            let more = serde_json::json!({ "gradients": 6, "train": { "epochs": epochs, "batch": 10, "lr": 0.02 } });
+            run::<Dorefa>(stirred(), settings(more)).unwrap()
+        });
+        assert!(loss(&trained) < 0.9 * loss(&start));
     }
 
     #[test]

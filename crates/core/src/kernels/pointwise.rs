@@ -1,6 +1,6 @@
 //! The order of values, the rectifier, and the loss.
 
-use briquette_kernels::grid::Grid;
+use briquette_kernels::grid::{self, Grid};
 use briquette_kernels::pointwise;
 use briquette_runtime::StepGradient;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -27,6 +27,11 @@ pub(crate) fn rectify<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 /// The nearest values of a grid of this step `[1]`; see [`Quantize`](crate::quantize::Quantize).
 pub(crate) fn quantize<const D: usize>(x: Tensor<D>, step: Tensor<1>, rule: Quantizing) -> Tensor<D> {
     Tensor::from_dispatch(<Dispatch as Kernels>::quantize(x.into_dispatch(), step.into_dispatch(), rule))
+}
+
+/// The same values; their gradient is that of each sample rounded to `2^bits` levels, up or down by the noise.
+pub(crate) fn coarsen<const D: usize>(x: Tensor<D>, noise: Tensor<D>, bits: u32) -> Tensor<D> {
+    Tensor::from_dispatch(<Dispatch as Kernels>::coarsen(x.into_dispatch(), noise.into_dispatch(), bits))
 }
 
 /// The mean over the rows of `-sum_k t_k log softmax(logits)_k`.
@@ -166,6 +171,35 @@ pub(super) fn record_quantized<C: CheckpointStrategy>(
     let y = quantized(x.primitive(), step.primitive(), rule);
     match Quantized.prepare::<C>([x.node(), step.node()]).compute_bound().stateful() {
         OpsKind::Tracked(prep) => prep.finish((x.into_primitive(), step.into_primitive(), rule), y),
+        OpsKind::UnTracked(prep) => prep.finish(y),
+    }
+}
+
+#[derive(Debug)]
+struct Coarse;
+
+impl Backward<Flex, 1> for Coarse {
+    type State = (FlexTensor, u32);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = grads.consume::<Flex>(&ops.node);
+        if let [Some(node)] = ops.parents {
+            let (noise, bits) = ops.state;
+            let size = dy.shape().as_slice()[1..].iter().product();
+            let rounded = with_values(&dy, |dy| with_values(&noise, |noise| grid::coarse(dy, noise, size, bits)));
+            grads.register::<Flex>(node.id, like(&dy, rounded));
+        }
+    }
+}
+
+pub(super) fn record_coarse<C: CheckpointStrategy>(
+    x: FloatTensor<Autodiff<Flex, C>>,
+    noise: FlexTensor,
+    bits: u32,
+) -> FloatTensor<Autodiff<Flex, C>> {
+    let y = x.primitive().clone();
+    match Coarse.prepare::<C>([x.node()]).compute_bound().stateful() {
+        OpsKind::Tracked(prep) => prep.finish((noise, bits), y),
         OpsKind::UnTracked(prep) => prep.finish(y),
     }
 }

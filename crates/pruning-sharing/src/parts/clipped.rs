@@ -1,5 +1,7 @@
 //! What DoReFa-Net and PACT share: squashed weights between layers whose activations are clipped.
 
+use std::collections::BTreeMap;
+
 use briquette_core::coding::Rounding;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
@@ -22,17 +24,25 @@ pub struct Clipped {
 }
 
 impl Clipped {
+    /// The layers with their bits.
+    ///
+    /// # Errors
+    /// Bits out of range.
+    pub fn layers(&self, method: &str, net: &Net) -> Result<BTreeMap<usize, u32>> {
+        let spared = match &self.except {
+            Some(except) => except.clone(),
+            None => ends(net).into_iter().map(|end| net.nodes[end].name.clone()).collect(),
+        };
+        layers(method, net, &self.bits, &spared, (|bits| (2..=8).contains(&bits), "2 to 8"))
+    }
+
     /// The network with the layers' weights at `2 / (2^b - 1) round((2^b - 1) (t / 2 + 1 / 2)) - 1`, where `t = tanh(w) / max |tanh(w)|`, and
     /// the activations that they read clipped to `[0, clip]` and rounded to `2^b` levels, for all readers alike.
     ///
     /// # Errors
     /// Bits out of range, and layers that read negative values, which the clip would lose.
     pub fn apply(&self, method: &str, net: Net, clip: f64, train: StepGradient) -> Result<Net> {
-        let spared = match &self.except {
-            Some(except) => except.clone(),
-            None => ends(&net).into_iter().map(|end| net.nodes[end].name.clone()).collect(),
-        };
-        let layers = layers(method, &net, &self.bits, &spared, (|bits| (2..=8).contains(&bits), "2 to 8"))?;
+        let layers = self.layers(method, &net)?;
         let mut quantizers = Vec::new();
         if let Some(bits) = self.activations {
             if !(2..=8).contains(&bits.get()) {
