@@ -67,6 +67,9 @@ pub struct ResponseQuantization {
     /// Places of a convolution's response in an image.
     #[serde(default = "positions")]
     positions: usize,
+    /// Most memory for the moments of one layer's inputs and responses, in MiB.
+    #[serde(default = "gibi")]
+    memory_mib: usize,
 }
 
 fn images() -> usize {
@@ -75,6 +78,10 @@ fn images() -> usize {
 
 fn positions() -> usize {
     10
+}
+
+fn gibi() -> usize {
+    1 << 10
 }
 
 impl Method for ResponseQuantization {
@@ -128,6 +135,17 @@ impl ResponseQuantization {
             }
             if node.weight().is_some_and(|weight| weight.coding.mask.is_some()) {
                 let detail = format!("its weights are masked; put {} before the pass that does so", Self::NAME);
+                return Err(Error::node(&node.name, detail));
+            }
+            let Some(shape) = node.op.weight_shape() else { continue };
+            let (rows, columns) = (shape[0] as u128, shape[1..].iter().product::<usize>() as u128);
+            // Moments of the inputs; weights, targets and what is missing.
+            let mib = (8 * columns * (columns + 3 * rows)).div_ceil(1 << 20);
+            if mib > self.memory_mib as u128 {
+                let detail = format!(
+                    "the moments of its {columns} inputs take {mib} MiB, `memory_mib` allows {}; raise it, or leave the layer to product-quantization",
+                    self.memory_mib
+                );
                 return Err(Error::node(&node.name, detail));
             }
         }
@@ -329,6 +347,9 @@ mod tests {
         refuses::<ResponseQuantization>("response-quantization");
         let none = refusal::<ResponseQuantization>(small(), json!({ "centroids": 2, "width": 2, "images": 0 }));
         assert_eq!(none, "response-quantization: `images` and `positions` must be at least 1");
+        let large = refusal::<ResponseQuantization>(small(), json!({ "centroids": 2, "width": 2, "memory_mib": 0 }));
+        let facts = "node 'conv1': the moments of its 4 inputs take 1 MiB, `memory_mib` allows 0; ";
+        assert_eq!(large, format!("{facts}raise it, or leave the layer to product-quantization"));
         let masked = crate::magnitude::prune(small(), |_| Some(0.5));
         let masked = refusal::<ResponseQuantization>(masked, json!({ "centroids": 2, "width": 2 }));
         assert_eq!(masked, "node 'conv1': its weights are masked; put response-quantization before the pass that does so");
