@@ -201,10 +201,15 @@ pub(crate) fn build(name: String, inputs: Vec<usize>, layer: &Layer, parameters:
 /// Swaps the two dimensions of a matrix together with its coding. Burn keeps `[in, out]`, the field writes `[out, in]`.
 fn transposed(stored: Stored) -> Stored {
     let [rows, cols] = stored.shape[..] else { return stored };
-    let order: Vec<usize> = (0..rows * cols).map(|i| (i % rows) * cols + i / rows).collect();
+    let order = || (0..rows * cols).map(|i| (i % rows) * cols + i / rows);
     Stored {
-        base: order.iter().map(|&i| stored.base[i]).collect(),
-        coding: stored.coding.transposed(&order),
+        base: order().map(|i| stored.base[i]).collect(),
+        // Of a large layer the list of places would take twice the weights' memory.
+        coding: if stored.coding == Coding::default() {
+            stored.coding
+        } else {
+            stored.coding.transposed(&order().collect::<Vec<_>>())
+        },
         shape: vec![cols, rows],
         name: stored.name,
     }
