@@ -126,11 +126,15 @@ impl Windows {
                 continue;
             };
             if together {
-                run(None, before * channels);
+                if before > 0 {
+                    run(None, before * channels);
+                }
                 // Where nothing is inside, the place means nothing.
                 let place = (row * width + (start + before).saturating_sub(self.shape.padding[1])) * channels;
                 run(Some(place).filter(|_| inside > before), (inside - before) * channels);
-                run(None, (across - inside) * channels);
+                if inside < across {
+                    run(None, (across - inside) * channels);
+                }
             } else {
                 for kx in 0..across {
                     let place = self.source(1, x, kx).map(|column| (row * width + column) * all + group * channels);
