@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         "check" => check(),
         "bench" => peer::with_peer(with_default(&arguments, "training")).and_then(|arguments| briquette(&arguments)),
         "table" => write_generated(),
-        "smoke" => smoke(),
+        "smoke" => smoke(&arguments[1..]),
         "sweep" => sweep(&arguments[1..]),
         "sanitize" => sanitize::run(&arguments[1..]),
         _ => briquette(&arguments),
@@ -48,7 +48,7 @@ fn help() -> Result<ExitCode> {
          test       all tests\n  \
          check      format, lints, documentation, generated pages up to date\n  \
          bench      training speed and memory; `--peer` puts PyTorch beside it\n  \
-         smoke      a trial run of every config\n  \
+         smoke      a trial run of every config, or of those named\n  \
          sweep      runs what docs/records/PAGE/NAME.toml describes and NAME.json lacks; `--jobs N` points at once\n  \
          sanitize   the kernels' tests under AddressSanitizer; needs a nightly toolchain\n  \
          table      writes docs/tables and the README's results from docs/records, and docs/methods.md");
@@ -119,15 +119,20 @@ fn test(rest: &[String]) -> Result<ExitCode> {
     exit_code(&mut command)
 }
 
-/// A trial run of every config, one after the other; what they write goes to `target/smoke`.
-fn smoke() -> Result<ExitCode> {
-    build(&[])?;
+/// A trial run of every config, or of those named, one after the other; what they write goes to `target/smoke`.
+fn smoke(names: &[String]) -> Result<ExitCode> {
+    let named = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let mut configs = tables::entries(&root().join("configs"))?;
     configs.retain(|path| path.extension().is_some_and(|e| e == "toml"));
+    if let Some(unknown) = names.iter().find(|&name| configs.iter().all(|path| named(path) != *name)) {
+        bail!("configs/{unknown}.toml does not exist");
+    }
+    configs.retain(|path| names.is_empty() || names.contains(&named(path)));
+    build(&[])?;
     let mut failed = 0;
     for config in &configs {
-        let name = config.file_stem().unwrap_or_default().to_string_lossy();
-        let out = root().join("target/smoke").join(&*name);
+        let name = named(config);
+        let out = root().join("target/smoke").join(&name);
         if out.exists() {
             std::fs::remove_dir_all(&out).with_context(|| out.display().to_string())?;
         }

@@ -160,8 +160,8 @@ impl Config {
 }
 
 /// Images that a trial run uses at most.
-const SMOKE_TRAIN: usize = 1800;
-const SMOKE_TEST: usize = 500;
+const SMOKE_TRAIN: usize = 900;
+const SMOKE_TEST: usize = 300;
 
 fn step(methods: &[&'static Entry], mut settings: toml::Table) -> Result<Step> {
     let method = settings.remove("method").ok_or_else(|| anyhow!("has no `method`"))?;
