@@ -5,7 +5,8 @@
 //! lie evenly about 0 or between their extremes; inputs have one step, found on some training images ([`Observer`]), and no codes for
 //! negative values where there are none. In order: batch norms are folded into the layers before them, [channels are
 //! equalized](crate::parts::equalize), weights and inputs rounded, [biases corrected](crate::parts::bias_correction), and the network trained
-//! on, rounding in every forward pass (quantization-aware training), if there is a recipe.
+//! on, rounding in every forward pass (quantization-aware training), if there is a recipe. With `fold = "after"` batch norms stay while it is
+//! trained, which bears higher rates and fewer bits, and go into the steps afterwards.
 //!
 //! ```
 //! use briquette_core::builder::Builder;
@@ -51,7 +52,6 @@ use crate::parts::equalize::equalize;
 use crate::parts::observers::{Calibration, Scale, observe};
 use crate::parts::quantizers::{Site, layers, on_grids, place, sites, weight_grid};
 use crate::parts::steps::Positive;
-use crate::parts::yes;
 
 pub use crate::parts::observers::Observer;
 pub use crate::parts::quantizers::{Form, Per, Reach};
@@ -85,9 +85,9 @@ pub struct FixedPoint {
     /// Images at a time.
     #[serde(default = "batch")]
     batch: usize,
-    /// Whether batch norms are folded.
-    #[serde(default = "yes")]
-    fold: bool,
+    /// When batch norms are folded.
+    #[serde(default)]
+    fold: Fold,
     /// Whether channels are equalized.
     #[serde(default)]
     equalize: bool,
@@ -102,6 +102,19 @@ pub struct FixedPoint {
     learned: bool,
     /// Training with rounded weights and activations.
     tune: Option<Recipe>,
+}
+
+/// When batch norms become part of the layers before them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Fold {
+    /// Before weights are rounded: their grids are those of the folded weights.
+    #[default]
+    Before,
+    /// At the end: codes of weights stay, and each filter's step takes the norm's factor.
+    After,
+    /// Norms stay.
+    Never,
 }
 
 impl Method for FixedPoint {
@@ -127,16 +140,16 @@ impl Pass for FixedPoint {
         if let Some(means) = means {
             net = correct(net, &means, amount, cx)?;
         }
-        match &self.tune {
-            Some(recipe) => fit(net, recipe, Extras { projections: vec![&mut Positive], ..Extras::default() }, cx),
-            None => Ok(net),
+        if let Some(recipe) = &self.tune {
+            net = fit(net, recipe, Extras { projections: vec![&mut Positive], ..Extras::default() }, cx)?;
         }
+        self.folded(net, Fold::After)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
         let net = self.prepare(net)?;
         let (layers, sites) = self.targets(&net)?;
-        self.quantize(net, &layers, sites, |_| Scale { step: 1.0, zero: 0.0 })
+        self.folded(self.quantize(net, &layers, sites, |_| Scale { step: 1.0, zero: 0.0 })?, Fold::After)
     }
 
     fn recipes(&mut self) -> Vec<&mut Recipe> {
@@ -158,10 +171,15 @@ impl FixedPoint {
         if self.learned && self.tune.is_none() {
             return Err(Error::Invalid("fixed-point: `learned` takes a training; add `tune` or leave it out".into()));
         }
-        let net = if self.fold { net.fold_norms()? } else { net };
+        let net = self.folded(net, Fold::Before)?;
         // Refuses what cannot be scaled before it is.
         self.targets(&net)?;
         if self.equalize { equalize(net) } else { Ok(net) }
+    }
+
+    /// The network without batch norms, if this is the time to fold them.
+    fn folded(&self, net: Net, now: Fold) -> Result<Net> {
+        if self.fold == now { net.fold_norms() } else { Ok(net) }
     }
 
     /// The layers with their bits, and where their inputs are quantized.
@@ -397,6 +415,28 @@ mod tests {
     }
 
     #[test]
+    fn norms_folded_after_the_training_leave_its_outputs_and_its_codes_integers() {
+        let after = |fold: &str, per: &str| {
+            let tune = serde_json::json!({ "epochs": 2, "batch": 10, "lr": 0.01 });
+            let more = serde_json::json!({ "bits": 2, "per": per, "fold": fold, "learned": true, "tune": tune });
+            run::<FixedPoint>(trained(), settings(more)).unwrap()
+        };
+        for per in ["tensor", "channel"] {
+            let (kept, folded) = (after("never", per), after("after", per));
+            let norms = |net: &Net| net.nodes.iter().filter(|node| matches!(node.op, Op::BatchNorm(_))).count();
+            assert!(norms(&kept) > 0 && norms(&folded) == 0);
+            let (expected, found) = (outputs(&kept), outputs(&folded));
+            // A rounding of activations may fall to the other side where the two differ in the last bit.
+            let differ = expected.iter().zip(&found).filter(|(a, b)| (*a - *b).abs() > 1e-3 * a.abs().max(1.0)).count();
+            assert!(differ * 50 <= expected.len(), "{differ} of {}", expected.len());
+            let weight = folded.nodes[folded.index("conv1").unwrap()].weight().unwrap();
+            let grid = grid(&folded, "conv1");
+            let channel = grid.channel_of(&weight.shape);
+            assert!(weight.values().iter().enumerate().all(|(i, w)| *w == grid.value(channel(i), grid.nearest(channel(i), *w))));
+        }
+    }
+
+    #[test]
     fn a_layer_of_zeros_and_a_channel_that_never_fires_stay_zero() {
         let mut weights = get(&stirred(), "conv1", "weight");
         weights[..4].fill(0.0);
@@ -420,7 +460,7 @@ mod tests {
         let mask: Vec<bool> = (0..15).map(|i| i % 2 == 0).collect();
         let fc2 = small().index("fc2").unwrap();
         let net = crate::parts::masks::mask_layers(stirred(), |i, _| (i == fc2).then(|| mask.clone())).unwrap();
-        let more = serde_json::json!({ "except": ["conv*"], "fold": false, "weights": "affine" });
+        let more = serde_json::json!({ "except": ["conv*"], "fold": "never", "weights": "affine" });
         let quantized = run::<FixedPoint>(net.deep_clone(), settings(more)).unwrap();
         assert_eq!(get(&quantized, "conv1", "weight"), get(&net, "conv1", "weight"));
         assert!(quantized.nodes.iter().any(|node| matches!(node.op, Op::BatchNorm(_))));

@@ -1,5 +1,7 @@
 //! Batch norms become part of the layers before them.
 
+use briquette_runtime::Grid;
+
 use crate::coding::{Coding, Source};
 use crate::error::{Error, Result};
 use crate::net::{Net, Node, Op};
@@ -8,10 +10,11 @@ use crate::stored::Stored;
 impl Net {
     /// Folds every batch norm into the convolution or fully connected layer whose output it alone reads: with `a = gamma / sqrt(var + epsilon)`
     /// the layer's weights become `a w` and its bias `beta + a (bias - mean)`, filter by filter. Outputs are those of evaluation, but for
-    /// rounding; masks stay. Norms behind anything else stay as well.
+    /// rounding; masks stay. Weights on a grid keep their codes: the filter's step becomes `|a| step`, and where `a` is negative the codes are
+    /// mirrored. What was underneath them is then lost. Norms behind anything else stay as well.
     ///
     /// # Errors
-    /// Names a layer whose weights are shared or on a grid.
+    /// Names a layer whose weights are shared.
     pub fn fold_norms(mut self) -> Result<Self> {
         let device = self.device();
         while let Some((norm, layer)) = self.foldable() {
@@ -51,8 +54,16 @@ fn folded(layer: &Node, norm: &Node) -> Result<Vec<Stored>> {
     }
     for stored in &mut parameters {
         if stored.coding.source != Source::Free {
-            let detail = "its weights are shared or on a grid; fold its normalization before the pass that did that";
-            return Err(Error::node(&layer.name, detail));
+            stored.base = stored.values();
+            match &mut stored.coding.source {
+                Source::Grid { grid, .. } if stored.name == "weight" && grid.axis.unwrap_or(0) == 0 => {
+                    *grid = scaled(grid, &scale)
+                }
+                _ => {
+                    let detail = "its weights are shared; fold its normalization before the pass that did that";
+                    return Err(Error::node(&layer.name, detail));
+                }
+            }
         }
         let row = stored.base.len() / scale.len();
         let biased = stored.name == "bias";
@@ -63,4 +74,19 @@ fn folded(layer: &Node, norm: &Node) -> Result<Vec<Stored>> {
         }
     }
     Ok(parameters)
+}
+
+/// The grid of filters that are multiplied by a factor each.
+fn scaled(grid: &Grid, factors: &[f64]) -> Grid {
+    let last = (grid.levels - 1) as f32;
+    let channel = |filter: usize| if grid.axis.is_some() { filter } else { 0 };
+    let step = |(filter, a): (usize, &f64)| ((f64::from(grid.steps[channel(filter)]) * a.abs()) as f32).max(f32::MIN_POSITIVE);
+    let zero =
+        |(filter, a): (usize, &f64)| if *a < 0.0 { last - grid.zeros[channel(filter)] } else { grid.zeros[channel(filter)] };
+    Grid {
+        levels: grid.levels,
+        axis: Some(0),
+        steps: factors.iter().enumerate().map(step).collect(),
+        zeros: factors.iter().enumerate().map(zero).collect(),
+    }
 }
