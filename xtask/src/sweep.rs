@@ -206,6 +206,8 @@ pub(crate) fn run(arguments: &[String], root: &Path, briquette: &(dyn Fn() -> Co
     };
     let (sweep, commit) = (Sweep::read(&path)?, commit(root));
     let name = path.file_stem().ok_or_else(|| anyhow!("{} names no file", path.display()))?;
+    // Two pages may have sweeps of one name, which may run at once.
+    let page = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
     // Beside the sources, so that the paths in a record are those of any checkout.
     let folder = Path::new("target/sweep").join(name);
     std::fs::create_dir_all(root.join(&folder)).with_context(|| folder.display().to_string())?;
@@ -247,7 +249,7 @@ pub(crate) fn run(arguments: &[String], root: &Path, briquette: &(dyn Fn() -> Co
         loop {
             let Some(index) = next.lock().expect("no worker panics").next() else { return Ok(()) };
             let mut point = record.lock().expect("no worker panics").points[index].clone();
-            let out = folder.join(format!("point-{worker}"));
+            let out = folder.join(format!("{page}-{worker}"));
             if root.join(&out).exists() {
                 std::fs::remove_dir_all(root.join(&out)).with_context(|| out.display().to_string())?;
             }
