@@ -13,6 +13,7 @@ use briquette_core::stored::Stored;
 use briquette_core::surgery::{ChannelGroup, Keep};
 use briquette_core::training::{Recipe, probe};
 use burn::tensor::Device;
+use nalgebra::{Cholesky, DMatrix, DMatrixView, DVector};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -330,23 +331,18 @@ impl Moments {
         let (width, channels) = (self.width(), self.channels);
         let taps = width / channels;
         let rows = self.weights.chunks_exact(width);
-        let with_target = rows.clone().zip(self.targets.chunks_exact(width)).fold(vec![0.0; channels], |mut sums, (w, y)| {
+        let with_target = rows.zip(self.targets.chunks_exact(width)).fold(vec![0.0; channels], |mut sums, (w, y)| {
             (0..width).for_each(|i| sums[i / taps] += w[i] * y[i]);
             sums
         });
-        // The weights of each input side by side.
-        let columns: Vec<f64> = (0..width).flat_map(|i| rows.clone().map(move |w| w[i])).collect();
-        let column = |i: usize| &columns[i * columns.len() / width..(i + 1) * columns.len() / width];
-        let row = |c: usize| {
-            let mut products = vec![0.0; channels];
-            for i in c * taps..(c + 1) * taps {
-                for (j, x) in self.inputs[i * width..(i + 1) * width].iter().enumerate().filter(|(_, x)| **x != 0.0) {
-                    products[j / taps] += x * dot(column(i), column(j));
-                }
-            }
-            products
+        let weights = DMatrix::from_row_slice(self.weights.len() / width, width, &self.weights);
+        let weights = weights.transpose() * &weights;
+        let inputs = DMatrixView::from_slice(&self.inputs, width, width);
+        let product = |c: usize, d: usize| {
+            let (start, taps) = ((c * taps, d * taps), (taps, taps));
+            weights.view(start, taps).dot(&inputs.view(start, taps))
         };
-        Contributions { products: (0..channels).into_par_iter().flat_map_iter(row).collect(), with_target }
+        Contributions { products: DMatrix::from_fn(channels, channels, product).data.into(), with_target }
     }
 
     /// The weights with those of each channel multiplied by its factor.
@@ -371,36 +367,17 @@ impl Moments {
     }
 }
 
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
 /// For each right-hand side `b` and guess `g`, the `x` that minimizes `x^T A x - 2 b^T x + r |x - g|^2`, by Cholesky's decomposition. `r` is
 /// a millionth of the mean of the diagonal of `A`: where the sample does not tell, the guess stays.
-pub fn solve(mut matrix: Vec<f64>, sides: Vec<(Vec<f64>, Vec<f64>)>) -> Vec<Vec<f64>> {
+pub fn solve(matrix: Vec<f64>, sides: Vec<(Vec<f64>, Vec<f64>)>) -> Vec<Vec<f64>> {
     let n = matrix.len().isqrt();
-    let trace: f64 = (0..n).map(|i| matrix[i * n + i]).sum();
-    let ridge = if trace > 0.0 { RIDGE * trace / n as f64 } else { 1.0 };
-    (0..n).for_each(|i| matrix[i * n + i] += ridge);
-    for i in 0..n {
-        let (above, row) = matrix.split_at_mut(i * n);
-        for j in 0..i {
-            row[j] = (row[j] - dot(&row[..j], &above[j * n..j * n + j])) / above[j * n + j];
-        }
-        // Rounding must not turn the pivot of dependent inputs negative.
-        row[i] = (row[i] - dot(&row[..i], &row[..i])).max(ridge * f64::EPSILON).sqrt();
-    }
-    let solve = |(side, guess): (Vec<f64>, Vec<f64>)| {
-        let mut x: Vec<f64> = side.iter().zip(guess).map(|(b, g)| b + ridge * g).collect();
-        for i in 0..n {
-            x[i] = (x[i] - dot(&x[..i], &matrix[i * n..i * n + i])) / matrix[i * n + i];
-        }
-        for i in (0..n).rev() {
-            x[i] /= matrix[i * n + i];
-            let (below, own) = (i * n, x[i]);
-            x[..i].iter_mut().zip(&matrix[below..below + i]).for_each(|(x, l)| *x -= own * l);
-        }
-        x
+    let matrix = DMatrix::from_vec(n, n, matrix);
+    let ridge = if matrix.trace() > 0.0 { RIDGE * matrix.trace() / n as f64 } else { 1.0 };
+    // Rounding may turn the pivot of dependent inputs negative.
+    let factor = Cholesky::new_with_substitute(matrix + DMatrix::from_diagonal_element(n, n, ridge), ridge * f64::EPSILON);
+    let solve = |(side, guess): (Vec<f64>, Vec<f64>)| match &factor {
+        Some(factor) => factor.solve(&(DVector::from_vec(side) + DVector::from_vec(guess) * ridge)).data.into(),
+        None => guess,
     };
     sides.into_par_iter().map(solve).collect()
 }
@@ -448,7 +425,7 @@ pub(crate) mod tests {
         assert_eq!(width, 16);
         for (weights, targets) in found.weights.chunks_exact(width).zip(found.targets.chunks_exact(width)) {
             for (target, inputs) in targets.iter().zip(found.inputs.chunks_exact(width)) {
-                let product = dot(inputs, weights);
+                let product: f64 = inputs.iter().zip(weights).map(|(a, b)| a * b).sum();
                 assert!((product - target).abs() < 1e-3 * (1.0 + target.abs()), "{product} and {target}");
             }
         }

@@ -1,6 +1,7 @@
 //! The best approximation of a matrix by one of low rank.
 
 use briquette_core::builder::standard_normal;
+use nalgebra::DMatrix;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -13,54 +14,22 @@ const ROUNDS: usize = 40;
 pub fn low_rank(matrix: &[f32], columns: usize, rank: usize) -> Vec<(Vec<f32>, Vec<f32>)> {
     let rows = matrix.len() / columns;
     let rank = rank.min(rows).min(columns);
+    let matrix = DMatrix::from_row_iterator(rows, columns, matrix.iter().map(|m| f64::from(*m)));
+    let transposed = matrix.transpose();
     // A random start is not orthogonal to a leading vector; one seed serves all matrices, so that equal ones have equal factors.
     let mut rng = ChaCha8Rng::seed_from_u64(0);
-    let mut right: Vec<Vec<f64>> = (0..rank).map(|_| (0..columns).map(|_| standard_normal(&mut rng)).collect()).collect();
-    let mut left = Vec::new();
+    let mut right = DMatrix::from_fn(columns, rank, |_, _| standard_normal(&mut rng));
+    let mut left = DMatrix::zeros(rows, rank);
     for _ in 0..ROUNDS {
-        orthonormalize(&mut right);
-        left = right.iter().map(|v| matrix.chunks_exact(columns).map(|row| dot(row, v)).collect()).collect();
-        orthonormalize(&mut left);
-        right = left
-            .iter()
-            .map(|u: &Vec<f64>| {
-                let mut v = vec![0.0; columns];
-                for (row, u) in matrix.chunks_exact(columns).zip(u) {
-                    v.iter_mut().zip(row).for_each(|(v, m)| *v += u * f64::from(*m));
-                }
-                v
-            })
-            .collect();
+        left = (&matrix * right.qr().q()).qr().q();
+        right = &transposed * &left;
     }
-    let pair = |(u, v): (Vec<f64>, Vec<f64>)| {
-        let scale = v.iter().map(|v| v * v).sum::<f64>().sqrt().sqrt();
-        let by = |values: Vec<f64>, factor: f64| values.into_iter().map(|value| (value * factor) as f32).collect();
-        (by(u, scale), by(v, if scale > 0.0 { 1.0 / scale } else { 0.0 }))
+    let pair = |j: usize| {
+        let scale = right.column(j).norm().sqrt();
+        let by = |matrix: &DMatrix<f64>, factor: f64| matrix.column(j).iter().map(|value| (value * factor) as f32).collect();
+        (by(&left, scale), by(&right, if scale > 0.0 { 1.0 / scale } else { 0.0 }))
     };
-    left.into_iter().zip(right).map(pair).collect()
-}
-
-fn dot(row: &[f32], v: &[f64]) -> f64 {
-    row.iter().zip(v).map(|(m, v)| f64::from(*m) * v).sum()
-}
-
-/// Gram and Schmidt, twice for the sake of rounding; what depends on earlier vectors becomes zeros.
-fn orthonormalize(vectors: &mut [Vec<f64>]) {
-    for j in 0..vectors.len() {
-        let (before, rest) = vectors.split_at_mut(j);
-        let v = &mut rest[0];
-        let norm = |v: &[f64]| v.iter().map(|v| v * v).sum::<f64>().sqrt();
-        let whole = norm(v);
-        for _ in 0..2 {
-            for u in &*before {
-                let along: f64 = u.iter().zip(&*v).map(|(u, v)| u * v).sum();
-                v.iter_mut().zip(u).for_each(|(v, u)| *v -= along * u);
-            }
-        }
-        let left = norm(v);
-        let factor = if left > 1e-10 * whole { 1.0 / left } else { 0.0 };
-        v.iter_mut().for_each(|v| *v *= factor);
-    }
+    (0..rank).map(pair).collect()
 }
 
 #[cfg(test)]
