@@ -1,7 +1,8 @@
-//! The passes that every pipeline needs: training, measuring, storing.
+//! The passes that every pipeline needs: training, folding, measuring, storing.
 
 mod encode;
 mod evaluate;
+mod fold_norms;
 #[cfg(test)]
 mod handmade;
 mod load;
@@ -10,6 +11,7 @@ mod train;
 
 pub use encode::Encode;
 pub use evaluate::Evaluate;
+pub use fold_norms::FoldNorms;
 pub use load::Load;
 pub use save::Save;
 pub use train::Train;
@@ -20,6 +22,7 @@ use crate::pass::Entry;
 pub const METHODS: &[Entry] = &[
     Entry::of::<Encode>("core"),
     Entry::of::<Evaluate>("core"),
+    Entry::of::<FoldNorms>("core"),
     Entry::of::<Load>("core"),
     Entry::of::<Save>("core"),
     Entry::of::<Train>("core"),

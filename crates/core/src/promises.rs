@@ -16,15 +16,19 @@ struct Promise {
     mask: Option<Vec<bool>>,
     /// Most distinct values besides zero, by the coding.
     values: Option<usize>,
+    /// Whether these are those of a filter, not of the layer: folded norms give each filter a step of its own.
+    by_filter: bool,
 }
 
 impl Promises {
     /// What the codings of this network promise.
     pub fn of(net: &Net) -> Self {
         let promise = |name: &str, weight: crate::stored::Stored| {
+            let by_filter = matches!(&weight.coding.source, Source::Grid { grid, .. } if grid.axis.unwrap_or(0) == 0);
             let values = match &weight.coding.source {
                 Source::Free => None,
                 Source::Codebook { centroids, .. } => Some(centroids.len()),
+                Source::Grid { grid, .. } if by_filter => Some(grid.levels as usize),
                 Source::Grid { grid, .. } => Some(grid.levels as usize * grid.steps.len()),
                 Source::Ternary { .. } => Some(3),
                 Source::Hashed { buckets, .. } => Some(2 * buckets.len()),
@@ -33,7 +37,7 @@ impl Promises {
                     Some(sums.fold(product.columns, usize::saturating_mul))
                 }
             };
-            (name.to_string(), Promise { shape: weight.shape, mask: weight.coding.mask, values })
+            (name.to_string(), Promise { shape: weight.shape, mask: weight.coding.mask, values, by_filter })
         };
         Self(net.nodes.iter().filter_map(|node| Some(promise(&node.name, node.weight()?))).collect())
     }
@@ -55,13 +59,12 @@ impl Promises {
                     ));
                 }
             }
-            let distinct = || values.iter().filter(|v| **v != 0.0).map(|v| v.to_bits()).collect::<BTreeSet<_>>().len();
-            if let Some(most) = promise.values
-                && distinct() > most
-            {
+            let Some(most) = promise.values else { continue };
+            let row = if promise.by_filter { values.len() / weight.shape[0].max(1) } else { values.len() };
+            let distinct = |row: &[f32]| row.iter().filter(|v| **v != 0.0).map(|v| v.to_bits()).collect::<BTreeSet<_>>().len();
+            if let Some(found) = values.chunks(row.max(1)).map(distinct).find(|found| *found > most) {
                 let detail = format!(
-                    "{} values where an earlier pass shared {most}; a pass must respect earlier codebooks and grids",
-                    distinct()
+                    "{found} values where an earlier pass shared {most}; a pass must respect earlier codebooks and grids"
                 );
                 return Err(Error::node(&node.name, detail));
             }
@@ -72,10 +75,11 @@ impl Promises {
 
 #[cfg(test)]
 mod tests {
+    use briquette_runtime::Grid;
     use burn::tensor::Device;
 
     use super::*;
-    use crate::coding::Coding;
+    use crate::coding::{Coding, Rounding};
     use crate::zoo::Arch;
 
     fn coded(coding: Coding) -> Net {
@@ -102,5 +106,18 @@ mod tests {
         assert_eq!(back, "node 'fc3': 666 pruned weights came back; a pass must respect earlier masks");
         let dissolved = Promises::of(&shared).check(&masked).unwrap_err().to_string();
         assert!(dissolved.starts_with("node 'fc3': 334 values where an earlier pass shared 2"), "{dissolved}");
+    }
+    #[test]
+    fn a_grid_promises_its_levels_to_each_filter_whatever_the_steps() {
+        let grid = |levels, axis, steps: Vec<f32>| {
+            let zeros = vec![(levels - 1) as f32 / 2.0; steps.len()];
+            let grid = Grid { levels, axis, steps, zeros };
+            coded(Coding { mask: None, source: Source::Grid { grid, rounding: Rounding::Nearest, learned: false } })
+        };
+        let whole = grid(3, None, vec![0.05]);
+        let scaled = grid(3, Some(0), (1..=10).map(|filter| 0.01 * filter as f32).collect());
+        assert!(Promises::of(&whole).check(&scaled).is_ok() && Promises::of(&scaled).check(&whole).is_ok());
+        let finer = Promises::of(&whole).check(&grid(9, None, vec![0.01])).unwrap_err().to_string();
+        assert!(finer.contains("values where an earlier pass shared 3"), "{finer}");
     }
 }

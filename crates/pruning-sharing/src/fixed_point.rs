@@ -5,8 +5,8 @@
 //! lie evenly about 0 or between their extremes; inputs have one step, found on some training images ([`Observer`]), and no codes for
 //! negative values where there are none. In order: batch norms are folded into the layers before them, [channels are
 //! equalized](crate::parts::equalize), weights and inputs rounded, [biases corrected](crate::parts::bias_correction), and the network trained
-//! on, rounding in every forward pass (quantization-aware training), if there is a recipe. With `fold = "after"` batch norms stay while it is
-//! trained, which bears higher rates and fewer bits, and go into the steps afterwards.
+//! on, rounding in every forward pass (quantization-aware training), if there is a recipe. With `fold = false` batch norms stay, so that the
+//! training bears higher rates and fewer bits; the pass `fold-norms` then puts them into the steps.
 //!
 //! ```
 //! use briquette_core::builder::Builder;
@@ -85,9 +85,9 @@ pub struct FixedPoint {
     /// Images at a time.
     #[serde(default = "batch")]
     batch: usize,
-    /// When batch norms are folded.
-    #[serde(default)]
-    fold: Fold,
+    /// Whether batch norms are folded first, so that grids are those of the folded weights.
+    #[serde(default = "yes")]
+    fold: bool,
     /// Whether channels are equalized.
     #[serde(default)]
     equalize: bool,
@@ -102,19 +102,6 @@ pub struct FixedPoint {
     learned: bool,
     /// Training with rounded weights and activations.
     tune: Option<Recipe>,
-}
-
-/// When batch norms become part of the layers before them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Fold {
-    /// Before weights are rounded: their grids are those of the folded weights.
-    #[default]
-    Before,
-    /// At the end: codes of weights stay, and each filter's step takes the norm's factor.
-    After,
-    /// Norms stay.
-    Never,
 }
 
 impl Method for FixedPoint {
@@ -143,13 +130,13 @@ impl Pass for FixedPoint {
         if let Some(recipe) = &self.tune {
             net = fit(net, recipe, Extras { projections: vec![&mut Positive], ..Extras::default() }, cx)?;
         }
-        self.folded(net, Fold::After)
+        Ok(net)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
         let net = self.prepare(net)?;
         let (layers, sites) = self.targets(&net)?;
-        self.folded(self.quantize(net, &layers, sites, |_| Scale { step: 1.0, zero: 0.0 })?, Fold::After)
+        self.quantize(net, &layers, sites, |_| Scale { step: 1.0, zero: 0.0 })
     }
 
     fn recipes(&mut self) -> Vec<&mut Recipe> {
@@ -171,15 +158,10 @@ impl FixedPoint {
         if self.learned && self.tune.is_none() {
             return Err(Error::Invalid("fixed-point: `learned` takes a training; add `tune` or leave it out".into()));
         }
-        let net = self.folded(net, Fold::Before)?;
+        let net = if self.fold { net.fold_norms()? } else { net };
         // Refuses what cannot be scaled before it is.
         self.targets(&net)?;
         if self.equalize { equalize(net) } else { Ok(net) }
-    }
-
-    /// The network without batch norms, if this is the time to fold them.
-    fn folded(&self, net: Net, now: Fold) -> Result<Net> {
-        if self.fold == now { net.fold_norms() } else { Ok(net) }
     }
 
     /// The layers with their bits, and where their inputs are quantized.
@@ -200,6 +182,10 @@ impl FixedPoint {
     }
 }
 
+fn yes() -> bool {
+    true
+}
+
 fn nearly_all() -> Ratio {
     Ratio::try_from(0.9999).expect("it is a share")
 }
@@ -217,6 +203,7 @@ mod tests {
     use briquette_core::coding::{Source, floats};
     use briquette_core::net::{Op, Value};
     use briquette_core::pass::Silent;
+    use briquette_core::promises::Promises;
     use briquette_core::stored::Storage;
     use briquette_core::training::{evaluate, probe};
     use briquette_core::{Grid, Layer};
@@ -416,13 +403,12 @@ mod tests {
 
     #[test]
     fn norms_folded_after_the_training_leave_its_outputs_and_its_codes_integers() {
-        let after = |fold: &str, per: &str| {
-            let tune = serde_json::json!({ "epochs": 2, "batch": 10, "lr": 0.01 });
-            let more = serde_json::json!({ "bits": 2, "per": per, "fold": fold, "learned": true, "tune": tune });
-            run::<FixedPoint>(trained(), settings(more)).unwrap()
-        };
         for per in ["tensor", "channel"] {
-            let (kept, folded) = (after("never", per), after("after", per));
+            let tune = serde_json::json!({ "epochs": 2, "batch": 10, "lr": 0.01 });
+            let more = serde_json::json!({ "bits": 2, "per": per, "fold": false, "learned": true, "tune": tune });
+            let kept = run::<FixedPoint>(trained(), settings(more)).unwrap();
+            let folded = kept.deep_clone().fold_norms().unwrap();
+            Promises::of(&kept).check(&folded).unwrap();
             let norms = |net: &Net| net.nodes.iter().filter(|node| matches!(node.op, Op::BatchNorm(_))).count();
             assert!(norms(&kept) > 0 && norms(&folded) == 0);
             let (expected, found) = (outputs(&kept), outputs(&folded));
@@ -460,7 +446,7 @@ mod tests {
         let mask: Vec<bool> = (0..15).map(|i| i % 2 == 0).collect();
         let fc2 = small().index("fc2").unwrap();
         let net = crate::parts::masks::mask_layers(stirred(), |i, _| (i == fc2).then(|| mask.clone())).unwrap();
-        let more = serde_json::json!({ "except": ["conv*"], "fold": "never", "weights": "affine" });
+        let more = serde_json::json!({ "except": ["conv*"], "fold": false, "weights": "affine" });
         let quantized = run::<FixedPoint>(net.deep_clone(), settings(more)).unwrap();
         assert_eq!(get(&quantized, "conv1", "weight"), get(&net, "conv1", "weight"));
         assert!(quantized.nodes.iter().any(|node| matches!(node.op, Op::BatchNorm(_))));

@@ -60,7 +60,7 @@ fn folded(layer: &Node, norm: &Node) -> Result<Vec<Stored>> {
                     *grid = scaled(grid, &scale)
                 }
                 _ => {
-                    let detail = "its weights are shared; fold its normalization before the pass that did that";
+                    let detail = "its weights are shared; put fold-norms before the pass that did that";
                     return Err(Error::node(&layer.name, detail));
                 }
             }

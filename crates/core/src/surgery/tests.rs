@@ -499,7 +499,7 @@ fn norms_that_share_their_input_or_follow_no_layer_stay_and_shared_weights_are_r
     parameters[0].coding.source = Source::Codebook { centroids: vec![0.5], assignment: vec![0; 16] };
     net.nodes.insert(index, node.with(parameters, &Device::flex()).unwrap());
     let error = net.fold_norms().unwrap_err().to_string();
-    assert!(error.starts_with("node 'other': its weights are shared; fold"), "{error}");
+    assert!(error.starts_with("node 'other': its weights are shared; put fold-norms"), "{error}");
 }
 
 #[test]
