@@ -30,6 +30,40 @@ fn every_method_has_an_example_that_runs() {
     });
 }
 
+/// Methods that only give weights other values or codings, and so serve any Burn module.
+const OF_VALUES: [&str; 19] = [
+    "binary-connect",
+    "bwn",
+    "dorefa",
+    "ecsq",
+    "few-multiplications",
+    "fixed-point",
+    "hashed",
+    "hessian-kmeans",
+    "kmeans-sharing",
+    "learned-step",
+    "loss-aware-binarization",
+    "magnitude",
+    "n-m",
+    "product-quantization",
+    "random",
+    "soft-weight-sharing",
+    "stochastic-rounding",
+    "ternary",
+    "weight-distortion",
+];
+
+#[test]
+fn examples_of_methods_that_only_change_values_show_a_network_and_a_module_of_burn() {
+    let missing = OF_VALUES.iter().find(|name| !briquette_runner::methods().iter().any(|entry| entry.name == **name));
+    assert_eq!(missing, None);
+    every_method(|entry| {
+        let examples = examples(&source(entry).unwrap_or_default()).concat();
+        let (net, module) = (examples.contains(".run(") || examples.contains(".plan("), examples.contains("LinearConfig"));
+        ensure(!OF_VALUES.contains(&entry.name) || net && module, "its examples lack a network or a module of Burn")
+    });
+}
+
 #[test]
 fn every_method_has_a_test() {
     every_method(|entry| {

@@ -27,6 +27,26 @@
 //! # drop(mine);
 //! ```
 //!
+//! As a pass over a network:
+//!
+//! ```
+//! use briquette_core::pass::Pass;
+//! use briquette_core::zoo::{Arch, Wanted};
+//! use briquette_pruning_sharing::binary_connect::BinaryConnect;
+//! use burn::tensor::Device;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let arch = Arch::named("lenet300")?;
+//! let net = arch.build(&Wanted { width: 0.1, ..arch.wanted() }, &Device::flex())?;
+//! let method: BinaryConnect = serde_json::from_value(serde_json::json!({ "stochastic": true, "train": { "epochs": 5 } }))?;
+//! // `run`, with a pass's context, trains besides.
+//! let net = method.plan(net)?;
+//! let values = net.nodes[net.index("fc1")?].weight().map_or(Vec::new(), |weight| weight.values());
+//! assert!(values.iter().all(|w| w.abs() == 1.0));
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Courbariaux, Bengio, David. "BinaryConnect: Training Deep Neural Networks with Binary Weights during Propagations". NIPS 2015.
 //! arXiv:1511.00363.
 //! Differs from the paper: the network is tested with `sign(w)` in the stochastic form too, for that is what a small file holds, unless

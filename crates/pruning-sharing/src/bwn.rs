@@ -19,6 +19,26 @@
 //! assert!(error(&scaled, &real) < error(&signs, &real));
 //! ```
 //!
+//! As a pass over a network:
+//!
+//! ```
+//! use briquette_core::pass::Pass;
+//! use briquette_core::zoo::{Arch, Wanted};
+//! use briquette_pruning_sharing::bwn::Bwn;
+//! use burn::tensor::Device;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let arch = Arch::named("lenet300")?;
+//! let net = arch.build(&Wanted { width: 0.1, ..arch.wanted() }, &Device::flex())?;
+//! let method: Bwn = serde_json::from_value(serde_json::json!({ "except": ["fc3"], "train": { "epochs": 5 } }))?;
+//! // `run`, with a pass's context, trains besides.
+//! let net = method.plan(net)?;
+//! let values = net.nodes[net.index("fc1")?].weight().map_or(Vec::new(), |weight| weight.values());
+//! assert!(values.chunks(784).all(|row| row.iter().all(|w| w.abs() == row[0].abs())));
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Rastegari, Ordonez, Redmon, Farhadi. "XNOR-Net: ImageNet Classification Using Binary Convolutional Neural Networks". ECCV 2016.
 //! arXiv:1603.05279. Weights are clipped to [-1, 1] as in the authors' code.
 //! Differs from the paper: the gradient of a real weight is that of the weight in use, where the paper multiplies it by

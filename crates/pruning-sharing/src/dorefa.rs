@@ -7,9 +7,12 @@
 //!
 //! ```
 //! use briquette_core::builder::Builder;
+//! use briquette_core::coding::weights;
 //! use briquette_core::pass::{Context, Data, Pass, Silent};
 //! use briquette_data::Dataset;
 //! use briquette_pruning_sharing::dorefa::Dorefa;
+//! use briquette_pruning_sharing::parts::clipped::squash;
+//! use burn::nn::LinearConfig;
 //! use burn::tensor::Device;
 //!
 //! let mut b = Builder::new([1, 2, 2], 1, &Device::flex());
@@ -25,6 +28,10 @@
 //! let net = method.run(b.finish().unwrap(), &mut Context::new(&Device::flex(), 1, &data, &mut Silent)).unwrap();
 //! let values = net.nodes[net.index("fc2").unwrap()].weight().unwrap().values();
 //! assert!(values.iter().all(|w| [-3.0, -1.0, 1.0, 3.0].iter().any(|third| (3.0 * w - third).abs() < 1e-5)));
+//!
+//! // The weights of any module of Burn, and the bits of each.
+//! let layer = squash(LinearConfig::new(20, 10).init(&Device::flex()), |_| Some(2));
+//! assert!(weights(&layer)[0].values.iter().all(|w| [-3.0, -1.0, 1.0, 3.0].iter().any(|third| (3.0 * w - third).abs() < 1e-5)));
 //! ```
 //!
 //! Zhou, Wu, Ni, Zhou, Wen, Zou. "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth Gradients".

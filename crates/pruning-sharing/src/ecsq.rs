@@ -12,9 +12,11 @@
 //! clustered together, each stores, and trains, its own copy of the centroids it uses.
 //!
 //! ```
+//! use briquette_core::coding::weights;
 //! use briquette_core::pass::Pass;
 //! use briquette_core::zoo::{Arch, Wanted};
 //! use briquette_pruning_sharing::ecsq::Ecsq;
+//! use burn::nn::LinearConfig;
 //! use burn::tensor::Device;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -25,19 +27,30 @@
 //! for (before, after) in net.weighted().zip(shared.weighted()).filter_map(|(a, b)| Some((a.1.weight()?, b.1.weight()?))) {
 //!     assert!(before.values().iter().zip(after.values()).all(|(a, b)| (a - b).abs() <= 0.05));
 //! }
+//!
+//! // Any module of Burn, and the curvature along each of its weights, here the same for all.
+//! let layer = LinearConfig::new(20, 10).init(&Device::flex());
+//! let method: Ecsq = serde_json::from_value(serde_json::json!({ "lambda": 1e-3, "bits": 4 }))?;
+//! let layer = method.share(layer, |weight| Some(vec![1.0; weight.values.len()]))?;
+//! let mut values = weights(&layer)[0].values.clone();
+//! values.sort_by(f32::total_cmp);
+//! values.dedup();
+//! assert!(values.len() <= 16);
 //! # Ok(())
 //! # }
 //! ```
 
+use briquette_core::coding::Weight;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::Recipe;
 use briquette_core::types::Bits;
+use burn::module::Module;
 use rayon::prelude::*;
 use serde::Deserialize;
 
-use crate::parts::codebooks::Codebooks;
+use crate::parts::codebooks::{Codebooks, share};
 use crate::parts::kmeans::{Clusters, Init, LLOYD_STEPS, Point, TASK, Weighted, sorted, start};
 
 /// Shares weights among values whose indices take few bits after entropy coding.
@@ -86,6 +99,16 @@ impl Pass for Ecsq {
 }
 
 impl Ecsq {
+    /// Shares each tensor of rank 2 or more in any Burn module by itself. `curvature` gives the second derivative of the loss by each of its
+    /// weights, in the order of its values, or none for a tensor that is left alone; only ratios matter. Settings that take a network are
+    /// not looked at.
+    ///
+    /// # Errors
+    /// As [`share`].
+    pub fn share<M: Module>(&self, module: M, curvature: impl FnMut(&Weight) -> Option<Vec<f64>>) -> Result<M> {
+        share(module, curvature, |points| self.quantize(points, 0))
+    }
+
     fn quantize(&self, points: &[Weighted], seed: u64) -> Result<Clusters> {
         match (self.lambda, self.bits, self.delta) {
             (Some(lambda), Some(bits), None) if lambda.is_finite() && lambda >= 0.0 => {

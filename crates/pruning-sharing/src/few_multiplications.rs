@@ -8,9 +8,11 @@
 //!
 //! ```
 //! use briquette_core::builder::Builder;
+//! use briquette_core::coding::{adjust, weights};
 //! use briquette_core::pass::{Context, Data, Pass, Silent};
 //! use briquette_data::Dataset;
-//! use briquette_pruning_sharing::few_multiplications::FewMultiplications;
+//! use briquette_pruning_sharing::few_multiplications::{FewMultiplications, Values, draw};
+//! use burn::nn::LinearConfig;
 //! use burn::tensor::Device;
 //!
 //! let mut b = Builder::new([1, 2, 2], 1, &Device::flex());
@@ -23,6 +25,13 @@
 //! let method: FewMultiplications = serde_json::from_str(r#"{ "weights": "ternary", "train": { "epochs": 5 } }"#).unwrap();
 //! let net = method.run(b.finish().unwrap(), &mut Context::new(&Device::flex(), 1, &data, &mut Silent)).unwrap();
 //! assert!(net.nodes[2].weight().unwrap().values().iter().all(|w| [-1.0, 0.0, 1.0].contains(w)));
+//!
+//! // The weights of any module of Burn; its own forward pass multiplies in the backward pass.
+//! let layer = draw(LinearConfig::new(20, 10).init(&Device::flex()), Values::Binary, |_| true);
+//! assert!(weights(&layer)[0].values.iter().all(|w| w.abs() == 1.0));
+//! // After each step of an optimizer:
+//! let layer = adjust(layer, |_, base, steps| (base.clamp(-1.0, 1.0), steps));
+//! # drop(layer);
 //! ```
 //!
 //! Lin, Courbariaux, Memisevic, Bengio. "Neural Networks with Few Multiplications". ICLR 2016. arXiv:1510.03009.
@@ -33,18 +42,19 @@
 use std::collections::BTreeMap;
 
 use briquette_core::Grid;
-use briquette_core::coding::{self, Coding, Rounding, Source};
+use briquette_core::coding::{Rounding, Weight};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op, Value};
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::quantize::straight;
 use briquette_core::training::{Extras, Forward, Recipe, fit};
-use burn::module::{Param, ParamId};
+use burn::module::{Module, Param, ParamId};
 use burn::nn::conv::Conv2d;
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
-use crate::parts::binary::{Bounds, Scale, layers, paths, spread};
+use crate::parts::binary::{Bounds, Scale, layers, spread};
+use crate::parts::quantizers::on_grids;
 use crate::parts::yes;
 
 /// Draws weights in the forward pass and shifts in the backward pass.
@@ -103,19 +113,22 @@ impl Pass for FewMultiplications {
             return Err(Error::Invalid(format!("few-multiplications: {detail}")));
         }
         let drawn = layers(&net, &self.except, Self::NAME)?;
-        let grid = match self.weights {
-            Values::Binary => Grid::uniform(2, 2.0, 0.5),
-            Values::Ternary => Grid::uniform(3, 1.0, 1.0),
-        };
-        let source = Source::Grid { grid, rounding: Rounding::Stochastic, learned: false };
-        let codings = paths(&net, &drawn).into_keys().map(|path| (path, Coding { mask: None, source: source.clone() }));
-        let codings: BTreeMap<String, Coding> = codings.collect();
-        Ok(coding::recode(net, codings))
+        Ok(draw(net, self.weights, |weight| weight.node().is_some_and(|node| drawn.contains(&node))))
     }
 
     fn recipes(&mut self) -> Vec<&mut Recipe> {
         vec![&mut self.train]
     }
+}
+
+/// Lets tensors of rank 2 or more in any Burn module, those that `choose` takes, be drawn from `values` in every forward pass of a training,
+/// and be the nearest of them otherwise. What is underneath must be kept within [-1, 1], by [`adjust`](briquette_core::coding::adjust).
+pub fn draw<M: Module>(module: M, values: Values, choose: impl Fn(&Weight) -> bool) -> M {
+    let grid = match values {
+        Values::Binary => Grid::uniform(2, 2.0, 0.5),
+        Values::Ternary => Grid::uniform(3, 1.0, 1.0),
+    };
+    on_grids(module, (Rounding::Stochastic, false), |weight| choose(weight).then(|| grid.clone()))
 }
 
 /// `sign(x) 2^e` with `e = round(log2 |x|)`, no less than the least and no more than the largest exponent; 0 stays 0.

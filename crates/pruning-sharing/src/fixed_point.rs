@@ -10,10 +10,12 @@
 //!
 //! ```
 //! use briquette_core::builder::Builder;
+//! use briquette_core::coding::weights;
 //! use briquette_core::net::Op;
 //! use briquette_core::pass::{Context, Data, Pass, Silent};
 //! use briquette_data::Dataset;
-//! use briquette_pruning_sharing::fixed_point::FixedPoint;
+//! use briquette_pruning_sharing::fixed_point::{FixedPoint, Form, Per, Reach, round};
+//! use burn::nn::LinearConfig;
 //! use burn::tensor::Device;
 //!
 //! let mut b = Builder::new([1, 2, 2], 1, &Device::flex());
@@ -28,6 +30,13 @@
 //! assert!(matches!(net.nodes[net.nodes[fc].inputs[0]].op, Op::Quantize(_)));
 //! let values = net.nodes[fc].weight().unwrap().values();
 //! assert!(values[..4].iter().any(|w| (w / values[..4].iter().fold(0.0_f32, |m, w| m.max(w.abs()))).abs() == 1.0));
+//!
+//! // Any module of Burn, and the bits of each of its weights.
+//! let layer = round(LinearConfig::new(20, 10).init(&Device::flex()), |_| Some(3), Per::Channel, Form::Symmetric, Reach::MinMax);
+//! for filter in weights(&layer)[0].filters().chunks(20) {
+//!     let largest = filter.iter().fold(0.0_f32, |m, w| m.max(w.abs()));
+//!     assert!(filter.iter().all(|w| (3.0 * w / largest - (3.0 * w / largest).round()).abs() < 1e-5));
+//! }
 //! ```
 //!
 //! Vanhoucke, Senior, Mao. "Improving the speed of neural networks on CPUs". NIPS 2011 workshop on deep learning.
@@ -39,12 +48,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use briquette_core::StepGradient;
-use briquette_core::coding::Rounding;
+use briquette_core::coding::{Rounding, Weight};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::{Extras, Recipe, fit};
 use briquette_core::types::{Bits, PerLayer, Ratio};
+use burn::module::Module;
 use serde::Deserialize;
 
 use crate::parts::bias_correction::{correct, output_means};
@@ -174,12 +184,19 @@ impl FixedPoint {
     }
 
     fn quantize(&self, net: Net, layers: &BTreeMap<usize, u32>, sites: Vec<Site>, scale: impl Fn(&Site) -> Scale) -> Result<Net> {
-        let net = on_grids(net, (Rounding::Nearest, self.learned), |index, values, outputs| {
-            Some(weight_grid(values, outputs, *layers.get(&index)?, self.per, self.weights, self.reach))
-        })?;
+        let net = on_grids(net, (Rounding::Nearest, self.learned), |weight| {
+            Some(weight_grid(weight, *layers.get(&weight.node()?)?, self.per, self.weights, self.reach))
+        });
         let quantizers: Vec<(Site, Scale)> = sites.into_iter().map(|site| (site.clone(), scale(&site))).collect();
         place(net, &quantizers, if self.learned { StepGradient::Learned } else { StepGradient::Fixed })
     }
+}
+
+/// Rounds each tensor of rank 2 or more in any Burn module to the nearest values of a grid; `bits` gives how many, 2 to 16, and tensors for
+/// which it gives none are left alone. Further training rounds in every forward pass.
+pub fn round<M: Module>(module: M, bits: impl Fn(&Weight) -> Option<u32>, per: Per, form: Form, reach: Reach) -> M {
+    let grid = |weight: &Weight| Some(weight_grid(weight, bits(weight)?.clamp(2, 16), per, form, reach));
+    on_grids(module, (Rounding::Nearest, false), grid)
 }
 
 fn yes() -> bool {

@@ -22,6 +22,27 @@
 //! values.dedup();
 //! assert!(values.len() <= 75, "600 / 8");
 //! ```
+//!
+//! As a pass over a network:
+//!
+//! ```
+//! use briquette_core::pass::Pass;
+//! use briquette_core::zoo::{Arch, Wanted};
+//! use briquette_pruning_sharing::hashed::Hashed;
+//! use burn::tensor::Device;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let arch = Arch::named("lenet300")?;
+//! let net = arch.build(&Wanted { width: 0.1, ..arch.wanted() }, &Device::flex())?;
+//! let method: Hashed = serde_json::from_value(serde_json::json!({ "ratio": 0.125, "tune": { "epochs": 5 } }))?;
+//! // `run`, with a pass's context, trains besides.
+//! let net = method.plan(net)?;
+//! let values = net.nodes[net.index("fc1")?].weight().map_or(Vec::new(), |weight| weight.values());
+//! let distinct: std::collections::BTreeSet<u32> = values.iter().map(|w| w.abs().to_bits()).collect();
+//! assert!(distinct.len() <= values.len() / 8);
+//! # Ok(())
+//! # }
+//! ```
 
 use std::collections::BTreeMap;
 

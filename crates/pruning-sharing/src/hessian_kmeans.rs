@@ -14,6 +14,7 @@
 //! use briquette_core::pass::Pass;
 //! use briquette_core::zoo::{Arch, Wanted};
 //! use briquette_pruning_sharing::hessian_kmeans::HessianKmeans;
+//! use burn::nn::LinearConfig;
 //! use burn::tensor::Device;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -28,18 +29,27 @@
 //!     values.dedup();
 //!     assert!(values.len() <= 8);
 //! }
+//!
+//! // Any module of Burn, and the curvature along each of its weights: one that is steep is kept nearly as it is.
+//! let layer = LinearConfig::new(20, 10).init(&Device::flex());
+//! let before = weights(&layer).remove(0).values;
+//! let steep = |i: usize| if i == 0 { 1e6 } else { 1.0 };
+//! let layer = method.share(layer, |weight| Some((0..weight.values.len()).map(steep).collect()))?;
+//! assert!((before[0] - weights(&layer)[0].values[0]).abs() < 1e-5);
 //! # Ok(())
 //! # }
 //! ```
 
+use briquette_core::coding::Weight;
 use briquette_core::error::Result;
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::Recipe;
 use briquette_core::types::Bits;
+use burn::module::Module;
 use serde::Deserialize;
 
-use crate::parts::codebooks::Codebooks;
+use crate::parts::codebooks::{Codebooks, share};
 use crate::parts::kmeans::{Clusters, Init, LLOYD_STEPS, Weighted, cluster};
 
 /// Shares weights among a few trained centroids, the closer the more the loss feels them.
@@ -84,6 +94,16 @@ impl Pass for HessianKmeans {
 }
 
 impl HessianKmeans {
+    /// Shares each tensor of rank 2 or more in any Burn module by itself. `curvature` gives the second derivative of the loss by each of its
+    /// weights, in the order of its values, or none for a tensor that is left alone; only ratios matter. Settings that take a network are
+    /// not looked at.
+    ///
+    /// # Errors
+    /// As [`share`].
+    pub fn share<M: Module>(&self, module: M, curvature: impl FnMut(&Weight) -> Option<Vec<f64>>) -> Result<M> {
+        share(module, curvature, |points| Ok(self.cluster(points, 0)))
+    }
+
     fn cluster(&self, points: &[Weighted], seed: u64) -> Clusters {
         cluster(points, self.bits.levels(), self.init, LLOYD_STEPS, seed)
     }

@@ -20,6 +20,27 @@
 //! values.dedup();
 //! assert_eq!(values.len(), 4);
 //! ```
+//!
+//! As a pass over a network:
+//!
+//! ```
+//! use briquette_core::pass::Pass;
+//! use briquette_core::zoo::{Arch, Wanted};
+//! use briquette_pruning_sharing::kmeans_sharing::KmeansSharing;
+//! use burn::tensor::Device;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let arch = Arch::named("lenet300")?;
+//! let net = arch.build(&Wanted { width: 0.1, ..arch.wanted() }, &Device::flex())?;
+//! let method: KmeansSharing = serde_json::from_value(serde_json::json!({ "bits": 2, "tune": { "epochs": 5 } }))?;
+//! // `run`, with a pass's context, trains besides.
+//! let net = method.plan(net)?;
+//! let values = net.nodes[net.index("fc1")?].weight().map_or(Vec::new(), |weight| weight.values());
+//! let distinct: std::collections::BTreeSet<u32> = values.iter().map(|w| w.to_bits()).collect();
+//! assert_eq!(distinct.len(), 4);
+//! # Ok(())
+//! # }
+//! ```
 
 use std::collections::BTreeMap;
 

@@ -8,10 +8,11 @@
 //!
 //! ```
 //! use briquette_core::builder::Builder;
-//! use briquette_core::coding::Source;
+//! use briquette_core::coding::{Source, adjust, weights};
 //! use briquette_core::pass::{Context, Data, Pass, Silent};
 //! use briquette_data::Dataset;
-//! use briquette_pruning_sharing::learned_step::LearnedStep;
+//! use briquette_pruning_sharing::learned_step::{LearnedStep, Per, round};
+//! use burn::nn::LinearConfig;
 //! use burn::tensor::Device;
 //!
 //! let mut b = Builder::new([1, 2, 2], 1, &Device::flex());
@@ -30,6 +31,16 @@
 //!     _ => 0,
 //! };
 //! assert_eq!(["fc1", "fc2", "fc3"].map(levels), [256, 8, 256]);
+//!
+//! // Any module of Burn, and the bits of each of its weights; its steps are among the parameters that an optimizer moves.
+//! let layer = round(LinearConfig::new(20, 10).init(&Device::flex()), |_| Some(2), Per::Tensor);
+//! let mut values = weights(&layer)[0].values.clone();
+//! values.sort_by(f32::total_cmp);
+//! values.dedup();
+//! assert!(values.len() <= 4);
+//! // After each step of an optimizer:
+//! let layer = adjust(layer, |_, base, steps| (base, steps.clamp_min(1e-8)));
+//! # drop(layer);
 //! ```
 //!
 //! Esser, McKinstry, Bablani, Appuswamy, Modha. "Learned Step Size Quantization". ICLR 2020. arXiv:1902.08153.
@@ -38,18 +49,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use briquette_core::coding::Rounding;
+use briquette_core::StepGradient;
+use briquette_core::coding::{Rounding, Weight};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::{Extras, Recipe, fit};
 use briquette_core::types::{Bits, PerLayer};
-use briquette_core::{Grid, StepGradient};
+use burn::module::Module;
 use serde::Deserialize;
 
 use crate::parts::observers::{Calibration, LEAST_STEP, Scale, observe};
-use crate::parts::quantizers::{Per, Site, ends, layers, on_grids, place, sites};
+use crate::parts::quantizers::{Site, ends, grid, layers, on_grids, place, sites};
 use crate::parts::steps::Positive;
+
+pub use crate::parts::quantizers::Per;
 
 /// Trains weights and activations on grids together with the grids' steps.
 #[derive(Debug, Deserialize)]
@@ -139,23 +153,23 @@ impl LearnedStep {
         sites: Vec<Site>,
         mean_size: impl Fn(&Site) -> f64,
     ) -> Result<Net> {
-        let net = on_grids(net, (Rounding::Nearest, true), |index, values, outputs| {
-            let levels = 1 << layers.get(&index)?;
-            let row = if self.per == Per::Tensor { values.len() } else { values.len() / outputs };
-            let scales: Vec<Scale> = values.chunks(row).map(|values| first(mean_absolute(values), levels, false)).collect();
-            Some(Grid {
-                levels,
-                axis: (self.per == Per::Channel).then_some(0),
-                steps: scales.iter().map(|scale| scale.step).collect(),
-                zeros: scales.iter().map(|scale| scale.zero).collect(),
-            })
-        })?;
+        let net = round(net, |weight| layers.get(&weight.node()?).copied(), self.per);
         let quantizers = sites.into_iter().map(|site| {
             let scale = first(mean_size(&site), site.levels, site.unsigned);
             (site, scale)
         });
         place(net, &quantizers.collect::<Vec<_>>(), StepGradient::Learned)
     }
+}
+
+/// Puts each tensor of rank 2 or more in any Burn module on a grid whose steps are parameters of the module, which an optimizer moves with
+/// the others; `bits` gives how many, 2 to 16, and tensors for which it gives none are left alone. Steps must be kept above 0, by
+/// [`adjust`](briquette_core::coding::adjust).
+pub fn round<M: Module>(module: M, bits: impl Fn(&Weight) -> Option<u32>, per: Per) -> M {
+    on_grids(module, (Rounding::Nearest, true), |weight| {
+        let levels = 1 << bits(weight)?.clamp(2, 16);
+        Some(grid(weight, levels, per, |values| first(mean_absolute(values), levels, false)))
+    })
 }
 
 /// Where the step begins.
@@ -183,6 +197,7 @@ fn images() -> usize {
 
 #[cfg(test)]
 mod tests {
+    use briquette_core::Grid;
     use briquette_core::coding::{Source, floats};
     use briquette_core::net::Op;
     use briquette_core::pass::Silent;

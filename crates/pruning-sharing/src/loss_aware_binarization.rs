@@ -8,10 +8,13 @@
 //!
 //! ```
 //! use briquette_core::builder::Builder;
+//! use briquette_core::coding::{Rounding, adjust, weights};
 //! use briquette_core::pass::{Context, Data, Pass, Silent};
 //! use briquette_data::Dataset;
-//! use briquette_pruning_sharing::loss_aware_binarization::LossAwareBinarization;
-//! use burn::tensor::Device;
+//! use briquette_pruning_sharing::loss_aware_binarization::{LossAwareBinarization, scale};
+//! use briquette_pruning_sharing::parts::binary::{Scale, binarize};
+//! use burn::nn::LinearConfig;
+//! use burn::tensor::{Device, Tensor};
 //!
 //! let mut b = Builder::new([1, 2, 2], 1, &Device::flex());
 //! let x = b.flatten("flatten", b.input());
@@ -21,8 +24,16 @@
 //!
 //! let method: LossAwareBinarization = serde_json::from_str(r#"{ "train": { "epochs": 5 } }"#).unwrap();
 //! let net = method.run(b.finish().unwrap(), &mut Context::new(&Device::flex(), 1, &data, &mut Silent)).unwrap();
-//! let weights = net.nodes[2].weight().unwrap().values();
-//! assert!(weights.iter().all(|w| w.abs() == weights[0].abs()));
+//! let values = net.nodes[2].weight().unwrap().values();
+//! assert!(values.iter().all(|w| w.abs() == values[0].abs()));
+//!
+//! // The weights of any module of Burn.
+//! let layer = binarize(LinearConfig::new(20, 10).init(&Device::flex()), Scale::One, Rounding::Nearest, |_| true);
+//! // After each step of an optimizer, with the curvature `d` of each weight:
+//! let d = Tensor::<1>::ones([200], &Device::flex());
+//! let layer = adjust(layer, |_, base, _| (base.clone(), scale(base, Some(d.clone())).mul_scalar(2.0)));
+//! let values = &weights(&layer)[0].values;
+//! assert!(values.iter().all(|w| w.abs() == values[0].abs() && w.abs() < 1.0));
 //! ```
 //!
 //! Hou, Yao, Kwok. "Loss-aware Binarization of Deep Networks". ICLR 2017. arXiv:1611.01600.
@@ -138,7 +149,7 @@ impl Projection for Newton {
 }
 
 /// `alpha = ||d w||_1 / ||d||_1`, `[1]`; without a curvature it is uniform.
-fn scale(base: Tensor<3>, curvature: Option<Tensor<1>>) -> Tensor<1> {
+pub fn scale(base: Tensor<3>, curvature: Option<Tensor<1>>) -> Tensor<1> {
     let sizes = base.abs();
     let alpha = match curvature {
         None => sizes.mean(),

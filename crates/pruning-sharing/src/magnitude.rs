@@ -20,6 +20,26 @@
 //! assert_eq!(weight.coding.kept(200), 20);
 //! assert_eq!(weight.values.iter().filter(|w| **w != 0.0).count(), 20);
 //! ```
+//!
+//! As a pass over a network:
+//!
+//! ```
+//! use briquette_core::pass::Pass;
+//! use briquette_core::zoo::{Arch, Wanted};
+//! use briquette_pruning_sharing::magnitude::Magnitude;
+//! use burn::tensor::Device;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let arch = Arch::named("lenet300")?;
+//! let net = arch.build(&Wanted { width: 0.1, ..arch.wanted() }, &Device::flex())?;
+//! let method: Magnitude = serde_json::from_value(serde_json::json!({ "keep": 0.1, "tune": { "epochs": 5 } }))?;
+//! // `run`, with a pass's context, trains besides.
+//! let net = method.plan(net)?;
+//! let values = net.nodes[net.index("fc1")?].weight().map_or(Vec::new(), |weight| weight.values());
+//! assert_eq!(values.iter().filter(|w| **w != 0.0).count(), values.len() / 10);
+//! # Ok(())
+//! # }
+//! ```
 
 use std::collections::BTreeMap;
 
@@ -32,7 +52,7 @@ use briquette_core::types::{PerLayer, Ratio};
 use burn::module::Module;
 use serde::Deserialize;
 
-use crate::parts::masks::{check_shares, keep_highest, threshold};
+use crate::parts::masks::{check_shares, keep_highest, sizes, threshold};
 
 /// Masks small weights, round by round.
 #[derive(Debug, Deserialize)]
@@ -171,10 +191,6 @@ impl Falling {
 /// removed.
 pub fn prune<M: Module>(module: M, mut keep: impl FnMut(&Weight) -> Option<f64>) -> M {
     keep_highest(module, |weight| keep(weight).map(|share| (sizes(&weight.values), share)))
-}
-
-fn sizes(values: &[f32]) -> Vec<f64> {
-    values.iter().map(|v| f64::from(v.abs())).collect()
 }
 
 fn deviation(values: &[f32]) -> f64 {

@@ -8,9 +8,11 @@
 //! Differs from the paper: its blocks of a convolution run along the input channels of one pixel, for which channels are not permuted here.
 //!
 //! ```
+//! use briquette_core::coding::weights;
 //! use briquette_core::pass::Pass;
 //! use briquette_core::zoo::{Arch, Wanted};
-//! use briquette_pruning_sharing::n_m::NM;
+//! use briquette_pruning_sharing::n_m::{NM, prune};
+//! use burn::nn::LinearConfig;
 //! use burn::tensor::Device;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -20,18 +22,25 @@
 //! let pruned = method.plan(net)?;
 //! let first = pruned.nodes[pruned.index("fc1")?].weight().map_or(Vec::new(), |weight| weight.values());
 //! assert!(first.chunks(4).all(|block| block.iter().filter(|w| **w != 0.0).count() == 2));
+//!
+//! // Any module of Burn, and `n` and `m` for each of its weights.
+//! let layer = prune(LinearConfig::new(20, 10).init(&Device::flex()), |_| Some((1, 4)));
+//! let weight = &weights(&layer)[0];
+//! assert!(weight.filters().chunks(4).all(|block| block.iter().filter(|w| **w != 0.0).count() == 1));
 //! # Ok(())
 //! # }
 //! ```
 
+use briquette_core::coding::Weight;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::{Recipe, tune};
+use burn::module::Module;
 use serde::Deserialize;
 
 use crate::parts::except::excepted;
-use crate::parts::masks::{highest, mask_layers};
+use crate::parts::masks::{highest, mask, sizes};
 
 /// Masks all but the largest `n` of every `m` consecutive weights.
 #[derive(Debug, Deserialize)]
@@ -74,10 +83,8 @@ impl Pass for NM {
                 return Err(Error::node(&node.name, detail));
             }
         }
-        mask_layers(net, |index, weight| {
-            let fan_in: usize = weight.shape[1..].iter().product();
-            (!spared.contains(&index)).then(|| self.mask(&weight.values(), fan_in))
-        })
+        let free = |weight: &Weight| weight.node().is_some_and(|node| !spared.contains(&node));
+        Ok(prune(net, |weight| free(weight).then_some((self.n, self.m))))
     }
 
     fn recipes(&mut self) -> Vec<&mut Recipe> {
@@ -85,14 +92,17 @@ impl Pass for NM {
     }
 }
 
-impl NM {
-    fn mask(&self, values: &[f32], fan_in: usize) -> Vec<bool> {
-        let kept = |block: &[f32]| {
-            let sizes: Vec<f64> = block.iter().map(|v| f64::from(v.abs())).collect();
-            highest(block, &sizes, self.n.min(block.len()) as f64 / block.len() as f64)
-        };
-        values.chunks_exact(fan_in).flat_map(|row| row.chunks(self.m)).flat_map(kept).collect()
-    }
+/// Masks all but the largest `n` of every `m` consecutive weights along the fan-in of each tensor of rank 2 or more in any Burn module, for
+/// the `(n, m)`, both at least 1, that `choose` gives; tensors for which it gives none are left alone. Weights that an earlier mask removed
+/// stay removed.
+pub fn prune<M: Module>(module: M, choose: impl Fn(&Weight) -> Option<(usize, usize)>) -> M {
+    mask(module, |weight| {
+        let (n, m) = choose(weight)?;
+        let kept = |block: &[f32]| highest(block, &sizes(block), n.min(block.len()) as f64 / block.len() as f64);
+        let filters = weight.filters();
+        let rows = filters.chunks(weight.fan_in().max(1));
+        Some(weight.unfiltered(rows.flat_map(|row| row.chunks(m.max(1))).flat_map(kept).collect()))
+    })
 }
 
 #[cfg(test)]

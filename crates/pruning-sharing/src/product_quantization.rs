@@ -26,6 +26,27 @@
 //! let [one, two] = [1, 2].map(|stages| error(Pieces { width: 4, centroids: 8, stages }));
 //! assert!(two < one && error(Pieces { width: 4, centroids: 30, stages: 1 }) == 0.0);
 //! ```
+//!
+//! As a pass over a network:
+//!
+//! ```
+//! use briquette_core::pass::Pass;
+//! use briquette_core::zoo::{Arch, Wanted};
+//! use briquette_pruning_sharing::product_quantization::ProductQuantization;
+//! use burn::tensor::Device;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let arch = Arch::named("lenet300")?;
+//! let net = arch.build(&Wanted { width: 0.1, ..arch.wanted() }, &Device::flex())?;
+//! let method: ProductQuantization = serde_json::from_value(serde_json::json!({ "centroids": 4, "width": 8, "tune": { "epochs": 5 } }))?;
+//! // `run`, with a pass's context, trains besides.
+//! let net = method.plan(net)?;
+//! let values = net.nodes[net.index("fc1")?].weight().map_or(Vec::new(), |weight| weight.values());
+//! let first: std::collections::BTreeSet<Vec<u32>> = values.chunks(784).map(|row| row[..8].iter().map(|w| w.to_bits()).collect()).collect();
+//! assert!(first.len() <= 4);
+//! # Ok(())
+//! # }
+//! ```
 
 use std::collections::BTreeMap;
 
@@ -91,15 +112,8 @@ pub fn share<M: Module>(module: M, mut pieces: impl FnMut(&Weight) -> Option<Pie
     let mut codings = BTreeMap::new();
     for weight in coding::weights(&module) {
         let Some(pieces) = pieces(&weight).filter(|_| !weight.values.is_empty()) else { continue };
-        let (values, shape) = (&weight.values, &weight.shape);
-        let product = match shape[..] {
-            [columns, rows] => {
-                let matrix: Vec<f32> = (0..values.len()).map(|i| values[i % columns * rows + i / columns]).collect();
-                quantize(&matrix, columns, pieces, seed)
-            }
-            _ => quantize(values, values.len() / shape[0], pieces, seed),
-        };
-        let source = Source::Product { product, transposed: shape.len() == 2 };
+        let product = quantize(&weight.filters(), weight.fan_in(), pieces, seed);
+        let source = Source::Product { product, transposed: weight.shape.len() == 2 };
         codings.insert(weight.path, Coding { mask: weight.coding.mask, source });
     }
     coding::recode(module, codings)

@@ -7,10 +7,12 @@
 //! 2018. arXiv:1801.10447.
 //!
 //! ```
+//! use briquette_core::coding::weights;
 //! use briquette_core::pass::{Context, Data, Pass, Silent};
 //! use briquette_core::zoo::{Arch, Wanted};
 //! use briquette_data::Dataset;
-//! use briquette_pruning_sharing::random::Random;
+//! use briquette_pruning_sharing::random::{Random, prune};
+//! use burn::nn::LinearConfig;
 //! use burn::tensor::Device;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -22,6 +24,10 @@
 //! let method: Random = serde_json::from_value(serde_json::json!({ "keep": 0.25 }))?;
 //! let draw = |seed| Ok::<_, briquette_core::Error>(method.run(net.deep_clone(), &mut Context::new(&Device::flex(), seed, &data, &mut Silent))?.to_state());
 //! assert!(draw(1)? == draw(1)? && draw(1)? != draw(2)?);
+//!
+//! // Any module of Burn, and the share to keep of each of its weights.
+//! let layer = prune(LinearConfig::new(20, 10).init(&Device::flex()), |_| Some(0.25), 1);
+//! assert_eq!(weights(&layer)[0].coding.kept(200), 50);
 //! # Ok(())
 //! # }
 //! ```
@@ -29,17 +35,19 @@
 use std::collections::BTreeMap;
 
 use briquette_core::builder::stream;
+use briquette_core::coding::Weight;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::Recipe;
 use briquette_core::types::{PerLayer, Ratio};
+use burn::module::Module;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 
 use crate::parts::channels::Channels;
-use crate::parts::masks::{check_shares, highest, mask_layers};
+use crate::parts::masks::{check_shares, highest, keep_highest, mask_layers};
 
 /// Removes channels or weights at random.
 #[derive(Debug, Deserialize)]
@@ -92,6 +100,13 @@ impl Random {
             Some(highest(&values, &scores(seed, &names[index], values.len()), share.get()))
         })
     }
+}
+
+/// Masks all but a share of each tensor of rank 2 or more in any Burn module, drawn anew for each seed and path. `keep` gives the share that
+/// stays, of which at least one weight is kept; tensors for which it gives none are left alone. Weights that an earlier mask removed stay
+/// removed.
+pub fn prune<M: Module>(module: M, keep: impl Fn(&Weight) -> Option<f64>, seed: u64) -> M {
+    keep_highest(module, |weight| Some((scores(seed, &weight.path, weight.values.len()), keep(weight)?)))
 }
 
 fn scores(seed: u64, name: &str, count: usize) -> Vec<f64> {

@@ -14,9 +14,12 @@
 //! the mean of the divergences in both directions, and each layer stores its own copy of the means it uses.
 //!
 //! ```
+//! use briquette_core::coding::weights;
 //! use briquette_core::pass::Pass;
 //! use briquette_core::zoo::{Arch, Wanted};
 //! use briquette_pruning_sharing::soft_weight_sharing::SoftWeightSharing;
+//! use burn::module::Module;
+//! use burn::nn::LinearConfig;
 //! use burn::tensor::Device;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -26,22 +29,36 @@
 //! let method: SoftWeightSharing = serde_json::from_value(settings)?;
 //! // Layers keep their shapes; `run` needs a pass's context with its training images.
 //! assert_eq!(method.plan(net.deep_clone())?.shapes()?, net.shapes()?);
+//!
+//! // Any module of Burn, in a loop of your own: the prior is a term of the loss, and learns with the weights.
+//! let layer = LinearConfig::new(20, 10).init(&Device::flex()).train();
+//! let flat = || vec![layer.weight.val().flatten(0, 1)];
+//! let mut mixture = method.mixture(&flat(), 1000);
+//! let gradients = mixture.term(flat()).backward();
+//! mixture.learn(&gradients, 1e-3);
+//! let layer = mixture.harden(layer.valid())?;
+//! let mut values = weights(&layer)[0].values.clone();
+//! values.sort_by(f32::total_cmp);
+//! values.dedup();
+//! assert!(values.len() <= 17);
 //! # Ok(())
 //! # }
 //! ```
 
 use std::collections::BTreeMap;
 
-use briquette_core::coding::{Coding, Source, floats};
+use briquette_core::coding::{self, Coding, Source, Weight, floats};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::{Choose, Extras, Objective, Recipe, fit, tune};
+use briquette_core::values::plain;
+use burn::module::Module;
 use burn::optim::{Adam, AdamConfig, Optimizer};
 use burn::tensor::{Device, Gradients, Tensor, TensorData, activation};
 use serde::Deserialize;
 
-use crate::parts::codebooks::{recode_layers, used};
+use crate::parts::codebooks::used;
 use crate::parts::mixture::{Component, Slopes, merge};
 use crate::parts::refuse;
 
@@ -92,10 +109,11 @@ impl Method for SoftWeightSharing {
 impl Pass for SoftWeightSharing {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         self.check(&net)?;
-        let mut mixture = Mixture::new(self, &net, cx.data.train.len());
+        let mut mixture = self.mixture(&tensors(&net), cx.data.train.len());
         let recipe = Recipe { choose: Choose::Last, ..self.train.clone() };
         let net = fit(net, &recipe, Extras { objectives: vec![&mut mixture], ..Extras::default() }, cx)?;
-        let net = harden(net, &merge(mixture.components(), self.merge))?;
+        let layers = layers(&net);
+        let net = harden(net, &mixture.merged(), |weight| layers.get(&weight.node()?).cloned())?;
         tune(net, self.tune.as_ref(), cx)
     }
 
@@ -110,6 +128,26 @@ impl Pass for SoftWeightSharing {
 }
 
 impl SoftWeightSharing {
+    /// The mixture with its means evenly over the range of these weights, for a training with so many images.
+    pub fn mixture(&self, weights: &[Tensor<1>], images: usize) -> Mixture {
+        let all = weights.iter().flat_map(|weights| floats(plain(weights.clone())));
+        let (min, max) = all.fold((0.0_f32, 0.0_f32), |(min, max), w| (min.min(w), max.max(w)));
+        let gap = (max - min).max(f32::EPSILON) / self.components as f32;
+        let means = (0..self.components).map(|j| min + gap * (j as f32 + 0.5)).collect();
+        let device = weights.first().map(|weights| plain(weights.clone()).device()).unwrap_or_default();
+        Mixture {
+            scale: self.tau / images.max(1) as f64,
+            pi_zero: self.pi_zero,
+            prior: self.prior,
+            merge: self.merge,
+            means: Learned::new(means, &device),
+            deviations: Learned::new(vec![(gap / 2.0).ln(); self.components + 1], &device),
+            shares: Learned::new(vec![0.0; self.components], &device),
+            adam: AdamConfig::new().build(),
+            pace: self.rate / self.train.lr,
+        }
+    }
+
     fn check(&self, net: &Net) -> Result<()> {
         let prior = self.prior.map_or([1.0, 1.0], |prior| [prior.alpha, prior.beta]);
         let [alpha, beta] = prior;
@@ -137,11 +175,12 @@ impl SoftWeightSharing {
 }
 
 /// The prior and what is learned of it.
-struct Mixture {
+pub struct Mixture {
     /// `tau / N`.
     scale: f64,
     pi_zero: f64,
     prior: Option<InverseGamma>,
+    merge: f64,
     /// Means of the components from 1 on.
     means: Learned,
     /// Logarithms of the deviations of all.
@@ -159,6 +198,12 @@ struct Learned {
     state: Option<<Adam as Optimizer>::State<1>>,
 }
 
+impl std::fmt::Debug for Mixture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.components()).finish()
+    }
+}
+
 impl Learned {
     fn new(values: Vec<f32>, device: &Device) -> Self {
         let len = values.len();
@@ -173,23 +218,39 @@ impl Learned {
 }
 
 impl Mixture {
-    /// Means evenly over the range of the network's weights, for `images` training images.
-    fn new(settings: &SoftWeightSharing, net: &Net, images: usize) -> Self {
-        let weights = net.weighted().filter_map(|(_, node)| node.weight()).flat_map(|weight| weight.values());
-        let (min, max) = weights.fold((0.0_f32, 0.0_f32), |(min, max), w| (min.min(w), max.max(w)));
-        let gap = (max - min).max(f32::EPSILON) / settings.components as f32;
-        let means = (0..settings.components).map(|j| min + gap * (j as f32 + 0.5)).collect();
-        let device = net.device();
-        Self {
-            scale: settings.tau / images.max(1) as f64,
-            pi_zero: settings.pi_zero,
-            prior: settings.prior,
-            means: Learned::new(means, &device),
-            deviations: Learned::new(vec![(gap / 2.0).ln(); settings.components + 1], &device),
-            shares: Learned::new(vec![0.0; settings.components], &device),
-            adam: AdamConfig::new().build(),
-            pace: settings.rate / settings.train.lr,
+    /// What the prior adds to the mean loss of a batch: `-tau / N sum_i log sum_j pi_j N(w_i | mu_j, s_j^2)`, and its own prior, for the weights
+    /// `w` of all layers.
+    pub fn term(&self, weights: Vec<Tensor<1>>) -> Tensor<1> {
+        let cost = self.cost(&Tensor::cat(weights, 0));
+        let cost = match self.prior {
+            Some(InverseGamma { alpha, beta }) => {
+                let logs = self.deviations.values.clone().mul_scalar(2.0);
+                cost + (logs.clone().mul_scalar(alpha + 1.0) + logs.neg().exp().mul_scalar(beta)).sum()
+            }
+            None => cost,
+        };
+        cost.mul_scalar(self.scale)
+    }
+
+    /// A step of the mixture by Adam, with the gradients of a loss that has [`term`](Self::term) in it, when the learning rate of the weights
+    /// is `lr`.
+    pub fn learn(&mut self, gradients: &Gradients, lr: f64) {
+        for learned in [&mut self.means, &mut self.deviations, &mut self.shares] {
+            learned.step(&self.adam, lr * self.pace, gradients);
         }
+    }
+
+    /// Merges components that hardly differ, and sets each weight of any Burn module, its tensors of rank 2 or more, to the mean of the component
+    /// most responsible for it; the one at zero masks.
+    ///
+    /// # Errors
+    /// Names a layer that is left without weights.
+    pub fn harden<M: Module>(&self, module: M) -> Result<M> {
+        harden(module, &self.merged(), |weight| Some(weight.path.clone()))
+    }
+
+    fn merged(&self) -> Vec<Component> {
+        merge(self.components(), self.merge)
     }
 
     /// `-sum_i log sum_j pi_j N(w_i | mu_j, s_j^2)`. One pass over the weights finds the value and all slopes; what Burn derives is the
@@ -220,51 +281,51 @@ impl Mixture {
 
 impl Objective for Mixture {
     fn term(&self, net: &Net, _: &Tensor<4>, _: &Tensor<2>) -> Tensor<1> {
-        let flat = |op: &Op| match op {
-            Op::Conv2d(conv) => Some(conv.weight.val().flatten::<1>(0, 3)),
-            Op::Linear(linear) => Some(linear.weight.val().flatten::<1>(0, 1)),
-            Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => None,
-        };
-        let cost = self.cost(&Tensor::cat(net.nodes.iter().filter_map(|node| flat(&node.op)).collect(), 0));
-        let cost = match self.prior {
-            Some(InverseGamma { alpha, beta }) => {
-                let logs = self.deviations.values.clone().mul_scalar(2.0);
-                cost + (logs.clone().mul_scalar(alpha + 1.0) + logs.neg().exp().mul_scalar(beta)).sum()
-            }
-            None => cost,
-        };
-        cost.mul_scalar(self.scale)
+        self.term(tensors(net))
     }
 
     fn learn(&mut self, gradients: &Gradients, lr: f64) {
-        for learned in [&mut self.means, &mut self.deviations, &mut self.shares] {
-            learned.step(&self.adam, lr * self.pace, gradients);
-        }
+        self.learn(gradients, lr);
     }
 }
 
-/// Sets each weight to the mean of the component most responsible for it; the first component masks.
-fn harden(net: Net, components: &[Component]) -> Result<Net> {
+/// The weights of the convolutions and fully connected layers.
+fn tensors(net: &Net) -> Vec<Tensor<1>> {
+    let flat = |op: &Op| match op {
+        Op::Conv2d(conv) => Some(conv.weight.val().flatten::<1>(0, 3)),
+        Op::Linear(linear) => Some(linear.weight.val().flatten::<1>(0, 1)),
+        Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => None,
+    };
+    net.nodes.iter().filter_map(|node| flat(&node.op)).collect()
+}
+
+/// The names of the layers that have a weight.
+fn layers(net: &Net) -> BTreeMap<usize, String> {
+    net.weighted().filter(|(_, node)| node.weight().is_some()).map(|(index, node)| (index, node.name.clone())).collect()
+}
+
+/// As [`Mixture::harden`], for these components and the tensors for which `layer` gives a name.
+fn harden<M: Module>(module: M, components: &[Component], layer: impl Fn(&Weight) -> Option<String>) -> Result<M> {
+    let means: Vec<f32> = components[1..].iter().map(|component| component.mean as f32).collect();
+    let responsible = |w: &f32| {
+        let density = |j: &usize| components[*j].log_density(f64::from(*w));
+        (0..components.len()).max_by(|a, b| density(a).total_cmp(&density(b))).unwrap_or(0)
+    };
     let mut codings = BTreeMap::new();
-    for (index, node) in net.weighted() {
-        let Some(weight) = node.weight() else { continue };
-        let responsible = |w: &f32| {
-            let density = |j: &usize| components[*j].log_density(f64::from(*w));
-            (0..components.len()).max_by(|a, b| density(a).total_cmp(&density(b))).unwrap_or(0)
-        };
-        let chosen: Vec<usize> = weight.values().iter().map(|w| if *w == 0.0 { 0 } else { responsible(w) }).collect();
+    for weight in coding::weights(&module) {
+        let Some(layer) = layer(&weight) else { continue };
+        let chosen: Vec<usize> = weight.values.iter().map(|w| if *w == 0.0 { 0 } else { responsible(w) }).collect();
         let mask: Vec<bool> = chosen.iter().map(|component| *component > 0).collect();
         if !mask.contains(&true) {
             let detail = "all its weights fell to the component at zero; lower `tau`, `pi-zero` or the number of epochs";
-            return Err(Error::node(&node.name, detail));
+            return Err(Error::node(&layer, detail));
         }
         let kept: Vec<u32> =
             chosen.into_iter().filter(|component| *component > 0).map(|component| component as u32 - 1).collect();
-        let means: Vec<f32> = components[1..].iter().map(|component| component.mean as f32).collect();
         let source = used(&means, &kept).spread(&mask).into_source();
-        codings.insert(index, Coding { mask: Some(mask), source });
+        codings.insert(weight.path, Coding { mask: Some(mask), source });
     }
-    recode_layers(net, codings)
+    Ok(coding::recode(module, codings))
 }
 
 fn sixteen() -> usize {
@@ -308,24 +369,20 @@ mod tests {
             means: Learned::new(vec![-0.3, 0.1, 0.4], &device),
             deviations: Learned::new(vec![-1.5, -1.0, -1.2, -0.8], &device),
             shares: Learned::new(vec![0.2, -0.3, 0.5], &device),
-            ..Mixture::new(&settings(), net, 40)
+            ..settings().mixture(&tensors(net), 40)
         }
     }
 
     fn value(mixture: &Mixture, net: &Net) -> f64 {
-        let device = Device::flex().autodiff();
-        let term =
-            mixture.term(&net.deep_clone().train(), &Tensor::zeros([1, 1, 4, 4], &device), &Tensor::zeros([1, 3], &device));
-        f64::from(term.into_scalar::<f32>())
+        f64::from(mixture.term(tensors(&net.deep_clone().train())).into_scalar::<f32>())
     }
 
     #[test]
     fn gradients_by_weights_means_deviations_and_shares_agree_with_differences() {
         let net = small();
         let trained = net.deep_clone().train();
-        let device = Device::flex().autodiff();
         let before = mixture(&net);
-        let gradients = before.term(&trained, &Tensor::zeros([1, 1, 4, 4], &device), &Tensor::zeros([1, 3], &device)).backward();
+        let gradients = before.term(tensors(&trained)).backward();
         let check = |what: &str, gradient: f32, moved: &dyn Fn(f32) -> f64| {
             let difference = (moved(4e-3) - moved(-4e-3)) / 8e-3;
             assert!(
@@ -367,9 +424,14 @@ mod tests {
         let mut weights = get(&small(), "fc2", "weight");
         // Where the densities 0.9 exp(-50 w^2) and 0.05 exp(-50 (w - 0.5)^2) cross, at w = 0.25 + ln(18) / 50 = 0.308.
         weights[..5].copy_from_slice(&[0.30, 0.32, -0.31, 0.9, -0.05]);
-        let net = harden(set(small(), "fc2", "weight", &weights), &components).unwrap();
+        let hard = |weights: &[f32]| {
+            let net = set(small(), "fc2", "weight", weights);
+            let layers = layers(&net);
+            harden(net, &components, |weight| layers.get(&weight.node()?).cloned())
+        };
+        let net = hard(&weights).unwrap();
         assert_eq!(get(&net, "fc2", "weight")[..5], [0.0, 0.5, -0.5, 0.5, 0.0]);
-        let lost = harden(set(small(), "fc2", "weight", &[0.1; 15]), &components).unwrap_err().to_string();
+        let lost = hard(&[0.1; 15]).unwrap_err().to_string();
         assert!(lost.starts_with("node 'fc2': all its weights fell to the component at zero"), "{lost}");
     }
 
@@ -383,7 +445,7 @@ mod tests {
             let method: SoftWeightSharing = serde_json::from_value(settings).unwrap();
             let (data, mut silent) = (images(), briquette_core::pass::Silent);
             let mut cx = crate::handmade::context(&data, &mut silent);
-            let mut mixture = Mixture::new(&method, &small(), 40);
+            let mut mixture = method.mixture(&tensors(&small()), 40);
             let start = mixture.components();
             let net =
                 fit(small(), &method.train, Extras { objectives: vec![&mut mixture], ..Extras::default() }, &mut cx).unwrap();

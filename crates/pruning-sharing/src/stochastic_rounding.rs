@@ -9,9 +9,11 @@
 //!
 //! ```
 //! use briquette_core::builder::Builder;
+//! use briquette_core::coding::{adjust, weights};
 //! use briquette_core::pass::{Context, Data, Pass, Silent};
 //! use briquette_data::Dataset;
-//! use briquette_pruning_sharing::stochastic_rounding::StochasticRounding;
+//! use briquette_pruning_sharing::stochastic_rounding::{By, Format, StochasticRounding, round};
+//! use burn::nn::LinearConfig;
 //! use burn::tensor::Device;
 //!
 //! let mut b = Builder::new([1, 2, 2], 1, &Device::flex());
@@ -24,6 +26,13 @@
 //! let method: StochasticRounding = serde_json::from_str(settings).unwrap();
 //! let net = method.run(b.finish().unwrap(), &mut Context::new(&Device::flex(), 1, &data, &mut Silent)).unwrap();
 //! assert!(net.nodes[2].weight().unwrap().values().iter().all(|w| (w * 64.0).fract() == 0.0));
+//!
+//! // The weights of any module of Burn.
+//! let format = Format { integer: 2, fraction: 6 };
+//! let layer = round(LinearConfig::new(20, 10).init(&Device::flex()), format, |_| true);
+//! // After each step of an optimizer:
+//! let layer = adjust(layer, |_, base, steps| (format.round(base, By::Stochastic), steps));
+//! assert!(weights(&layer)[0].values.iter().all(|w| (w * 64.0).fract() == 0.0));
 //! ```
 //!
 //! Gupta, Agrawal, Gopalakrishnan, Narayanan. "Deep Learning with Limited Numerical Precision". ICML 2015. arXiv:1502.02551.
@@ -32,13 +41,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use briquette_core::chance;
-use briquette_core::coding::{Rounding, adjust};
+use briquette_core::coding::{Rounding, Weight, adjust};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op, Value};
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::{Extras, Forward, Projection, Recipe, fit};
 use briquette_core::types::{Bits, PerLayer};
 use briquette_core::{Grid, StepGradient};
+use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
@@ -152,7 +162,7 @@ impl Pass for StochasticRounding {
                 sites(&net, layers.keys().map(|layer| (*layer, grid.levels))).into_iter().map(|site| (site, scale)).collect()
             }
         };
-        let net = on_grids(net, (Rounding::Nearest, false), |index, _, _| layers.get(&index).map(|_| self.weights.grid()))?;
+        let net = round(net, self.weights, |weight| weight.node().is_some_and(|node| layers.contains_key(&node)));
         place(net, &quantizers, StepGradient::Fixed)
     }
 
@@ -168,6 +178,12 @@ impl StochasticRounding {
         let bits = Bits::try_from(self.weights.integer + self.weights.fraction).map_err(Error::Invalid)?;
         layers(Self::NAME, net, &PerLayer::All(bits), &self.except, (|_| true, "2 to 16"))
     }
+}
+
+/// Rounds tensors of rank 2 or more in any Burn module, those that `choose` takes, to the nearest values of a format. Their training rounds
+/// what is underneath after each step of the optimizer, with [`Format::round`] and [`adjust`].
+pub fn round<M: Module>(module: M, format: Format, choose: impl Fn(&Weight) -> bool) -> M {
+    on_grids(module, (Rounding::Nearest, false), |weight| choose(weight).then(|| format.grid()))
 }
 
 /// Rounds weights and biases after each step.

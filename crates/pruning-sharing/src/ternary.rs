@@ -19,6 +19,27 @@
 //! assert_eq!(values.len(), 2);
 //! ```
 //!
+//! As a pass over a network:
+//!
+//! ```
+//! use briquette_core::pass::Pass;
+//! use briquette_core::zoo::{Arch, Wanted};
+//! use briquette_pruning_sharing::ternary::Ternary;
+//! use burn::tensor::Device;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let arch = Arch::named("lenet300")?;
+//! let net = arch.build(&Wanted { width: 0.1, ..arch.wanted() }, &Device::flex())?;
+//! let method: Ternary = serde_json::from_value(serde_json::json!({ "train": { "epochs": 5 } }))?;
+//! // `run`, with a pass's context, trains besides.
+//! let net = method.plan(net)?;
+//! let values = net.nodes[net.index("fc1")?].weight().map_or(Vec::new(), |weight| weight.values());
+//! let distinct: std::collections::BTreeSet<u32> = values.iter().map(|w| w.to_bits()).collect();
+//! assert_eq!(distinct.len(), 3);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Li, Zhang, Liu. "Ternary Weight Networks". arXiv:1605.04711, 2016.
 //! Zhu, Han, Mao, Dally. "Trained Ternary Quantization". ICLR 2017. arXiv:1612.01064.
 //! Differs from the papers: TWN may have a threshold and a scale for each filter, and TTQ's scales begin at the means of the weights that
@@ -26,10 +47,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use briquette_core::Grid;
 use briquette_core::coding::{self, Coding, Rounding, Source, Weight, adjust};
 use briquette_core::error::{Error, Result};
-use briquette_core::net::{Net, Op};
+use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::{Extras, Projection, Recipe, fit};
 use briquette_core::types::{Bits, PerLayer};
@@ -37,8 +57,8 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
-use crate::parts::observers::LEAST_STEP;
-use crate::parts::quantizers::layers;
+use crate::parts::observers::{LEAST_STEP, Scale};
+use crate::parts::quantizers::{grid, layers, on_grids};
 use crate::parts::steps::paths;
 
 pub use crate::parts::quantizers::Per;
@@ -105,10 +125,8 @@ impl Pass for Ternary {
         let chosen = |weight: &Weight| weight.node().is_some_and(|node| layers.contains_key(&node));
         Ok(match self.scales {
             Scales::Mean => {
-                let outputs: BTreeMap<usize, usize> =
-                    net.weighted().map(|(index, node)| (index, usize::from(matches!(node.op, Op::Linear(_))))).collect();
                 let per = self.per.unwrap_or(Per::Tensor);
-                along(net, |weight| chosen(weight).then(|| (per, outputs[&weight.node().unwrap_or_default()])))
+                ternarize(net, |weight| chosen(weight).then_some(per))
             }
             Scales::Learned => {
                 let learned = |weight: &Weight| chosen(weight).then(|| source(&weight.values, share as f32));
@@ -155,25 +173,14 @@ fn settled(net: Net, paths: &BTreeSet<String>) -> Net {
 /// Share of the largest weight in Zhu et al.'s threshold.
 const SHARE: f64 = 0.05;
 
-/// Makes tensors of rank 2 or more in any Burn module ternary. `per` says what has a scale of its own, where channels lie along the tensor's
-/// first axis; tensors for which it gives none are left alone. Masked weights stay zero.
-pub fn ternarize<M: Module>(module: M, mut per: impl FnMut(&Weight) -> Option<Per>) -> M {
-    along(module, |weight| per(weight).map(|per| (per, 0)))
-}
-
-/// As [`ternarize`], with channels along the axis given.
-fn along<M: Module>(module: M, mut chosen: impl FnMut(&Weight) -> Option<(Per, usize)>) -> M {
-    let mut codings = BTreeMap::new();
-    for weight in coding::weights(&module) {
-        let Some((per, axis)) = chosen(&weight) else { continue };
-        let (axis, count) = if per == Per::Tensor { (None, 1) } else { (Some(axis), weight.shape[axis]) };
-        // The steps are those of the next line.
-        let grid = Grid { levels: 3, axis, steps: vec![1.0; count], zeros: vec![1.0; count] };
-        let source = Source::Grid { grid, rounding: Rounding::Threshold, learned: false };
-        codings.insert(weight.path, Coding { mask: weight.coding.mask, source });
-    }
-    let paths: BTreeSet<String> = codings.keys().cloned().collect();
-    refresh(coding::recode(module, codings), &paths)
+/// Makes tensors of rank 2 or more in any Burn module ternary. `per` says what has a scale of its own; tensors for which it gives none are
+/// left alone. Masked weights stay zero.
+pub fn ternarize<M: Module>(module: M, per: impl Fn(&Weight) -> Option<Per>) -> M {
+    let chosen: BTreeSet<String> =
+        coding::weights(&module).into_iter().filter(|weight| per(weight).is_some()).map(|weight| weight.path).collect();
+    // The steps are those of the next line.
+    let unit = |weight: &Weight| Some(grid(weight, 3, per(weight)?, |_| Scale { step: 1.0, zero: 1.0 }));
+    refresh(on_grids(module, (Rounding::Threshold, false), unit), &chosen)
 }
 
 /// Gives the weights at these paths the scales of what lies underneath.
@@ -238,7 +245,8 @@ mod tests {
     fn scales_are_the_means_beyond_the_threshold_and_the_best_for_its_signs() {
         let values = [[0.9_f32, -0.2, 0.31, -3.0], [0.05, 2.4, -0.1, 0.0]];
         let ternary = |per| {
-            let param = ternarize(Param::from_tensor(Tensor::<2>::from_floats(values, &Device::flex())), |_| Some(per));
+            let filters = Tensor::<2>::from_floats(values, &Device::flex()).unsqueeze_dim::<3>(2);
+            let param = ternarize(Param::from_tensor(filters), |_| Some(per));
             coding::weights(&param)[0].values.clone()
         };
         // Thresholds 0.7 * 1.1025 and 0.7 * 0.6375.

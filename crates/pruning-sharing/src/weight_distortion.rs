@@ -11,7 +11,8 @@
 //! ```
 //! use briquette_core::coding::floats;
 //! use briquette_pruning_sharing::weight_distortion::Distortion;
-//! use burn::tensor::{Device, Tensor};
+//! use burn::nn::LinearConfig;
+//! use burn::tensor::{Device, Tensor, module};
 //!
 //! let weights = Tensor::<1>::from_floats([0.5, -0.8, 0.1], &Device::flex());
 //! let distorted = |projection: &str| {
@@ -21,6 +22,31 @@
 //! assert_eq!(distorted(r#""sign""#), [1.0, -1.0, 1.0]);
 //! assert_eq!(distorted(r#"{ "round": 3 }"#), [1.0, -1.0, 0.0]);
 //! assert_eq!(distorted(r#"{ "power": 2 }"#)[0], 0.25);
+//!
+//! // In the forward pass of any module of Burn:
+//! let layer = LinearConfig::new(3, 2).init(&Device::flex());
+//! let y = module::linear(Tensor::<2>::ones([1, 3], &Device::flex()), Distortion::Sign.apply(layer.weight.val()), None);
+//! assert!(floats(y).iter().all(|y| [-3.0, -1.0, 1.0, 3.0].contains(y)));
+//! ```
+//!
+//! As a pass over a network:
+//!
+//! ```
+//! use briquette_core::pass::Pass;
+//! use briquette_core::zoo::{Arch, Wanted};
+//! use briquette_pruning_sharing::weight_distortion::WeightDistortion;
+//! use burn::tensor::Device;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let arch = Arch::named("lenet300")?;
+//! let net = arch.build(&Wanted { width: 0.1, ..arch.wanted() }, &Device::flex())?;
+//! let method: WeightDistortion = serde_json::from_value(serde_json::json!({ "under": "sign", "train": { "epochs": 5 } }))?;
+//! // `run`, with a pass's context, trains besides.
+//! let net = method.plan(net)?;
+//! let values = net.nodes[net.index("fc1")?].weight().map_or(Vec::new(), |weight| weight.values());
+//! assert!(values.iter().all(|w| w.abs() == 1.0));
+//! # Ok(())
+//! # }
 //! ```
 //!
 //! Merolla, Appuswamy, Arthur, Esser, Modha. "Deep Neural Networks are Robust to Weight Binarization and Other Non-linear Distortions".

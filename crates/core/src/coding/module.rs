@@ -1,5 +1,6 @@
 //! The weights of a module with their codings, and new codings for them.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use briquette_runtime::Grid;
@@ -29,6 +30,38 @@ impl Weight {
     pub fn node(&self) -> Option<usize> {
         self.path.strip_prefix("nodes.")?.split('.').next()?.parse().ok()
     }
+
+    /// The axis along which the filters lie: matrices are those of fully connected layers, which Burn keeps as `[in, out]`, other weights
+    /// `[out, ...]`.
+    pub fn filter_axis(&self) -> usize {
+        usize::from(self.shape.len() == 2)
+    }
+
+    /// Weights of a filter.
+    pub fn fan_in(&self) -> usize {
+        self.values.len() / self.shape[self.filter_axis()].max(1)
+    }
+
+    /// The values filter by filter, `[out, fan-in]`.
+    pub fn filters(&self) -> Cow<'_, [f32]> {
+        match self.shape[..] {
+            [inputs, outputs] => Cow::Owned(turned(&self.values, inputs, outputs)),
+            _ => Cow::Borrowed(&self.values),
+        }
+    }
+
+    /// What belongs to the values filter by filter, `[out, fan-in]`, in the order of the values.
+    pub fn unfiltered<T: Copy>(&self, each: Vec<T>) -> Vec<T> {
+        match self.shape[..] {
+            [inputs, outputs] => turned(&each, outputs, inputs),
+            _ => each,
+        }
+    }
+}
+
+/// The elements of the transposed of a matrix.
+fn turned<T: Copy>(matrix: &[T], rows: usize, columns: usize) -> Vec<T> {
+    (0..matrix.len()).map(|i| matrix[i % rows * columns + i / rows]).collect()
 }
 
 /// Every tensor of rank 2 or more in a module, with its coding: the weights, without biases and normalization.

@@ -112,3 +112,20 @@ fn a_coding_survives_the_way_to_the_device_and_back() {
     assert_eq!(listed[0].values, [0.5, -1.0, 0.0, 0.0]);
     assert_eq!(listed[0].coding, coding_of(&param));
 }
+
+#[test]
+fn filters_are_the_columns_of_a_matrix_and_the_rows_of_others() {
+    let weight = |shape: Vec<usize>| Weight {
+        path: String::new(),
+        shape,
+        values: vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+        coding: Coding::default(),
+    };
+    let (linear, conv) = (weight(vec![2, 3]), weight(vec![3, 2, 1, 1]));
+    assert_eq!((linear.filter_axis(), linear.fan_in(), conv.filter_axis(), conv.fan_in()), (1, 2, 0, 2));
+    assert_eq!(linear.filters()[..], [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+    assert_eq!(conv.filters()[..], conv.values);
+    for weight in [linear, conv] {
+        assert_eq!(weight.unfiltered(weight.filters().into_owned()), weight.values);
+    }
+}

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use briquette_core::coding::{self, Coding, Rounding, Source, Weight};
+use briquette_core::coding::{self, Coding, Rounding, Weight};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
 use briquette_core::pass::Context;
@@ -18,7 +18,8 @@ use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
-use super::{except, refuse};
+use super::quantizers::{Per, grid, on_grids};
+use super::{except, observers, refuse};
 
 /// Smallest scale: weights that are all 0 have a sign, too.
 const SMALLEST: f64 = 1e-12;
@@ -66,24 +67,14 @@ pub fn inner_layers(net: &Net, except: Option<&[String]>, method: &str) -> Resul
     }
 }
 
-/// Makes the weights that `choose` takes binary, in any Burn module; matrices are those of fully connected layers, `[in, out]`, other weights
-/// `[out, ...]`.
+/// Makes tensors of rank 2 or more in any Burn module binary, those that `choose` takes. Masks stay.
 pub fn binarize<M: Module>(module: M, scale: Scale, rounding: Rounding, choose: impl Fn(&Weight) -> bool) -> M {
-    let mut codings = BTreeMap::new();
-    for weight in coding::weights(&module).into_iter().filter(choose) {
-        let axis = if weight.shape.len() == 2 { 1 } else { 0 };
-        let grid = match scale {
-            Scale::One => Grid::uniform(2, 2.0, 0.5),
-            Scale::PerFilter => {
-                let filters = weight.shape[axis];
-                Grid { levels: 2, axis: Some(axis), steps: vec![2.0; filters], zeros: vec![0.5; filters] }
-            }
-        };
-        let source = Source::Grid { grid, rounding, learned: false };
-        codings.insert(weight.path, Coding { mask: weight.coding.mask, source });
-    }
-    let paths: Vec<String> = codings.keys().cloned().collect();
-    let module = coding::recode(module, codings);
+    let paths: Vec<String> = coding::weights(&module).into_iter().filter(&choose).map(|weight| weight.path).collect();
+    let two = |weight: &Weight| match scale {
+        Scale::One => Grid::uniform(2, 2.0, 0.5),
+        Scale::PerFilter => grid(weight, 2, Per::Channel, |_| observers::Scale { step: 2.0, zero: 0.5 }),
+    };
+    let module = on_grids(module, (rounding, false), |weight| choose(weight).then(|| two(weight)));
     coding::adjust(module, |path, base, steps| match scale {
         Scale::PerFilter if paths.iter().any(|chosen| chosen == path) => {
             let steps = least_squares(&base);

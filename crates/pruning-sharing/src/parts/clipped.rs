@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use briquette_core::coding::Rounding;
+use briquette_core::coding::{Rounding, Weight};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::types::{Bits, PerLayer};
 use briquette_core::{Grid, StepGradient};
+use burn::module::Module;
 use serde::Deserialize;
 
 use super::observers::Scale;
@@ -59,10 +60,14 @@ impl Clipped {
                 quantizers.push((Site { readers: all.collect(), ..site }, Scale { step, zero: 0.0 }));
             }
         }
-        let net = on_grids(net, (Rounding::Tanh, false), |index, _, _| {
-            let last = (1 << layers.get(&index)?) - 1;
-            Some(Grid::uniform(last + 1, 2.0 / last as f32, last as f32 / 2.0))
-        })?;
-        place(net, &quantizers, train)
+        place(squash(net, |weight| layers.get(&weight.node()?).copied()), &quantizers, train)
     }
+}
+
+/// Puts each tensor of rank 2 or more in any Burn module for which `bits` says how many at the values that [`Clipped::apply`] gives to weights.
+pub fn squash<M: Module>(module: M, bits: impl Fn(&Weight) -> Option<u32>) -> M {
+    on_grids(module, (Rounding::Tanh, false), |weight| {
+        let last = (1 << bits(weight)?) - 1;
+        Some(Grid::uniform(last + 1, 2.0 / last as f32, last as f32 / 2.0))
+    })
 }

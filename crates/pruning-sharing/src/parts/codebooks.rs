@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use briquette_core::coding::{Coding, Source};
+use briquette_core::coding::{self, Coding, Source, Weight};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::Context;
 use briquette_core::training::{Recipe, tune};
+use burn::module::Module;
 use serde::Deserialize;
 
 use super::curvature::{Curvature, PerWeight};
@@ -85,10 +86,7 @@ impl Codebooks {
             for (member, size) in group.iter_mut().zip(sizes) {
                 let (own, others) = rest.split_at(size);
                 rest = others;
-                let mask = member.mask.take();
-                let own = used(&clusters.centroids, own);
-                let source = mask.as_ref().map_or_else(|| own.clone(), |mask| own.clone().spread(mask)).into_source();
-                codings.insert(member.node, Coding { mask, source });
+                codings.insert(member.node, coded(&clusters.centroids, own, member.mask.take()));
             }
         }
         recode_layers(net, codings)
@@ -101,15 +99,7 @@ impl Codebooks {
             let Some(weight) = node.weight() else { continue };
             let values = weight.values();
             refuse::not_finite(&node.name, &values)?;
-            let h = curvature.get(&index);
-            let points = values.iter().enumerate().map(|(i, &value)| Weighted { value, weight: h.map_or(1.0, |h| h[i] as f32) });
-            let points: Vec<Weighted> = points.collect();
-            let mask = weight.coding.mask.as_ref();
-            let mut points = mask.map_or_else(|| points.clone(), |mask| kept(&points, mask));
-            if let Source::Codebook { centroids, assignment } = &weight.coding.source {
-                let shared = mask.map_or_else(|| assignment.clone(), |mask| kept(assignment, mask));
-                pool(&mut points, &shared, centroids.len());
-            }
+            let points = points(&values, &weight.coding, |i| curvature.get(&index).map_or(1.0, |h| h[i]));
             members.push(Member { node: index, mask: weight.coding.mask, points });
         }
         Ok(members)
@@ -124,6 +114,55 @@ impl Codebooks {
     pub fn shorten(&mut self) {
         self.samples = self.samples.min(10);
     }
+}
+
+/// Shares each tensor of rank 2 or more in any Burn module among the centroids that `cluster` finds for it. `curvature` gives how much the
+/// error of each of its weights counts, in the order of its values, or none for a tensor that is left alone; only ratios matter. Masked
+/// weights take no part and stay zero.
+///
+/// # Errors
+/// Names a tensor whose weights are not finite or whose curvature is of another length; otherwise as `cluster`.
+pub fn share<M: Module>(
+    module: M,
+    mut curvature: impl FnMut(&Weight) -> Option<Vec<f64>>,
+    cluster: impl Fn(&[Weighted]) -> Result<Clusters>,
+) -> Result<M> {
+    let mut codings = BTreeMap::new();
+    for weight in coding::weights(&module) {
+        let Some(h) = curvature(&weight) else { continue };
+        refuse::not_finite(&weight.path, &weight.values)?;
+        if h.len() != weight.values.len() {
+            return Err(Error::node(&weight.path, format!("{} curvatures for {} weights", h.len(), weight.values.len())));
+        }
+        let mut points = points(&weight.values, &weight.coding, |i| h[i]);
+        scale(&mut points);
+        let clusters = cluster(&points)?;
+        codings.insert(weight.path, coded(&clusters.centroids, &clusters.assignment, weight.coding.mask));
+    }
+    Ok(coding::recode(module, codings))
+}
+
+/// The weights that no mask hides; those that are shared already stay together.
+fn points(values: &[f32], coding: &Coding, curvature: impl Fn(usize) -> f64) -> Vec<Weighted> {
+    let weighted = |(i, &value): (usize, &f32)| Weighted { value, weight: curvature(i) as f32 };
+    let points: Vec<Weighted> = values.iter().enumerate().map(weighted).collect();
+    let mask = coding.mask.as_ref();
+    let mut points = mask.map_or_else(|| points.clone(), |mask| kept(&points, mask));
+    if let Source::Codebook { centroids, assignment } = &coding.source {
+        let shared = mask.map_or_else(|| assignment.clone(), |mask| kept(assignment, mask));
+        pool(&mut points, &shared, centroids.len());
+    }
+    points
+}
+
+/// The coding of weights with these centroids, `assignment` being that of those which no mask hides.
+fn coded(centroids: &[f32], assignment: &[u32], mask: Option<Vec<bool>>) -> Coding {
+    let own = used(centroids, assignment);
+    let source = match &mask {
+        Some(mask) => own.spread(mask).into_source(),
+        None => own.into_source(),
+    };
+    Coding { mask, source }
 }
 
 /// The network with other codings of the weights of these nodes, in the layout of [`Node::weight`](briquette_core::net::Node::weight).

@@ -13,12 +13,19 @@ use burn::module::Module;
 /// weights and the share that stays, of which at least one weight is kept; tensors for which it gives none are left alone. Weights that
 /// an earlier mask removed stay removed.
 pub fn keep_highest<M: Module>(module: M, mut choose: impl FnMut(&Weight) -> Option<(Vec<f64>, f64)>) -> M {
+    mask(module, |weight| choose(weight).map(|(scores, share)| highest(&weight.values, &scores, share)))
+}
+
+/// Masks weights of each tensor of rank 2 or more in any Burn module; `choose` marks those that stay, in the order of the tensor's values.
+/// Tensors for which it gives none are left alone, and weights that an earlier mask removed stay removed.
+pub fn mask<M: Module>(module: M, mut choose: impl FnMut(&Weight) -> Option<Vec<bool>>) -> M {
     let mut codings = BTreeMap::new();
     for weight in coding::weights(&module) {
-        if let Some((scores, share)) = choose(&weight) {
-            let mask = highest(&weight.values, &scores, share);
-            codings.insert(weight.path, Coding { mask: Some(mask), source: weight.coding.source });
+        let Some(mut mask) = choose(&weight) else { continue };
+        if let Some(old) = &weight.coding.mask {
+            mask.iter_mut().zip(old).for_each(|(stays, old)| *stays &= old);
         }
+        codings.insert(weight.path, Coding { mask: Some(mask), source: weight.coding.source });
     }
     coding::recode(module, codings)
 }
@@ -70,6 +77,11 @@ pub fn highest(values: &[f32], scores: &[f64], share: f64) -> Vec<bool> {
         mask[index] = Some(index) == first || values[index] != 0.0;
     }
     mask
+}
+
+/// The magnitudes of weights.
+pub fn sizes(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|v| f64::from(v.abs())).collect()
 }
 
 /// How many of `len` weights stay when this share does, at least one.

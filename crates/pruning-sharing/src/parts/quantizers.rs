@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use briquette_core::coding::{Rounding, Source};
+use briquette_core::coding::{self, Coding, Rounding, Source, Weight};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Node, Op};
 use briquette_core::quantize::Quantize;
 use briquette_core::types::{Bits, PerLayer};
 use briquette_core::{Activation, Grid, Layer, StepGradient};
-use burn::module::Param;
+use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 use serde::Deserialize;
@@ -87,12 +87,8 @@ pub fn ends(net: &Net) -> Vec<usize> {
     layers.first().into_iter().chain(layers.last()).copied().collect()
 }
 
-/// The grid of a weight `[out, ...]`.
-pub fn weight_grid(values: &[f32], outputs: usize, bits: u32, per: Per, form: Form, reach: Reach) -> Grid {
-    let row = match per {
-        Per::Tensor => values.len(),
-        Per::Channel => values.len() / outputs.max(1),
-    };
+/// The grid of a weight.
+pub fn weight_grid(weight: &Weight, bits: u32, per: Per, form: Form, reach: Reach) -> Grid {
     let levels = match form {
         Form::Symmetric => (1 << bits) - 1,
         Form::Affine => 1 << bits,
@@ -107,37 +103,33 @@ pub fn weight_grid(values: &[f32], outputs: usize, bits: u32, per: Per, form: Fo
         };
         Scale::spanning(if reach == Reach::Mse { search(range, error) } else { range }, levels)
     };
-    let scales: Vec<Scale> = values.par_chunks(row.max(1)).map(scale).collect();
-    let middle = |scale: &Scale| if form == Form::Symmetric { (levels - 1) as f32 / 2.0 } else { scale.zero };
+    let middle = |scale: Scale| if form == Form::Symmetric { Scale { zero: (levels - 1) as f32 / 2.0, ..scale } } else { scale };
+    grid(weight, levels, per, |values| middle(scale(values)))
+}
+
+/// The grid with the scale that `scale` finds for the values that share one.
+pub fn grid(weight: &Weight, levels: u32, per: Per, scale: impl Fn(&[f32]) -> Scale + Send + Sync) -> Grid {
+    let scales: Vec<Scale> = match per {
+        Per::Tensor => vec![scale(&weight.values)],
+        Per::Channel => weight.filters().par_chunks(weight.fan_in().max(1)).map(scale).collect(),
+    };
     Grid {
         levels,
-        axis: (per == Per::Channel).then_some(0),
+        axis: (per == Per::Channel).then_some(weight.filter_axis()),
         steps: scales.iter().map(|scale| scale.step).collect(),
-        zeros: scales.iter().map(middle).collect(),
+        zeros: scales.iter().map(|scale| scale.zero).collect(),
     }
 }
 
-/// The network with these layers' weights on the grids that `grid` gives for the layer's index, its weight's values and number of outputs.
-/// Masks stay.
-///
-/// # Errors
-/// When a grid does not fit its weight.
-pub fn on_grids(
-    net: Net,
-    (rounding, learned): (Rounding, bool),
-    mut grid: impl FnMut(usize, &[f32], usize) -> Option<Grid>,
-) -> Result<Net> {
-    let device = net.device();
-    let nodes = net.nodes.into_iter().enumerate().map(|(index, node)| {
-        let mut parameters = node.parameters();
-        let weight = parameters.iter_mut().find(|stored| stored.name == "weight");
-        let found = weight.and_then(|weight| Some((grid(index, &weight.values(), weight.shape[0])?, weight)));
-        let Some((grid, weight)) = found else { return Ok(node) };
-        weight.base = weight.values();
-        weight.coding.source = Source::Grid { grid, rounding, learned };
-        node.with(parameters, &device)
-    });
-    Ok(Net { nodes: nodes.collect::<Result<_>>()? })
+/// Puts each tensor of rank 2 or more in any Burn module on the grid that `grid` gives for it; tensors for which it gives none are left
+/// alone. Masks stay. Learned steps are parameters of the module, which an optimizer moves with the others.
+pub fn on_grids<M: Module>(module: M, (rounding, learned): (Rounding, bool), grid: impl Fn(&Weight) -> Option<Grid>) -> M {
+    let source = |weight: Weight| {
+        let source = Source::Grid { grid: grid(&weight)?, rounding, learned };
+        Some((weight.path, Coding { mask: weight.coding.mask, source }))
+    };
+    let codings = coding::weights(&module).into_iter().filter_map(source).collect();
+    coding::recode(module, codings)
 }
 
 /// A value that quantized layers read.
@@ -291,16 +283,21 @@ mod tests {
 
     #[test]
     fn grids_of_weights_hold_their_extremes_and_zero_rows_have_a_step() {
-        let values = [0.5, -1.0, 0.25, 0.0, 0.0, 0.0, 3.0, 1.0, 2.0];
-        let grid = weight_grid(&values, 3, 3, Per::Channel, Form::Symmetric, Reach::MinMax);
+        let values = vec![0.5, -1.0, 0.25, 0.0, 0.0, 0.0, 3.0, 1.0, 2.0];
+        let mut weight = Weight { path: String::new(), shape: vec![3, 3, 1, 1], values, coding: Coding::default() };
+        let grid = weight_grid(&weight, 3, Per::Channel, Form::Symmetric, Reach::MinMax);
         assert_eq!((grid.levels, grid.axis, grid.zeros.clone()), (7, Some(0), vec![3.0; 3]));
         assert!(grid.steps.iter().zip([1.0 / 3.0, 1e-8, 1.0]).all(|(a, b)| (a - b).abs() < 1e-7), "{:?}", grid.steps);
-        grid.check(&[3, 3]).unwrap();
-        let affine = weight_grid(&values, 3, 2, Per::Tensor, Form::Affine, Reach::MinMax);
+        grid.check(&[3, 3, 1, 1]).unwrap();
+        let affine = weight_grid(&weight, 2, Per::Tensor, Form::Affine, Reach::MinMax);
         assert_eq!((affine.levels, affine.axis, affine.steps[0], affine.zeros[0]), (4, None, 4.0 / 3.0, 1.0));
-        let error = |grid: &Grid| -> f32 { values.iter().map(|v| (v - grid.value(0, grid.nearest(0, *v))).powi(2)).sum() };
-        let of = |reach| error(&weight_grid(&values, 3, 2, Per::Tensor, Form::Symmetric, reach));
+        let error = |grid: &Grid| -> f32 { weight.values.iter().map(|v| (v - grid.value(0, grid.nearest(0, *v))).powi(2)).sum() };
+        let of = |reach| error(&weight_grid(&weight, 2, Per::Tensor, Form::Symmetric, reach));
         assert!(of(Reach::Mse) < of(Reach::MinMax));
+        // A matrix has its outputs in columns.
+        weight.shape = vec![3, 3];
+        let grid = weight_grid(&weight, 3, Per::Channel, Form::Symmetric, Reach::MinMax);
+        assert_eq!((grid.axis, grid.steps), (Some(1), vec![1.0, 1.0 / 3.0, 2.0 / 3.0]));
     }
 
     #[test]
@@ -314,10 +311,10 @@ mod tests {
         assert!(refused(&small(), r#"{ "fc3": 8 }"#, &[]).contains("unknown layer 'fc3'"));
         let net = set(small(), "fc2", "weight", &[f32::NAN; 15]);
         assert!(refused(&net, "8", &[]).starts_with("node 'fc2': holds the weight NaN"));
-        let net = on_grids(small(), (Rounding::Nearest, false), |_, values, outputs| {
-            Some(weight_grid(values, outputs, 8, Per::Channel, Form::Symmetric, Reach::MinMax))
+        let net = on_grids(small(), (Rounding::Nearest, false), |weight| {
+            Some(weight_grid(weight, 8, Per::Channel, Form::Symmetric, Reach::MinMax))
         });
-        let shared = refused(&net.unwrap(), "8", &[]);
+        let shared = refused(&net, "8", &[]);
         assert!(shared.ends_with("put fixed-point before the pass that shares them"), "{shared}");
         assert_eq!(layers("fixed-point", &small(), &bits("4"), &["conv1".to_string()], EIGHT).unwrap().len(), 3);
         assert_eq!(ends(&small()), [1, 9]);
