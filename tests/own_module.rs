@@ -141,7 +141,7 @@ fn the_weights_of_a_plain_module_gather_at_the_means_of_a_mixture() {
         });
         let method: SoftWeightSharing = serde_json::from_value(settings).unwrap();
         let mine = Mine::new(&device);
-        let mut mixture = method.mixture(&flat(&mine), 16);
+        let mut mixture = method.mixture(&flat(&mine), 16).unwrap();
         let learn = |mine: &Mine, gradients: Option<&Gradients>| match gradients {
             None => Some(mixture.term(flat(mine))),
             Some(gradients) => {

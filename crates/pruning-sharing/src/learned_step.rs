@@ -163,8 +163,8 @@ impl LearnedStep {
 }
 
 /// Puts each tensor of rank 2 or more in any Burn module on a grid whose steps are parameters of the module, which an optimizer moves with
-/// the others; `bits` gives how many, 2 to 16, and tensors for which it gives none are left alone. Steps must be kept above 0, by
-/// [`adjust`](briquette_core::coding::adjust).
+/// the others; `bits` gives how many, brought within 2 to 16, and tensors for which it gives none are left alone. Steps must be kept above
+/// 0, by [`adjust`](briquette_core::coding::adjust).
 pub fn round<M: Module>(module: M, bits: impl Fn(&Weight) -> Option<u32>, per: Per) -> M {
     on_grids(module, (Rounding::Nearest, true), |weight| {
         let levels = 1 << bits(weight)?.clamp(2, 16);

@@ -33,7 +33,7 @@
 //! // Any module of Burn, in a loop of your own: the prior is a term of the loss, and learns with the weights.
 //! let layer = LinearConfig::new(20, 10).init(&Device::flex()).train();
 //! let flat = || vec![layer.weight.val().flatten(0, 1)];
-//! let mut mixture = method.mixture(&flat(), 1000);
+//! let mut mixture = method.mixture(&flat(), 1000)?;
 //! let gradients = mixture.term(flat()).backward();
 //! mixture.learn(&gradients, 1e-3);
 //! let layer = mixture.harden(layer.valid())?;
@@ -109,7 +109,7 @@ impl Method for SoftWeightSharing {
 impl Pass for SoftWeightSharing {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         self.check(&net)?;
-        let mut mixture = self.mixture(&tensors(&net), cx.data.train.len());
+        let mut mixture = self.mixture(&tensors(&net), cx.data.train.len())?;
         let recipe = Recipe { choose: Choose::Last, ..self.train.clone() };
         let net = fit(net, &recipe, Extras { objectives: vec![&mut mixture], ..Extras::default() }, cx)?;
         let layers = layers(&net);
@@ -129,13 +129,17 @@ impl Pass for SoftWeightSharing {
 
 impl SoftWeightSharing {
     /// The mixture with its means evenly over the range of these weights, for a training with so many images.
-    pub fn mixture(&self, weights: &[Tensor<1>], images: usize) -> Mixture {
+    ///
+    /// # Errors
+    /// Settings out of range.
+    pub fn mixture(&self, weights: &[Tensor<1>], images: usize) -> Result<Mixture> {
+        self.check_settings()?;
         let all = weights.iter().flat_map(|weights| floats(plain(weights.clone())));
         let (min, max) = all.fold((0.0_f32, 0.0_f32), |(min, max), w| (min.min(w), max.max(w)));
         let gap = (max - min).max(f32::EPSILON) / self.components as f32;
         let means = (0..self.components).map(|j| min + gap * (j as f32 + 0.5)).collect();
         let device = weights.first().map(|weights| plain(weights.clone()).device()).unwrap_or_default();
-        Mixture {
+        Ok(Mixture {
             scale: self.tau / images.max(1) as f64,
             pi_zero: self.pi_zero,
             prior: self.prior,
@@ -145,10 +149,10 @@ impl SoftWeightSharing {
             shares: Learned::new(vec![0.0; self.components], &device),
             adam: AdamConfig::new().build(),
             pace: self.rate / self.train.lr,
-        }
+        })
     }
 
-    fn check(&self, net: &Net) -> Result<()> {
+    fn check_settings(&self) -> Result<()> {
         let prior = self.prior.map_or([1.0, 1.0], |prior| [prior.alpha, prior.beta]);
         let [alpha, beta] = prior;
         let positive =
@@ -162,6 +166,11 @@ impl SoftWeightSharing {
         if self.components == 0 {
             return Err(Error::Invalid("soft-weight-sharing: `components` must be at least 1".into()));
         }
+        self.train.check()
+    }
+
+    fn check(&self, net: &Net) -> Result<()> {
+        self.check_settings()?;
         for (_, node) in net.weighted() {
             let Some(weight) = node.weight() else { continue };
             if weight.coding.source != Source::Free {
@@ -170,7 +179,7 @@ impl SoftWeightSharing {
             }
             refuse::not_finite(&node.name, &weight.base)?;
         }
-        self.train.check()
+        Ok(())
     }
 }
 
@@ -369,7 +378,7 @@ mod tests {
             means: Learned::new(vec![-0.3, 0.1, 0.4], &device),
             deviations: Learned::new(vec![-1.5, -1.0, -1.2, -0.8], &device),
             shares: Learned::new(vec![0.2, -0.3, 0.5], &device),
-            ..settings().mixture(&tensors(net), 40)
+            ..settings().mixture(&tensors(net), 40).unwrap()
         }
     }
 
@@ -445,7 +454,7 @@ mod tests {
             let method: SoftWeightSharing = serde_json::from_value(settings).unwrap();
             let (data, mut silent) = (images(), briquette_core::pass::Silent);
             let mut cx = crate::handmade::context(&data, &mut silent);
-            let mut mixture = method.mixture(&tensors(&small()), 40);
+            let mut mixture = method.mixture(&tensors(&small()), 40).unwrap();
             let start = mixture.components();
             let net =
                 fit(small(), &method.train, Extras { objectives: vec![&mut mixture], ..Extras::default() }, &mut cx).unwrap();

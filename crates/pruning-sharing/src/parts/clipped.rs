@@ -64,10 +64,11 @@ impl Clipped {
     }
 }
 
-/// Puts each tensor of rank 2 or more in any Burn module for which `bits` says how many at the values that [`Clipped::apply`] gives to weights.
+/// Gives each tensor of rank 2 or more in any Burn module the values that [`Clipped::apply`] gives to weights; `bits` says of how many bits,
+/// brought within 2 to 8, and tensors for which it says nothing are left alone.
 pub fn squash<M: Module>(module: M, bits: impl Fn(&Weight) -> Option<u32>) -> M {
     on_grids(module, (Rounding::Tanh, false), |weight| {
-        let last = (1 << bits(weight)?) - 1;
+        let last = (1 << bits(weight)?.clamp(2, 8)) - 1;
         Some(Grid::uniform(last + 1, 2.0 / last as f32, last as f32 / 2.0))
     })
 }
