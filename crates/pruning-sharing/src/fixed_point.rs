@@ -62,6 +62,7 @@ use crate::parts::equalize::equalize;
 use crate::parts::observers::{Calibration, Scale, observe};
 use crate::parts::quantizers::{Site, layers, on_grids, place, sites, weight_grid};
 use crate::parts::steps::Positive;
+use crate::parts::yes;
 
 pub use crate::parts::observers::Observer;
 pub use crate::parts::quantizers::{Form, Per, Reach};
@@ -197,10 +198,6 @@ impl FixedPoint {
 pub fn round<M: Module>(module: M, bits: impl Fn(&Weight) -> Option<u32>, per: Per, form: Form, reach: Reach) -> M {
     let grid = |weight: &Weight| Some(weight_grid(weight, bits(weight)?.clamp(2, 16), per, form, reach));
     on_grids(module, (Rounding::Nearest, false), grid)
-}
-
-fn yes() -> bool {
-    true
 }
 
 fn nearly_all() -> Ratio {

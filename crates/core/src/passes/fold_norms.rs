@@ -2,7 +2,7 @@
 //!
 //! With `a = gamma / sqrt(var + epsilon)` a layer's weights become `a w` and its bias `beta + a (bias - mean)`, filter by filter
 //! ([`Net::fold_norms`]). After a training in few bits the codes of the weights stay and each filter's step becomes `|a| step`, so that
-//! nothing but products of integers and one factor for each filter is left of a layer.
+//! products of integers, and one factor and one bias for each filter, are left of a layer.
 //!
 //! ```
 //! use briquette_core::builder::{Builder, Conv};
