@@ -14,7 +14,7 @@ use crate::say;
 
 /// What a sweep runs.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct Sweep {
     pub(crate) heading: String,
     /// What the table shows, what was the same for all methods, and why a figure falls short.
@@ -39,7 +39,7 @@ pub(crate) struct Sweep {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct Method {
     /// How the table calls it.
     pub(crate) name: String,

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use crate::{sweep_table, training_speed};
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Table {
     title: String,
     /// Source, what was done differently, and why a figure falls short.
@@ -27,7 +27,7 @@ struct Table {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Paper {
     /// The paper's result in a few words.
     result: String,
@@ -40,7 +40,7 @@ struct Paper {
 
 /// A ratio of sizes to reach, and what it may cost.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Goal {
     /// How often the file goes into that of the first row.
     smaller: f64,

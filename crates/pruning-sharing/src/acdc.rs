@@ -33,6 +33,7 @@ pub type Acdc = Replacement<Cascade>;
 
 /// What only this form has to set.
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Cascade {
     /// Number of factors `A C^-1 D C`.
     depth: usize,

@@ -42,7 +42,7 @@ use crate::parts::channels::{Channels, FilterScores};
 
 /// Removes the units that are most often zero, physically.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Apoz {
     /// Which groups, how much of them, and the training afterwards.
     #[serde(flatten)]

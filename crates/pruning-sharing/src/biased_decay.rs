@@ -42,7 +42,7 @@ use crate::magnitude::prune;
 
 /// Trains small weights away and masks them.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct BiasedDecay {
     /// Weight of the penalty.
     lambda: f64,

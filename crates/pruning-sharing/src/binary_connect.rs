@@ -66,7 +66,7 @@ use crate::parts::yes;
 
 /// Trains weights of -1 and 1.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct BinaryConnect {
     /// Whether signs are drawn while training.
     #[serde(default)]

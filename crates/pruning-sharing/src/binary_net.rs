@@ -47,7 +47,7 @@ use crate::parts::yes;
 
 /// Trains weights and activations of -1 and 1.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct BinaryNet {
     /// Whether the signs of weights are drawn while training, as in BinaryConnect.
     #[serde(default)]

@@ -56,7 +56,7 @@ use crate::parts::binary::{Scale, binarize_layers, inner_layers, train};
 
 /// Trains binary weights with a scale for each filter.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Bwn {
     /// Layers that stay real, the first and the last unless given; a trailing `*` stands for any ending.
     except: Option<Vec<String>>,

@@ -39,7 +39,7 @@ use crate::parts::channels::{Channels, only_reader, pairs};
 
 /// Merges the most similar neurons of fully connected layers, physically.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DataFree {
     /// Which layers, how many of their neurons, and the training afterwards.
     #[serde(flatten)]

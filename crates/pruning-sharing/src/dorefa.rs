@@ -54,7 +54,7 @@ use crate::parts::clipped::Clipped;
 
 /// Trains with squashed weights and activations between 0 and 1 on grids.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Dorefa {
     /// Bits and layers.
     #[serde(flatten)]

@@ -55,7 +55,7 @@ use crate::parts::kmeans::{Clusters, Init, LLOYD_STEPS, Point, TASK, Weighted, s
 
 /// Shares weights among values whose indices take few bits after entropy coding.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Ecsq {
     /// Squared weights that a bit is worth.
     lambda: Option<f64>,

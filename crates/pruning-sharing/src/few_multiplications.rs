@@ -59,7 +59,7 @@ use crate::parts::yes;
 
 /// Draws weights in the forward pass and shifts in the backward pass.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct FewMultiplications {
     /// What weights are drawn from.
     #[serde(default)]

@@ -33,7 +33,7 @@ use crate::parts::channels::{Channels, FilterScores};
 
 /// Removes the weakest filters of channel groups, physically.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct FilterL1 {
     /// Which groups, how much of them, and the training afterwards.
     #[serde(flatten)]

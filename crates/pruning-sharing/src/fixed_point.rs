@@ -69,7 +69,7 @@ pub use crate::parts::quantizers::{Form, Per, Reach};
 
 /// Puts weights and activations on uniform grids.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct FixedPoint {
     /// Bits of the weights: 2 to 8, or 16.
     bits: PerLayer<Bits>,

@@ -35,7 +35,7 @@ use crate::parts::channels::{Channels, FilterScores};
 
 /// Removes the filters nearest to the geometric median of their layer, physically.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Fpgm {
     /// Which groups, how much of them, and the training afterwards.
     #[serde(flatten)]

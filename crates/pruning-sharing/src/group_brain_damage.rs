@@ -47,7 +47,7 @@ use crate::parts::proximal::{Groups, Penalty, Proximal};
 
 /// Trains whole columns of the convolutions' matrices to zero and masks them.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct GroupBrainDamage {
     /// Strength of the penalty.
     lambda: f64,

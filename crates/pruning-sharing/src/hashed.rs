@@ -62,7 +62,7 @@ use crate::parts::refuse;
 
 /// Shares the weights of each layer among a few trained buckets, by a hash of the position.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Hashed {
     /// Stored values, as a share of the weights.
     ratio: PerLayer<Ratio>,

@@ -54,7 +54,7 @@ use crate::parts::kmeans::{Clusters, Init, LLOYD_STEPS, Weighted, cluster};
 
 /// Shares weights among a few trained centroids, the closer the more the loss feels them.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct HessianKmeans {
     /// Bits of an index: at most `2^bits` centroids.
     bits: Bits,

@@ -60,7 +60,7 @@ pub use crate::parts::kmeans::Init;
 
 /// Shares the weights of each layer among a few trained centroids.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct KmeansSharing {
     /// Bits of an index; a layer gets at most `2^bits` centroids.
     bits: PerLayer<Bits>,

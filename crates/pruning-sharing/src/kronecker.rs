@@ -34,6 +34,7 @@ pub type Kronecker = Replacement<Terms>;
 
 /// What only this form has to set.
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Terms {
     /// Terms of the sum.
     terms: usize,

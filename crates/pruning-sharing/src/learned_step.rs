@@ -67,7 +67,7 @@ pub use crate::parts::quantizers::Per;
 
 /// Trains weights and activations on grids together with the grids' steps.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct LearnedStep {
     /// Bits of the weights, 2 to 8.
     bits: PerLayer<Bits>,

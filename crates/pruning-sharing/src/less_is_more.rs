@@ -45,7 +45,7 @@ use crate::parts::proximal::{Groups, Penalty, Proximal};
 
 /// Trains neurons to zero and removes them, physically.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct LessIsMore {
     /// Strength of the penalty, for all layers or by name.
     lambda: PerLayer<f64>,

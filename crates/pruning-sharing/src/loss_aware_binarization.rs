@@ -61,7 +61,7 @@ const SMALLEST: f64 = 1e-12;
 
 /// Trains binary weights whose scale minimizes the loss.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct LossAwareBinarization {
     /// Layers that stay real; a trailing `*` stands for any ending.
     #[serde(default)]

@@ -40,6 +40,7 @@ pub type LowDisplacement = Replacement<Displacement>;
 
 /// What only this form has to set.
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Displacement {
     /// Displacement rank of each block.
     rank: Option<usize>,

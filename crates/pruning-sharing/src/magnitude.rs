@@ -56,7 +56,7 @@ use crate::parts::masks::{check_shares, keep_highest, sizes, threshold};
 
 /// Masks small weights, round by round.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Magnitude {
     /// Share of each layer's weights that stays.
     keep: Option<PerLayer<Ratio>>,

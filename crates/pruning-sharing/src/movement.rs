@@ -49,7 +49,7 @@ use briquette_core::values::{plain, replace};
 
 /// Masks the weights that shrink in training.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Movement {
     /// Share of each layer's weights that stays.
     keep: PerLayer<Ratio>,

@@ -44,7 +44,7 @@ use crate::parts::masks::{highest, mask, sizes};
 
 /// Masks all but the largest `n` of every `m` consecutive weights.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct NM {
     /// Weights that stay in each block.
     n: usize,

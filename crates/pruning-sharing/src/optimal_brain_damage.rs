@@ -45,7 +45,7 @@ use crate::parts::masks::{check_shares, highest, mask_layers, threshold};
 
 /// Masks the weights whose loss the network feels least, to second order.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct OptimalBrainDamage {
     /// Share of each layer's weights that stays.
     keep: Option<PerLayer<Ratio>>,

@@ -47,7 +47,7 @@ use crate::parts::masks::{check_shares, highest, kept, mask_layers};
 
 /// Deletes the weights whose loss the rest can mend best, and mends it.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct OptimalBrainSurgeon {
     /// Share of each layer's weights that stays.
     keep: PerLayer<Ratio>,
@@ -166,7 +166,7 @@ impl OptimalBrainSurgeon {
         if bytes > limit {
             let weights = rows.iter().map(Vec::len).sum::<usize>();
             let detail = format!(
-                "the inverses of its {} blocks take {} MiB, `memory_mib` allows {}; raise it, or set `blocks = {{ size = {} }}` or less",
+                "the inverses of its {} blocks take {} MiB, `memory-mib` allows {}; raise it, or set `blocks = {{ size = {} }}` or less",
                 blocks.len(),
                 bytes.div_ceil(1 << 20),
                 self.memory_mib,
@@ -451,7 +451,7 @@ mod tests {
         let arch = briquette_core::zoo::Arch::named("lenet300").unwrap();
         let lenet = arch.build(&arch.wanted(), &Device::flex()).unwrap();
         let large = refusal::<OptimalBrainSurgeon>(lenet, serde_json::json!({ "keep": 0.5 }));
-        let facts = "node 'fc1': the inverses of its 300 blocks take 1407 MiB, `memory_mib` allows 512; ";
+        let facts = "node 'fc1': the inverses of its 300 blocks take 1407 MiB, `memory-mib` allows 512; ";
         assert_eq!(large, format!("{facts}raise it, or set `blocks = {{ size = 285 }}` or less"));
         let damping = refusal::<OptimalBrainSurgeon>(small(), serde_json::json!({ "keep": 0.5, "damping": 0.0 }));
         assert_eq!(damping, "optimal-brain-surgeon: damping must be positive, is 0");

@@ -43,7 +43,7 @@ use crate::parts::steps::Positive;
 
 /// Trains with squashed weights on grids and activations whose clip value is trained.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Pact {
     /// Bits and layers.
     #[serde(flatten)]

@@ -63,7 +63,7 @@ use crate::parts::vectors::{Pieces, quantize};
 
 /// Puts the weights of each layer together from trained centroids of blocks.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ProductQuantization {
     /// Which layers, how they are cut up, and the training of the centroids.
     #[serde(flatten)]

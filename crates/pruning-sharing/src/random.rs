@@ -51,7 +51,7 @@ use crate::parts::masks::{check_shares, highest, keep_highest, mask_layers};
 
 /// Removes channels or weights at random.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Random {
     /// Which groups, how much of them, and the training afterwards.
     #[serde(flatten)]

@@ -56,7 +56,7 @@ use crate::parts::vectors::{Pieces, quantize};
 
 /// Puts the weights of each layer together from centroids of blocks, by the error of its response.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ResponseQuantization {
     /// Which layers, how they are cut up, and the training of the centroids.
     #[serde(flatten)]
@@ -143,7 +143,7 @@ impl ResponseQuantization {
             let mib = (8 * columns * (columns + 3 * rows)).div_ceil(1 << 20);
             if mib > self.memory_mib as u128 {
                 let detail = format!(
-                    "the moments of its {columns} inputs take {mib} MiB, `memory_mib` allows {}; raise it, or leave the layer to product-quantization",
+                    "the moments of its {columns} inputs take {mib} MiB, `memory-mib` allows {}; raise it, or leave the layer to product-quantization",
                     self.memory_mib
                 );
                 return Err(Error::node(&node.name, detail));
@@ -347,8 +347,8 @@ mod tests {
         refuses::<ResponseQuantization>("response-quantization");
         let none = refusal::<ResponseQuantization>(small(), json!({ "centroids": 2, "width": 2, "images": 0 }));
         assert_eq!(none, "response-quantization: `images` and `positions` must be at least 1");
-        let large = refusal::<ResponseQuantization>(small(), json!({ "centroids": 2, "width": 2, "memory_mib": 0 }));
-        let facts = "node 'conv1': the moments of its 4 inputs take 1 MiB, `memory_mib` allows 0; ";
+        let large = refusal::<ResponseQuantization>(small(), json!({ "centroids": 2, "width": 2, "memory-mib": 0 }));
+        let facts = "node 'conv1': the moments of its 4 inputs take 1 MiB, `memory-mib` allows 0; ";
         assert_eq!(large, format!("{facts}raise it, or leave the layer to product-quantization"));
         let masked = crate::magnitude::prune(small(), |_| Some(0.5));
         let masked = refusal::<ResponseQuantization>(masked, json!({ "centroids": 2, "width": 2 }));

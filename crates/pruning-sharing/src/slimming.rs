@@ -45,7 +45,7 @@ use crate::parts::channels::{Channels, FilterScores, norm_after};
 
 /// Trains the scales of channels towards zero and removes the channels of the smallest, physically.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Slimming {
     /// Which groups, how much of them, and the training afterwards.
     #[serde(flatten)]

@@ -91,7 +91,7 @@ pub struct SoftWeightSharing {
 
 /// The prior on the variances of the components.
 #[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct InverseGamma {
     /// Shape.
     alpha: f64,

@@ -59,7 +59,7 @@ use briquette_core::values::{plain, replace};
 
 /// Trains with weights and activations in fixed point.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct StochasticRounding {
     /// Format of weights and biases.
     #[serde(default = "unit")]
@@ -78,7 +78,7 @@ pub struct StochasticRounding {
 
 /// A fixed-point format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Format {
     /// `IL`: bits before the point, the sign's included.
     pub integer: u32,

@@ -47,7 +47,7 @@ use crate::parts::proximal::{Groups, Penalty, Proximal};
 
 /// Trains groups of weights to zero and removes them, physically where the shape of a network can tell.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct StructuredSparsity {
     /// Strength of the penalty on filters and neurons.
     #[serde(default)]

@@ -45,7 +45,7 @@ use crate::parts::channels::{Channels, FilterScores, norm_after};
 
 /// Removes the filters that matter least to the loss to first order, physically.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Taylor {
     /// Which groups, how much of them, and the training afterwards.
     #[serde(flatten)]

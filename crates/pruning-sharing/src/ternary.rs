@@ -65,7 +65,7 @@ pub use crate::parts::quantizers::Per;
 
 /// Trains weights of three values.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Ternary {
     /// Where the scales come from.
     #[serde(default)]

@@ -77,7 +77,7 @@ use briquette_core::values::{plain, replace};
 
 /// Trains under one distortion of the weights and tests under others.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct WeightDistortion {
     /// The projection of the training.
     under: Distortion,

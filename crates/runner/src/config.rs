@@ -8,6 +8,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
+mod keys;
+
 /// An experiment.
 #[derive(Debug)]
 pub struct Config {
@@ -44,7 +46,7 @@ pub struct Step {
 
 /// Where the network comes from.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ModelSpec {
     /// Architecture of the zoo; not needed for a container.
     pub arch: Option<String>,
@@ -63,7 +65,7 @@ pub struct ModelSpec {
 
 /// Which data, and how much of it.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DataSpec {
     /// Name of the set, or `folder:PATH`.
     pub name: String,
@@ -78,7 +80,7 @@ pub struct DataSpec {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Top {
     model: toml::Value,
     data: toml::Value,
@@ -114,7 +116,7 @@ impl Config {
             table.insert("device".into(), device.into());
         }
         let resolved = toml::to_string(&table).with_context(at)?;
-        let top: Top = toml::Value::Table(table).try_into().with_context(at)?;
+        let top: Top = read(table).with_context(at)?;
         let model = named_or_table(top.model, "arch").with_context(|| format!("{}: model", at()))?;
         let mut data: DataSpec = named_or_table(top.data, "name").with_context(|| format!("{}: data", at()))?;
         let methods = crate::methods();
@@ -168,14 +170,18 @@ fn step(methods: &[&'static Entry], mut settings: toml::Table) -> Result<Step> {
     let name = method.as_str().ok_or_else(|| anyhow!("`method` is not a text: {method}"))?;
     let entry = find(methods, name)?;
     let settings = serde_json::to_value(settings)?;
-    let pass = (entry.parse)(settings).map_err(|error| not_read(entry, &error))?;
+    let pass = (entry.parse)(settings.clone()).map_err(|error| not_read(entry, &settings, &error))?;
     Ok(Step { entry, pass })
 }
 
 /// Where settings are made of several tables, serde does not list what it would take; the method's example then shows it.
-fn not_read(entry: &Entry, error: &serde_json::Error) -> anyhow::Error {
-    let (name, text) = (entry.name, error.to_string());
-    let bare = text.starts_with("missing field") || (text.starts_with("unknown field") && !text.contains("expected"));
+fn not_read(entry: &Entry, settings: &serde_json::Value, error: &serde_json::Error) -> anyhow::Error {
+    let name = entry.name;
+    let text = keys::explain(&error.to_string(), |key, to| {
+        let error = (entry.parse)(keys::renamed(settings, key, to)).err();
+        error.is_none_or(|error| !error.to_string().starts_with(&format!("unknown field `{to}`")))
+    });
+    let bare = text.starts_with("missing field") || (text.starts_with("unknown field") && !text.contains(['?', ',']));
     let example = if bare { format!("; for example: {}", entry.example.replace('\n', ", ")) } else { String::new() };
     anyhow!("({name}): {text}{example}")
 }
@@ -187,7 +193,11 @@ fn named_or_table<T: DeserializeOwned>(value: toml::Value, short: &str) -> Resul
         toml::Value::Table(table) => table,
         other => bail!("must be a name or a table, not {other}"),
     };
-    Ok(toml::Value::Table(table).try_into()?)
+    read(table)
+}
+
+fn read<T: DeserializeOwned>(table: toml::Table) -> Result<T> {
+    toml::Value::Table(table).try_into().map_err(|error: toml::de::Error| anyhow!(keys::explain(error.message(), |_, _| false)))
 }
 
 /// Sets one key; numbers in the key index lists. The value is TOML, or a text when it is not.
@@ -265,6 +275,13 @@ mod tests {
             (TEXT.replace("seed", "sead").replace("data =", "sead = 1\ndata ="), "unknown field `sead`"),
             (TEXT.replace("method = \"train\"", ""), "pass 0: has no `method`"),
             (TEXT.replace("\"glyphs\"", "3"), "data: must be a name or a table, not 3"),
+            (TEXT.replace("epochs = 4", "weight_decay = 0.1"), "unknown field `weight_decay`, expected one of `epochs`"),
+            (TEXT.replace("epochs = 4", "weight_decay = 0.1"), "; did you mean `weight-decay`?"),
+            (TEXT.replace("epochs = 4", "weight-decai = 0.1"), "; did you mean `weight-decay`?"),
+            (
+                TEXT.replace("magnitude", "ecsq").replace("keep = 0.1", "lambda = 0.1\nper_layer = true"),
+                "(ecsq): unknown field `per_layer`; did you mean `per-layer`?",
+            ),
         ];
         for (text, expected) in cases {
             let error = format!("{:#}", parse(&text, &[]).unwrap_err());

@@ -36,7 +36,7 @@ use crate::stored::Storage;
 ///
 /// What follows works on the decoded network, so that every later figure is one of the file and not of the network in memory.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct Encode {
     /// How codebook indices and gaps are coded: `packed`, `huffman` or `entropy` (rANS).
     pub coder: Coder,

@@ -35,7 +35,7 @@ use crate::pass::{Context, Method, Pass};
 
 /// Reads a container; masks and codebooks in it become codings again, so that tuning goes on from there.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Load {
     /// The container.
     pub file: String,

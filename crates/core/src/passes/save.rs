@@ -31,7 +31,7 @@ use crate::pass::{Context, Method, Pass};
 
 /// Writes a container as the storage in force says (packed until an `encode` pass has run).
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Save {
     /// Name of the file, within the run's folder unless it is absolute.
     pub file: String,

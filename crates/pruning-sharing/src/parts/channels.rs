@@ -19,6 +19,7 @@ use super::masks::threshold;
 
 /// The settings; a method's struct flattens them into its own and denies unknown fields there.
 #[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Channels {
     /// Share of filters removed, for all groups or by the name of any layer that produces the group's channels.
     ratio: Option<PerLayer<Ratio>>,

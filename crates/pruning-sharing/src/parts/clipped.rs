@@ -15,6 +15,7 @@ use super::quantizers::{Site, ends, layers, on_grids, place, sites};
 
 /// The settings; a method's struct flattens them into its own and denies unknown fields there.
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Clipped {
     /// Bits of the weights, 2 to 8.
     bits: PerLayer<Bits>,

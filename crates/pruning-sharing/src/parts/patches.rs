@@ -54,7 +54,7 @@ pub struct Contributions {
 
 /// A method: it cuts the channels that `C` does not choose by what the next layer computes of them.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ByNextLayer<C> {
     /// Which groups, how much of them, and the training afterwards.
     #[serde(flatten)]

@@ -13,6 +13,7 @@ use super::vectors::Pieces;
 
 /// The settings; a method's struct flattens them into its own and denies unknown fields there.
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Products {
     /// Centroids of a block; layers that nothing names are left alone.
     centroids: PerLayer<NonZeroUsize>,

@@ -24,7 +24,7 @@ use super::refuse;
 
 /// A method: it replaces layers by structural matrices of one form.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Replacement<F> {
     /// Fully connected layers and convolutions by one pixel, by name.
     layers: Vec<String>,

@@ -49,7 +49,7 @@ use crate::report::plots;
 
 /// Tries a method on each layer alone and measures the accuracy.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Sensitivity {
     /// The method to try, and the values.
     #[serde(flatten)]
@@ -80,6 +80,7 @@ struct Probe {
 
 /// A probe as a config has it.
 #[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
 struct Tables {
     /// The name of the method and its settings, but for one.
     probe: Map<String, Value>,
