@@ -1,6 +1,6 @@
 //! HashedNets: weight sharing by a hash of the position.
 //!
-//! Of `n` weights, `K = ratio n` values `b` are stored, the buckets: the weight at position `i` is `w_i = s(i) b_{h(i)}`, where a hash of `i`
+//! Of `n` weights, `K = keep n` values `b` are stored, the buckets: the weight at position `i` is `w_i = s(i) b_{h(i)}`, where a hash of `i`
 //! gives the bucket `h` and the sign `s`, so that no index is stored. Buckets are trained like the centroids of a codebook, with
 //! `dL/db_k = sum over i with h(i) = k of s(i) dL/dw_i`. They begin at the least-squares fit to the layer's weights,
 //! `b_k = mean over i with h(i) = k of s(i) w_i`, or, for training from scratch, at random numbers of the same deviation as the weights.
@@ -34,7 +34,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let arch = Arch::named("lenet300")?;
 //! let net = arch.build(&Wanted { width: 0.1, ..arch.wanted() }, &Device::flex())?;
-//! let method: Hashed = serde_json::from_value(serde_json::json!({ "ratio": 0.125, "tune": { "epochs": 5 } }))?;
+//! let method: Hashed = serde_json::from_value(serde_json::json!({ "keep": 0.125, "tune": { "epochs": 5 } }))?;
 //! // `run`, with a pass's context, trains besides.
 //! let net = method.plan(net)?;
 //! let values = net.nodes[net.index("fc1")?].weight().map_or(Vec::new(), |weight| weight.values());
@@ -64,8 +64,8 @@ use crate::parts::refuse;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Hashed {
-    /// Stored values, as a share of the weights.
-    ratio: PerLayer<Ratio>,
+    /// Share of each layer's number of values that stays.
+    keep: PerLayer<Ratio>,
     /// Where the buckets start.
     #[serde(default)]
     init: Init,
@@ -88,7 +88,7 @@ impl Method for Hashed {
     const NAME: &'static str = "hashed";
     const FAMILY: &'static str = "pruning and sharing";
     const PAPER: &'static str = "Chen, Wilson, Tyree, Weinberger, Chen, ICML 2015, arXiv:1504.04788";
-    const EXAMPLE: &'static str = "ratio = 0.125\ntune = { epochs = 10 }";
+    const EXAMPLE: &'static str = "keep = 0.125\ntune = { epochs = 10 }";
 }
 
 impl Pass for Hashed {
@@ -108,35 +108,35 @@ impl Pass for Hashed {
 
 impl Hashed {
     fn share(&self, net: Net, seed: u64) -> Result<Net> {
-        let ratios: BTreeMap<usize, f64> = self.ratio.resolve(&net)?.into_iter().map(|(i, ratio)| (i, ratio.get())).collect();
-        refuse::shared(&net, ratios.keys(), Self::NAME)?;
+        let shares: BTreeMap<usize, f64> = self.keep.resolve(&net)?.into_iter().map(|(i, keep)| (i, keep.get())).collect();
+        refuse::shared(&net, shares.keys(), Self::NAME)?;
         for weight in coding::weights(&net) {
-            let Some((node, ratio)) = weight.node().and_then(|node| Some((node, ratios.get(&node)?))) else { continue };
+            let Some((node, share)) = weight.node().and_then(|node| Some((node, shares.get(&node)?))) else { continue };
             refuse::not_finite(&net.nodes[node].name, &weight.values)?;
             let count = weight.values.len();
-            if buckets(*ratio, count) == 0 {
+            if buckets(*share, count) == 0 {
                 let least = 1.0 / count as f64;
-                let detail = format!("{ratio} of its {count} weights are 0 buckets; set `ratio` to at least {least:.1e}");
+                let detail = format!("{share} of its {count} weights are 0 buckets; set `keep` to at least {least:.1e}");
                 return Err(Error::node(&net.nodes[node].name, detail));
             }
         }
-        Ok(share(net, |weight| weight.node().and_then(|node| ratios.get(&node).copied()), self.init, seed))
+        Ok(share(net, |weight| weight.node().and_then(|node| shares.get(&node).copied()), self.init, seed))
     }
 }
 
 /// Number of buckets of so many weights.
-fn buckets(ratio: f64, count: usize) -> usize {
-    (ratio * count as f64).round() as usize
+fn buckets(share: f64, count: usize) -> usize {
+    (share * count as f64).round() as usize
 }
 
-/// Shares each tensor of rank 2 or more in any Burn module among `ratio` times as many buckets as it has weights, at least one; tensors for
-/// which `ratio` gives none are left alone. Masked weights take no part and stay zero. The hash is one of the position in
+/// Shares each tensor of rank 2 or more in any Burn module among `keep` times as many buckets as it has weights, at least one; tensors for
+/// which `keep` gives none are left alone. Masked weights take no part and stay zero. The hash is one of the position in
 /// `[out, in, ...]`, so that matrices, which Burn keeps as `[in, out]`, are hashed as their transposed.
-pub fn share<M: Module>(module: M, mut ratio: impl FnMut(&Weight) -> Option<f64>, init: Init, seed: u64) -> M {
+pub fn share<M: Module>(module: M, mut keep: impl FnMut(&Weight) -> Option<f64>, init: Init, seed: u64) -> M {
     let mut codings = BTreeMap::new();
     for weight in coding::weights(&module) {
-        if let Some(ratio) = ratio(&weight) {
-            let count = buckets(ratio, weight.values.len()).max(1);
+        if let Some(share) = keep(&weight) {
+            let count = buckets(share, weight.values.len()).max(1);
             let source = hash(&weight, count, init, stream(seed, &weight.path));
             codings.insert(weight.path, Coding { mask: weight.coding.mask, source });
         }
@@ -198,7 +198,7 @@ mod tests {
         let x = b.flatten("flatten", b.input());
         b.linear("fc1", x, 100);
         let (data, mut silent) = (images(), briquette_core::pass::Silent);
-        let method: Hashed = serde_json::from_value(json!({ "ratio": 0.125 })).unwrap();
+        let method: Hashed = serde_json::from_value(json!({ "keep": 0.125 })).unwrap();
         let net = method.run(b.finish().unwrap(), &mut context(&data, &mut silent)).unwrap();
         let (seed, buckets, places) = fc1(&net);
         assert_eq!((buckets.len(), places.len()), (3200, 25_600));
@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn buckets_fit_the_weights_and_layers_that_nothing_names_stay() {
-        let net = run::<Hashed>(small(), json!({ "ratio": { "fc1": 0.2 } })).unwrap();
+        let net = run::<Hashed>(small(), json!({ "keep": { "fc1": 0.2 } })).unwrap();
         let (_, buckets, places) = fc1(&net);
         let weights = get(&small(), "fc1", "weight");
         // At the least-squares fit the residue has no part along any bucket.
@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn what_was_stored_is_tuned_on_and_stays_hashed() {
         let tune = json!({ "epochs": 1, "batch": 10, "lr": 0.01 });
-        let net = run::<Hashed>(small(), json!({ "ratio": 0.3, "init": "random", "tune": tune })).unwrap();
+        let net = run::<Hashed>(small(), json!({ "keep": 0.3, "init": "random", "tune": tune })).unwrap();
         let back = Net::from_model(&Model::from_bytes(&file(&net)).unwrap(), &Device::flex()).unwrap();
         let (data, mut silent) = (images(), briquette_core::pass::Silent);
         let recipe: Recipe = serde_json::from_value(tune).unwrap();
@@ -260,12 +260,12 @@ mod tests {
 
     #[test]
     fn settings_that_cannot_be_met_are_refused() {
-        let none = refusal::<Hashed>(small(), json!({ "ratio": { "fc2": 0.01 } }));
-        assert_eq!(none, "node 'fc2': 0.01 of its 15 weights are 0 buckets; set `ratio` to at least 6.7e-2");
-        let nan = refusal::<Hashed>(set(small(), "fc2", "weight", &[f32::NAN; 15]), json!({ "ratio": 0.5 }));
+        let none = refusal::<Hashed>(small(), json!({ "keep": { "fc2": 0.01 } }));
+        assert_eq!(none, "node 'fc2': 0.01 of its 15 weights are 0 buckets; set `keep` to at least 6.7e-2");
+        let nan = refusal::<Hashed>(set(small(), "fc2", "weight", &[f32::NAN; 15]), json!({ "keep": 0.5 }));
         assert_eq!(nan, "node 'fc2': holds the weight NaN; train it anew or clip it");
         let shared = crate::kmeans_sharing::share(small(), |_| Some(2), crate::kmeans_sharing::Init::Linear);
-        let twice = refusal::<Hashed>(shared, json!({ "ratio": 0.5 }));
+        let twice = refusal::<Hashed>(shared, json!({ "keep": 0.5 }));
         assert_eq!(twice, "node 'conv1': shares its weights; put hashed before the pass that shares them");
     }
 }
