@@ -50,7 +50,7 @@ pub struct Slimming {
     /// Which groups, how much of them, and the training afterwards.
     #[serde(flatten)]
     channels: Channels,
-    /// Share of the units of all groups that goes under one threshold, in place of `ratio` and `macs`: the paper's form.
+    /// Share of the units of all groups together that stays, over one threshold, in place of `ratio` and `macs`: the paper's form.
     global: Option<Ratio>,
     /// Weight of the penalty.
     lambda: f64,
@@ -62,7 +62,7 @@ impl Method for Slimming {
     const NAME: &'static str = "slimming";
     const FAMILY: &'static str = "pruning and sharing";
     const PAPER: &'static str = "Liu, Li, Shen, Huang, Yan, Zhang, ICCV 2017, arXiv:1708.06519";
-    const EXAMPLE: &'static str = "global = 0.4\nlambda = 1e-4\ntrain = { epochs = 40, choose = \"last\" }";
+    const EXAMPLE: &'static str = "global = 0.6\nlambda = 1e-4\ntrain = { epochs = 40, choose = \"last\" }";
 }
 
 impl Pass for Slimming {

@@ -50,7 +50,7 @@ pub struct Taylor {
     /// Which groups, how much of them, and the training afterwards.
     #[serde(flatten)]
     channels: Channels,
-    /// Share of the units of all groups that goes under one threshold, in place of `ratio` and `macs`.
+    /// Share of the units of all groups together that stays, over one threshold, in place of `ratio` and `macs`.
     global: Option<Ratio>,
     /// Mini-batches of training images over which the score is averaged.
     #[serde(default = "thirty")]

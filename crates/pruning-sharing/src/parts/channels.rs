@@ -77,7 +77,7 @@ impl Channels {
         net.keep(&pairs(&groups, keeps))
     }
 
-    /// As [`Channels::cut`]; with `global`, which takes the place of `ratio` and `macs`, that share of the units of all groups goes under
+    /// As [`Channels::cut`]; with `global`, which takes the place of `ratio` and `macs`, that share of the units of all groups stays over
     /// one threshold, every layer always keeping a filter.
     ///
     /// # Errors
@@ -92,7 +92,7 @@ impl Channels {
         let Some(share) = self.ranked(method, global)? else { return self.cut(method, net, score) };
         let groups = self.groups(&net)?;
         let scores: Vec<Vec<f64>> = groups.iter().map(|group| score(&net, group)).collect();
-        let border = threshold(scores.concat(), 1.0 - share.get());
+        let border = threshold(scores.concat(), share.get());
         let keeps = groups.iter().zip(&scores).map(|(group, scores)| {
             let kept = scores.iter().filter(|score| **score >= border).count();
             group.best(scores, kept.max(1))
@@ -101,14 +101,14 @@ impl Channels {
     }
 
     /// The network's shape after a cut whose scores only data can tell: the last units of each group go, and with `global` the same share
-    /// of each.
+    /// of each stays.
     ///
     /// # Errors
     /// As [`Channels::cut_or_rank`].
     pub fn plan(&self, method: &str, global: Option<Ratio>, net: Net) -> Result<Net> {
         let Some(share) = self.ranked(method, global)? else { return self.plan_equal(method, net) };
         let groups = self.groups(&net)?;
-        let kept = |group: &ChannelGroup| (group.len() - (share.get() * group.len() as f64).round() as usize).max(1);
+        let kept = |group: &ChannelGroup| ((share.get() * group.len() as f64).round() as usize).max(1);
         let keeps = groups.iter().map(|group| group.best(&vec![0.0; group.len()], kept(group))).collect();
         net.keep(&pairs(&groups, keeps))
     }
@@ -291,10 +291,10 @@ mod tests {
             (start..start + group.len()).map(|score| score as f64).collect()
         };
         let ranked = |value| widths(&channels.cut_or_rank("slimming", share(value), small(), score).unwrap());
-        assert_eq!(ranked(0.0), [4, 3, 5]);
-        assert_eq!(ranked(0.25), [1, 3, 5]);
+        assert_eq!(ranked(1.0), [4, 3, 5]);
+        assert_eq!(ranked(0.75), [1, 3, 5]);
         assert_eq!(ranked(0.5), [1, 1, 5]);
-        assert_eq!(ranked(1.0), [1, 1, 1]);
+        assert_eq!(ranked(0.0), [1, 1, 1]);
         assert_eq!(widths(&channels.plan("slimming", share(0.5), small()).unwrap()), [2, 1, 2]);
         let neither = channels.plan("slimming", None, small()).unwrap_err().to_string();
         assert_eq!(neither, "slimming takes exactly one of `ratio`, `macs` and `global`");
