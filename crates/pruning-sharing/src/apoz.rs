@@ -1,7 +1,7 @@
 //! Pruning by the average percentage of zeros.
 //!
 //! Scores filter `f` by `1 - APoZ_f`, with `APoZ_f` the share of zeros among the outputs of the ReLU behind the filter, over all pixels of
-//! `batches` batches of training images, and removes the lowest: units that are seldom active.
+//! `calibration-images` training images, and removes the lowest: units that are seldom active.
 //!
 //! Hu, Peng, Tai, Tang. "Network Trimming: A Data-Driven Neuron Pruning Approach towards Efficient Deep Architectures". arXiv:1607.03250,
 //! 2016.
@@ -47,10 +47,10 @@ pub struct Apoz {
     /// Which groups, how much of them, and the training afterwards.
     #[serde(flatten)]
     channels: Channels,
-    /// Batches of training images on which zeros are counted.
-    #[serde(default = "ten")]
-    batches: usize,
-    /// Images in each.
+    /// Training images on which zeros are counted.
+    #[serde(default = "thousand")]
+    calibration_images: usize,
+    /// Images at a time.
     #[serde(default = "hundred")]
     batch: usize,
 }
@@ -65,14 +65,14 @@ impl Method for Apoz {
 impl Pass for Apoz {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let behind = self.rectifiers(&net)?;
-        let scores = activity(&net, &behind, (self.batches, self.batch), cx)?;
+        let scores = activity(&net, &behind, (self.calibration_images.div_ceil(self.batch.max(1)), self.batch), cx)?;
         let net = self.channels.cut(Self::NAME, net, |_, group| scores.means(group))?;
         self.channels.tune(net, cx)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
-        if self.batches == 0 || self.batch == 0 {
-            return Err(Error::Invalid("apoz: `batches` and `batch` must be at least 1".into()));
+        if self.calibration_images == 0 || self.batch == 0 {
+            return Err(Error::Invalid("apoz: `calibration-images` and `batch` must be at least 1".into()));
         }
         self.rectifiers(&net)?;
         self.channels.plan_equal(Self::NAME, net)
@@ -83,7 +83,7 @@ impl Pass for Apoz {
     }
 
     fn shorten(&mut self) {
-        self.batches = self.batches.min(2);
+        self.calibration_images = self.calibration_images.min(2 * self.batch);
     }
 }
 
@@ -136,8 +136,8 @@ fn active_shares(value: Value) -> Tensor<2> {
     channels.greater_scalar(0.0).float().mean_dim(1)
 }
 
-fn ten() -> usize {
-    10
+fn thousand() -> usize {
+    1000
 }
 
 fn hundred() -> usize {

@@ -148,7 +148,7 @@ mod tests {
             let (a, b) = (outputs(&small()), outputs(cut));
             a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum()
         };
-        let settings = serde_json::json!({ "ratio": 0.4, "images": 40 });
+        let settings = serde_json::json!({ "ratio": 0.4, "calibration-images": 40 });
         let fitted = run::<ChannelLasso>(small(), settings).unwrap();
         assert_eq!(["conv1", "conv2", "fc1"].map(|layer| get(&fitted, layer, "weight").len()), [2 * 4, 2 * 2 * 4, 3 * 8]);
         let plain = run::<crate::filter_l1::FilterL1>(small(), serde_json::json!({ "ratio": 0.4 })).unwrap();
@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn settings_that_do_not_fit_are_refused() {
         let none = refusal::<ChannelLasso>(small(), serde_json::json!({ "ratio": 0.4, "positions": 0 }));
-        assert_eq!(none, "channel-lasso: `images` and `positions` must be at least 1");
+        assert_eq!(none, "channel-lasso: `calibration-images` and `positions` must be at least 1");
         let both = refusal::<ChannelLasso>(small(), serde_json::json!({ "ratio": 0.4, "macs": 0.5 }));
         assert_eq!(both, "channel-lasso takes exactly one of `ratio` and `macs`");
     }

@@ -53,13 +53,13 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::{Extras, Recipe, fit};
-use briquette_core::types::{Bits, PerLayer, Ratio};
+use briquette_core::types::{Bits, PerLayer};
 use burn::module::Module;
 use serde::Deserialize;
 
 use crate::parts::bias_correction::{correct, output_means};
 use crate::parts::equalize::equalize;
-use crate::parts::observers::{Calibration, Scale, observe};
+use crate::parts::observers::{Calibration, Percentile, Scale, observe};
 use crate::parts::quantizers::{Site, layers, on_grids, place, sites, weight_grid};
 use crate::parts::steps::Positive;
 use crate::parts::yes;
@@ -87,12 +87,12 @@ pub struct FixedPoint {
     /// How the activations' ranges follow from what was seen.
     #[serde(default)]
     observer: Observer,
-    /// The share of the activations that the observer `percentile` holds inside.
-    #[serde(default = "nearly_all")]
-    share: Ratio,
+    /// How much of the activations the observer `percentile` holds inside, in percent.
+    #[serde(default)]
+    percentile: Percentile,
     /// Training images that ranges and mean outputs are taken from.
     #[serde(default = "images")]
-    images: usize,
+    calibration_images: usize,
     /// Images at a time.
     #[serde(default = "batch")]
     batch: usize,
@@ -104,7 +104,7 @@ pub struct FixedPoint {
     equalize: bool,
     /// Whether biases are corrected.
     #[serde(default)]
-    correct: bool,
+    bias_correction: bool,
     /// Layers that are left alone, inputs included; a trailing `*` stands for any ending.
     #[serde(default)]
     except: Vec<String>,
@@ -126,14 +126,14 @@ impl Pass for FixedPoint {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let net = self.prepare(net)?;
         let (layers, sites) = self.targets(&net)?;
-        let amount = Calibration { images: self.images, batch: self.batch };
+        let amount = Calibration { images: self.calibration_images, batch: self.batch };
         let seen = match sites.is_empty() {
             true => BTreeMap::new(),
             false => observe(&net, &sites.iter().map(|site| site.value).collect::<BTreeSet<_>>(), amount, cx)?,
         };
         let names: Vec<String> = layers.keys().map(|layer| net.nodes[*layer].name.clone()).collect();
-        let means = if self.correct { Some(output_means(&net, &names, amount, cx)?) } else { None };
-        let scale = |site: &Site| seen[&site.value].scale(self.observer, site.levels, self.share.get());
+        let means = if self.bias_correction { Some(output_means(&net, &names, amount, cx)?) } else { None };
+        let scale = |site: &Site| seen[&site.value].scale(self.observer, site.levels, self.percentile.share());
         let mut net = self.quantize(net, &layers, sites, scale)?;
         if let Some(means) = means {
             net = correct(net, &means, amount, cx)?;
@@ -155,14 +155,14 @@ impl Pass for FixedPoint {
     }
 
     fn shorten(&mut self) {
-        self.images = self.images.min(50);
+        self.calibration_images = self.calibration_images.min(50);
     }
 }
 
 impl FixedPoint {
     /// The network whose weights and activations are rounded.
     fn prepare(&self, net: Net) -> Result<Net> {
-        Calibration { images: self.images, batch: self.batch }.check(Self::NAME)?;
+        Calibration { images: self.calibration_images, batch: self.batch }.check(Self::NAME)?;
         if let Some(bits) = self.activations.filter(|bits| !(2..=8).contains(&bits.get())) {
             return Err(Error::Invalid(format!("fixed-point: `activations` takes 2 to 8 bits, not {}", bits.get())));
         }
@@ -200,10 +200,6 @@ pub fn round<M: Module>(module: M, bits: impl Fn(&Weight) -> Option<u32>, per: P
     on_grids(module, (Rounding::Nearest, false), grid)
 }
 
-fn nearly_all() -> Ratio {
-    Ratio::try_from(0.9999).expect("it is a share")
-}
-
 fn images() -> usize {
     256
 }
@@ -234,7 +230,7 @@ mod tests {
     }
 
     fn settings(more: serde_json::Value) -> serde_json::Value {
-        let mut all = serde_json::json!({ "bits": 8, "activations": 8, "images": 40, "batch": 10 });
+        let mut all = serde_json::json!({ "bits": 8, "activations": 8, "calibration-images": 40, "batch": 10 });
         if let (Some(all), serde_json::Value::Object(more)) = (all.as_object_mut(), more) {
             all.extend(more);
         }
@@ -275,7 +271,8 @@ mod tests {
 
     #[test]
     fn weights_and_inputs_are_eight_bit_integers_and_sums_are_those_of_integers() {
-        for more in [serde_json::json!({}), serde_json::json!({ "weights": "affine", "per": "tensor", "correct": true })] {
+        for more in [serde_json::json!({}), serde_json::json!({ "weights": "affine", "per": "tensor", "bias-correction": true })]
+        {
             let net = run::<FixedPoint>(trained(), settings(more)).unwrap();
             assert!(net.nodes.iter().all(|node| !matches!(node.op, Op::BatchNorm(_))));
             let values = activations(&net);
@@ -364,7 +361,7 @@ mod tests {
         let mut means = |net: &Net| output_means(net, &names, amount, &mut context(&data, &mut silent)).unwrap();
         let float = means(&net);
         let mut shift = |correct: bool| {
-            let more = serde_json::json!({ "bits": 3, "activations": 4, "correct": correct });
+            let more = serde_json::json!({ "bits": 3, "activations": 4, "bias-correction": correct });
             let found = means(&run::<FixedPoint>(net.deep_clone(), settings(more)).unwrap());
             let shifts = float.iter().flat_map(|(name, means)| means.iter().zip(&found[name]).map(|(a, b)| (a - b).abs()));
             shifts.fold(0.0, f64::max)
@@ -445,8 +442,7 @@ mod tests {
         let net = set(net, "fc1", "bias", &[-1.0; 5]);
         for per in ["tensor", "channel"] {
             for observer in ["min-max", "moving-average", "percentile", "kl", "mse"] {
-                let more =
-                    serde_json::json!({ "per": per, "observer": observer, "reach": "mse", "correct": true, "equalize": true });
+                let more = serde_json::json!({ "per": per, "observer": observer, "reach": "mse", "bias-correction": true, "equalize": true });
                 let net = run::<FixedPoint>(net.deep_clone(), settings(more)).unwrap();
                 assert!(outputs(&net).iter().all(|y| y.is_finite()), "{per} {observer}");
                 assert!(get(&net, "fc1", "weight").iter().all(|w| *w == 0.0));
@@ -483,7 +479,10 @@ mod tests {
             "node 'fc1': fixed-point takes 2 to 8 or 16 bits, not 1"
         );
         assert_eq!(refused(serde_json::json!({ "activations": 16 })), "fixed-point: `activations` takes 2 to 8 bits, not 16");
-        assert!(refused(serde_json::json!({ "images": 0 })).starts_with("fixed-point: `images` and `batch` must be at least 1"));
+        assert!(
+            refused(serde_json::json!({ "calibration-images": 0 }))
+                .starts_with("fixed-point: `calibration-images` and `batch` must be at least 1")
+        );
         assert_eq!(
             refused(serde_json::json!({ "learned": true })),
             "fixed-point: `learned` takes a training; add `tune` or leave it out"

@@ -172,8 +172,8 @@ mod tests {
 
     #[test]
     fn settings_that_cannot_be_met_are_refused() {
-        let none = refusal::<HessianKmeans>(small(), serde_json::json!({ "bits": 3, "samples": 0 }));
-        assert_eq!(none, "hessian-kmeans: `samples` must be at least 1");
+        let none = refusal::<HessianKmeans>(small(), serde_json::json!({ "bits": 3, "calibration-images": 0 }));
+        assert_eq!(none, "hessian-kmeans: `calibration-images` must be at least 1");
         let weights = set(small(), "fc2", "weight", &[f32::NAN; 15]);
         let nan = refusal::<HessianKmeans>(weights, serde_json::json!({ "bits": 3 }));
         assert_eq!(nan, "node 'fc2': holds the weight NaN; train it anew or clip it");

@@ -81,7 +81,7 @@ pub struct LearnedStep {
     per: Per,
     /// Training images from which the steps of the activations begin.
     #[serde(default = "images")]
-    images: usize,
+    calibration_images: usize,
     /// Layers that are left alone; a trailing `*` stands for any ending.
     #[serde(default)]
     except: Vec<String>,
@@ -100,7 +100,7 @@ impl Pass for LearnedStep {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let (layers, sites) = self.targets(&net)?;
         let values: BTreeSet<usize> = sites.iter().map(|site| site.value).collect();
-        let amount = Calibration { images: self.images, batch: 32 };
+        let amount = Calibration { images: self.calibration_images, batch: 32 };
         let seen = if sites.is_empty() { BTreeMap::new() } else { observe(&net, &values, amount, cx)? };
         let net = self.quantize(net, &layers, sites, |site| seen[&site.value].mean_size)?;
         fit(net, &self.train, Extras { projections: vec![&mut Positive], ..Extras::default() }, cx)
@@ -117,14 +117,14 @@ impl Pass for LearnedStep {
     }
 
     fn shorten(&mut self) {
-        self.images = self.images.min(50);
+        self.calibration_images = self.calibration_images.min(50);
     }
 }
 
 impl LearnedStep {
     /// The layers with their bits, and where their inputs are quantized.
     fn targets(&self, net: &Net) -> Result<(BTreeMap<usize, u32>, Vec<Site>)> {
-        Calibration { images: self.images, batch: 32 }.check(Self::NAME)?;
+        Calibration { images: self.calibration_images, batch: 32 }.check(Self::NAME)?;
         for (setting, bits) in [("activations", self.activations), ("ends", Some(self.ends))] {
             if let Some(bits) = bits.filter(|bits| !(2..=8).contains(&bits.get())) {
                 return Err(Error::Invalid(format!("learned-step: `{setting}` takes 2 to 8 bits, not {}", bits.get())));
@@ -219,7 +219,7 @@ mod tests {
     fn steps_begin_at_twice_the_mean_over_the_root_of_the_largest_code() {
         let net = run::<LearnedStep>(
             small(),
-            serde_json::json!({ "bits": 4, "activations": 4, "images": 40, "train": { "epochs": 0 } }),
+            serde_json::json!({ "bits": 4, "activations": 4, "calibration-images": 40, "train": { "epochs": 0 } }),
         )
         .unwrap();
         let weights = get(&small(), "conv2", "weight");
@@ -248,7 +248,8 @@ mod tests {
         let loss = |net: &Net| evaluate(net, &data.test, &device, &mut Silent).unwrap().loss;
         let after = |epochs: usize, per: &str| {
             let train = serde_json::json!({ "epochs": epochs, "batch": 10, "lr": 0.01 });
-            let settings = serde_json::json!({ "bits": 3, "activations": 3, "per": per, "images": 40, "train": train });
+            let settings =
+                serde_json::json!({ "bits": 3, "activations": 3, "per": per, "calibration-images": 40, "train": train });
             run::<LearnedStep>(stirred(), settings).unwrap()
         };
         for per in ["tensor", "channel"] {
@@ -270,7 +271,7 @@ mod tests {
     fn steps_stay_positive_whatever_the_rate_and_for_weights_of_zero() {
         let zeros = set(stirred(), "conv2", "weight", &[0.0; 48]);
         let train = serde_json::json!({ "epochs": 3, "batch": 10, "lr": 2.0, "choose": "last" });
-        let settings = serde_json::json!({ "bits": 2, "activations": 2, "images": 40, "train": train });
+        let settings = serde_json::json!({ "bits": 2, "activations": 2, "calibration-images": 40, "train": train });
         match run::<LearnedStep>(zeros, settings) {
             Ok(net) => {
                 net.to_model(Storage::default()).unwrap().to_bytes().unwrap();
@@ -288,6 +289,9 @@ mod tests {
         assert_eq!(error, "learned-step: `ends` takes 2 to 8 bits, not 16");
         let error = refused(serde_json::json!({ "bits": 4, "activations": 9, "train": {} }));
         assert_eq!(error, "learned-step: `activations` takes 2 to 8 bits, not 9");
-        assert!(refused(serde_json::json!({ "bits": 4, "images": 0, "train": {} })).starts_with("learned-step: `images`"));
+        assert!(
+            refused(serde_json::json!({ "bits": 4, "calibration-images": 0, "train": {} }))
+                .starts_with("learned-step: `calibration-images`")
+        );
     }
 }

@@ -7,7 +7,7 @@
 //! piecewise linear it is the exact diagonal of the Hessian, for there each logit is a linear function of any single weight.
 //!
 //! LeCun, Denker, Solla. "Optimal Brain Damage". NIPS 1989, Advances in Neural Information Processing Systems 2, 1990.
-//! Differs from the paper: the curvature is averaged over `samples` training images instead of all and comes from as many backward passes
+//! Differs from the paper: the curvature is averaged over `calibration-images` training images instead of all and comes from as many backward passes
 //! as there are classes instead of one of second order; biases stay.
 //!
 //! ```
@@ -23,7 +23,7 @@
 //! let pixels = (0..20 * 784).map(|i| (i * i % 251) as u8).collect();
 //! let images = Dataset::from_memory("noise", [1, 28, 28], 10, pixels, vec![0; 20])?;
 //! let data = Data { train: images.clone(), valid: images.clone(), test: images };
-//! let method: OptimalBrainDamage = serde_json::from_value(serde_json::json!({ "keep": 0.25, "samples": 5 }))?;
+//! let method: OptimalBrainDamage = serde_json::from_value(serde_json::json!({ "keep": 0.25, "calibration-images": 5 }))?;
 //! let pruned = method.run(net, &mut Context::new(&Device::flex(), 1, &data, &mut Silent))?;
 //! let kept = |weight: briquette_core::stored::Stored| weight.values().iter().filter(|w| **w != 0.0).count();
 //! assert_eq!(pruned.weighted().filter_map(|(_, node)| Some(kept(node.weight()?))).collect::<Vec<_>>(), [5880, 75, 25]);
@@ -53,7 +53,7 @@ pub struct OptimalBrainDamage {
     global: Option<Ratio>,
     /// Training images over which the curvature is averaged.
     #[serde(default = "hundred")]
-    samples: usize,
+    calibration_images: usize,
     /// How many times pruning and tuning alternate; each removes the same share of what is left.
     #[serde(default = "one")]
     rounds: usize,
@@ -72,7 +72,7 @@ impl Pass for OptimalBrainDamage {
     fn run(&self, mut net: Net, cx: &mut Context<'_>) -> Result<Net> {
         self.check(&net)?;
         for round in 1..=self.rounds {
-            let curvature = diagonal(&net, self.samples, Self::NAME, cx)?;
+            let curvature = diagonal(&net, self.calibration_images, Self::NAME, cx)?;
             net = self.prune(net, &curvature, round as f64 / self.rounds as f64)?;
             if let Some(recipe) = &self.tune {
                 net = fit(net, recipe, Extras::default(), cx)?;
@@ -97,7 +97,7 @@ impl Pass for OptimalBrainDamage {
 
     fn shorten(&mut self) {
         self.rounds = self.rounds.min(2);
-        self.samples = self.samples.min(10);
+        self.calibration_images = self.calibration_images.min(10);
     }
 }
 
@@ -106,8 +106,8 @@ impl OptimalBrainDamage {
         if self.keep.is_some() == self.global.is_some() {
             return Err(Error::Invalid("optimal-brain-damage takes exactly one of `keep` and `global`".into()));
         }
-        if self.samples == 0 || self.rounds == 0 {
-            return Err(Error::Invalid("optimal-brain-damage: `samples` and `rounds` must be at least 1".into()));
+        if self.calibration_images == 0 || self.rounds == 0 {
+            return Err(Error::Invalid("optimal-brain-damage: `calibration-images` and `rounds` must be at least 1".into()));
         }
         check_shares(net, self.keep.as_ref(), self.global)
     }
@@ -158,7 +158,7 @@ mod tests {
         let large: Vec<f32> = (0..15).map(|i| if i % 5 == 4 { 7.0 } else { 1.0 }).collect();
         let pruned = run::<OptimalBrainDamage>(
             set(net, "fc2", "weight", &large),
-            serde_json::json!({ "keep": { "fc2": 0.8 }, "samples": 20 }),
+            serde_json::json!({ "keep": { "fc2": 0.8 }, "calibration-images": 20 }),
         )
         .unwrap();
         let kept: Vec<bool> = pruned.nodes[fc2].weight().unwrap().values().iter().map(|v| *v != 0.0).collect();
@@ -171,7 +171,10 @@ mod tests {
             |net: &Net| net.weighted().map(|(_, n)| n.weight().unwrap().values().iter().filter(|v| **v != 0.0).count()).sum();
         let all: usize = count(&stirred());
         for rounds in [1, 3] {
-            let net = run::<OptimalBrainDamage>(stirred(), serde_json::json!({ "global": 0.4, "samples": 5, "rounds": rounds }));
+            let net = run::<OptimalBrainDamage>(
+                stirred(),
+                serde_json::json!({ "global": 0.4, "calibration-images": 5, "rounds": rounds }),
+            );
             let kept: usize = count(&net.unwrap());
             assert!(kept.abs_diff((0.4 * all as f64).round() as usize) <= 2, "{kept} of {all}");
         }
@@ -183,7 +186,7 @@ mod tests {
         assert_eq!(none, "optimal-brain-damage takes exactly one of `keep` and `global`");
         let all = refusal::<OptimalBrainDamage>(small(), serde_json::json!({ "keep": { "conv": 0.0 } }));
         assert_eq!(all, "node 'conv1': keep = 0 would remove every weight; keep a share above 0");
-        let samples = refusal::<OptimalBrainDamage>(small(), serde_json::json!({ "global": 0.5, "samples": 0 }));
-        assert_eq!(samples, "optimal-brain-damage: `samples` and `rounds` must be at least 1");
+        let samples = refusal::<OptimalBrainDamage>(small(), serde_json::json!({ "global": 0.5, "calibration-images": 0 }));
+        assert_eq!(samples, "optimal-brain-damage: `calibration-images` and `rounds` must be at least 1");
     }
 }

@@ -21,7 +21,7 @@
 //! let all = Dataset::from_memory("dots", [1, 2, 2], 2, vec![9, 0, 80, 5, 200, 7, 0, 90], vec![0, 1]).unwrap();
 //! let data = Data { train: all.clone(), valid: all.clone(), test: all };
 //!
-//! let method: OptimalBrainSurgeon = serde_json::from_str(r#"{ "keep": 0.5, "samples": 2 }"#).unwrap();
+//! let method: OptimalBrainSurgeon = serde_json::from_str(r#"{ "keep": 0.5, "calibration-images": 2 }"#).unwrap();
 //! let net = method.run(b.finish().unwrap(), &mut Context::new(&Device::flex(), 1, &data, &mut Silent)).unwrap();
 //! assert_eq!(net.nodes[2].weight().unwrap().values().iter().filter(|w| **w != 0.0).count(), 4);
 //! ```
@@ -56,7 +56,7 @@ pub struct OptimalBrainSurgeon {
     blocks: Blocks,
     /// Training images over which the Hessian is averaged.
     #[serde(default = "hundred")]
-    samples: usize,
+    calibration_images: usize,
     /// The damping `alpha`.
     #[serde(default = "ten_thousandth")]
     damping: f64,
@@ -122,15 +122,17 @@ impl Pass for OptimalBrainSurgeon {
 
     fn shorten(&mut self) {
         self.rounds = self.rounds.min(2);
-        self.samples = self.samples.min(3);
+        self.calibration_images = self.calibration_images.min(3);
     }
 }
 
 impl OptimalBrainSurgeon {
     /// The layers to prune, with what is kept of them.
     fn check(&self, net: &Net) -> Result<Vec<(usize, Ratio)>> {
-        if self.samples == 0 || self.rounds == 0 || self.blocks == Blocks::Size(0) {
-            return Err(Error::Invalid("optimal-brain-surgeon: `samples`, `rounds` and `size` must be at least 1".into()));
+        if self.calibration_images == 0 || self.rounds == 0 || self.blocks == Blocks::Size(0) {
+            return Err(Error::Invalid(
+                "optimal-brain-surgeon: `calibration-images`, `rounds` and `size` must be at least 1".into(),
+            ));
         }
         if !(self.damping.is_finite() && self.damping > 0.0) {
             return Err(Error::Invalid(format!("optimal-brain-surgeon: damping must be positive, is {}", self.damping)));
@@ -192,8 +194,8 @@ impl OptimalBrainSurgeon {
             places,
         };
         let mut blocks: Vec<Block> = blocks.into_iter().map(start).collect();
-        let count = self.samples.min(cx.data.train.len()) as f64;
-        factors(&net, Self::NAME, self.samples, cx, |layer, x| {
+        let count = self.calibration_images.min(cx.data.train.len()) as f64;
+        factors(&net, Self::NAME, self.calibration_images, cx, |layer, x| {
             for block in blocks.iter_mut().filter(|_| layer == index) {
                 let x: Vec<f64> = block.places.iter().map(|i| x[*i]).collect();
                 block.inverse.add(&x, count);
@@ -435,8 +437,7 @@ mod tests {
     fn what_a_layer_keeps_is_its_share_whatever_the_blocks() {
         for blocks in [serde_json::json!("layer"), serde_json::json!("row"), serde_json::json!({ "size": 5 })] {
             for rounds in [1, 2] {
-                let settings =
-                    serde_json::json!({ "keep": { "fc1": 0.3, "conv2": 0.5 }, "blocks": blocks, "samples": 4, "rounds": rounds });
+                let settings = serde_json::json!({ "keep": { "fc1": 0.3, "conv2": 0.5 }, "blocks": blocks, "calibration-images": 4, "rounds": rounds });
                 let net = run::<OptimalBrainSurgeon>(small(), settings).unwrap();
                 let left = |layer: &str| get(&net, layer, "weight").iter().filter(|w| **w != 0.0).count();
                 assert_eq!((left("fc1"), left("conv2"), left("fc2")), (18, 24, 15));

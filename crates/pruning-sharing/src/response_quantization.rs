@@ -63,7 +63,7 @@ pub struct ResponseQuantization {
     products: Products,
     /// Training images that responses are sampled from.
     #[serde(default = "images")]
-    images: usize,
+    calibration_images: usize,
     /// Places of a convolution's response in an image.
     #[serde(default = "positions")]
     positions: usize,
@@ -93,7 +93,7 @@ impl Method for ResponseQuantization {
 
 impl Pass for ResponseQuantization {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        let sample = Sample { images: self.images, positions: self.positions };
+        let sample = Sample { images: self.calibration_images, positions: self.positions };
         let original = net.deep_clone();
         let mut net = net;
         for (layer, pieces) in self.layers(&original)? {
@@ -106,8 +106,8 @@ impl Pass for ResponseQuantization {
 
     /// As plain product quantization.
     fn plan(&self, net: Net) -> Result<Net> {
-        if self.images == 0 || self.positions == 0 {
-            return Err(Error::Invalid(format!("{}: `images` and `positions` must be at least 1", Self::NAME)));
+        if self.calibration_images == 0 || self.positions == 0 {
+            return Err(Error::Invalid(format!("{}: `calibration-images` and `positions` must be at least 1", Self::NAME)));
         }
         let layers = self.layers(&net)?;
         layers.into_iter().try_fold(net, |net, (layer, pieces)| {
@@ -121,7 +121,7 @@ impl Pass for ResponseQuantization {
     }
 
     fn shorten(&mut self) {
-        self.images = self.images.min(50);
+        self.calibration_images = self.calibration_images.min(50);
     }
 }
 
@@ -345,8 +345,8 @@ mod tests {
     #[test]
     fn settings_that_cannot_be_met_are_refused() {
         refuses::<ResponseQuantization>("response-quantization");
-        let none = refusal::<ResponseQuantization>(small(), json!({ "centroids": 2, "width": 2, "images": 0 }));
-        assert_eq!(none, "response-quantization: `images` and `positions` must be at least 1");
+        let none = refusal::<ResponseQuantization>(small(), json!({ "centroids": 2, "width": 2, "calibration-images": 0 }));
+        assert_eq!(none, "response-quantization: `calibration-images` and `positions` must be at least 1");
         let large = refusal::<ResponseQuantization>(small(), json!({ "centroids": 2, "width": 2, "memory-mib": 0 }));
         let facts = "node 'conv1': the moments of its 4 inputs take 1 MiB, `memory-mib` allows 0; ";
         assert_eq!(large, format!("{facts}raise it, or leave the layer to product-quantization"));

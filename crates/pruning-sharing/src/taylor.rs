@@ -52,10 +52,10 @@ pub struct Taylor {
     channels: Channels,
     /// Share of the units of all groups together that stays, over one threshold, in place of `ratio` and `macs`.
     global: Option<Ratio>,
-    /// Mini-batches of training images over which the score is averaged.
-    #[serde(default = "thirty")]
-    batches: usize,
-    /// Images in each.
+    /// Training images over which the score is averaged.
+    #[serde(default = "nine_hundred")]
+    calibration_images: usize,
+    /// Images in each mini-batch.
     #[serde(default = "thirty")]
     batch: usize,
 }
@@ -69,14 +69,14 @@ impl Method for Taylor {
 
 impl Pass for Taylor {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        let scores = scores(&net, (self.batches, self.batch), cx)?;
+        let scores = scores(&net, (self.calibration_images.div_ceil(self.batch.max(1)), self.batch), cx)?;
         let net = self.channels.cut_or_rank(Self::NAME, self.global, net, |_, group| scores.sums(group))?;
         self.channels.tune(net, cx)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
-        if self.batches == 0 || self.batch == 0 {
-            return Err(Error::Invalid("taylor: `batches` and `batch` must be at least 1".into()));
+        if self.calibration_images == 0 || self.batch == 0 {
+            return Err(Error::Invalid("taylor: `calibration-images` and `batch` must be at least 1".into()));
         }
         self.channels.plan(Self::NAME, self.global, net)
     }
@@ -86,7 +86,7 @@ impl Pass for Taylor {
     }
 
     fn shorten(&mut self) {
-        self.batches = self.batches.min(2);
+        self.calibration_images = self.calibration_images.min(2 * self.batch);
     }
 }
 
@@ -124,6 +124,10 @@ fn gate_slopes(node: &Node, grads: &Gradients) -> Vec<f64> {
         }
     }
     slopes
+}
+
+fn nine_hundred() -> usize {
+    900
 }
 
 fn thirty() -> usize {
@@ -195,7 +199,7 @@ mod tests {
     fn settings_that_cannot_be_met_are_refused() {
         let two = refusal::<Taylor>(small(), serde_json::json!({ "ratio": 0.5, "global": 0.5 }));
         assert_eq!(two, "taylor takes exactly one of `ratio`, `macs` and `global`");
-        let none = refusal::<Taylor>(small(), serde_json::json!({ "ratio": 0.5, "batches": 0 }));
-        assert_eq!(none, "taylor: `batches` and `batch` must be at least 1");
+        let none = refusal::<Taylor>(small(), serde_json::json!({ "ratio": 0.5, "calibration-images": 0 }));
+        assert_eq!(none, "taylor: `calibration-images` and `batch` must be at least 1");
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A weight `w` becomes `s`, 0 or `-s`. With the threshold `d = 0.7 mean |w|`, beyond which a weight is not 0, the scale
 //! `s = mean of |w| over |w| > d` minimizes the squared error; both follow the weights after every step (TWN). With `scales = "learned"`,
-//! the threshold is `d = share max |w|`, and the two scales are trained by the loss, each by the sum of the gradients of its weights
+//! the threshold is `d = threshold max |w|`, and the two scales are trained by the loss, each by the sum of the gradients of its weights
 //! ([`Source::Ternary`], TTQ).
 //!
 //! ```
@@ -72,8 +72,8 @@ pub struct Ternary {
     scales: Scales,
     /// What has a scale of its own, where scales are means.
     per: Option<Per>,
-    /// Share of the largest weight below which one is zero, where scales are learned.
-    share: Option<f64>,
+    /// Share of the layer's largest weight below which a weight becomes zero, where scales are learned.
+    threshold: Option<f64>,
     /// Layers that are left alone; a trailing `*` stands for any ending.
     #[serde(default)]
     except: Vec<String>,
@@ -107,16 +107,16 @@ impl Pass for Ternary {
 
     fn plan(&self, net: Net) -> Result<Net> {
         self.train.check()?;
-        let share = self.share.unwrap_or(SHARE);
+        let share = self.threshold.unwrap_or(SHARE);
         match self.scales {
-            Scales::Mean if self.share.is_some() => {
-                return Err(Error::Invalid("ternary: `share` is of learned scales; add scales = \"learned\"".into()));
+            Scales::Mean if self.threshold.is_some() => {
+                return Err(Error::Invalid("ternary: `threshold` is of learned scales; add scales = \"learned\"".into()));
             }
             Scales::Learned if self.per.is_some() => {
                 return Err(Error::Invalid("ternary: learned scales are two for each layer; leave out `per`".into()));
             }
             _ if !(0.0..1.0).contains(&share) => {
-                return Err(Error::Invalid(format!("ternary: share lies in [0, 1), not {share}")));
+                return Err(Error::Invalid(format!("ternary: threshold lies in [0, 1), not {share}")));
             }
             _ => {}
         }
@@ -296,7 +296,7 @@ mod tests {
     fn learned_scales_part_and_three_values_are_left() {
         let (data, device) = (images(), Device::flex());
         let loss = |net: &Net| evaluate(net, &data.test, &device, &mut Silent).unwrap().loss;
-        let learned = |epochs| tuned(epochs, serde_json::json!({ "scales": "learned", "share": 0.2 }));
+        let learned = |epochs| tuned(epochs, serde_json::json!({ "scales": "learned", "threshold": 0.2 }));
         let (start, net) = (learned(0), learned(40));
         assert!(loss(&net) < loss(&start));
         for (_, node) in net.weighted() {
@@ -328,11 +328,11 @@ mod tests {
     #[test]
     fn settings_that_contradict_each_other_are_refused() {
         let refused = |more: serde_json::Value| refusal::<Ternary>(small(), more);
-        let error = refused(serde_json::json!({ "share": 0.1, "train": {} }));
-        assert_eq!(error, "ternary: `share` is of learned scales; add scales = \"learned\"");
+        let error = refused(serde_json::json!({ "threshold": 0.1, "train": {} }));
+        assert_eq!(error, "ternary: `threshold` is of learned scales; add scales = \"learned\"");
         let error = refused(serde_json::json!({ "scales": "learned", "per": "channel", "train": {} }));
         assert_eq!(error, "ternary: learned scales are two for each layer; leave out `per`");
-        let error = refused(serde_json::json!({ "scales": "learned", "share": 1.0, "train": {} }));
-        assert_eq!(error, "ternary: share lies in [0, 1), not 1");
+        let error = refused(serde_json::json!({ "scales": "learned", "threshold": 1.0, "train": {} }));
+        assert_eq!(error, "ternary: threshold lies in [0, 1), not 1");
     }
 }

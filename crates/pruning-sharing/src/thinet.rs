@@ -131,8 +131,8 @@ mod tests {
     fn all_layers_are_cut_to_the_share_and_settings_that_do_not_fit_are_refused() {
         let cut = run::<ThiNet>(small(), serde_json::json!({ "ratio": 0.4 })).unwrap();
         assert_eq!(["conv1", "conv2", "fc1"].map(|layer| get(&cut, layer, "weight").len()), [2 * 4, 2 * 2 * 4, 3 * 8]);
-        let none = refusal::<ThiNet>(small(), serde_json::json!({ "ratio": 0.4, "images": 0 }));
-        assert_eq!(none, "thinet: `images` and `positions` must be at least 1");
+        let none = refusal::<ThiNet>(small(), serde_json::json!({ "ratio": 0.4, "calibration-images": 0 }));
+        assert_eq!(none, "thinet: `calibration-images` and `positions` must be at least 1");
         let shared = crate::kmeans_sharing::share(small(), |_| Some(2), crate::kmeans_sharing::Init::Linear);
         let shared = refusal::<ThiNet>(shared, serde_json::json!({ "ratio": 0.4 }));
         assert_eq!(shared, "node 'conv2': its weights are masked or shared; put thinet before the pass that does so");

@@ -25,7 +25,7 @@ pub struct Codebooks {
     curvature: Curvature,
     /// Training images over which the curvature is averaged.
     #[serde(default = "hundred")]
-    samples: usize,
+    calibration_images: usize,
     /// Whether each layer is clustered by itself, instead of all together.
     #[serde(default)]
     per_layer: bool,
@@ -55,7 +55,7 @@ impl Codebooks {
         cx: &mut Context<'_>,
         cluster: impl Fn(&[Weighted]) -> Result<Clusters>,
     ) -> Result<Net> {
-        let curvature = self.curvature.estimate(&net, self.samples, method, cx)?;
+        let curvature = self.curvature.estimate(&net, self.calibration_images, method, cx)?;
         let net = self.share(net, &curvature, cluster)?;
         tune(net, self.tune.as_ref(), cx)
     }
@@ -65,8 +65,8 @@ impl Codebooks {
     /// # Errors
     /// When the settings, of the method of this name, do not fit the network.
     pub fn plan(&self, method: &str, net: Net, cluster: impl Fn(&[Weighted]) -> Result<Clusters>) -> Result<Net> {
-        if self.samples == 0 {
-            return Err(Error::Invalid(format!("{method}: `samples` must be at least 1")));
+        if self.calibration_images == 0 {
+            return Err(Error::Invalid(format!("{method}: `calibration-images` must be at least 1")));
         }
         self.share(net, &PerWeight::new(), cluster)
     }
@@ -112,7 +112,7 @@ impl Codebooks {
 
     /// For a trial run.
     pub fn shorten(&mut self) {
-        self.samples = self.samples.min(10);
+        self.calibration_images = self.calibration_images.min(10);
     }
 }
 

@@ -19,7 +19,7 @@ pub enum Observer {
     MinMax,
     /// The least and the largest value of each batch, averaged as `m <- 0.9 m + 0.1 batch` (Jacob et al., CVPR 2018).
     MovingAverage,
-    /// The given share of the values, as many left out below as above; below nothing, where no value is negative.
+    /// The share of the values that `percentile` gives, as many left out below as above; below nothing, where no value is negative.
     Percentile,
     /// The range within which values on the grid diverge least, after Kullback and Leibler, from the values seen (Migacz, "8-bit Inference
     /// with TensorRT", GTC 2017).
@@ -60,6 +60,36 @@ pub fn search(range: [f64; 2], error: impl Fn([f64; 2]) -> f64) -> [f64; 2] {
     let candidates = (1..=SEARCHED).rev().map(|part| cut(range, f64::from(part) / f64::from(SEARCHED)));
     let rated = candidates.map(|range| (error(range), range));
     rated.min_by(|a, b| a.0.total_cmp(&b.0)).map_or(range, |(_, range)| range)
+}
+
+/// A part of all values in percent, above 0 and at most 100; 99.99 unless a config says otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(try_from = "f64")]
+pub struct Percentile(f64);
+
+impl Percentile {
+    /// The part as a share of 1.
+    pub fn share(self) -> f64 {
+        self.0 / 100.0
+    }
+}
+
+impl Default for Percentile {
+    fn default() -> Self {
+        Self(99.99)
+    }
+}
+
+impl TryFrom<f64> for Percentile {
+    type Error = String;
+
+    fn try_from(percent: f64) -> std::result::Result<Self, String> {
+        if percent > 0.0 && percent <= 100.0 {
+            Ok(Self(percent))
+        } else {
+            Err(format!("a percentile lies in (0, 100], not {percent}"))
+        }
+    }
 }
 
 /// The part of a range that is no farther from 0 than this share of its farther end.
@@ -222,7 +252,7 @@ impl Calibration {
         match self {
             Self { images: 1.., batch: 1.. } => Ok(()),
             _ => Err(Error::Invalid(format!(
-                "{method}: `images` and `batch` must be at least 1: ranges are those of training images"
+                "{method}: `calibration-images` and `batch` must be at least 1: ranges are those of training images"
             ))),
         }
     }
@@ -413,6 +443,6 @@ mod tests {
         let error = observe(&small(), &[0].into(), some, &mut context(&data, &mut silent)).unwrap_err().to_string();
         assert_eq!(error, "there are no training images to find ranges on; give the data set some");
         let error = Calibration { images: 0, batch: 10 }.check("fixed-point").unwrap_err().to_string();
-        assert!(error.starts_with("fixed-point: `images` and `batch` must be at least 1"), "{error}");
+        assert!(error.starts_with("fixed-point: `calibration-images` and `batch` must be at least 1"), "{error}");
     }
 }

@@ -60,7 +60,7 @@ pub struct ByNextLayer<C> {
     #[serde(flatten)]
     channels: Channels,
     /// Training images that the output is sampled from.
-    images: Option<usize>,
+    calibration_images: Option<usize>,
     /// Places of each layer's output in an image.
     #[serde(default = "ten")]
     positions: usize,
@@ -90,14 +90,14 @@ impl<C: Choice> Method for ByNextLayer<C> {
 
 impl<C: Choice> Pass for ByNextLayer<C> {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        let sample = Sample { images: self.images.unwrap_or(C::IMAGES), positions: self.positions };
+        let sample = Sample { images: self.calibration_images.unwrap_or(C::IMAGES), positions: self.positions };
         let net = cut(C::NAME, &self.channels, net, sample, cx, C::choose)?;
         self.channels.tune(net, cx)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
-        if self.images == Some(0) || self.positions == 0 {
-            return Err(Error::Invalid(format!("{}: `images` and `positions` must be at least 1", C::NAME)));
+        if self.calibration_images == Some(0) || self.positions == 0 {
+            return Err(Error::Invalid(format!("{}: `calibration-images` and `positions` must be at least 1", C::NAME)));
         }
         plan(C::NAME, &self.channels, net)
     }
@@ -107,7 +107,7 @@ impl<C: Choice> Pass for ByNextLayer<C> {
     }
 
     fn shorten(&mut self) {
-        self.images = Some(self.images.unwrap_or(C::IMAGES).min(50));
+        self.calibration_images = Some(self.calibration_images.unwrap_or(C::IMAGES).min(50));
     }
 }
 
