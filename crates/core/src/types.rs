@@ -10,6 +10,10 @@ use serde::{Deserialize as DeserializeDerive, Serialize};
 use crate::error::{Error, Result};
 use crate::net::{Net, Op};
 
+mod budget;
+
+pub use budget::Budget;
+
 /// A share in `[0, 1]`.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize, DeserializeDerive)]
 #[serde(try_from = "f64", into = "f64")]

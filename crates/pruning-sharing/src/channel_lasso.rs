@@ -159,7 +159,7 @@ mod tests {
     fn settings_that_do_not_fit_are_refused() {
         let none = refusal::<ChannelLasso>(small(), serde_json::json!({ "ratio": 0.4, "positions": 0 }));
         assert_eq!(none, "channel-lasso: `calibration-images` and `positions` must be at least 1");
-        let both = refusal::<ChannelLasso>(small(), serde_json::json!({ "ratio": 0.4, "macs": 0.5 }));
-        assert_eq!(both, "channel-lasso takes exactly one of `ratio` and `macs`");
+        let both = refusal::<ChannelLasso>(small(), serde_json::json!({ "ratio": 0.4, "budget": { "macs": 0.5 } }));
+        assert_eq!(both, "channel-lasso takes exactly one of `ratio` and `budget`");
     }
 }

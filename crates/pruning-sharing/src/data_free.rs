@@ -6,7 +6,7 @@
 //! each merger changes the outgoing weights that later costs are made of.
 //!
 //! Srinivas, Babu. "Data-free Parameter Pruning for Deep Neural Networks". BMVC 2015. arXiv:1507.06149.
-//! Differs from the paper: how many neurons go is set by `ratio` or `macs` instead of read off the curve of costs.
+//! Differs from the paper: how many neurons go is set by `ratio` or `budget` instead of read off the curve of costs.
 //!
 //! ```
 //! use briquette_core::pass::Pass;

@@ -72,6 +72,7 @@ fn norms(weight: &Stored) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use briquette_core::cost::Cost;
+    use briquette_core::stored::Storage;
     use briquette_core::zoo::Arch;
     use burn::tensor::Device;
 
@@ -103,20 +104,25 @@ mod tests {
 
     #[test]
     fn a_budget_is_met_and_almost_used_up() {
-        let full = Cost::of(&lenet5()).unwrap().macs() as f64;
-        for share in [0.05, 0.3, 0.5, 0.9] {
-            let macs = Cost::of(&planned(serde_json::json!({ "macs": share })).unwrap()).unwrap().macs() as f64;
-            assert!(macs <= share * full && macs > (share - 0.07) * full, "{share}: {}", macs / full);
+        let macs = |net: &Net| Cost::of(net).unwrap().macs() as f64;
+        let bytes = |net: &Net| net.to_model(Storage::default()).unwrap().to_bytes().unwrap().len() as f64;
+        let counts: [(&str, &dyn Fn(&Net) -> f64); 2] = [("macs", &macs), ("bytes", &bytes)];
+        for (unit, count) in counts {
+            let full = count(&lenet5());
+            for share in [0.05, 0.3, 0.5, 0.9] {
+                let left = count(&planned(serde_json::json!({ "budget": { unit: share } })).unwrap()) / full;
+                assert!(left <= share && left > share - 0.07, "{share}: {left}");
+            }
         }
-        let error = planned(serde_json::json!({ "macs": 1e-6 })).unwrap_err().to_string();
+        let error = planned(serde_json::json!({ "budget": { "macs": 1e-6 } })).unwrap_err().to_string();
         assert!(error.contains("even one filter per group leaves more than 0.000001"), "{error}");
     }
 
     #[test]
     fn settings_that_cannot_be_met_are_refused() {
         let refused = |settings| planned(settings).unwrap_err().to_string();
-        let both = refused(serde_json::json!({ "ratio": 0.5, "macs": 0.5 }));
-        assert_eq!(both, "filter-l1 takes exactly one of `ratio` and `macs`");
+        let both = refused(serde_json::json!({ "ratio": 0.5, "budget": { "macs": 0.5 } }));
+        assert_eq!(both, "filter-l1 takes exactly one of `ratio` and `budget`");
         let output = refused(serde_json::json!({ "ratio": { "fc2": 0.5 } }));
         assert!(output.contains("node 'fc2': its channels cannot be cut"), "{output}");
         let unknown = refused(serde_json::json!({ "ratio": 0.5, "except": ["conf*"] }));

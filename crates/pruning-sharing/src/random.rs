@@ -1,7 +1,7 @@
 //! Random pruning: the control that every score has to beat.
 //!
 //! Scores are drawn evenly from [0, 1), from streams that depend on the pass's seed and the layer's name alone, so that a layer loses
-//! the same units whatever happens to its neighbours. Removes whole units of channel groups (`ratio`, `macs`) or single weights (`keep`).
+//! the same units whatever happens to its neighbours. Removes whole units of channel groups (`ratio`, `budget`) or single weights (`keep`).
 //!
 //! Mittal, Bhardwaj, Khapra, Ravindran. "Recovering from Random Pruning: On the Plasticity of Deep Convolutional Neural Networks". WACV
 //! 2018. arXiv:1801.10447.
@@ -88,7 +88,7 @@ impl Random {
             return self.channels.cut(Self::NAME, net, |_, group| scores(seed, &group.name, group.len()));
         };
         if !self.channels.open() {
-            return Err(Error::Invalid("random takes exactly one of `ratio`, `macs` and `keep`".into()));
+            return Err(Error::Invalid("random takes exactly one of `ratio`, `budget` and `keep`".into()));
         }
         check_shares(&net, Some(keep), None)?;
         let each: BTreeMap<usize, Ratio> = keep.resolve(&net)?.into_iter().collect();
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn settings_that_contradict_each_other_are_refused() {
         let both = refusal::<Random>(small(), serde_json::json!({ "ratio": 0.5, "keep": 0.5 }));
-        assert_eq!(both, "random takes exactly one of `ratio`, `macs` and `keep`");
+        assert_eq!(both, "random takes exactly one of `ratio`, `budget` and `keep`");
         let none = refusal::<Random>(small(), serde_json::json!({ "keep": { "fc1": 0.0 } }));
         assert_eq!(none, "node 'fc1': keep = 0 would remove every weight; keep a share above 0");
     }

@@ -50,7 +50,7 @@ pub struct Slimming {
     /// Which groups, how much of them, and the training afterwards.
     #[serde(flatten)]
     channels: Channels,
-    /// Share of the units of all groups together that stays, over one threshold, in place of `ratio` and `macs`: the paper's form.
+    /// Share of the units of all groups together that stays, over one threshold, in place of `ratio` and `budget`: the paper's form.
     global: Option<Ratio>,
     /// Weight of the penalty.
     lambda: f64,

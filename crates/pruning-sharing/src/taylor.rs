@@ -50,7 +50,7 @@ pub struct Taylor {
     /// Which groups, how much of them, and the training afterwards.
     #[serde(flatten)]
     channels: Channels,
-    /// Share of the units of all groups together that stays, over one threshold, in place of `ratio` and `macs`.
+    /// Share of the units of all groups together that stays, over one threshold, in place of `ratio` and `budget`.
     global: Option<Ratio>,
     /// Training images over which the score is averaged.
     #[serde(default = "nine_hundred")]
@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn settings_that_cannot_be_met_are_refused() {
         let two = refusal::<Taylor>(small(), serde_json::json!({ "ratio": 0.5, "global": 0.5 }));
-        assert_eq!(two, "taylor takes exactly one of `ratio`, `macs` and `global`");
+        assert_eq!(two, "taylor takes exactly one of `ratio`, `budget` and `global`");
         let none = refusal::<Taylor>(small(), serde_json::json!({ "ratio": 0.5, "calibration-images": 0 }));
         assert_eq!(none, "taylor: `calibration-images` and `batch` must be at least 1");
     }

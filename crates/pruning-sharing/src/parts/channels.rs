@@ -4,14 +4,13 @@
 use std::collections::BTreeMap;
 
 use briquette_core::Layer;
-use briquette_core::cost::Cost;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
 use briquette_core::pass::Context;
 use briquette_core::stored::Stored;
 use briquette_core::surgery::{ChannelGroup, Keep};
 use briquette_core::training::{Recipe, tune};
-use briquette_core::types::{PerLayer, Ratio};
+use briquette_core::types::{Budget, PerLayer, Ratio};
 use serde::Deserialize;
 
 use super::except::excepted;
@@ -23,8 +22,8 @@ use super::masks::threshold;
 pub struct Channels {
     /// Share of filters removed, for all groups or by the name of any layer that produces the group's channels.
     ratio: Option<PerLayer<Ratio>>,
-    /// Share of the multiply-accumulates that stays: the one ratio for all groups that reaches it is found by bisection.
-    macs: Option<Ratio>,
+    /// How much of the network's cost stays: the one ratio for all groups that reaches it is found by bisection.
+    budget: Option<Budget>,
     /// Layers whose groups are left alone; a trailing `*` stands for any ending.
     #[serde(default)]
     except: Vec<String>,
@@ -77,7 +76,7 @@ impl Channels {
         net.keep(&pairs(&groups, keeps))
     }
 
-    /// As [`Channels::cut`]; with `global`, which takes the place of `ratio` and `macs`, that share of the units of all groups stays over
+    /// As [`Channels::cut`]; with `global`, which takes the place of `ratio` and `budget`, that share of the units of all groups stays over
     /// one threshold, every layer always keeping a filter.
     ///
     /// # Errors
@@ -126,17 +125,17 @@ impl Channels {
     /// # Errors
     /// As [`Channels::cut`].
     pub fn keeps(&self, method: &str, net: &Net, groups: &[ChannelGroup], scores: &[Vec<f64>]) -> Result<Vec<Keep>> {
-        let ratios: Vec<f64> = match (&self.ratio, self.macs) {
+        let ratios: Vec<f64> = match (&self.ratio, self.budget) {
             (Some(ratio), None) => named(method, ratio, net, groups)?,
-            (None, Some(macs)) => for_budget(method, net, groups, scores, macs.get())?,
-            _ => return Err(Error::Invalid(format!("{method} takes exactly one of `ratio` and `macs`"))),
+            (None, Some(budget)) => for_budget(method, net, groups, scores, budget)?,
+            _ => return Err(Error::Invalid(format!("{method} takes exactly one of `ratio` and `budget`"))),
         };
         Ok(weakest_go(groups, scores, &ratios))
     }
 
-    /// Whether neither `ratio` nor `macs` is given.
+    /// Whether neither `ratio` nor `budget` is given.
     pub fn open(&self) -> bool {
-        self.ratio.is_none() && self.macs.is_none()
+        self.ratio.is_none() && self.budget.is_none()
     }
 
     /// Trains as `tune` says.
@@ -156,7 +155,7 @@ impl Channels {
         if global.is_some() == self.open() {
             Ok(global)
         } else {
-            Err(Error::Invalid(format!("{method} takes exactly one of `ratio`, `macs` and `global`")))
+            Err(Error::Invalid(format!("{method} takes exactly one of `ratio`, `budget` and `global`")))
         }
     }
 }
@@ -241,17 +240,17 @@ fn weakest_go(groups: &[ChannelGroup], scores: &[Vec<f64>], ratios: &[f64]) -> V
     groups.iter().zip(scores).zip(ratios).map(|((group, scores), ratio)| group.best(scores, kept(group, *ratio))).collect()
 }
 
-/// One ratio for all groups, the smallest at which no more than `share` of the multiply-accumulates remain. A group always keeps one
-/// unit.
-fn for_budget(method: &str, net: &Net, groups: &[ChannelGroup], scores: &[Vec<f64>], share: f64) -> Result<Vec<f64>> {
-    let limit = share * Cost::of(net)?.macs() as f64;
+/// One ratio for all groups, the smallest at which no more than the budget remains. A group always keeps one unit.
+fn for_budget(method: &str, net: &Net, groups: &[ChannelGroup], scores: &[Vec<f64>], budget: Budget) -> Result<Vec<f64>> {
+    let limit = budget.share() * budget.count(net)?;
     let capped = |ratio: f64| -> Vec<f64> { groups.iter().map(|group| ratio.min(1.0 - 1.0 / group.len() as f64)).collect() };
     let fits = |ratio: f64| -> Result<bool> {
         let keeps = weakest_go(groups, scores, &capped(ratio));
-        Ok(Cost::of(&net.deep_clone().keep(&pairs(groups, keeps))?)?.macs() as f64 <= limit)
+        Ok(budget.count(&net.deep_clone().keep(&pairs(groups, keeps))?)? <= limit)
     };
     if !fits(1.0)? {
-        let detail = format!("{method}: even one filter per group leaves more than {share} of the multiply-accumulates");
+        let (share, unit) = (budget.share(), budget.unit());
+        let detail = format!("{method}: even one filter per group leaves more than {share} of the {unit}");
         return Err(Error::Invalid(detail));
     }
     let (mut low, mut high) = (0.0, 1.0);
@@ -267,6 +266,8 @@ const BISECTIONS: usize = 11;
 
 #[cfg(test)]
 mod tests {
+    use briquette_core::cost::Cost;
+
     use super::*;
     use crate::fpgm::Fpgm;
     use crate::handmade::small;
@@ -297,7 +298,7 @@ mod tests {
         assert_eq!(ranked(0.0), [1, 1, 1]);
         assert_eq!(widths(&channels.plan("slimming", share(0.5), small()).unwrap()), [2, 1, 2]);
         let neither = channels.plan("slimming", None, small()).unwrap_err().to_string();
-        assert_eq!(neither, "slimming takes exactly one of `ratio`, `macs` and `global`");
+        assert_eq!(neither, "slimming takes exactly one of `ratio`, `budget` and `global`");
     }
 
     #[test]
@@ -305,7 +306,7 @@ mod tests {
         let arch = briquette_core::zoo::Arch::named("resnet20").unwrap();
         let net = arch.build(&arch.wanted(), &burn::tensor::Device::flex()).unwrap();
         let full = Cost::of(&net).unwrap().macs() as f64;
-        let channels: Channels = serde_json::from_value(serde_json::json!({ "macs": 0.3 })).unwrap();
+        let channels: Channels = serde_json::from_value(serde_json::json!({ "budget": { "macs": 0.3 } })).unwrap();
         // The units of the first stage, which the most layers share, score lowest.
         let score =
             |_: &Net, group: &ChannelGroup| (0..group.len()).map(|unit| -(group.filters(unit).len() as f64)).collect::<Vec<_>>();
