@@ -7,6 +7,7 @@
 mod optimizer;
 mod probe;
 mod recipe;
+mod renew;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 pub use probe::probe;
 pub use recipe::{Choose, Loss, Optimizer, Precision, Recipe, Schedule};
+pub use renew::renew;
 
 use crate::builder::stream;
 use crate::chance;
@@ -55,6 +57,17 @@ pub trait Forward {
     fn forward(&self, net: &Net, images: Tensor<4>) -> Tensor<2>;
 }
 
+/// How the network that a method hands on comes from the one in training, where the two differ: other weights than those of the training's
+/// forward pass, batch norms with statistics for them ([`renew`]). Validation sees this network, so that it decides between epochs; the training
+/// goes on with, and [`fit`] returns, the network in training, of which the method then makes the same once more.
+pub trait Settle {
+    /// The network as it is used, of the one in training.
+    ///
+    /// # Errors
+    /// As the method says, and [`Error::Stopped`] when the host asks to stop.
+    fn settle(&self, net: Net, cx: &mut Context<'_>) -> Result<Net>;
+}
+
 /// What a method adds to the training.
 #[derive(Default)]
 pub struct Extras<'a> {
@@ -64,6 +77,8 @@ pub struct Extras<'a> {
     pub projections: Vec<&'a mut dyn Projection>,
     /// The training's own way through the network.
     pub forward: Option<&'a dyn Forward>,
+    /// What is validated instead of the network in training.
+    pub settle: Option<&'a dyn Settle>,
 }
 
 impl std::fmt::Debug for Extras<'_> {
@@ -179,7 +194,10 @@ pub fn fit(net: Net, recipe: &Recipe, mut extras: Extras<'_>, cx: &mut Context<'
         }
         let seconds = began.elapsed().as_secs_f64();
         state.net = net.valid();
-        let valid = evaluate(&state.net, &cx.data.valid, &device, cx.host)?;
+        let valid = match extras.settle {
+            Some(settle) => evaluate(&settle.settle(state.net.deep_clone(), cx)?, &cx.data.valid, &device, cx.host)?,
+            None => evaluate(&state.net, &cx.data.valid, &device, cx.host)?,
+        };
         let row = Epoch {
             epoch,
             of: recipe.epochs,

@@ -50,8 +50,10 @@
 //! Courbariaux, Bengio, David. "BinaryConnect: Training Deep Neural Networks with Binary Weights during Propagations". NIPS 2015.
 //! arXiv:1511.00363.
 //! Differs from the paper: the network is tested with `sign(w)` in the stochastic form too, for that is what a small file holds, unless
-//! `real = true` asks for the real `w` as in the paper; real weights start from the network's own, divided by the largest of each layer, instead of uniform ones; and the
-//! rate falls by the recipe's schedule. The paper's loss is `loss = "square-hinge"` in the recipe.
+//! `real = true` asks for the real `w` as in the paper. Either way the sums that batch norms read are others than those of the training, so that
+//! their statistics are taken anew, before each validation and at the end. Real weights start from the network's own instead of uniform ones, scaled
+//! to the mean magnitude of those, 1/2, and clipped ([`spread`](crate::parts::binary::spread)); and the rate falls by the recipe's schedule. The
+//! paper's loss is `loss = "square-hinge"` in the recipe.
 
 use briquette_core::coding::Rounding;
 use briquette_core::error::Result;
@@ -60,8 +62,7 @@ use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::Recipe;
 use serde::Deserialize;
 
-use crate::parts::binary::{Scale, binarize_layers, layers, real, spread, train};
-use crate::parts::norms::{STATISTICS, renewed};
+use crate::parts::binary::{Scale, Settled, binarize_layers, layers, spread, train};
 use crate::parts::yes;
 
 /// Trains weights of -1 and 1.
@@ -71,8 +72,7 @@ pub struct BinaryConnect {
     /// Whether signs are drawn while training.
     #[serde(default)]
     stochastic: bool,
-    /// Whether the network leaves with the real weights underneath, as the paper tests what it trained stochastically; batch norms take the
-    /// statistics of their inputs anew.
+    /// Whether the network leaves with the real weights underneath, as the paper tests what it trained stochastically.
     #[serde(default)]
     real: bool,
     /// Layers that stay real; a trailing `*` stands for any ending.
@@ -95,9 +95,13 @@ impl Method for BinaryConnect {
 impl Pass for BinaryConnect {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let binary = layers(&net, &self.except, Self::NAME)?;
-        let net = spread(binarize_layers(net, &binary, Scale::One, self.rounding()), &binary);
-        let net = train(net, &binary, Scale::One, self.glorot, &self.train, cx)?;
-        if self.real { renewed(real(net, &binary)?, cx, STATISTICS) } else { Ok(net) }
+        let net = spread(binarize_layers(net, &binary, Scale::One, self.rounding()), &binary)?;
+        let settled = match (self.real, self.stochastic) {
+            (true, _) => Some(Settled { real: binary.clone() }),
+            (false, true) => Some(Settled { real: Vec::new() }),
+            (false, false) => None,
+        };
+        train(net, &binary, (Scale::One, self.glorot), &self.train, settled.as_ref(), cx)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
@@ -127,7 +131,7 @@ mod tests {
     use burn::tensor::{Device, Tensor};
 
     use super::*;
-    use crate::handmade::{get, refusal, run, small};
+    use crate::handmade::{get, refusal, run, settles, small};
     use crate::parts::binary::Bounds;
 
     #[test]
@@ -230,5 +234,14 @@ mod tests {
         assert!(weights.iter().all(|w| w.abs() <= 1.0) && weights.iter().any(|w| w.abs() < 1.0));
         let typo = refusal::<BinaryConnect>(small(), serde_json::json!({ "except": ["fc9"], "train": {} }));
         assert!(typo.contains("fc9") && typo.contains("fc2"), "{typo}");
+    }
+
+    #[test]
+    fn what_is_validated_and_handed_on_has_the_statistics_of_its_own_weights() {
+        let train = serde_json::json!({ "epochs": 3, "batch": 10, "choose": "last" });
+        for real in [false, true] {
+            let settings = serde_json::json!({ "stochastic": true, "real": real, "train": train.clone() });
+            settles::<BinaryConnect>(small(), settings);
+        }
     }
 }

@@ -33,7 +33,7 @@
 //! Courbariaux, Hubara, Soudry, El-Yaniv, Bengio. "Binarized Neural Networks: Training Deep Neural Networks with Weights and Activations
 //! Constrained to +1 or -1". arXiv:1602.02830, 2016; Hubara et al., NIPS 2016.
 //! Differs from the paper: signs of activations are never drawn; batch norm and Adam are exact instead of shift-based; and the real
-//! weights start as in [`binary_connect`](crate::binary_connect).
+//! weights start, and batch norms take their statistics anew where signs are drawn, as in [`binary_connect`](crate::binary_connect).
 
 use briquette_core::coding::Rounding;
 use briquette_core::error::Result;
@@ -42,7 +42,7 @@ use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::Recipe;
 use serde::Deserialize;
 
-use crate::parts::binary::{Scale, binarize_layers, layers, signs, spread, train};
+use crate::parts::binary::{Scale, Settled, binarize_layers, layers, signs, spread, train};
 use crate::parts::yes;
 
 /// Trains weights and activations of -1 and 1.
@@ -72,8 +72,9 @@ impl Method for BinaryNet {
 impl Pass for BinaryNet {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let (net, binary) = self.binary(net)?;
-        let net = spread(net, &binary);
-        train(net, &binary, Scale::One, self.glorot, &self.train, cx)
+        let net = spread(net, &binary)?;
+        let settled = self.stochastic.then(|| Settled { real: Vec::new() });
+        train(net, &binary, (Scale::One, self.glorot), &self.train, settled.as_ref(), cx)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
@@ -108,7 +109,7 @@ mod tests {
     use burn::tensor::{Device, Tensor, TensorData};
 
     use super::*;
-    use crate::handmade::{run, set, small};
+    use crate::handmade::{run, set, settles, small};
 
     fn settings(more: &serde_json::Value) -> serde_json::Value {
         let mut all = serde_json::json!({ "train": { "epochs": 2, "batch": 10, "lr": 0.01 } });
@@ -219,5 +220,11 @@ mod tests {
             .sum();
         let rest = bytes - weights / 8 - others;
         assert!(rest < 800, "{bytes} bytes, {weights} weights, {others} bytes of other values, {rest} of topology and headers");
+    }
+
+    #[test]
+    fn what_is_validated_and_handed_on_has_the_statistics_of_its_own_weights() {
+        let train = serde_json::json!({ "epochs": 3, "batch": 10, "choose": "last" });
+        settles::<BinaryNet>(small(), serde_json::json!({ "stochastic": true, "train": train }));
     }
 }

@@ -5,7 +5,7 @@ use briquette_core::coding::floats;
 use briquette_core::error::Result;
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Data, Host, Pass, Silent};
-use briquette_core::training::probe;
+use briquette_core::training::{evaluate, probe, renew};
 use briquette_data::Dataset;
 use burn::tensor::Device;
 use serde::de::DeserializeOwned;
@@ -72,6 +72,20 @@ pub(crate) fn outputs(net: &Net) -> Vec<f32> {
 pub(crate) fn run<P: Pass + DeserializeOwned>(net: Net, settings: serde_json::Value) -> Result<Net> {
     let (data, mut silent) = (images(), Silent);
     serde_json::from_value::<P>(settings).unwrap().run(net, &mut context(&data, &mut silent))
+}
+
+/// Runs a method that takes the last epoch, and checks that what it hands on is what was validated: a network whose batch norms have the
+/// statistics of what they read.
+pub(crate) fn settles<P: Pass + DeserializeOwned>(net: Net, settings: serde_json::Value) {
+    let (data, mut silent, device) = (images(), Silent, Device::flex());
+    let mut cx = context(&data, &mut silent);
+    let net = serde_json::from_value::<P>(settings).unwrap().run(net, &mut cx).unwrap();
+    let score = evaluate(&net, &data.valid, &device, &mut Silent).unwrap();
+    assert_eq!(cx.curve.last().unwrap().valid_accuracy, score.accuracy);
+    let anew = renew(net.deep_clone(), &mut cx).unwrap();
+    for parameter in ["mean", "var"] {
+        assert_eq!(get(&net, "norm1", parameter), get(&anew, "norm1", parameter), "{parameter}");
+    }
 }
 
 /// What a method's `plan` says against these settings.

@@ -13,7 +13,6 @@ pub mod gauss_newton;
 pub mod kmeans;
 pub mod masks;
 pub mod mixture;
-pub mod norms;
 pub mod observers;
 pub mod patches;
 pub mod products;

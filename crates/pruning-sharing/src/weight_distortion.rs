@@ -51,10 +51,10 @@
 //!
 //! Merolla, Appuswamy, Arthur, Esser, Modha. "Deep Neural Networks are Robust to Weight Binarization and Other Non-linear Distortions".
 //! arXiv:1606.01981, 2016.
-//! Differs from the paper: one projection serves the whole training, noise is uniform, and the real weights start from the network's own,
-//! divided by the largest of each layer, so that batch norms are needed where the scale matters. The last epoch is the result whatever the
-//! recipe chooses, for the validation between epochs sees the real weights. The network that leaves the pass has the projected weights where
-//! that is one fixed set, on a grid where they lie on one, and the real weights otherwise, with the statistics of batch norms taken anew.
+//! Differs from the paper: one projection serves the whole training, noise is uniform, and the real weights start from the network's own, scaled
+//! and clipped ([`spread`](crate::parts::binary::spread)), so that batch norms are needed where the scale matters. The network that leaves the
+//! pass, and that is validated after each epoch, has the projected weights where that is one fixed set, on a grid where they lie on one, and the
+//! real weights otherwise, with the statistics of batch norms taken anew.
 
 use std::collections::HashMap;
 
@@ -65,14 +65,13 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
 use briquette_core::pass::{Context, Event, Method, Pass};
 use briquette_core::quantize::straight;
-use briquette_core::training::{Choose, Extras, Forward, Projection, Recipe, evaluate, fit};
+use briquette_core::training::{Extras, Forward, Projection, Recipe, Settle, evaluate, fit, renew};
 use briquette_core::{Grid, coding};
 use burn::module::{Param, ParamId};
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::parts::binary::{layers, with_weights};
-use crate::parts::norms::{STATISTICS, renewed};
+use crate::parts::binary::{layers, spread, with_weights};
 use briquette_core::values::{plain, replace};
 
 /// Trains under one distortion of the weights and tests under others.
@@ -191,20 +190,18 @@ impl Method for WeightDistortion {
 impl Pass for WeightDistortion {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let layers = self.check(&net)?;
-        let net = with_weights(net, &layers, |weight| {
-            let largest = weight.base.iter().fold(f32::MIN_POSITIVE, |most, w| most.max(w.abs()));
-            weight.base.iter_mut().for_each(|w| *w /= largest);
-        })?;
-        let recipe = Recipe { choose: Choose::Last, ..self.train.clone() };
+        let net = spread(net, &layers)?;
         let way = Distorted { layers: layers.clone(), under: self.under };
-        let mut clip = Clip(layers.clone());
-        let net = fit(net, &recipe, Extras { projections: vec![&mut clip], forward: Some(&way), ..Extras::default() }, cx)?;
+        let (mut clip, settled) = (Clip(layers.clone()), Settled { layers: &layers, under: self.under });
+        let extras =
+            Extras { projections: vec![&mut clip], forward: Some(&way), settle: Some(&settled), ..Extras::default() };
+        let net = fit(net, &self.train, extras, cx)?;
         let mut table = String::from("trained,tested,accuracy\n");
         for (number, test) in self.tests.iter().enumerate() {
             chance::seed(stream(cx.seed, &format!("distortion-{number}")));
             let mut tested = distorted(&net, &layers, *test);
             if *test != self.under {
-                tested = renewed(tested, cx, STATISTICS)?;
+                tested = renew(tested, cx)?;
             }
             let score = evaluate(&tested, &cx.data.test, &cx.device, cx.host)?;
             cx.host.event(Event::Note(&format!(
@@ -217,15 +214,12 @@ impl Pass for WeightDistortion {
         if let Some(file) = &self.table {
             cx.host.write(file, table.as_bytes())?;
         }
-        match self.under {
-            Distortion::None | Distortion::Sign | Distortion::Round(_) | Distortion::Power(_) => self.settle(net, &layers),
-            Distortion::Stochastic | Distortion::Add(_) | Distortion::Multiply(_) => renewed(net, cx, STATISTICS),
-        }
+        settled.settle(net, cx)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
         let layers = self.check(&net)?;
-        self.settle(net, &layers)
+        projected(net, &layers, self.under)
     }
 
     fn recipes(&mut self) -> Vec<&mut Recipe> {
@@ -239,20 +233,35 @@ impl WeightDistortion {
         self.tests.iter().chain([&self.under]).try_for_each(|distortion| distortion.check()).map_err(Error::Invalid)?;
         layers(net, &self.except, Self::NAME)
     }
+}
 
-    /// The network with the weights of the training's projection, where that does not draw.
-    fn settle(&self, net: Net, layers: &[usize]) -> Result<Net> {
-        let under = self.under;
-        with_weights(net, layers, |weight| match under {
-            Distortion::Sign | Distortion::Round(_) => {
-                let source = under.grid().map(|grid| coding::Source::Grid { grid, rounding: Rounding::Nearest, learned: false });
-                weight.coding.source = source.unwrap_or_default();
-            }
-            Distortion::Power(exponent) => {
-                weight.base.iter_mut().for_each(|w| *w = w.signum() * (f64::from(w.abs()).powf(exponent)) as f32);
-            }
-            Distortion::None | Distortion::Stochastic | Distortion::Add(_) | Distortion::Multiply(_) => {}
-        })
+/// The network with the weights of a projection, where that does not draw.
+fn projected(net: Net, layers: &[usize], under: Distortion) -> Result<Net> {
+    with_weights(net, layers, |weight| match under {
+        Distortion::Sign | Distortion::Round(_) => {
+            let source = under.grid().map(|grid| coding::Source::Grid { grid, rounding: Rounding::Nearest, learned: false });
+            weight.coding.source = source.unwrap_or_default();
+        }
+        Distortion::Power(exponent) => {
+            weight.base.iter_mut().for_each(|w| *w = w.signum() * (f64::from(w.abs()).powf(exponent)) as f32);
+        }
+        Distortion::None | Distortion::Stochastic | Distortion::Add(_) | Distortion::Multiply(_) => {}
+    })
+}
+
+/// The network as it leaves the pass.
+struct Settled<'a> {
+    layers: &'a [usize],
+    under: Distortion,
+}
+
+impl Settle for Settled<'_> {
+    fn settle(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        let net = projected(net, self.layers, self.under)?;
+        match self.under {
+            Distortion::None | Distortion::Sign | Distortion::Round(_) | Distortion::Power(_) => Ok(net),
+            Distortion::Stochastic | Distortion::Add(_) | Distortion::Multiply(_) => renew(net, cx),
+        }
     }
 }
 

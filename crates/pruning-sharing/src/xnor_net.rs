@@ -65,7 +65,7 @@ impl Method for XnorNet {
 impl Pass for XnorNet {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let (net, binary) = self.binary(net)?;
-        train(net, &binary, Scale::PerFilter, false, &self.train, cx)
+        train(net, &binary, (Scale::PerFilter, false), &self.train, None, cx)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {

@@ -132,3 +132,24 @@ fn objectives_and_projections_take_part_in_every_step() {
     // Without the term the same recipe tells the two classes apart; with it, it must not.
     assert!(curve[7].train_accuracy < 0.6 && curve[7].train_loss > 2.0_f64.ln(), "{curve:?}");
 }
+
+/// The network that is used says the same of every image: whatever the one in training learns, validation sees one class of two.
+#[test]
+fn validation_sees_the_network_as_it_is_used_and_training_goes_on_with_its_own() {
+    struct Nothing;
+    impl Settle for Nothing {
+        fn settle(&self, net: Net, _: &mut Context<'_>) -> Result<Net> {
+            let nodes = net.nodes.into_iter().map(|node| {
+                let mut parameters = node.parameters();
+                parameters.iter_mut().for_each(|stored| stored.base.fill(0.0));
+                node.with(parameters, &Device::flex())
+            });
+            Ok(Net { nodes: nodes.collect::<Result<_>>()? })
+        }
+    }
+    let settings = serde_json::json!({ "epochs": 4, "batch": 10, "lr": 0.01, "choose": "last" });
+    let (net, curve) = trained(settings.clone(), Extras { settle: Some(&Nothing), ..Extras::default() }).unwrap();
+    assert!(curve.iter().all(|epoch| epoch.valid_accuracy == 0.5), "{curve:?}");
+    let (without, _) = trained(settings, Extras::default()).unwrap();
+    assert!(net.to_state() == without.to_state());
+}

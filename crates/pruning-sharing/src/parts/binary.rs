@@ -12,7 +12,7 @@ use briquette_core::net::{Net, Op};
 use briquette_core::pass::Context;
 use briquette_core::quantize::Quantize;
 use briquette_core::stored::Stored;
-use briquette_core::training::{Extras, Projection, Recipe, fit};
+use briquette_core::training::{Extras, Projection, Recipe, Settle, fit, renew};
 use briquette_core::{Grid, Layer, StepGradient};
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
@@ -96,17 +96,18 @@ pub fn least_squares(base: &Tensor<3>) -> Tensor<1> {
     base.clone().abs().mean_dim(0).mean_dim(2).reshape([channels]).mul_scalar(2.0).clamp_min(2.0 * SMALLEST)
 }
 
-/// Divides the weights on a grid in these layers by the largest of each layer, so that they fill [-1, 1].
-pub fn spread(net: Net, layers: &[usize]) -> Net {
-    let paths = paths(&net, layers);
-    coding::adjust(net, |path, base, steps| {
-        let base = if paths.contains_key(path) {
-            let largest = base.clone().abs().max().clamp_min(SMALLEST).reshape([1, 1, 1]);
-            base / largest
-        } else {
-            base
-        };
-        (base, steps)
+/// Scales the real weights of each of these layers to a mean magnitude of 1/2 and clips them to [-1, 1]. The binary papers start from weights drawn
+/// evenly from [-1, 1], whose mean magnitude that is, and read the probability of a sign off them; what batch norm follows has no scale of its
+/// own, so that weights of another size, trained ones above all, have to be brought there first. By the largest weight instead, one outlier
+/// would leave the others near 0, where signs are tosses of a coin.
+///
+/// # Errors
+/// When the network does not hold together.
+pub fn spread(net: Net, layers: &[usize]) -> Result<Net> {
+    with_weights(net, layers, |weight| {
+        let mean = weight.base.iter().map(|w| f64::from(w.abs())).sum::<f64>() / weight.base.len().max(1) as f64;
+        let scale = 0.5 / mean.max(SMALLEST);
+        weight.base.iter_mut().for_each(|w| *w = (scale * f64::from(*w)).clamp(-1.0, 1.0) as f32);
     })
 }
 
@@ -206,13 +207,53 @@ impl Projection for Bounds {
     }
 }
 
-/// Trains a network whose `binary` layers keep their bounds and scales ([`Bounds`]).
+/// The network as it is used after a training whose forward pass draws, or which is tested by the real weights underneath: batch norms have the
+/// statistics of what the weights in use make, where those of the training are of drawn ones.
+#[derive(Debug)]
+pub struct Settled {
+    /// Layers whose real weights take the place of their signs.
+    pub real: Vec<usize>,
+}
+
+impl Settle for Settled {
+    fn settle(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        renew(real(net, &self.real)?, cx)
+    }
+}
+
+/// Trains a network as [`fit`] does and hands it on as it is used, which is also what was validated: as it is, or as `settled` makes it.
 ///
 /// # Errors
 /// As [`fit`].
-pub fn train(net: Net, binary: &[usize], scale: Scale, glorot: bool, recipe: &Recipe, cx: &mut Context<'_>) -> Result<Net> {
+pub fn fit_settled<'a>(
+    net: Net,
+    recipe: &Recipe,
+    extras: Extras<'a>,
+    settled: Option<&'a Settled>,
+    cx: &mut Context<'_>,
+) -> Result<Net> {
+    let settle = settled.map(|settled| settled as &dyn Settle);
+    let net = fit(net, recipe, Extras { settle, ..extras }, cx)?;
+    match settle {
+        Some(settle) => settle.settle(net, cx),
+        None => Ok(net),
+    }
+}
+
+/// [`fit_settled`] for a network whose `binary` layers keep their bounds and scales ([`Bounds`]).
+///
+/// # Errors
+/// As [`fit`].
+pub fn train(
+    net: Net,
+    binary: &[usize],
+    (scale, glorot): (Scale, bool),
+    recipe: &Recipe,
+    settled: Option<&Settled>,
+    cx: &mut Context<'_>,
+) -> Result<Net> {
     let mut bounds = Bounds::new(&net, binary, scale, glorot);
-    fit(net, recipe, Extras { projections: vec![&mut bounds], ..Extras::default() }, cx)
+    fit_settled(net, recipe, Extras { projections: vec![&mut bounds], ..Extras::default() }, settled, cx)
 }
 
 /// Puts the sign of the activations directly in front of each of these layers, unless it reads the network's input. The gradient of the
@@ -232,8 +273,8 @@ pub fn signs(mut net: Net, layers: &[usize]) -> Result<(Net, Vec<usize>)> {
             }
             Before::Other => {}
         }
-        let step = Param::from_tensor(Tensor::from_floats([2.0], &net.device())).set_require_grad(false);
-        let sign = Quantize { step, levels: 2, zero: 0.5, train: StepGradient::Fixed };
+        let step = Param::from_tensor(Tensor::from_floats([2.0], &net.device()));
+        let sign = Quantize::new(step, 2, 0.5, StepGradient::Fixed);
         let layer = net.index(name)?;
         net = net.interpose(layer, format!("{name}-sign"), Op::Quantize(sign))?;
     }
@@ -323,11 +364,11 @@ mod tests {
         let net = small();
         let layers = layers(&net, &["conv1".into()], "it").unwrap();
         let (conv1, fc1) = (get(&net, "conv1", "weight"), get(&net, "fc1", "weight"));
-        let net = spread(binarize_layers(net, &layers, Scale::One, Rounding::Nearest), &layers);
+        let net = spread(binarize_layers(net, &layers, Scale::One, Rounding::Nearest), &layers).unwrap();
         assert_eq!(get(&net, "conv1", "weight"), conv1);
         let base = net.nodes[net.index("fc1").unwrap()].weight().unwrap().base;
-        let largest = fc1.iter().fold(0.0_f32, |most, w| most.max(w.abs()));
-        assert!(base.iter().zip(&fc1).all(|(new, old)| (new - old / largest).abs() < 1e-6));
+        let mean = fc1.iter().map(|w| w.abs()).sum::<f32>() / fc1.len() as f32;
+        assert!(base.iter().zip(&fc1).all(|(new, old)| (new - (old / (2.0 * mean)).clamp(-1.0, 1.0)).abs() < 1e-6));
         assert_eq!(get(&net, "fc1", "weight"), fc1.iter().map(|w| w.signum()).collect::<Vec<f32>>());
     }
 
