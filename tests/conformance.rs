@@ -31,7 +31,7 @@ const DEARER: &[(&str, &str)] = &[
 
 /// Parameters of methods that the gradient of the loss may leave alone, by the end of their path, and why.
 const STILL: &[(&str, &str, &str)] =
-    &[("pact", "Quantize.step", "only activations beyond a clip value pull at it; until there are some, its decay alone does")];
+    &[("pact", "Quantize.scale", "only activations beyond a clip value pull at it; until there are some, its decay alone does")];
 
 #[test]
 fn names_are_unique_and_those_of_the_files() {

@@ -226,7 +226,7 @@ impl Op {
             Op::Linear(linear) => linear.bias.as_ref().map_or(Ok(()), |bias| expect("bias", bias.lazy_shape()[0])),
             Op::BatchNorm(norm) => expect("gamma", norm.gamma.lazy_shape()[0]),
             Op::Structured(structured) => structured.check(),
-            Op::Quantize(quantize) if quantize.step.lazy_shape()[0] != 1 => Err("more than one step".into()),
+            Op::Quantize(quantize) if quantize.scale.lazy_shape()[0] != 1 => Err("more than one step".into()),
             Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => Ok(()),
         }
     }

@@ -163,8 +163,8 @@ pub(crate) fn view(shape: &[usize], axis: Option<usize>) -> [usize; 3] {
 /// Activations on a uniform grid: [`Layer::Quantize`].
 #[derive(Module, Debug)]
 pub struct Quantize {
-    /// The distance between neighbouring values, `[1]`.
-    pub step: Param<Tensor<1>>,
+    /// What is trained and stored, `[1]`: the distance between neighbouring values, or the upper end of the grid where that is the clip value.
+    pub scale: Param<Tensor<1>>,
     /// Number of codes.
     #[module(skip)]
     pub levels: u32,
@@ -177,12 +177,20 @@ pub struct Quantize {
 }
 
 impl Quantize {
-    /// From a trained or untrained step.
-    pub fn new(step: Param<Tensor<1>>, levels: u32, zero: f32, train: StepGradient) -> Self {
-        Self { step: step.set_require_grad(train != StepGradient::Fixed), levels, zero, train }
+    /// From a step, or a clip value, trained or not.
+    pub fn new(scale: Param<Tensor<1>>, levels: u32, zero: f32, train: StepGradient) -> Self {
+        Self { scale: scale.set_require_grad(train != StepGradient::Fixed), levels, zero, train }
     }
 
-    /// The layer without its step.
+    /// The distance between neighbouring values, `[1]`, with the gradients of what is trained.
+    pub fn step(&self) -> Tensor<1> {
+        match self.train {
+            StepGradient::Fixed | StepGradient::Learned => self.scale.val(),
+            StepGradient::Clip => self.scale.val().div_scalar(self.train.steps(self.levels, self.zero)),
+        }
+    }
+
+    /// The layer without its tensor.
     pub fn layer(&self) -> Layer {
         Layer::Quantize { levels: self.levels, zero: self.zero, train: self.train }
     }
@@ -194,13 +202,13 @@ impl Quantize {
         }
         let shape = x.shape();
         let scale = gradient_scale(self.levels, features(shape.as_slice()));
-        kernels::quantize(x, self.step.val(), Quantizing { levels: self.levels, zero: self.zero, train: self.train, scale })
+        kernels::quantize(x, self.step(), Quantizing { levels: self.levels, zero: self.zero, train: self.train, scale })
     }
 
     /// The same, of Burn's operations.
     fn composed<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let shape = x.shape();
-        let step = self.step.val();
+        let step = self.step();
         let step = match self.train {
             StepGradient::Fixed => step,
             StepGradient::Learned => scaled_gradient(step, self.levels, features(shape.as_slice())),

@@ -83,7 +83,7 @@ impl Node {
                 let tensors = names.zip(&structured.tensors).map(|(name, tensor)| Stored::of(name, tensor));
                 tensors.chain(structured.bias.as_ref().map(|b| Stored::of("bias", b))).collect()
             }
-            Op::Quantize(quantize) => vec![Stored::of("step", &quantize.step)],
+            Op::Quantize(quantize) => vec![Stored::of(quantize.train.tensor(), &quantize.scale)],
             Op::Custom(_) | Op::Fixed(_) => Vec::new(),
         }
     }
@@ -188,7 +188,7 @@ pub(crate) fn build(name: String, inputs: Vec<usize>, layer: &Layer, parameters:
             })
         }
         Layer::Quantize { levels, zero, train } => {
-            Op::Quantize(Quantize::new(need("step")?.param(device)?, *levels, *zero, *train))
+            Op::Quantize(Quantize::new(need(train.tensor())?.param(device)?, *levels, *zero, *train))
         }
         Layer::Custom { kernel, .. } => {
             return Err(Error::node(&name, format!("open kernel '{kernel}' cannot be read back yet")));
@@ -243,7 +243,7 @@ impl Net {
                 let (shape, values, sparse) = (&stored.shape, stored.values(), stored.coding.mask.is_some());
                 let plan = |values| Plan { sparse, values, coder: storage.coder };
                 let coded = match &stored.coding.source {
-                    Source::Free if stored.name == "step" => Coded::encode(shape, &values, &plan(ValueFormat::F32)),
+                    Source::Free if matches!(node.op, Op::Quantize(_)) => Coded::encode(shape, &values, &plan(ValueFormat::F32)),
                     Source::Free => Coded::encode(shape, &values, &plan(storage.float)),
                     Source::Codebook { .. } | Source::Ternary { .. } => {
                         Coded::encode(shape, &values, &plan(ValueFormat::Codebook))
@@ -388,7 +388,7 @@ struct NodeState {
 }
 
 fn known(name: &str) -> Result<&'static str> {
-    let names = || ["weight", "bias", "gamma", "beta", "mean", "var", "step"].into_iter().chain(Structure::NAMES);
+    let names = || ["weight", "bias", "gamma", "beta", "mean", "var", "step", "alpha"].into_iter().chain(Structure::NAMES);
     names().find(|known| *known == name).ok_or_else(|| Error::unknown("tensor", name, names()))
 }
 

@@ -140,7 +140,7 @@ mod tests {
         assert!(get(&start, "conv2", "weight").iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6));
         assert_eq!(get(&start, "conv1", "weight"), get(&stirred(), "conv1", "weight"));
         let quantizers = trained.nodes.iter().filter_map(|node| match &node.op {
-            Op::Quantize(own) => Some((own.levels, own.zero, briquette_core::coding::floats(own.step.val())[0])),
+            Op::Quantize(own) => Some((own.levels, own.zero, briquette_core::coding::floats(own.scale.val())[0])),
             _ => None,
         });
         assert_eq!(quantizers.collect::<Vec<_>>(), [(8, 0.0, 1.0 / 7.0); 2]);

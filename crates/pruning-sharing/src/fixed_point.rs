@@ -287,7 +287,7 @@ mod tests {
                     assert_eq!(*w, grid.value(channel(i), *code as u16));
                 }
                 let Op::Quantize(quantize) = &net.nodes[input].op else { panic!("{} reads no integers", node.name) };
-                let step = floats(quantize.step.val())[0];
+                let step = floats(quantize.scale.val())[0];
                 let inputs: Vec<i32> = values[input].iter().map(|x| (x / step + quantize.zero).round() as i32).collect();
                 assert!(inputs.iter().all(|code| (0..256).contains(code)), "{}", node.name);
                 assert!(inputs.iter().zip(&values[input]).all(|(code, x)| *x == (*code as f32 - quantize.zero) * step));

@@ -238,7 +238,7 @@ mod tests {
         let data = images();
         let pixels = (0..40_usize * 16).map(|i| f64::from((i * i * 31 % 251) as u8) / 255.0).sum::<f64>() / 640.0;
         let first = net.nodes.iter().find_map(|node| if let Op::Quantize(own) = &node.op { Some(own) } else { None }).unwrap();
-        assert!((f64::from(floats(first.step.val())[0]) - 2.0 * pixels / 255.0_f64.sqrt()).abs() < 1e-6);
+        assert!((f64::from(floats(first.scale.val())[0]) - 2.0 * pixels / 255.0_f64.sqrt()).abs() < 1e-6);
         assert_eq!(data.train.len(), 40);
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The activation function is `y = clip(x, 0, alpha)`, rounded to `2^k` levels, with a clip value `alpha` for each layer that is trained:
 //! `dy/dalpha` is 1 where `x` exceeds `alpha` and 0 elsewhere, and `decay alpha^2` joins the loss and keeps the range, hence the step
-//! `alpha / (2^k - 1)`, small. Weights are [DoReFa-Net's](crate::dorefa). The first and the last layer stay as they are.
+//! `alpha / (2^k - 1)`, small. The parameter of the optimizer is `alpha` itself, so that the paper's rates serve, by gradient descent too. Weights are [DoReFa-Net's](crate::dorefa). The first and the last layer stay as they are.
 //!
 //! ```
 //! use briquette_core::builder::Builder;
@@ -27,8 +27,7 @@
 //!
 //! Choi, Wang, Venkataramani, Chuang, Srinivasan, Gopalakrishnan. "PACT: Parameterized Clipping Activation for Quantized Neural Networks".
 //! arXiv:1805.06085, 2018.
-//! Differs from the paper: what is trained is the step, so that a step of plain gradient descent moves `alpha` by `(2^k - 1)^2` times as much
-//! as it would itself; Adam, whose steps do not depend on the gradient's scale, moves it by `2^k - 1` times the rate.
+//! Differs from the paper: residual sums read the clipped and rounded activations, and `alpha` is kept positive.
 
 use briquette_core::StepGradient;
 use briquette_core::error::{Error, Result};
@@ -92,9 +91,7 @@ struct Decay(f64);
 impl Objective for Decay {
     fn term(&self, net: &Net, _: &Tensor<4>, logits: &Tensor<2>) -> Tensor<1> {
         let squares = net.nodes.iter().filter_map(|node| match &node.op {
-            Op::Quantize(own) if own.train == StepGradient::Clip => {
-                Some(own.step.val().mul_scalar(f64::from(own.levels - 1)).powi_scalar(2))
-            }
+            Op::Quantize(own) if own.train == StepGradient::Clip => Some(own.scale.val().powi_scalar(2)),
             _ => None,
         });
         squares.fold(Tensor::zeros([1], &logits.device()), |sum, square| sum + square).mul_scalar(self.0)
@@ -122,14 +119,14 @@ mod tests {
 
     fn clips(net: &Net) -> Vec<f32> {
         let clip = |op: &Op| match op {
-            Op::Quantize(own) => Some(floats(own.step.val())[0] * (own.levels - 1) as f32),
+            Op::Quantize(own) => Some(floats(own.scale.val())[0]),
             _ => None,
         };
         net.nodes.iter().filter_map(|node| clip(&node.op)).collect()
     }
 
     fn settings(epochs: usize, alpha: f64, decay: f64) -> serde_json::Value {
-        let train = serde_json::json!({ "epochs": epochs, "batch": 10, "lr": 0.01, "choose": "last" });
+        let train = serde_json::json!({ "epochs": epochs, "batch": 10, "lr": 0.05, "choose": "last" });
         serde_json::json!({ "bits": 4, "activations": 4, "alpha": alpha, "decay": decay, "train": train })
     }
 
@@ -143,17 +140,53 @@ mod tests {
         assert!((floats(value(&net, &device))[0] - 0.2 * 2.0 * 9.0).abs() < 1e-4);
         let trained = net.train();
         let grads = value(&trained, &device.clone().autodiff()).backward();
-        let steps = trained.nodes.iter().filter_map(|node| if let Op::Quantize(own) = &node.op { Some(&own.step) } else { None });
-        for step in steps {
-            // d(0.2 alpha^2)/dstep = 0.4 alpha * 15.
-            assert!((floats(step.val().grad(&grads).unwrap())[0] - 0.4 * 3.0 * 15.0).abs() < 1e-3);
+        let clips = trained.nodes.iter().filter_map(|node| if let Op::Quantize(own) = &node.op { Some(&own.scale) } else { None });
+        for clip in clips {
+            // d(0.2 alpha^2)/dalpha = 0.4 alpha.
+            assert!((floats(clip.val().grad(&grads).unwrap())[0] - 0.4 * 3.0).abs() < 1e-3);
         }
+    }
+
+    #[test]
+    fn gradient_descent_moves_a_clip_value_by_the_rate_times_its_own_gradient() {
+        let moved = |bits: u32, decay: f64, optimizer: &str| {
+            let train = serde_json::json!({
+                "epochs": 1, "batch": 40, "lr": 0.1, "optimizer": optimizer, "momentum": 0.0, "schedule": "constant", "choose": "last"
+            });
+            let settings = serde_json::json!({ "bits": 8, "activations": bits, "alpha": 0.5, "decay": decay, "train": train });
+            clips(&run::<Pact>(stirred(), settings).unwrap()).into_iter().map(|clip| f64::from(clip) - 0.5).collect::<Vec<_>>()
+        };
+        // What the decay adds is 2 decay alpha, times the rate.
+        for bits in [2, 4, 8] {
+            let (free, held) = (moved(bits, 0.0, "sgd"), moved(bits, 0.3, "sgd"));
+            for (free, held) in free.iter().zip(&held) {
+                assert!((free - held - 0.1 * 2.0 * 0.3 * 0.5).abs() < 1e-6, "{bits} bits: {free} and {held}");
+            }
+        }
+        // The first step of Adam is the rate, whatever the gradient.
+        assert!(moved(4, 0.3, "adam").iter().all(|moved| (moved.abs() - 0.1).abs() < 1e-3), "{:?}", moved(4, 0.3, "adam"));
+    }
+
+    #[test]
+    fn gradient_descent_at_the_papers_rate_keeps_clip_values_in_range_and_learns() {
+        let (data, device) = (images(), Device::flex());
+        let loss = |net: &Net| evaluate(net, &data.test, &device, &mut Silent).unwrap().loss;
+        let after = |epochs: usize| {
+            let train = serde_json::json!({
+                "epochs": epochs, "batch": 10, "lr": 0.1, "optimizer": "sgd", "momentum": 0.9, "weight-decay": 2e-4, "choose": "last"
+            });
+            let settings = serde_json::json!({ "bits": 4, "activations": 4, "alpha": 10.0, "decay": 2e-4, "train": train });
+            run::<Pact>(stirred(), settings).unwrap()
+        };
+        let trained = after(40);
+        assert!(clips(&trained).iter().all(|clip| (1.0..15.0).contains(clip)), "{:?}", clips(&trained));
+        assert!(loss(&trained) < loss(&after(0)), "{} {}", loss(&trained), loss(&after(0)));
     }
 
     #[test]
     fn clip_values_shrink_under_decay_and_grow_where_they_cut() {
         let (held, free) = (clips(&run::<Pact>(stirred(), settings(20, 10.0, 1.0)).unwrap()), [10.0; 2]);
-        assert!(held.iter().zip(free).all(|(held, free)| *held > 0.0 && *held < 0.7 * free), "{held:?}");
+        assert!(held.iter().zip(free).all(|(held, free)| *held > 0.0 && *held < 0.85 * free), "{held:?}");
         let grown = clips(&run::<Pact>(stirred(), settings(40, 0.05, 0.0)).unwrap());
         assert!(grown.iter().any(|clip| *clip > 0.2), "{grown:?}");
     }

@@ -47,12 +47,15 @@ fn output_shape(position: usize, node: &Node, shapes: &[Vec<usize>]) -> Result<V
         Layer::Structured(structure) => structure.parameters(),
         _ => Vec::new(),
     };
-    let named: Vec<&str> = parameters.iter().map(|parameter| parameter.name).collect();
+    let named: Vec<&str> = match node.layer {
+        Layer::Quantize { train, .. } => vec![train.tensor()],
+        _ => parameters.iter().map(|parameter| parameter.name).collect(),
+    };
     let (required, optional): (&[&str], &[&str]) = match node.layer {
         Layer::Conv2d { .. } | Layer::Linear => (&["weight"], &["bias"]),
         Layer::BatchNorm { .. } => (&["gamma", "beta", "mean", "var"], &[]),
         Layer::Structured(_) => (&named, &["bias"]),
-        Layer::Quantize { .. } => (&["step"], &[]),
+        Layer::Quantize { .. } => (&named, &[]),
         _ => (&[], &[]),
     };
     if let Some(name) = required.iter().find(|name| node.tensor(name).is_none()) {
@@ -67,12 +70,15 @@ fn output_shape(position: usize, node: &Node, shapes: &[Vec<usize>]) -> Result<V
             return wiring(format!("two tensors {name:?}"));
         }
         let matrix = parameters.iter().find(|parameter| parameter.name == name).map(|parameter| &parameter.shape[..]);
-        let expected = matrix.unwrap_or(if name == "step" { &[1] } else { &shape[..1] });
+        let expected = matrix.unwrap_or(if matches!(node.layer, Layer::Quantize { .. }) { &[1] } else { &shape[..1] });
         if name != "weight" && coded.shape() != expected {
             return wiring(format!("{name} has the shape {:?}, expected {expected:?}", coded.shape()));
         }
-        if name == "step" && !coded.decode().iter().all(|step| step.is_finite() && *step > 0.0) {
-            return wiring(format!("a step of {:?}; it must be positive", coded.decode()));
+        if let Layer::Quantize { levels, zero, train } = node.layer {
+            let step = coded.decode()[0] / train.steps(levels, zero);
+            if !(step.is_finite() && step > 0.0) {
+                return wiring(format!("a step of {step}; it must be positive"));
+            }
         }
     }
     Ok(shape)

@@ -105,7 +105,8 @@ pub enum Layer {
     /// optionally `bias` `[out]`.
     Structured(Structure),
     /// `y = step (q - zero)` with the code `q = floor(clamp(x / step + zero, 0, levels - 1) + 1/2)`: activations on a uniform grid; tensor
-    /// `step` `[1]`. Two levels about the zero 1/2 give the sign, times half a step.
+    /// `step` `[1]`, or `alpha` `[1]`, the grid's upper end ([`StepGradient::tensor`]). Two levels about the zero 1/2 give the sign, times half a
+    /// step.
     Quantize {
         /// Number of codes, 2 to 65536.
         levels: u32,
@@ -160,8 +161,27 @@ pub enum StepGradient {
     /// `dy/dstep = q - zero - x / step` inside the grid and `q - zero` beyond its ends, scaled by one over the root of values times codes
     /// (Esser, McKinstry, Bablani, Appuswamy, Modha, "Learned Step Size Quantization", ICLR 2020).
     Learned,
-    /// The clip value `alpha = step (levels - 1)` has the gradient 1 beyond the upper end and 0 elsewhere (Choi et al., "PACT", 2018).
+    /// The clip value `alpha = step (levels - 1 - zero)`, the upper end, is what is trained and stored; its gradient is 1 beyond that end and 0
+    /// elsewhere (Choi et al., "PACT", 2018).
     Clip,
+}
+
+impl StepGradient {
+    /// The name of a quantizer's tensor.
+    pub fn tensor(self) -> &'static str {
+        match self {
+            StepGradient::Fixed | StepGradient::Learned => "step",
+            StepGradient::Clip => "alpha",
+        }
+    }
+
+    /// What one step is of a quantizer's tensor: 1, or for a clip value the number of steps up to it.
+    pub fn steps(self, levels: u32, zero: f32) -> f32 {
+        match self {
+            StepGradient::Fixed | StepGradient::Learned => 1.0,
+            StepGradient::Clip => (levels - 1) as f32 - zero,
+        }
+    }
 }
 
 /// A pooling window.

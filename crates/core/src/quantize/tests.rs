@@ -205,11 +205,11 @@ fn the_kernel_computes_what_the_operations_of_burn_do() {
     let factors = Tensor::<2>::random([17, 40], burn::tensor::Distribution::Normal(0.0, 1.0), &device);
     for train in [StepGradient::Fixed, StepGradient::Learned, StepGradient::Clip] {
         for (levels, zero) in [(2, 0.5), (4, 0.0), (16, 7.0), (255, 127.0)] {
-            let step = Param::from_tensor(Tensor::from_floats([2.5 / levels as f32], &device));
-            let quantize = Quantize::new(step, levels, zero, train);
+            let scale = 2.5 / levels as f32 * train.steps(levels, zero);
+            let quantize = Quantize::new(Param::from_tensor(Tensor::from_floats([scale], &device)), levels, zero, train);
             let run = |y: Tensor<2>| {
                 let grads = (y.clone() * factors.clone()).sum().backward();
-                let step = quantize.step.val().grad(&grads).map_or_else(Vec::new, floats);
+                let step = quantize.scale.val().grad(&grads).map_or_else(Vec::new, floats);
                 (floats(y.inner()), [floats(x.grad(&grads).unwrap()), step].concat())
             };
             let (ours, burns) = (run(quantize.forward(x.clone())), run(quantize.composed(x.clone())));
@@ -229,7 +229,7 @@ fn activations_learn_inside_the_grid_and_steps_as_their_rule_says() {
         let y = quantize.forward(x.clone());
         let values = floats(y.clone());
         let grads = (y * Tensor::<2>::from_floats([[1.0, 2.0, 3.0, 4.0]], &device)).sum().backward();
-        (values, floats(x.grad(&grads).unwrap()), quantize.step.val().grad(&grads).map(|gradient| floats(gradient)[0]))
+        (values, floats(x.grad(&grads).unwrap()), quantize.scale.val().grad(&grads).map(|gradient| floats(gradient)[0]))
     };
     let (values, inputs, step) = gradients(StepGradient::Fixed, 0.0);
     assert_eq!((values.as_slice(), inputs.as_slice(), step), (&[0.5, 0.5, 1.5, 0.0][..], &[1.0, 2.0, 0.0, 0.0][..], None));
@@ -237,9 +237,31 @@ fn activations_learn_inside_the_grid_and_steps_as_their_rule_says() {
     let (_, _, step) = gradients(StepGradient::Learned, 0.0);
     let expected = (0.4 - 0.2 * 2.0 + 3.0 * 3.0) / (4.0_f64 * 1.5).sqrt();
     assert!((f64::from(step.unwrap()) - expected).abs() < 1e-5, "{step:?} {expected}");
-    // d alpha = 1 above, and alpha = 3 steps.
-    let (values, inputs, step) = gradients(StepGradient::Clip, 0.0);
-    assert_eq!((values.as_slice(), inputs.as_slice(), step), (&[0.5, 0.5, 1.5, 0.0][..], &[1.0, 2.0, 0.0, 0.0][..], Some(9.0)));
+    // A clip value of 0.5 lies below the second, too.
+    let (values, inputs, alpha) = gradients(StepGradient::Clip, 0.0);
+    let third = 0.5 / 3.0;
+    assert!(values.iter().zip([2.0 * third, 0.5, 0.5, 0.0]).all(|(a, b)| (a - b).abs() < 1e-6), "{values:?}");
+    assert_eq!((inputs.as_slice(), alpha), (&[1.0, 0.0, 0.0, 0.0][..], Some(2.0 + 3.0)));
     let (values, inputs, _) = gradients(StepGradient::Fixed, 1.5);
     assert_eq!((values.as_slice(), inputs.as_slice()), (&[0.25, 0.75, 0.75, -0.75][..], &[1.0, 2.0, 0.0, 4.0][..]));
+}
+
+#[test]
+fn a_clip_value_has_the_gradient_of_its_surrogate() {
+    let device = Device::flex().autodiff();
+    let x = [-0.4_f32, 0.3, 1.9, 2.1, 2.6, 7.0];
+    let factors = [1.0_f32, -2.0, 3.0, -1.5, 0.5, 4.0];
+    let surrogate = |alpha: f64| x.iter().zip(factors).map(|(x, f)| f64::from(f) * f64::from(*x).clamp(0.0, alpha)).sum::<f64>();
+    for levels in [4, 16, 256] {
+        let alpha = 2.0_f32;
+        let clip = Quantize::new(Param::from_tensor(Tensor::from_floats([alpha], &device)), levels, 0.0, StepGradient::Clip);
+        let pixels = Tensor::<2>::from_floats([x], &device);
+        for y in [clip.forward(pixels.clone()), clip.composed(pixels)] {
+            assert_eq!(floats(y.clone().inner())[5], alpha);
+            let grads = (y * Tensor::<2>::from_floats([factors], &device)).sum().backward();
+            let found = f64::from(floats(clip.scale.val().grad(&grads).unwrap())[0]);
+            let expected = (surrogate(2.0 + 1e-3) - surrogate(2.0 - 1e-3)) / 2e-3;
+            assert!((found - expected).abs() < 1e-3, "{levels} levels: {found} and {expected}");
+        }
+    }
 }

@@ -166,12 +166,13 @@ pub fn place(net: Net, quantizers: &[(Site, Scale)], train: StepGradient) -> Res
     order.sort_by_key(|(site, _)| std::cmp::Reverse((site.value, site.levels)));
     for (site, scale) in order {
         let own = site.value + 1;
-        let step = Param::from_tensor(Tensor::from_floats([scale.step], &device));
+        let value = scale.step * train.steps(site.levels, scale.zero);
+        let tensor = Param::from_tensor(Tensor::from_floats([value], &device));
         let mut name = format!("{}-quantized", net.nodes[site.value].name);
         if net.nodes.iter().any(|node| node.name == name) {
             name = format!("{name}-{}", site.levels);
         }
-        let op = Op::Quantize(Quantize::new(step, site.levels, scale.zero, train));
+        let op = Op::Quantize(Quantize::new(tensor, site.levels, scale.zero, train));
         let node = Node { op, name, inputs: vec![site.value] };
         net = net.insert(own, vec![node], |reader, input| {
             (input == site.value && site.readers.contains(&reader.name)).then_some(own)

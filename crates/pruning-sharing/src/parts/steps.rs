@@ -9,7 +9,7 @@ use briquette_core::training::Projection;
 use super::observers::LEAST_STEP;
 use briquette_core::values::{plain, replace};
 
-/// Keeps every step positive: a rate that is too high for a small step would carry it past zero, where there is no grid.
+/// Keeps every step and clip value positive: a rate that is too high for a small one would carry it past zero, where there is no grid.
 #[derive(Debug, Default)]
 pub struct Positive;
 
@@ -17,7 +17,7 @@ impl Projection for Positive {
     fn project(&mut self, net: Net, _: usize, _: usize) -> Net {
         let net = adjust(net, |_, base, steps| (base, steps.clamp_min(LEAST_STEP)));
         let steps = net.nodes.iter().filter_map(|node| match &node.op {
-            Op::Quantize(quantize) => Some((quantize.step.id, plain(quantize.step.val()).clamp_min(LEAST_STEP))),
+            Op::Quantize(quantize) => Some((quantize.scale.id, plain(quantize.scale.val()).clamp_min(LEAST_STEP))),
             _ => None,
         });
         let steps: HashMap<_, _> = steps.collect();

@@ -11,7 +11,7 @@ use super::pool::Pool;
 use super::quantized::Quantized;
 use super::structured::Structured;
 use super::threads::Threads;
-use crate::{Coded, Grid, Layer, Model, Node};
+use crate::{Coded, Grid, Layer, Model, Node, StepGradient};
 
 /// Steps in order. Value 0 is the input; step `i` makes value `i + 1`.
 #[derive(Debug)]
@@ -160,9 +160,7 @@ fn integers(model: &Model, shapes: &[Vec<usize>]) -> BTreeMap<usize, Quantized> 
     for (position, node) in model.nodes.iter().enumerate().skip(1) {
         let (input, grid) = (node.inputs[0], grids[node.inputs[0]].clone());
         match &node.layer {
-            Layer::Quantize { levels, zero, .. } => {
-                grids[position] = Some(Grid::uniform(*levels, tensor(node, "step")[0], *zero));
-            }
+            Layer::Quantize { levels, zero, train } => grids[position] = Some(grid_of(node, *levels, *zero, *train)),
             Layer::Flatten | Layer::Dropout { .. } => grids[position] = grid,
             Layer::Conv2d { .. } | Layer::Linear => {
                 let Some((grid, weight)) = grid.zip(node.tensor("weight")) else { continue };
@@ -242,6 +240,11 @@ fn tensor(node: &Node, name: &str) -> Vec<f32> {
     node.tensor(name).map(Coded::decode).unwrap_or_default()
 }
 
+/// The grid of a quantizer.
+fn grid_of(node: &Node, levels: u32, zero: f32, train: StepGradient) -> Grid {
+    Grid::uniform(levels, tensor(node, train.tensor())[0] / train.steps(levels, zero), zero)
+}
+
 /// The node's own operation; `input` is the shape of its first input.
 fn operation(node: &Node, input: &[usize], output: &[usize]) -> Operation {
     let plane = |shape: &[usize]| [shape[1], shape[2]];
@@ -285,7 +288,7 @@ fn operation(node: &Node, input: &[usize], output: &[usize]) -> Operation {
             k: *k as f32,
         }),
         Layer::Activation(activation) => Operation::Activation(*activation),
-        Layer::Quantize { levels, zero, .. } => Operation::Quantize(Grid::uniform(*levels, tensor(node, "step")[0], *zero)),
+        Layer::Quantize { levels, zero, train } => Operation::Quantize(grid_of(node, *levels, *zero, *train)),
         Layer::Softmax => Operation::Softmax { channels: input[0] },
         Layer::MaxPool(window) => Operation::Pool(Pool::max(window, plane(input), plane(output))),
         Layer::AvgPool { window, count_padding } => {
