@@ -144,12 +144,9 @@ impl Coding {
             Source::Hashed { buckets, places, .. } => {
                 Source::shared(&indices.iter().map(|&i| Hashed::at(buckets, places[i])).collect::<Vec<_>>())
             }
-            Source::Product { product, .. } => match along(0).filter(|rows| indices.len() == rows.len() * product.columns) {
+            Source::Product { product, .. } => match along(0).filter(|rows| indices.len() == rows.len() * product.columns * product.taps) {
                 Some(rows) => Source::Product { product: product.select(rows), transposed: false },
-                None => {
-                    let value = |i: &usize| product.value(i / product.columns, i % product.columns);
-                    Source::shared(&indices.iter().map(value).collect::<Vec<_>>())
-                }
+                None => Source::shared(&indices.iter().map(|&i| product.value(i)).collect::<Vec<_>>()),
             },
         };
         Self { mask, source }
@@ -209,7 +206,7 @@ impl Coding {
             Source::Hashed { buckets, places, .. } => places.iter().map(|&place| Hashed::at(buckets, place)).collect(),
             Source::Product { product, transposed: false } => product.values(),
             Source::Product { product, transposed: true } => {
-                by_column(product).map(|(row, column)| product.value(row, column)).collect()
+                by_column(product).map(|(row, column)| product.value(product.position(row, column))).collect()
             }
         };
         if let Some(mask) = &self.mask {

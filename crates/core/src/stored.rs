@@ -417,12 +417,14 @@ mod tests {
                 let on_grid = Source::Grid { grid, rounding: Rounding::Nearest, learned: true };
                 let places = (0..count).map(|i| Hashed::place(7, i, 3)).collect();
                 let hashed = Source::Hashed { seed: 7, buckets: vec![0.3, -0.2, 0.1], places };
-                let (columns, width) = (count / out, 5);
+                // Of every second convolution the taps share their centroids.
+                let taps = if index % 10 == 4 { stored.shape[2..].iter().product::<usize>() } else { 1 };
+                let (columns, width) = (count / out / taps, 5.min(count / out / taps));
                 let stage = briquette_runtime::Stage {
                     centroids: (0..3 * columns).map(|i| (i % 23) as f32 * 0.02 - 0.2).collect(),
-                    indices: (0..columns.div_ceil(width) * out).map(|i| (i * i % 3) as u16).collect(),
+                    indices: (0..columns.div_ceil(width) * out * taps).map(|i| (i * i % 3) as u16).collect(),
                 };
-                let product = Product { width, columns, stages: vec![stage.clone(), stage] };
+                let product = Product { width, columns, taps, stages: vec![stage.clone(), stage] };
                 let product = Source::Product { product, transposed: false };
                 let source = [codebook, Source::Free, on_grid, hashed, product].into_iter().nth(index % 5).unwrap();
                 stored.coding = Coding { mask, source };

@@ -4,7 +4,8 @@
 //! every block the rows are clustered by k-means into `k` centroids, and a row is stored as the index of its centroid in each block:
 //! `outputs ceil(inputs / width) log2 k` bits of indices and `k inputs` floats of centroids. With several stages each one clusters what those
 //! before it leave, and a row is the sum of a centroid of every stage: residual quantization. Centroids are trained, with the sum of the
-//! gradients of their members.
+//! gradients of their members. With `share-taps` the matrix of a convolution is `[outputs taps, channels]`, so that a block lies over channels and
+//! all taps of a filter share its centroids: `outputs taps ceil(channels / width) log2 k` bits and `k channels` floats.
 //!
 //! Gong, Liu, Yang, Bourdev. "Compressing Deep Convolutional Networks using Vector Quantization". arXiv:1412.6115, 2014.
 //! Differs from the paper: residual quantization is done block by block, with the paper's in whole rows as the case of `width = inputs`;
@@ -23,8 +24,8 @@
 //!     let shared = share(layer.clone(), |_| Some(pieces), 1);
 //!     weights.iter().zip(&coding::weights(&shared)[0].values).map(|(a, b)| (a - b).powi(2)).sum()
 //! };
-//! let [one, two] = [1, 2].map(|stages| error(Pieces { width: 4, centroids: 8, stages }));
-//! assert!(two < one && error(Pieces { width: 4, centroids: 30, stages: 1 }) == 0.0);
+//! let [one, two] = [1, 2].map(|stages| error(Pieces { width: 4, centroids: 8, stages, taps: 1 }));
+//! assert!(two < one && error(Pieces { width: 4, centroids: 30, stages: 1, taps: 1 }) == 0.0);
 //! ```
 //!
 //! As a pass over a network:
@@ -101,7 +102,7 @@ impl Pass for ProductQuantization {
 
 impl ProductQuantization {
     fn share(&self, net: Net, seed: u64) -> Result<Net> {
-        let layers: BTreeMap<usize, Pieces> = self.products.layers(&net, Self::NAME, self.stages)?.into_iter().collect();
+        let layers: BTreeMap<usize, Pieces> = self.products.layers(&net, Self::NAME, self.stages, false)?.into_iter().collect();
         Ok(share(net, |weight| layers.get(&weight.node()?).copied(), seed))
     }
 }
@@ -157,11 +158,18 @@ mod tests {
 
     #[test]
     fn the_container_holds_what_the_formula_says_and_gives_the_product_back() {
-        let settings = json!({ "centroids": { "fc1": 4, "conv2": 2 }, "width": 3, "stages": 2 });
+        holds(false, [("fc1", 5, 12, 4, 2), ("conv2", 3, 16, 2, 1)]);
+        // 3 filters at 4 taps, and 4 channels.
+        holds(true, [("fc1", 5, 12, 4, 2), ("conv2", 12, 4, 2, 1)]);
+    }
+
+    /// By layer its rows and columns, centroids, and their bits.
+    fn holds(share: bool, layers: [(&str, usize, usize, usize, usize); 2]) {
+        let settings = json!({ "centroids": { "fc1": 4, "conv2": 2 }, "width": 3, "stages": 2, "share-taps": share });
         let net = run::<ProductQuantization>(small(), settings).unwrap();
         let storage = Storage { coder: Coder::Packed, ..Storage::default() };
         let model = Model::from_bytes(&net.to_model(storage).unwrap().to_bytes().unwrap()).unwrap();
-        for (layer, rows, columns, k, bits) in [("fc1", 5, get(&net, "fc1", "weight").len() / 5, 4, 2), ("conv2", 3, 16, 2, 1)] {
+        for (layer, rows, columns, k, bits) in layers {
             let coded = model.nodes[net.index(layer).unwrap()].tensor("weight").unwrap();
             assert_eq!(coded.summary().value_format, ValueFormat::Product);
             let expected = (2 * rows * columns.div_ceil(3) * bits, 2 * 32 * k * columns);

@@ -149,7 +149,7 @@ impl Coded {
         Self::derived(shape, values, |position| hashed.value(position), stored, plan)
     }
 
-    /// Stores a matrix that is a product as its centroids and indices, in the smaller of the sparse, if permitted, and the dense form;
+    /// Stores a tensor that is a product as its centroids and indices, in the smaller of the sparse, if permitted, and the dense form;
     /// centroids of 16 bits if the plan's floats are. Values that are not the product's, and too many for so few bytes, are stored as by
     /// [`Coded::encode`].
     ///
@@ -158,9 +158,8 @@ impl Coded {
     pub fn product(shape: &[usize], values: &[f32], product: &Product, plan: &Plan) -> Result<Self, Error> {
         elements(shape)?;
         product.check(shape)?;
-        let value = |position: usize| product.value(position / product.columns, position % product.columns);
         let half = plan.values == ValueFormat::F16;
-        Self::derived(shape, values, value, |coder| Values::product(product, half, coder), plan)
+        Self::derived(shape, values, |position| product.value(position), |coder| Values::product(product, half, coder), plan)
     }
 
     /// Stores what follows from the position, by `value`, or is left out as zero.

@@ -183,7 +183,7 @@ pub(crate) mod tests {
             centroids: (0..12).map(|i| f32::from(i * 5 % 7 + offset) * 0.25 - 0.5).collect(),
             indices: (0..10).map(|i| (i * 3 % 4 + offset) % 2).collect(),
         };
-        let pieces = crate::Product { width: 4, columns: 6, stages: vec![stage(0), stage(1)] };
+        let pieces = crate::Product { width: 4, columns: 6, taps: 1, stages: vec![stage(0), stage(1)] };
         let product = Coded::product(&[5, 6], &pieces.values(), &pieces, &plan(false, ValueFormat::F32, Coder::Huffman));
         let node = |name: &str, input: Option<usize>, layer, tensors| Node {
             name: name.into(),

@@ -12,13 +12,19 @@ pub(crate) const MAX_CENTROIDS: usize = 1 << 16;
 /// A matrix `[rows, columns]` cut into blocks of `width` columns, the last of which may be narrower. In every block each row is one of the
 /// block's centroids, or with several stages a sum of one of each stage's: row `r` is `sum_s centroids_s[b, indices_s[b, r]]` in block `b`.
 ///
+/// A tensor `[out, in, ...]` is the matrix of its first dimension, the rows, and all others, the columns; or, where the taps of a kernel share the
+/// centroids, that of the rows `out * taps` and the columns `in`: the weight of output `o`, input `i` and tap `t` stands at `[o * taps + t, i]`.
+///
 /// Gong, Liu, Yang, Bourdev. "Compressing Deep Convolutional Networks using Vector Quantization". arXiv:1412.6115, 2014.
+/// Wu, Leng, Wang, Hu, Cheng. "Quantized Convolutional Neural Networks for Mobile Devices". CVPR 2016: the taps' sharing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Product {
     /// Columns of a block, 1 to `columns`.
     pub width: usize,
-    /// Columns of the matrix: of a tensor, the product of all dimensions but the first.
+    /// Columns of the matrix.
     pub columns: usize,
+    /// Taps that share centroids, the product of all dimensions of the tensor but the first two; or 1.
+    pub taps: usize,
     /// 1 to 16 stages, in the order in which they are added up.
     pub stages: Vec<Stage>,
 }
@@ -48,6 +54,17 @@ impl Product {
         stage.centroids.len() / self.columns
     }
 
+    /// Row and column of a position in the tensor, counted with the last dimension running fastest.
+    pub fn matrix_place(&self, position: usize) -> (usize, usize) {
+        let (output, rest) = (position / (self.columns * self.taps), position % (self.columns * self.taps));
+        (output * self.taps + rest % self.taps, rest / self.taps)
+    }
+
+    /// The other way of [`Product::matrix_place`].
+    pub fn position(&self, row: usize, column: usize) -> usize {
+        (row / self.taps * self.columns + column) * self.taps + row % self.taps
+    }
+
     /// Where in [`Stage::centroids`] the number is that stands at a row and a column.
     pub fn place(&self, stage: &Stage, row: usize, column: usize) -> usize {
         let (block, start) = (column / self.width, column / self.width * self.width);
@@ -69,35 +86,41 @@ impl Product {
         Stage { indices: indices.collect(), centroids }
     }
 
-    /// The value at a row and a column.
-    pub fn value(&self, row: usize, column: usize) -> f32 {
+    /// The value at a position in the tensor.
+    pub fn value(&self, position: usize) -> f32 {
+        let (row, column) = self.matrix_place(position);
         let mut terms = self.stages.iter().map(|stage| stage.centroids[self.place(stage, row, column)]);
         let first = terms.next().unwrap_or(0.0);
         terms.fold(first, |sum, term| sum + term)
     }
 
-    /// The matrix, row by row.
+    /// The tensor, with the last dimension running fastest.
     pub fn values(&self) -> Vec<f32> {
-        (0..self.rows()).flat_map(|row| (0..self.columns).map(move |column| self.value(row, column))).collect()
+        (0..self.rows() * self.columns).map(|position| self.value(position)).collect()
     }
 
-    /// The rows of these numbers.
-    pub fn select(&self, rows: &[usize]) -> Self {
+    /// Of the tensor's first dimension these indices.
+    pub fn select(&self, outputs: &[usize]) -> Self {
         let all = self.rows();
         let kept = |stage: &Stage| {
             let blocks = stage.indices.chunks_exact(all);
-            let indices = blocks.flat_map(|block| rows.iter().map(|&row| block[row])).collect();
-            Stage { centroids: stage.centroids.clone(), indices }
+            let outputs = |block: &[u16]| -> Vec<u16> {
+                outputs.iter().flat_map(|output| &block[output * self.taps..(output + 1) * self.taps]).copied().collect()
+            };
+            Stage { centroids: stage.centroids.clone(), indices: blocks.flat_map(outputs).collect() }
         };
-        Self { width: self.width, columns: self.columns, stages: self.stages.iter().map(kept).collect() }
+        Self { width: self.width, columns: self.columns, taps: self.taps, stages: self.stages.iter().map(kept).collect() }
     }
 
-    /// Whether the product is a matrix of this shape, of which all dimensions but the first are columns.
+    /// Whether the product is a tensor of this shape.
     ///
     /// # Errors
     /// Says what does not fit.
     pub fn check(&self, shape: &[usize]) -> Result<(), Error> {
-        let (rows, columns) = matrix(shape)?;
+        let (rows, columns, taps) = matrix(shape, self.taps > 1)?;
+        if self.taps != taps {
+            return Err(Error::corrupt(format!("a product of {} taps for {shape:?}", self.taps)));
+        }
         outline(columns, self.width, self.stages.len())?;
         if self.columns != columns {
             return Err(Error::corrupt(format!("a product of {} columns for {shape:?}", self.columns)));
@@ -117,10 +140,16 @@ impl Product {
     }
 }
 
-/// Rows and columns of a tensor that a product may be.
-pub(crate) fn matrix(shape: &[usize]) -> Result<(usize, usize), Error> {
+/// Rows and columns of a tensor that a product may be, and the taps that share its centroids.
+pub(crate) fn matrix(shape: &[usize], by_tap: bool) -> Result<(usize, usize, usize), Error> {
+    let full = shape.iter().all(|size| *size > 0);
     match shape {
-        [rows, inner @ ..] if *rows > 0 && inner.iter().all(|size| *size > 0) => Ok((*rows, inner.iter().product())),
+        [rows, inner @ ..] if full && !by_tap => Ok((*rows, inner.iter().product(), 1)),
+        [outputs, inputs, taps @ ..] if full && taps.iter().product::<usize>() > 1 => {
+            let taps = taps.iter().product::<usize>();
+            Ok((outputs * taps, *inputs, taps))
+        }
+        _ if by_tap => Err(Error::corrupt(format!("a product whose taps share centroids, of the shape {shape:?}"))),
         _ => Err(Error::corrupt(format!("a product of the shape {shape:?}"))),
     }
 }

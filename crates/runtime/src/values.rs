@@ -35,6 +35,7 @@ pub(crate) enum Values {
     Product {
         width: usize,
         columns: usize,
+        taps: usize,
         rows: usize,
         stages: Vec<CodedStage>,
     },
@@ -93,18 +94,18 @@ impl Values {
             CodedStage { count, centroids: Self::plain(&stage.centroids, half), indices }
         };
         let stages = product.stages.iter().map(stage).collect();
-        Values::Product { width: product.width, columns: product.columns, rows: product.rows(), stages }
+        Values::Product { width: product.width, columns: product.columns, taps: product.taps, rows: product.rows(), stages }
     }
 
     /// The product, if they are one.
     pub(crate) fn as_product(&self) -> Option<Product> {
-        let Values::Product { width, columns, rows, stages } = self else { return None };
+        let Values::Product { width, columns, taps, rows, stages } = self else { return None };
         let blocks = columns.div_ceil(*width);
         let stage = |stage: &CodedStage| Stage {
             centroids: stage.centroids.floats(),
             indices: decoded(&stage.indices, blocks * rows, stage.count).collect(),
         };
-        Some(Product { width: *width, columns: *columns, stages: stages.iter().map(stage).collect() })
+        Some(Product { width: *width, columns: *columns, taps: *taps, stages: stages.iter().map(stage).collect() })
     }
 
     /// The buckets and their seed, if they are hashed.
@@ -125,9 +126,9 @@ impl Values {
                 out.extend(seed.to_le_bytes());
                 out.push(half(buckets));
             }
-            Values::Product { width, stages, .. } => {
+            Values::Product { width, taps, stages, .. } => {
                 out.put_varint(*width);
-                out.push(stages.first().map_or(0, |stage| half(&stage.centroids)));
+                out.push(stages.first().map_or(0, |stage| half(&stage.centroids)) | if *taps > 1 { BY_TAP } else { 0 });
                 out.put_varint(stages.len());
                 for stage in stages {
                     out.put_varint(stage.count);
@@ -145,14 +146,14 @@ impl Values {
 
     /// Reads centroids and indices, stage by stage.
     pub(crate) fn read_product(reader: &mut Reader<'_>, header: ProductHeader) -> Result<Self, Error> {
-        let ProductHeader { width, columns, rows, half, stages } = header;
+        let ProductHeader { width, columns, taps, rows, half, stages } = header;
         let stage = |(count, coder): (usize, Coder)| {
             let (centroids, _) = Self::read_plain(reader, float(half)?, count.saturating_mul(columns))?;
             let (indices, _) = Stream::read(reader, coder, columns.div_ceil(width) * rows, count)?;
             Ok(CodedStage { count, centroids, indices })
         };
         let stages = stages.into_iter().map(stage).collect::<Result<_, Error>>()?;
-        Ok(Values::Product { width, columns, rows, stages })
+        Ok(Values::Product { width, columns, taps, rows, stages })
     }
 
     /// Number of plain floats.
@@ -257,10 +258,9 @@ impl Values {
                 let hashed = self.as_hashed();
                 positions.map(|position| hashed.as_ref().map_or(0.0, |hashed| hashed.value(position))).collect()
             }
-            Values::Product { columns, .. } => {
+            Values::Product { .. } => {
                 let product = self.as_product();
-                let value = |product: &Product, position: usize| product.value(position / columns, position % columns);
-                positions.map(|position| product.as_ref().map_or(0.0, |product| value(product, position))).collect()
+                positions.map(|position| product.as_ref().map_or(0.0, |product| product.value(position))).collect()
             }
         }
     }
@@ -282,11 +282,15 @@ impl HashedHeader {
     }
 }
 
+/// In the byte that says how a product's centroids are written: the taps of a kernel share them.
+const BY_TAP: u8 = 2;
+
 /// What a tensor's header says of a product.
 #[derive(Debug)]
 pub(crate) struct ProductHeader {
     width: usize,
     columns: usize,
+    taps: usize,
     rows: usize,
     half: u8,
     stages: Vec<(usize, Coder)>,
@@ -294,14 +298,15 @@ pub(crate) struct ProductHeader {
 
 impl ProductHeader {
     pub(crate) fn read(reader: &mut Reader<'_>, shape: &[usize]) -> Result<Self, Error> {
-        let (rows, columns) = product::matrix(shape)?;
-        let (width, half, count) = (reader.varint()?, reader.byte()?, reader.varint()?);
+        let (width, flags, count) = (reader.varint()?, reader.byte()?, reader.varint()?);
+        let (rows, columns, taps) = product::matrix(shape, flags & BY_TAP != 0)?;
         product::outline(columns, width, count)?;
         let stage = |_| {
             let (count, coder) = (reader.varint()?, Coder::of(reader.byte()?)?);
             product::centroids(count).map(|()| (count, coder))
         };
-        Ok(Self { width, columns, rows, half, stages: (0..count).map(stage).collect::<Result<_, Error>>()? })
+        let stages = (0..count).map(stage).collect::<Result<_, Error>>()?;
+        Ok(Self { width, columns, taps, rows, half: flags & !BY_TAP, stages })
     }
 }
 

@@ -58,7 +58,7 @@ fn whole(numbers: Vec<i64>, device: &Device) -> Param<Tensor<1, Int>> {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Form {
     Hashed { seed: u64 },
-    Product { width: usize, columns: usize, transposed: bool },
+    Product { width: usize, columns: usize, taps: usize, transposed: bool },
 }
 
 impl Form {
@@ -66,15 +66,19 @@ impl Form {
     fn numbers(self) -> Vec<i64> {
         match self {
             Form::Hashed { seed } => (0..4).map(|part| (seed >> (16 * part) & 0xffff) as i64).collect(),
-            Form::Product { width, columns, transposed } => vec![width as i64, columns as i64, i64::from(transposed)],
+            // A transposed matrix has no taps.
+            Form::Product { width, columns, taps, transposed } => {
+                vec![width as i64, columns as i64, if transposed { 0 } else { taps as i64 }]
+            }
         }
     }
 
     pub(super) fn of(numbers: &[i64]) -> Option<Self> {
         match *numbers {
             [a, b, c, d] => Some(Form::Hashed { seed: [d, c, b, a].iter().fold(0, |seed, part| seed << 16 | *part as u64) }),
-            [width, columns, transposed] => {
-                Some(Form::Product { width: width as usize, columns: columns as usize, transposed: transposed != 0 })
+            [width, columns, taps] => {
+                let (width, columns) = (width as usize, columns as usize);
+                Some(Form::Product { width, columns, taps: taps.max(1) as usize, transposed: taps == 0 })
             }
             _ => None,
         }
@@ -87,16 +91,17 @@ impl Form {
                 let (buckets, places) = books.swap_remove(0);
                 Source::Hashed { seed, buckets, places }
             }
-            Form::Product { width, columns, transposed } => {
+            Form::Product { width, columns, taps, transposed } => {
+                let mut product = Product { width, columns, taps, stages: Vec::new() };
                 let stage = |(centroids, places): (Vec<f32>, Vec<u32>)| {
                     let rows = places.len() / columns;
-                    let at = |row: usize, column: usize| if transposed { column * rows + row } else { row * columns + column };
+                    let at =
+                        |row: usize, column: usize| if transposed { column * rows + row } else { product.position(row, column) };
                     Product::stage((width, columns, rows), centroids, |row, column| places[at(row, column)] as usize)
                 };
-                Source::Product {
-                    product: Product { width, columns, stages: books.into_iter().map(stage).collect() },
-                    transposed,
-                }
+                let stages = books.into_iter().map(stage).collect();
+                product.stages = stages;
+                Source::Product { product, transposed }
             }
         }
     }
@@ -143,16 +148,17 @@ impl Coded {
             Source::Product { product, transposed } => {
                 for stage in &product.stages {
                     let place = |(row, column)| product.place(stage, row, column) as i64;
-                    let (rows, columns) = (product.rows(), product.columns);
+                    let count = product.rows() * product.columns;
                     coded.books.push(match transposed {
                         true => Codebook::new(&stage.centroids, by_column(&product).map(place), false, device),
                         false => {
-                            let places = (0..rows * columns).map(|i| place((i / columns, i % columns)));
+                            let places = (0..count).map(|position| place(product.matrix_place(position)));
                             Codebook::new(&stage.centroids, places, false, device)
                         }
                     });
                 }
-                coded.form = form(Form::Product { width: product.width, columns: product.columns, transposed });
+                let Product { width, columns, taps, .. } = product;
+                coded.form = form(Form::Product { width, columns, taps, transposed });
             }
         }
         coded

@@ -85,7 +85,7 @@ fn centroids_of_a_product_get_the_gradients_of_their_members() {
     };
     // Of 3 rows and 5 columns, as [5, 3] in Burn.
     let source =
-        Source::Product { product: Product { width: 2, columns: 5, stages: vec![stage(0), stage(1)] }, transposed: true };
+        Source::Product { product: Product { width: 2, columns: 5, taps: 1, stages: vec![stage(0), stage(1)] }, transposed: true };
     differentiates(&source, |source| match source {
         Source::Product { product, .. } => product.stages.iter_mut().flat_map(|stage| &mut stage.centroids).collect(),
         _ => panic!(),
@@ -93,6 +93,26 @@ fn centroids_of_a_product_get_the_gradients_of_their_members() {
     let coding = Coding { mask: None, source };
     let param = coding.clone().attach(Param::from_tensor(Tensor::<2>::zeros([5, 3], &Device::flex())));
     assert_eq!((floats(param.val()), coding_of(&param)), (coding.values(vec![0.0; 15], &[5, 3]), coding));
+}
+
+#[test]
+fn centroids_that_taps_share_survive_the_way_to_the_device_and_back() {
+    let stage = briquette_runtime::Stage {
+        centroids: (0..6).map(|i| i as f32 * 0.1 - 0.25).collect(),
+        indices: (0..2 * 8_u16).map(|i| i * i % 3 % 2).collect(),
+    };
+    // 2 outputs, 3 inputs and 4 taps; blocks of 2 inputs and of 1.
+    let product = Product { width: 2, columns: 3, taps: 4, stages: vec![stage.clone()] };
+    let coding = Coding { mask: None, source: Source::Product { product, transposed: false } };
+    let param = coding.clone().attach(Param::from_tensor(Tensor::<4>::zeros([2, 3, 2, 2], &Device::flex())));
+    let values = floats(param.val());
+    assert_eq!((&values, &coding_of(&param)), (&coding.values(vec![0.0; 24], &[2, 3, 2, 2]), &coding));
+    for (output, input, tap) in (0..24).map(|i| (i / 12, i / 4 % 3, i % 4)) {
+        let (block, row) = (input / 2, output * 4 + tap);
+        let index = stage.indices[block * 8 + row] as usize;
+        let expected = if block == 0 { stage.centroids[2 * index + input] } else { stage.centroids[4 + index] };
+        assert_eq!(values[(output * 3 + input) * 4 + tap], expected);
+    }
 }
 
 #[test]

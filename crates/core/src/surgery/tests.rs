@@ -281,7 +281,7 @@ fn a_product_loses_rows_and_is_broken_up_by_columns() {
             centroids: (0..4 * shape[1]).map(|i| (i % 53) as f32 * 0.01).collect(),
             indices: (0..75 * shape[0]).map(|i| (i * i % 4) as u16).collect(),
         };
-        let product = briquette_runtime::Product { width: 4, columns: shape[1], stages: vec![stage.clone(), stage] };
+        let product = briquette_runtime::Product { width: 4, columns: shape[1], taps: 1, stages: vec![stage.clone(), stage] };
         Source::Product { product, transposed: false }
     };
     let (weight, left) = cut_fc2(product, false);

@@ -39,6 +39,8 @@ pub struct Moments {
     pub inputs: Vec<f64>,
     /// `sum y x^T`, `[out, channel, tap]`, where `y` is the original network's output without its bias.
     pub targets: Vec<f64>,
+    /// `sum |y|^2`.
+    pub squares: f64,
     /// The layer's weights as they are, `[out, channel, tap]`.
     weights: Vec<f64>,
 }
@@ -229,7 +231,7 @@ pub fn moments(
     let mut rng = ChaCha8Rng::seed_from_u64(stream(cx.seed, &node.name));
     let device: Device = net.device();
     let (net, original) = (net.deep_clone(), original.deep_clone());
-    let (mut inputs, mut targets) = (vec![0.0; width * width], vec![0.0; out * width]);
+    let (mut inputs, mut targets, mut squares) = (vec![0.0; width * width], vec![0.0; out * width], 0.0);
     probe(cx, what, (sample.images.div_ceil(BATCH), BATCH.min(sample.images)), &device, |images, _| {
         let mut read = None;
         net.trace(images.clone(), |index, value| {
@@ -256,11 +258,12 @@ pub fn moments(
         if let Some(bias) = &bias {
             y.chunks_exact_mut(out).for_each(|row| row.iter_mut().zip(bias).for_each(|(y, bias)| *y -= bias));
         }
+        squares += y.iter().map(|y| f64::from(*y).powi(2)).sum::<f64>();
         add_products(&mut inputs, (&x, width), (&x, width));
         add_products(&mut targets, (&y, out), (&x, width));
         Ok(())
     })?;
-    Ok(Moments { channels, inputs, targets, weights: weight.base.iter().map(|w| f64::from(*w)).collect() })
+    Ok(Moments { channels, inputs, targets, squares, weights: weight.base.iter().map(|w| f64::from(*w)).collect() })
 }
 
 /// Adds `sum over rows of a_i b_j` to `sums[i, j]`, in double precision: a matrix of squares must stay positive where inputs depend on each

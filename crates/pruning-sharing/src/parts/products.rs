@@ -17,19 +17,22 @@ use super::vectors::Pieces;
 pub struct Products {
     /// Centroids of a block; layers that nothing names are left alone.
     centroids: PerLayer<NonZeroUsize>,
-    /// Columns of a block: inputs of a fully connected layer, taps of a filter, channel after channel. Where it does not divide them, the last
-    /// block is narrower.
+    /// Columns of a block: inputs of a fully connected layer, channels of a convolution, or taps of a filter, channel after channel. Where it does
+    /// not divide them, the last block is narrower.
     width: PerLayer<NonZeroUsize>,
+    /// Whether the taps of a convolution share the centroids of a block, which then lies over channels alone.
+    share_taps: Option<bool>,
     /// Training of the centroids.
     pub(crate) tune: Option<Recipe>,
 }
 
 impl Products {
-    /// How the weights of each node are put together, in the network's order.
+    /// How the weights of each node are put together, in the network's order; `share` says whether taps share centroids where the settings do
+    /// not.
     ///
     /// # Errors
     /// A layer without a width, with fewer inputs than the width or fewer outputs than centroids, or whose weights are shared or not finite.
-    pub fn layers(&self, net: &Net, method: &str, stages: usize) -> Result<Vec<(usize, Pieces)>> {
+    pub fn layers(&self, net: &Net, method: &str, stages: usize, share: bool) -> Result<Vec<(usize, Pieces)>> {
         if !(1..=16).contains(&stages) {
             return Err(Error::Invalid(format!("{method}: `stages` lies in 1..=16, not {stages}")));
         }
@@ -39,23 +42,27 @@ impl Products {
             let node = &net.nodes[index];
             let Some(weight) = node.weight() else { continue };
             let (outputs, centroids) = (weight.shape[0], centroids.get());
-            let inputs = weight.base.len() / outputs;
+            let kernel: usize = weight.shape.iter().skip(2).product();
+            let taps = if self.share_taps.unwrap_or(share) { kernel } else { 1 };
+            let inputs = weight.base.len() / outputs / taps;
+            let (columns, rows) = if taps > 1 { ("channels", "outputs and taps") } else { ("inputs", "outputs") };
             let Some((_, width)) = widths.iter().find(|(other, _)| *other == index) else {
                 return Err(Error::node(&node.name, "has `centroids` but no `width`; set both or neither"));
             };
             let width = width.get();
             if width > inputs {
-                let detail = format!("has blocks of {width} inputs but only {inputs} of them; set `width` to at most {inputs}");
+                let detail = format!("has blocks of {width} {columns} but only {inputs} of them; set `width` to at most {inputs}");
                 return Err(Error::node(&node.name, detail));
             }
-            let most = outputs.min(1 << 16);
+            let most = (outputs * taps).min(1 << 16);
             if centroids > most {
-                let detail = format!("has {centroids} centroids for {outputs} outputs; set `centroids` to at most {most}");
+                let detail =
+                    format!("has {centroids} centroids for {} {rows}; set `centroids` to at most {most}", outputs * taps);
                 return Err(Error::node(&node.name, detail));
             }
             refuse::shared(net, [&index], method)?;
             refuse::not_finite(&node.name, &weight.values())?;
-            layers.push((index, Pieces { width, centroids, stages }));
+            layers.push((index, Pieces { width, centroids, stages, taps }));
         }
         Ok(layers)
     }
@@ -82,8 +89,16 @@ pub(crate) mod proof {
             "node 'conv1': has `centroids` but no `width`; set both or neither"
         );
         assert_eq!(
-            said(json!({ "centroids": { "conv1": 2 }, "width": 5 })),
+            said(json!({ "centroids": { "conv1": 2 }, "width": 5, "share-taps": false })),
             "node 'conv1': has blocks of 5 inputs but only 4 of them; set `width` to at most 4"
+        );
+        assert_eq!(
+            said(json!({ "centroids": { "conv2": 2 }, "width": 5, "share-taps": true })),
+            "node 'conv2': has blocks of 5 channels but only 4 of them; set `width` to at most 4"
+        );
+        assert_eq!(
+            said(json!({ "centroids": { "conv2": 13 }, "width": 2, "share-taps": true })),
+            "node 'conv2': has 13 centroids for 12 outputs and taps; set `centroids` to at most 12"
         );
         assert_eq!(
             said(json!({ "centroids": { "fc2": 4 }, "width": 2 })),

@@ -22,6 +22,8 @@ pub struct Pieces {
     pub centroids: usize,
     /// Number of stages, each of which clusters what those before it leave.
     pub stages: usize,
+    /// Taps of a filter that share the centroids of a block, whose columns are then channels; 1 where taps are columns like channels.
+    pub taps: usize,
 }
 
 /// Centroids, `[k, width]`, and the index of the nearest for each point.
@@ -33,14 +35,18 @@ pub struct Clusters {
     pub assignment: Vec<u16>,
 }
 
-/// Minimizes the squared distances of the rows of a matrix, `[rows, columns]`, from a [`Product`], block by block and stage by stage. Width,
-/// centroids and stages are brought within what a product may have; values must be finite.
-pub fn quantize(matrix: &[f32], columns: usize, pieces: Pieces, seed: u64) -> Product {
+/// Minimizes the squared distances of filters, `[outputs, fan_in]`, from a [`Product`], block by block and stage by stage. Width, centroids and
+/// stages are brought within what a product may have, and taps that do not divide `fan_in` share nothing; values must be finite.
+pub fn quantize(filters: &[f32], fan_in: usize, pieces: Pieces, seed: u64) -> Product {
+    let taps = if pieces.taps > 0 && fan_in.is_multiple_of(pieces.taps) { pieces.taps } else { 1 };
+    let columns = fan_in / taps;
     let width = pieces.width.clamp(1, columns);
-    let rows = matrix.len() / columns;
+    let rows = filters.len() / columns;
     let centroids = pieces.centroids.clamp(1, rows.min(1 << 16));
-    let mut product = Product { width, columns, stages: Vec::new() };
-    let mut left = matrix.to_vec();
+    let mut product = Product { width, columns, taps, stages: Vec::new() };
+    // The matrix, row by row.
+    let positions: Vec<usize> = (0..rows * columns).map(|place| product.position(place / columns, place % columns)).collect();
+    let mut left: Vec<f32> = positions.iter().map(|position| filters[*position]).collect();
     for stage in 0..pieces.stages.clamp(1, 16) {
         let cluster_block = |start: usize| {
             let own = width.min(columns - start);
@@ -53,7 +59,8 @@ pub fn quantize(matrix: &[f32], columns: usize, pieces: Pieces, seed: u64) -> Pr
         let blocks: Vec<Clusters> = starts.into_par_iter().map(cluster_block).collect();
         let (centroids, indices): (Vec<_>, Vec<_>) = blocks.into_iter().map(|found| (found.centroids, found.assignment)).unzip();
         product.stages.push(Stage { centroids: centroids.concat(), indices: indices.concat() });
-        left = matrix.iter().zip(product.values()).map(|(w, value)| w - value).collect();
+        let values = product.values();
+        left = positions.iter().map(|position| filters[*position] - values[*position]).collect();
     }
     product
 }
@@ -211,7 +218,7 @@ mod tests {
         let (rows, columns) = (50, 11);
         let matrix = noise(rows * columns);
         let error = |stages: usize| -> f64 {
-            let product = quantize(&matrix, columns, Pieces { width: 4, centroids: 6, stages }, 3);
+            let product = quantize(&matrix, columns, Pieces { width: 4, centroids: 6, stages, taps: 1 }, 3);
             assert!(product.check(&[rows, columns]).is_ok());
             matrix.iter().zip(product.values()).map(|(w, value)| f64::from(w - value).powi(2)).sum()
         };
@@ -220,11 +227,26 @@ mod tests {
     }
 
     #[test]
+    fn taps_that_share_centroids_are_rows_of_the_matrix() {
+        let (outputs, channels, taps) = (6, 5, 4);
+        let filters = noise(outputs * channels * taps);
+        let pieces = Pieces { width: 2, centroids: 7, stages: 1, taps };
+        let product = quantize(&filters, channels * taps, pieces, 3);
+        assert!(product.check(&[outputs, channels, 2, 2]).is_ok());
+        let value = |i: usize| filters[(i / (channels * taps) * channels + i % channels) * taps + i / channels % taps];
+        let rows: Vec<f32> = (0..filters.len()).map(value).collect();
+        let matrix = quantize(&rows, channels, Pieces { taps: 1, ..pieces }, 3);
+        assert_eq!(matrix.stages, product.stages);
+        let all = quantize(&filters, channels * taps, Pieces { centroids: outputs * taps, ..pieces }, 3);
+        assert_eq!(all.values(), filters, "as many centroids as rows");
+    }
+
+    #[test]
     fn products_do_not_depend_on_the_number_of_threads() {
         let matrix = noise(60 * 40);
         let with = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| quantize(&matrix, 40, Pieces { width: 3, centroids: 8, stages: 2 }, 9))
+            pool.install(|| quantize(&matrix, 40, Pieces { width: 3, centroids: 8, stages: 2, taps: 1 }, 9))
         };
         assert_eq!(with(1), with(3));
     }

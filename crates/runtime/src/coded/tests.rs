@@ -281,22 +281,24 @@ proptest! {
 
     #[test]
     fn products_come_back_with_their_stages(
-        (rows, columns, width) in (1_usize..12, 1_usize..20).prop_flat_map(|(r, c)| (Just(r), Just(c), 1..=c)),
+        (outputs, columns, width) in (1_usize..12, 1_usize..20).prop_flat_map(|(r, c)| (Just(r), Just(c), 1..=c)),
+        taps in prop::sample::select(vec![1_usize, 2, 9]),
         counts in prop::collection::vec(1_usize..9, 1..4),
         pruned in any::<bool>(),
         seed in any::<u64>(),
     ) {
-        let mut draw = uniform(seed);
+        let (mut draw, rows) = (uniform(seed), outputs * taps);
         let mut stage = |count: usize| crate::Stage {
             centroids: (0..count * columns).map(|_| draw() as f32 - 0.5).collect(),
             indices: (0..columns.div_ceil(width) * rows).map(|_| (draw() * count as f64) as u16).collect(),
         };
-        let product = Product { width, columns, stages: counts.iter().map(|count| stage(*count)).collect() };
+        let product = Product { width, columns, taps, stages: counts.iter().map(|count| stage(*count)).collect() };
         let mut values = product.values();
         if pruned {
             values.iter_mut().step_by(3).for_each(|value| *value = 0.0);
         }
-        for (coder, shape) in CODERS.into_iter().flat_map(|coder| [vec![rows, columns], vec![rows, 1, columns]].map(|s| (coder, s))) {
+        let shapes = if taps > 1 { [vec![outputs, columns, taps], vec![outputs, columns, 1, taps]] } else { [vec![rows, columns], vec![rows, 1, columns]] };
+        for (coder, shape) in CODERS.into_iter().flat_map(|coder| shapes.clone().map(|s| (coder, s))) {
             let plan = Plan { sparse: pruned, values: ValueFormat::F32, coder };
             let coded = Coded::product(&shape, &values, &product, &plan).unwrap();
             let back = reread(&coded);
@@ -321,11 +323,31 @@ fn buckets_take_four_bytes_each_and_a_product_what_its_formula_says() {
         centroids: (0..k * columns).map(|i| (i % 37) as f32).collect(),
         indices: (0..rows * 13).map(|i| (i * i % 16) as u16).collect(),
     };
-    let product = Product { width, columns, stages: vec![stage.clone(), stage] };
+    let product = Product { width, columns, taps: 1, stages: vec![stage.clone(), stage] };
     let coded = Coded::product(&[rows, columns], &product.values(), &product, &Plan::default()).unwrap();
     let bits = coded.bits();
     assert_eq!((bits.values, bits.codebook), (2 * (rows * 13 * 4) as u64, 2 * (32 * k * columns) as u64));
     assert!(bits.total() < bits.values + bits.codebook + 8 * 16, "{bits:?}");
+}
+
+/// 256 filters of 256 channels and 3 by 3 taps, 128 centroids of 4 channels: with a codebook for every block of taps centroids take more than
+/// half of the floats, shared by the taps as much as the indices.
+#[test]
+fn taps_that_share_centroids_make_a_convolution_nine_times_smaller() {
+    let shape = [256, 256, 3, 3];
+    let bits = |columns: usize, taps: usize| {
+        let stage = crate::Stage {
+            centroids: (0..128 * columns).map(|i| (i % 251) as f32 * 0.01).collect(),
+            indices: (0..columns / 4 * 256 * taps).map(|i| (i * i % 128) as u16).collect(),
+        };
+        let product = Product { width: 4, columns, taps, stages: vec![stage] };
+        let coded = Coded::product(&shape, &product.values(), &product, &Plan::default()).unwrap();
+        assert_eq!(reread(&coded).decode(), product.values());
+        coded.bits().total() as f64
+    };
+    let floats = 32.0 * shape.iter().product::<usize>() as f64;
+    let (apart, shared) = (floats / bits(256 * 9, 1), floats / bits(256, 9));
+    assert!((1.7..1.9).contains(&apart) && (9.0..9.2).contains(&shared), "{apart} and {shared}");
 }
 
 #[test]
@@ -343,7 +365,7 @@ fn values_beside_their_hash_or_product_are_stored_as_they_are() {
     }
     let refused = |product: &Product| Coded::product(&[2, 3], &[0.0; 6], product, &Plan::default()).unwrap_err().to_string();
     let stage = crate::Stage { centroids: vec![0.0; 6], indices: vec![0, 1, 1, 0] };
-    let product = |width| Product { width, columns: 3, stages: vec![stage.clone()] };
+    let product = |width| Product { width, columns: 3, taps: 1, stages: vec![stage.clone()] };
     assert!(Coded::product(&[2, 3], &[0.0; 6], &product(2), &Plan::default()).is_ok());
     assert_eq!(refused(&product(4)), "corrupt: blocks of 4 of 3 columns");
     assert_eq!(refused(&product(1)), "corrupt: 6 centroid values and 4 indices for [2, 3]");
@@ -352,6 +374,10 @@ fn values_beside_their_hash_or_product_are_stored_as_they_are() {
     assert_eq!(refused(&beyond), "corrupt: centroid 2 of 2");
     beyond.stages.clear();
     assert_eq!(refused(&beyond), "corrupt: a product of 0 stages; it takes 1 to 16");
+    let by_tap = Product { taps: 3, ..product(2) };
+    assert_eq!(refused(&by_tap), "corrupt: a product whose taps share centroids, of the shape [2, 3]");
+    let other = Coded::product(&[2, 3, 2], &[0.0; 12], &by_tap, &Plan::default()).unwrap_err().to_string();
+    assert_eq!(other, "corrupt: a product of 3 taps for [2, 3, 2]");
     assert_eq!(
         Coded::hashed(&[1], &[0.0], &Hashed { seed: 0, buckets: vec![] }, &Plan::default()).unwrap_err().to_string(),
         "corrupt: hashed values without buckets"
