@@ -33,7 +33,7 @@ pub(crate) use linear::linear;
 pub use norm::Form;
 pub(crate) use norm::normalize;
 pub(crate) use optimize::{adam_step, sgd_step};
-pub use pointwise::Quantizing;
+pub use pointwise::{Levels, Quantizing};
 pub(crate) use pointwise::{channels_first, channels_last, coarsen, cross_entropy, quantize, rectify};
 pub use pool::{Shortcut, Windows};
 pub(crate) use pool::{channel_means, max_pool, pad_shortcut};
@@ -115,8 +115,8 @@ pub trait Kernels: Backend {
     /// The nearest values of a grid of this step `[1]`.
     fn quantize(x: FloatTensor<Self>, step: FloatTensor<Self>, rule: Quantizing) -> FloatTensor<Self>;
 
-    /// The same values, whose gradient is rounded to few bits, up or down by uniform noise in `[0, 1)` of the same shape.
-    fn coarsen(x: FloatTensor<Self>, noise: FloatTensor<Self>, bits: u32) -> FloatTensor<Self>;
+    /// The same values, whose gradient is rounded to fewer values, up or down by uniform noise in `[0, 1)` of the same shape.
+    fn coarsen(x: FloatTensor<Self>, noise: FloatTensor<Self>, levels: Levels) -> FloatTensor<Self>;
 
     /// The mean over the rows of `-sum_k t_k log softmax(logits)_k`.
     fn softmax_cross_entropy(logits: FloatTensor<Self>, targets: FloatTensor<Self>) -> FloatTensor<Self>;
@@ -206,7 +206,7 @@ impl Kernels for Flex {
         pointwise::quantized(&x, &step, rule)
     }
 
-    fn coarsen(x: FlexTensor, _: FlexTensor, _: u32) -> FlexTensor {
+    fn coarsen(x: FlexTensor, _: FlexTensor, _: Levels) -> FlexTensor {
         x
     }
 
@@ -298,8 +298,8 @@ impl<C: CheckpointStrategy> Kernels for Autodiff<Flex, C> {
         pointwise::record_quantized::<C>(x, step, rule)
     }
 
-    fn coarsen(x: FloatTensor<Self>, noise: FloatTensor<Self>, bits: u32) -> FloatTensor<Self> {
-        pointwise::record_coarse::<C>(x, noise.into_primitive(), bits)
+    fn coarsen(x: FloatTensor<Self>, noise: FloatTensor<Self>, levels: Levels) -> FloatTensor<Self> {
+        pointwise::record_coarse::<C>(x, noise.into_primitive(), levels)
     }
 
     fn softmax_cross_entropy(logits: FloatTensor<Self>, targets: FloatTensor<Self>) -> FloatTensor<Self> {

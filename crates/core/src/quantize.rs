@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::chance;
 use crate::error::{Error, Result};
-use crate::kernels::{self, Quantizing, takes};
+use crate::kernels::{self, Levels, Quantizing, takes};
 use crate::types::Bits;
 
 /// How weights become codes while they are trained. What is stored are the codes alone.
@@ -227,17 +227,37 @@ impl Quantize {
     }
 }
 
-/// Gradients of few bits: of each sample's, with the largest absolute value `m`, every one is rounded to `2^bits` levels that lie evenly from
-/// `-m` to `m`, up or down at random, so that it is right on the mean (Zhou et al., "DoReFa-Net", arXiv:1606.06160, 2016, equation 12).
+/// Gradients of fewer values: what is computed stays as it is, and the gradient is rounded, up or down at random so that it is right on the mean,
+/// or to the nearest.
 #[derive(Debug, Clone, Copy)]
-pub struct CoarseGradient(u32);
+pub struct CoarseGradient {
+    levels: Levels,
+    rounding: Rounding,
+}
 
 impl CoarseGradient {
+    /// Of each sample's gradients, with the largest absolute value `m`, every one is rounded at random to `2^bits` levels that lie evenly from
+    /// `-m` to `m` (Zhou et al., "DoReFa-Net", arXiv:1606.06160, 2016, equation 12).
+    ///
     /// # Errors
     /// On other devices than `flex`: elsewhere no operation has another gradient than its own.
-    pub fn new(bits: Bits, device: &Device) -> Result<Self> {
+    pub fn of_bits(bits: Bits, device: &Device) -> Result<Self> {
+        Self::new(Levels::OfSample { bits: bits.get() }, Rounding::Stochastic, device)
+    }
+
+    /// Gradients in the fixed-point format `<integer, fraction>`: multiples of `2^-fraction` from `-2^(integer - 1)` to one less than
+    /// `2^(integer - 1)` (Gupta, Agrawal, Gopalakrishnan, Narayanan, ICML 2015); at random, or by [`Rounding::Nearest`] to the nearest.
+    ///
+    /// # Errors
+    /// As [`CoarseGradient::of_bits`].
+    pub fn in_format(integer: u32, fraction: u32, rounding: Rounding, device: &Device) -> Result<Self> {
+        let (step, end) = (0.5_f32.powi(fraction as i32), 2.0_f32.powi((integer + fraction) as i32 - 1));
+        Self::new(Levels::OfFormat { step, end }, rounding, device)
+    }
+
+    fn new(levels: Levels, rounding: Rounding, device: &Device) -> Result<Self> {
         if kernels::serve(device) {
-            return Ok(Self(bits.get()));
+            return Ok(Self { levels, rounding });
         }
         let detail = "gradients of few bits are computed on the CPU device `flex` only, by our kernels; set `device = \"flex\"`";
         Err(Error::Invalid(detail.into()))
@@ -248,8 +268,11 @@ impl CoarseGradient {
         if !x.is_autodiff() {
             return x;
         }
-        let noise = chance::uniform_like(&x);
-        kernels::coarsen(x, noise, self.0)
+        let noise = match self.rounding {
+            Rounding::Nearest => x.clone().detach().zeros_like().add_scalar(0.5),
+            Rounding::Stochastic | Rounding::Tanh | Rounding::Threshold => chance::uniform_like(&x),
+        };
+        kernels::coarsen(x, noise, self.levels)
     }
 }
 

@@ -183,6 +183,23 @@ pub fn coarse(dy: &[f32], noise: &[f32], size: usize, bits: u32) -> Vec<f32> {
     rounded
 }
 
+/// Gradients in fixed point: each is rounded to a multiple of `step`, up or down at random, from `-end step` to `(end - 1) step`, at which what lies
+/// beyond is cut off: `step clamp(floor(dy / step + noise), -end, end - 1)`. For noise evenly spread over `[0, 1)` the mean is `dy`, between the ends.
+///
+/// # Panics
+/// If the slices differ in length.
+pub fn in_format(dy: &[f32], noise: &[f32], step: f32, end: f32) -> Vec<f32> {
+    assert_eq!(dy.len(), noise.len(), "noise for each gradient");
+    let mut rounded = vec![0.0; dy.len()];
+    let tasks = rounded.par_chunks_mut(TASK).zip(dy.par_chunks(TASK)).zip(noise.par_chunks(TASK));
+    tasks.for_each(|((rounded, dy), noise)| {
+        for ((rounded, dy), noise) in rounded.iter_mut().zip(dy).zip(noise) {
+            *rounded = (dy / step + noise).floor().clamp(-end, end - 1.0) * step;
+        }
+    });
+    rounded
+}
+
 struct Each<'a, R> {
     grid: Grid,
     x: &'a [f32],
@@ -351,6 +368,20 @@ mod tests {
         }
         assert!(means.iter().zip(dy).all(|(mean, dy)| (mean - dy).abs() < 2e-3), "{means:?}");
         assert_eq!(coarse(&[0.0; 3], &[0.5; 3], 3, 8), [0.0; 3]);
+    }
+
+    #[test]
+    fn gradients_in_fixed_point_are_multiples_of_the_step_right_on_the_mean_and_saturate() {
+        let dy = [0.3, -0.55, 0.0, 0.01, 1.7, -1.99, 5.0, -5.0];
+        let draws = 1000;
+        let mut means = [0.0; 8];
+        for draw in 0..draws {
+            let rounded = in_format(&dy, &[(draw as f32 + 0.5) / draws as f32; 8], 0.25, 8.0);
+            assert!(rounded.iter().all(|dy| (4.0 * dy).fract() == 0.0 && (-2.0..=1.75).contains(dy)), "{rounded:?}");
+            means.iter_mut().zip(rounded).for_each(|(mean, dy)| *mean += dy / draws as f32);
+        }
+        let expected = [0.3, -0.55, 0.0, 0.01, 1.7, -1.99, 1.75, -2.0];
+        assert!(means.iter().zip(expected).all(|(mean, dy)| (mean - dy).abs() < 2e-3), "{means:?}");
     }
 
     #[test]

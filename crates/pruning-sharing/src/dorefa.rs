@@ -1,7 +1,8 @@
 //! DoReFa-Net.
 //!
-//! With `quantize_k(x) = round((2^k - 1) x) / (2^k - 1)`, weights are `2 quantize_k(tanh(w) / (2 max |tanh(w)|) + 1 / 2) - 1` and activations
-//! `quantize_k(clip(x, 0, 1))`, both trained with gradients that go straight through the rounding. The gradients of these layers' outputs are
+//! With `quantize_k(x) = round((2^k - 1) x) / (2^k - 1)`, weights are `2 quantize_k(tanh(w) / (2 max |tanh(w)|) + 1 / 2) - 1`, those of one bit
+//! `sign(w) mean |w|` with the mean over the layer, and activations `quantize_k(clip(x, 0, 1))`, all trained with gradients that go straight
+//! through the rounding. The gradients of these layers' outputs are
 //! rounded too, to `2 m (quantize_k(dr / (2 m) + 1 / 2 + N) - 1 / 2)` with the largest absolute value `m` of a sample and uniform noise `N` of one
 //! step, which keeps their mean. The first and the last layer stay as they are.
 //!
@@ -36,8 +37,8 @@
 //!
 //! Zhou, Wu, Ni, Zhou, Wen, Zou. "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth Gradients".
 //! arXiv:1606.06160, 2016.
-//! Differs from the paper: gradients keep their precision unless `gradients` says otherwise, and lose it on the device `flex` only; one-bit
-//! weights are those of binary-weight networks and not offered here; and residual sums read the quantized activations.
+//! Differs from the paper: gradients keep their precision unless `gradients` says otherwise, and lose it on the device `flex` only; and residual
+//! sums read the quantized activations.
 
 use briquette_core::StepGradient;
 use briquette_core::coding::Source;
@@ -50,7 +51,7 @@ use briquette_core::types::Bits;
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
-use crate::parts::clipped::Clipped;
+use crate::parts::clipped::{Clipped, Magnitudes};
 
 /// Trains with squashed weights and activations between 0 and 1 on grids.
 #[derive(Debug, Deserialize)]
@@ -74,16 +75,18 @@ impl Method for Dorefa {
 
 impl Pass for Dorefa {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        let layers = self.clipped.layers(Self::NAME, &net, 1)?;
+        let layers = layers.into_iter().map(|(layer, bits)| (net.nodes[layer].name.clone(), bits)).collect();
         let net = self.plan(net)?;
-        let coarse = self.coarse(&net)?;
+        let (coarse, mut magnitudes) = (self.coarse(&net)?, Magnitudes::new(&net, &layers));
         let forward = coarse.as_ref().map(|coarse| coarse as &dyn Forward);
-        fit(net, &self.train, Extras { forward, ..Extras::default() }, cx)
+        fit(net, &self.train, Extras { projections: vec![&mut magnitudes], forward, ..Extras::default() }, cx)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
         self.train.check()?;
         self.coarse(&net)?;
-        self.clipped.apply(Self::NAME, net, 1.0, StepGradient::Fixed)
+        self.clipped.apply(Self::NAME, net, 1.0, 1, StepGradient::Fixed)
     }
 
     fn recipes(&mut self) -> Vec<&mut Recipe> {
@@ -94,7 +97,7 @@ impl Pass for Dorefa {
 impl Dorefa {
     fn coarse(&self, net: &Net) -> Result<Option<Coarse>> {
         let Some(bits) = self.gradients else { return Ok(None) };
-        let gradient = CoarseGradient::new(bits, &net.device())?;
+        let gradient = CoarseGradient::of_bits(bits, &net.device())?;
         let on_grid = |node: &Node| node.weight().is_some_and(|weight| matches!(weight.coding.source, Source::Grid { .. }));
         Ok(Some(Coarse { gradient, layers: net.weighted().filter(|(_, node)| on_grid(node)).map(|(index, _)| index).collect() }))
     }
@@ -119,12 +122,15 @@ impl Forward for Coarse {
 
 #[cfg(test)]
 mod tests {
+    use briquette_core::coding::floats;
     use briquette_core::net::Op;
     use briquette_core::pass::Silent;
     use briquette_core::training::evaluate;
+    use burn::module::{Module, Param};
     use burn::tensor::{Device, Distribution};
 
     use super::*;
+    use crate::parts::clipped::squash;
     use crate::handmade::{get, images, refusal, run, small, stirred};
 
     #[test]
@@ -149,6 +155,67 @@ mod tests {
         let (data, device) = (images(), Device::flex());
         let loss = |net: &Net| evaluate(net, &data.test, &device, &mut Silent).unwrap().loss;
         assert!(loss(&trained) < 0.9 * loss(&start), "{} {}", loss(&trained), loss(&start));
+    }
+
+    #[test]
+    fn one_bit_weights_are_signs_of_the_layers_mean_magnitude_and_learn_with_one_bit_activations() {
+        let after = |epochs: usize| {
+            let train = serde_json::json!({ "epochs": epochs, "batch": 10, "lr": 0.02 });
+            run::<Dorefa>(stirred(), serde_json::json!({ "bits": 1, "activations": 1, "train": train })).unwrap()
+        };
+        let (start, trained) = (after(0), after(60));
+        for (net, learned) in [(&start, false), (&trained, true)] {
+            for layer in ["conv2", "fc1"] {
+                let base = net.nodes[net.index(layer).unwrap()].weight().unwrap().base;
+                assert_eq!(base != get(&stirred(), layer, "weight"), learned, "{layer}");
+                let mean = base.iter().map(|w| w.abs()).sum::<f32>() / base.len() as f32;
+                let signs = base.iter().map(|w| if *w < 0.0 { -mean } else { mean });
+                assert!(get(net, layer, "weight").iter().zip(signs).all(|(a, b)| (a - b).abs() < 1e-6), "{layer}");
+            }
+        }
+        let images = Tensor::<4>::random([5, 1, 4, 4], Distribution::Uniform(0.0, 1.0), &Device::flex());
+        trained.trace(images, |index, value| {
+            if matches!(trained.nodes[index].op, Op::Quantize(_)) {
+                let values = match value.clone() {
+                    Value::Map(x) => floats(x),
+                    Value::Vector(x) => floats(x),
+                };
+                assert!(values.iter().all(|x| [0.0, 1.0].contains(x)), "{values:?}");
+            }
+            value
+        });
+        let (data, device) = (crate::handmade::images(), Device::flex());
+        let loss = |net: &Net| evaluate(net, &data.test, &device, &mut Silent).unwrap().loss;
+        assert!(loss(&trained) < 0.9 * loss(&start), "{} {}", loss(&trained), loss(&start));
+    }
+
+    /// Straight-through gradients are those of the formulas without their rounding.
+    #[test]
+    fn activations_and_one_bit_weights_have_the_gradients_of_their_surrogates() {
+        let device = Device::flex().autodiff();
+        let (x, factors) = ([-0.4_f32, 0.2, 0.45, 0.81, 1.3], [1.0_f32, -2.0, 3.0, 0.5, 4.0]);
+        let upstream = Tensor::<2>::from_floats([factors], &device);
+        let slope = |surrogate: fn(f64) -> f64, x: f32| (surrogate(f64::from(x) + 1e-4) - surrogate(f64::from(x) - 1e-4)) / 2e-4;
+        let near = |found: &[f32], surrogate: fn(f64) -> f64| {
+            let expected = x.iter().zip(factors).map(|(x, factor)| f64::from(factor) * slope(surrogate, *x));
+            assert!(found.iter().zip(expected).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-3), "{found:?}");
+        };
+        for bits in [1, 2, 8] {
+            let settings = serde_json::json!({ "bits": 1, "activations": bits, "train": {} });
+            let method: Dorefa = serde_json::from_value(settings).unwrap();
+            let net = method.plan(small()).unwrap().train();
+            let quantize = net.nodes.iter().find_map(|node| if let Op::Quantize(own) = &node.op { Some(own) } else { None });
+            let own = Tensor::<2>::from_floats([x], &device).require_grad();
+            let y = quantize.unwrap().forward(own.clone());
+            let last = (1 << bits) as f32 - 1.0;
+            let expected = x.map(|x| (x.clamp(0.0, 1.0) * last).round() / last);
+            assert!(floats(y.clone().inner()).iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6));
+            let grads = (y * upstream.clone()).sum().backward();
+            near(&floats(own.grad(&grads).unwrap()), |x| x.clamp(0.0, 1.0));
+        }
+        let weight = squash(Param::from_tensor(Tensor::<2>::from_floats([x], &device)), |_| Some(1)).train();
+        let grads = (weight.val() * upstream).sum().backward();
+        near(&floats(weight.base().grad(&grads).unwrap()), |w| w);
     }
 
     #[test]
@@ -190,10 +257,13 @@ mod tests {
     #[test]
     fn bits_out_of_range_and_negative_inputs_are_refused() {
         let refused = |more: serde_json::Value| refusal::<Dorefa>(small(), more);
-        let error = refused(serde_json::json!({ "bits": 1, "train": {} }));
-        assert_eq!(error, "node 'conv2': dorefa takes 2 to 8 bits, not 1");
-        let error = refused(serde_json::json!({ "bits": 2, "activations": 1, "train": {} }));
-        assert_eq!(error, "dorefa: `activations` takes 2 to 8 bits, not 1");
+        let error = refused(serde_json::json!({ "bits": 9, "train": {} }));
+        assert_eq!(error, "node 'conv2': dorefa takes 1 to 8 bits, not 9");
+        let error = refused(serde_json::json!({ "bits": 2, "activations": 9, "train": {} }));
+        assert_eq!(error, "dorefa: `activations` takes 1 to 8 bits, not 9");
+        let pruned = crate::magnitude::prune(small(), |_| Some(0.5));
+        let error = refusal::<Dorefa>(pruned, serde_json::json!({ "bits": 1, "train": {} }));
+        assert_eq!(error, "node 'conv2': is pruned; put dorefa before the pass that prunes it, or name it in `except`");
         let mut b = briquette_core::builder::Builder::new([1, 4, 4], 1, &Device::flex());
         let x = b.flatten("flatten", b.input());
         let x = b.linear("fc1", x, 4);

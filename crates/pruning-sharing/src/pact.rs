@@ -77,7 +77,7 @@ impl Pass for Pact {
             let detail = format!("pact: alpha must be above 0 and decay 0 or more, they are {} and {}", self.alpha, self.decay);
             return Err(Error::Invalid(detail));
         }
-        self.clipped.apply(Self::NAME, net, self.alpha, StepGradient::Clip)
+        self.clipped.apply(Self::NAME, net, self.alpha, 2, StepGradient::Clip)
     }
 
     fn recipes(&mut self) -> Vec<&mut Recipe> {

@@ -4,8 +4,9 @@
 //! to whose ends whatever lies beyond them saturates. After each step of the optimizer, weights and biases are rounded into their format,
 //! up or down with probabilities that make the mean of the outcome the value, `P(up) = (x - floor_e(x)) / e`: a gradient that would move a
 //! weight by less than `e` then moves it sometimes, instead of never. Activations that layers read are rounded into a format of their own in
-//! every forward pass, while training by the same rule, to the nearest value otherwise. Sums are those of the machine, wider than either
-//! format, and are rounded once.
+//! every forward pass, while training by the same rule, to the nearest value otherwise. Gradients have a format of their own, too: those of what
+//! the layers put out, on the way back, and those of weights and biases before the optimizer takes them. Sums are those of the machine, wider than
+//! any of the formats, and are rounded once.
 //!
 //! ```
 //! use briquette_core::builder::Builder;
@@ -36,19 +37,22 @@
 //! ```
 //!
 //! Gupta, Agrawal, Gopalakrishnan, Narayanan. "Deep Learning with Limited Numerical Precision". ICML 2015. arXiv:1502.02551.
-//! Differs from the paper: gradients, the optimizer's moments and normalization stay in floating point.
+//! Differs from the paper: the optimizer's moments and normalization stay in floating point, activations and gradients too unless they are
+//! given a format, and gradients have one on the device `flex` only.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use briquette_core::chance;
-use briquette_core::coding::{Rounding, Weight, adjust};
+use briquette_core::coding::{Rounding, Source, Weight, adjust};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op, Value};
 use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::quantize::CoarseGradient;
+use briquette_core::stored::Stored;
 use briquette_core::training::{Extras, Forward, Projection, Recipe, fit};
 use briquette_core::types::{Bits, PerLayer};
 use briquette_core::{Grid, StepGradient};
-use burn::module::Module;
+use burn::module::{Module, Param, ParamId};
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
@@ -66,6 +70,9 @@ pub struct StochasticRounding {
     weights: Format,
     /// Format of the values that the layers read; without, they stay in floating point.
     activations: Option<Format>,
+    /// Format of the gradients of what the layers put out and of their weights and biases; without, they stay in floating point. They are those
+    /// of the batch's mean loss, hence small.
+    gradients: Option<Format>,
     /// How values are rounded while the network trains.
     #[serde(default)]
     rounding: By,
@@ -146,8 +153,8 @@ impl Pass for StochasticRounding {
         // What is trained begins in the format.
         let net = rounded.project(net, 0, 1);
         rounded.by = self.rounding;
-        let noisy = self.activations.filter(|_| self.rounding == By::Stochastic).map(|format| Noisy::new(&net, format));
-        let forward = noisy.as_ref().map(|noisy| noisy as &dyn Forward);
+        let way = self.way(&net)?;
+        let forward = way.as_ref().map(|way| way as &dyn Forward);
         fit(net, &self.train, Extras { projections: vec![&mut rounded], forward, ..Extras::default() }, cx)
     }
 
@@ -175,8 +182,29 @@ impl StochasticRounding {
     fn layers(&self, net: &Net) -> Result<BTreeMap<usize, u32>> {
         self.weights.check("weights")?;
         self.activations.map_or(Ok(()), |format| format.check("activations"))?;
+        self.gradients.map_or(Ok(()), |format| format.check("gradients"))?;
+        self.coarse(net)?;
         let bits = Bits::try_from(self.weights.integer + self.weights.fraction).map_err(Error::Invalid)?;
         layers(Self::NAME, net, &PerLayer::All(bits), &self.except, (|_| true, "2 to 16"))
+    }
+
+    fn coarse(&self, net: &Net) -> Result<Option<CoarseGradient>> {
+        let rounding = match self.rounding {
+            By::Stochastic => Rounding::Stochastic,
+            By::Nearest => Rounding::Nearest,
+        };
+        let coarse = |format: Format| CoarseGradient::in_format(format.integer, format.fraction, rounding, &net.device());
+        self.gradients.map(coarse).transpose()
+    }
+
+    /// The training's own way through the network with its quantizers in place, if it has one.
+    fn way(&self, net: &Net) -> Result<Option<Way>> {
+        let noisy = self.activations.filter(|_| self.rounding == By::Stochastic).map(|format| Noisy::new(net, format));
+        let gradients = self.coarse(net)?;
+        let on_grid = |weight: &Stored| matches!(weight.coding.source, Source::Grid { .. });
+        let layers = net.weighted().filter(|(_, node)| node.weight().is_some_and(|weight| on_grid(&weight)));
+        let layers = layers.map(|(layer, _)| layer).collect();
+        Ok((noisy.is_some() || gradients.is_some()).then_some(Way { noisy, gradients, layers }))
     }
 }
 
@@ -236,15 +264,60 @@ impl Noisy {
     }
 }
 
-impl Forward for Noisy {
+/// The training's own way through the network.
+struct Way {
+    noisy: Option<Noisy>,
+    /// Rounds the gradients of these layers.
+    gradients: Option<CoarseGradient>,
+    layers: Vec<usize>,
+}
+
+impl Way {
+    /// The network whose layers round the gradients of their weights and biases.
+    fn passing(&self, net: &Net) -> Net {
+        let mut passing = net.clone();
+        let Some(gradients) = self.gradients else { return passing };
+        for &layer in &self.layers {
+            match &mut passing.nodes[layer].op {
+                Op::Conv2d(conv) => {
+                    conv.weight = through(&conv.weight, gradients);
+                    conv.bias = conv.bias.as_ref().map(|bias| through(bias, gradients));
+                }
+                Op::Linear(linear) => {
+                    linear.weight = through(&linear.weight, gradients);
+                    linear.bias = linear.bias.as_ref().map(|bias| through(bias, gradients));
+                }
+                Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => {}
+            }
+        }
+        passing
+    }
+
+    fn shown<const D: usize>(&self, node: usize, x: Tensor<D>) -> Tensor<D> {
+        let x = match self.gradients.filter(|_| self.layers.contains(&node)) {
+            Some(gradients) => gradients.apply(x),
+            None => x,
+        };
+        match self.noisy.as_ref().filter(|noisy| noisy.values.contains(&node)) {
+            Some(noisy) => noisy.round(x),
+            None => x,
+        }
+    }
+}
+
+impl Forward for Way {
     fn forward(&self, net: &Net, images: Tensor<4>) -> Tensor<2> {
-        let logits = net.trace(images, |node, value| match value {
-            value if !self.values.contains(&node) => value,
-            Value::Map(x) => Value::Map(self.round(x)),
-            Value::Vector(x) => Value::Vector(self.round(x)),
+        let logits = self.passing(net).trace(images, |node, value| match value {
+            Value::Map(x) => Value::Map(self.shown(node, x)),
+            Value::Vector(x) => Value::Vector(self.shown(node, x)),
         });
         logits.vector()
     }
+}
+
+/// The same value with a rounded gradient: no leaf of the graph.
+fn through<const D: usize>(param: &Param<Tensor<D>>, gradients: CoarseGradient) -> Param<Tensor<D>> {
+    Param::initialized(ParamId::new(), gradients.apply(param.val()))
 }
 
 fn unit() -> Format {
@@ -257,7 +330,7 @@ mod tests {
     use briquette_core::pass::Silent;
     use briquette_core::stored::Storage;
     use briquette_core::training::evaluate;
-    use burn::tensor::Device;
+    use burn::tensor::{Device, Distribution};
 
     use super::*;
     use crate::handmade::{get, images, outputs, refusal, run, small, stirred};
@@ -338,6 +411,53 @@ mod tests {
         assert_eq!(get(&start, "fc2", "weight"), get(&nearest, "fc2", "weight"));
         assert_ne!(get(&start, "fc2", "weight"), get(&chance, "fc2", "weight"));
         assert!(loss(&chance) < loss(&start), "{} {}", loss(&chance), loss(&start));
+    }
+
+    #[test]
+    fn gradients_lie_in_their_format_and_are_right_on_the_mean() {
+        let format = serde_json::json!({ "integer": 2, "fraction": 5 });
+        let settings = serde_json::json!({ "gradients": format, "except": ["conv1"], "train": {} });
+        let method: StochasticRounding = serde_json::from_value(settings).unwrap();
+        let net = method.plan(stirred()).unwrap();
+        let way = method.way(&net).unwrap().unwrap();
+        let net = net.probed();
+        let x = Tensor::<4>::random([5, 1, 4, 4], Distribution::Uniform(0.0, 1.0), &Device::flex().autodiff());
+        let gradient = |logits: Tensor<2>, layer: &str, parameter: &str| {
+            let gradients = logits.powi_scalar(2).mean().backward();
+            net.nodes[net.index(layer).unwrap()].gradient(parameter, &gradients).unwrap()
+        };
+        let on_format = |values: &[f32]| values.iter().all(|dy| (dy * 32.0).fract() == 0.0 && (-2.0..2.0).contains(dy));
+        for (layer, parameter) in [("fc2", "weight"), ("fc2", "bias"), ("fc1", "weight"), ("conv2", "weight")] {
+            let exact = gradient(net.forward(x.clone()), layer, parameter);
+            let mut mean = vec![0.0; exact.len()];
+            for draw in 0..2000 {
+                chance::seed(draw);
+                let found = gradient(way.forward(&net, x.clone()), layer, parameter);
+                assert!(on_format(&found), "{layer}: {found:?}");
+                mean.iter_mut().zip(found).for_each(|(mean, found)| *mean += found / 2000.0);
+            }
+            assert!(!on_format(&exact), "{layer}");
+            // Four standard errors of steps of 1/32, of which each output's gradient adds up to a few.
+            assert!(mean.iter().zip(&exact).all(|(a, b)| (a - b).abs() < 8e-3), "{layer}: {mean:?} {exact:?}");
+        }
+    }
+
+    #[test]
+    fn a_network_trains_in_sixteen_bits_throughout() {
+        let (data, device) = (images(), Device::flex());
+        let loss = |net: &Net| evaluate(net, &data.test, &device, &mut Silent).unwrap().loss;
+        let after = |fraction: u32, rounding: &str| {
+            let format = |integer: u32, fraction: u32| serde_json::json!({ "integer": integer, "fraction": fraction });
+            let train = serde_json::json!({ "epochs": 60, "batch": 10, "lr": 0.1, "optimizer": "sgd", "choose": "last" });
+            let settings = serde_json::json!({
+                "activations": format(6, 10), "gradients": format(2, fraction), "rounding": rounding, "train": train
+            });
+            loss(&run::<StochasticRounding>(stirred(), settings).unwrap())
+        };
+        let start = loss(&stirred());
+        assert!(after(14, "stochastic") < 0.95 * start, "{} {start}", after(14, "stochastic"));
+        // Of two bits behind the point the nearest is 0 for all, and nothing but the norm moves.
+        assert!(after(2, "stochastic") != after(2, "nearest"));
     }
 
     #[test]

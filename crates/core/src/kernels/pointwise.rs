@@ -29,9 +29,9 @@ pub(crate) fn quantize<const D: usize>(x: Tensor<D>, step: Tensor<1>, rule: Quan
     Tensor::from_dispatch(<Dispatch as Kernels>::quantize(x.into_dispatch(), step.into_dispatch(), rule))
 }
 
-/// The same values; their gradient is that of each sample rounded to `2^bits` levels, up or down by the noise.
-pub(crate) fn coarsen<const D: usize>(x: Tensor<D>, noise: Tensor<D>, bits: u32) -> Tensor<D> {
-    Tensor::from_dispatch(<Dispatch as Kernels>::coarsen(x.into_dispatch(), noise.into_dispatch(), bits))
+/// The same values; their gradient is rounded to fewer values, up or down by the noise.
+pub(crate) fn coarsen<const D: usize>(x: Tensor<D>, noise: Tensor<D>, levels: Levels) -> Tensor<D> {
+    Tensor::from_dispatch(<Dispatch as Kernels>::coarsen(x.into_dispatch(), noise.into_dispatch(), levels))
 }
 
 /// The mean over the rows of `-sum_k t_k log softmax(logits)_k`.
@@ -175,18 +175,40 @@ pub(super) fn record_quantized<C: CheckpointStrategy>(
     }
 }
 
+/// The values that rounded gradients take.
+#[derive(Debug, Clone, Copy)]
+pub enum Levels {
+    /// `2^bits` in each sample, evenly between plus and minus its largest absolute value.
+    OfSample {
+        /// 1 to 16.
+        bits: u32,
+    },
+    /// Multiples of a step, from `-end` of them to `end - 1`.
+    OfFormat {
+        /// Above 0.
+        step: f32,
+        /// At least 1.
+        end: f32,
+    },
+}
+
 #[derive(Debug)]
 struct Coarse;
 
 impl Backward<Flex, 1> for Coarse {
-    type State = (FlexTensor, u32);
+    type State = (FlexTensor, Levels);
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = grads.consume::<Flex>(&ops.node);
         if let [Some(node)] = ops.parents {
-            let (noise, bits) = ops.state;
+            let (noise, levels) = ops.state;
             let size = dy.shape().as_slice()[1..].iter().product();
-            let rounded = with_values(&dy, |dy| with_values(&noise, |noise| grid::coarse(dy, noise, size, bits)));
+            let rounded = with_values(&dy, |dy| {
+                with_values(&noise, |noise| match levels {
+                    Levels::OfSample { bits } => grid::coarse(dy, noise, size, bits),
+                    Levels::OfFormat { step, end } => grid::in_format(dy, noise, step, end),
+                })
+            });
             grads.register::<Flex>(node.id, like(&dy, rounded));
         }
     }
@@ -195,11 +217,11 @@ impl Backward<Flex, 1> for Coarse {
 pub(super) fn record_coarse<C: CheckpointStrategy>(
     x: FloatTensor<Autodiff<Flex, C>>,
     noise: FlexTensor,
-    bits: u32,
+    levels: Levels,
 ) -> FloatTensor<Autodiff<Flex, C>> {
     let y = x.primitive().clone();
     match Coarse.prepare::<C>([x.node()]).compute_bound().stateful() {
-        OpsKind::Tracked(prep) => prep.finish((noise, bits), y),
+        OpsKind::Tracked(prep) => prep.finish((noise, levels), y),
         OpsKind::UnTracked(prep) => prep.finish(y),
     }
 }

@@ -1,25 +1,29 @@
 //! What DoReFa-Net and PACT share: squashed weights between layers whose activations are clipped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use briquette_core::coding::{Rounding, Weight};
+use briquette_core::coding::{Rounding, Weight, adjust};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
+use briquette_core::training::Projection;
 use briquette_core::types::{Bits, PerLayer};
 use briquette_core::{Grid, StepGradient};
 use burn::module::Module;
+use burn::tensor::Tensor;
 use serde::Deserialize;
 
 use super::observers::Scale;
-use super::quantizers::{Site, ends, layers, on_grids, place, sites};
+use super::quantizers::{Per, Site, ends, grid, layers, on_grids, place, sites};
+use super::refuse;
+use super::steps::paths;
 
 /// The settings; a method's struct flattens them into its own and denies unknown fields there.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Clipped {
-    /// Bits of the weights, 2 to 8.
+    /// Bits of the weights, at most 8.
     bits: PerLayer<Bits>,
-    /// Bits of the activations, 2 to 8; without, they are neither clipped nor rounded.
+    /// Bits of the activations, at most 8; without, they are neither clipped nor rounded.
     activations: Option<Bits>,
     /// Layers that are left alone, by default the first and the last; a trailing `*` stands for any ending.
     except: Option<Vec<String>>,
@@ -29,26 +33,30 @@ impl Clipped {
     /// The layers with their bits.
     ///
     /// # Errors
-    /// Bits out of range.
-    pub fn layers(&self, method: &str, net: &Net) -> Result<BTreeMap<usize, u32>> {
+    /// Bits out of range; pruned layers of one bit, whose signs have no zero.
+    pub fn layers(&self, method: &str, net: &Net, least: u32) -> Result<BTreeMap<usize, u32>> {
         let spared = match &self.except {
             Some(except) => except.clone(),
             None => ends(net).into_iter().map(|end| net.nodes[end].name.clone()).collect(),
         };
-        layers(method, net, &self.bits, &spared, (|bits| (2..=8).contains(&bits), "2 to 8"))
+        let layers = layers(method, net, &self.bits, &spared, (|bits| (least..=8).contains(&bits), &range(least)))?;
+        refuse::pruned(net, layers.iter().filter(|(_, bits)| **bits == 1).map(|(layer, _)| layer), method)?;
+        Ok(layers)
     }
 
-    /// The network with the layers' weights at `2 / (2^b - 1) round((2^b - 1) (t / 2 + 1 / 2)) - 1`, where `t = tanh(w) / max |tanh(w)|`, and
-    /// the activations that they read clipped to `[0, clip]` and rounded to `2^b` levels, for all readers alike.
+    /// The network with the layers' weights at `2 / (2^b - 1) round((2^b - 1) (t / 2 + 1 / 2)) - 1`, where `t = tanh(w) / max |tanh(w)|`, or for one bit
+    /// at `sign(w) mean |w|`, and the activations that they read clipped to `[0, clip]` and rounded to `2^b` levels, for all readers alike; `b` is
+    /// `least` to 8.
     ///
     /// # Errors
     /// Bits out of range, and layers that read negative values, which the clip would lose.
-    pub fn apply(&self, method: &str, net: Net, clip: f64, train: StepGradient) -> Result<Net> {
-        let layers = self.layers(method, &net)?;
+    pub fn apply(&self, method: &str, net: Net, clip: f64, least: u32, train: StepGradient) -> Result<Net> {
+        let layers = self.layers(method, &net, least)?;
         let mut quantizers = Vec::new();
         if let Some(bits) = self.activations {
-            if !(2..=8).contains(&bits.get()) {
-                return Err(Error::Invalid(format!("{method}: `activations` takes 2 to 8 bits, not {}", bits.get())));
+            if !(least..=8).contains(&bits.get()) {
+                let range = range(least);
+                return Err(Error::Invalid(format!("{method}: `activations` takes {range} bits, not {}", bits.get())));
             }
             for site in sites(&net, layers.keys().map(|layer| (*layer, 1 << bits.get()))) {
                 if !site.unsigned {
@@ -66,10 +74,51 @@ impl Clipped {
 }
 
 /// Gives each tensor of rank 2 or more in any Burn module the values that [`Clipped::apply`] gives to weights; `bits` says of how many bits,
-/// brought within 2 to 8, and tensors for which it says nothing are left alone.
+/// brought within 1 to 8, and tensors for which it says nothing are left alone. Those of one bit need [`magnitude`] after each step of their
+/// training.
 pub fn squash<M: Module>(module: M, bits: impl Fn(&Weight) -> Option<u32>) -> M {
+    let module = on_grids(module, (Rounding::Nearest, false), |weight| {
+        let signs = |values: &[f32]| {
+            let mean = values.iter().map(|w| f64::from(w.abs())).sum::<f64>() / values.len().max(1) as f64;
+            Scale { step: (2.0 * mean.max(SMALLEST)) as f32, zero: 0.5 }
+        };
+        (bits(weight)? <= 1).then(|| grid(weight, 2, Per::Tensor, signs))
+    });
     on_grids(module, (Rounding::Tanh, false), |weight| {
-        let last = (1 << bits(weight)?.clamp(2, 8)) - 1;
+        let last = (1 << bits(weight).filter(|bits| *bits > 1)?.min(8)) - 1;
         Some(Grid::uniform(last + 1, 2.0 / last as f32, last as f32 / 2.0))
     })
+}
+
+/// The step of one-bit weights, twice their mean magnitude, for the weights underneath.
+pub fn magnitude(base: &Tensor<3>) -> Tensor<1> {
+    base.clone().abs().mean().mul_scalar(2.0).clamp_min(2.0 * SMALLEST)
+}
+
+/// Sets the scale of one-bit weights anew after each step.
+#[derive(Debug)]
+pub struct Magnitudes(BTreeSet<String>);
+
+impl Magnitudes {
+    /// For the weights of these layers that have one bit.
+    pub fn new(net: &Net, layers: &BTreeMap<String, u32>) -> Self {
+        let one_bit = |weight: &Weight| weight.node().is_some_and(|node| layers.get(&net.nodes[node].name) == Some(&1));
+        Self(paths(net, one_bit))
+    }
+}
+
+impl Projection for Magnitudes {
+    fn project(&mut self, net: Net, _: usize, _: usize) -> Net {
+        adjust(net, |path, base, steps| {
+            let steps = if self.0.contains(path) { magnitude(&base) } else { steps };
+            (base, steps)
+        })
+    }
+}
+
+/// Smallest scale: weights that are all 0 have a sign, too.
+const SMALLEST: f64 = 1e-12;
+
+fn range(least: u32) -> String {
+    format!("{least} to 8")
 }
