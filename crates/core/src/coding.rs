@@ -144,10 +144,12 @@ impl Coding {
             Source::Hashed { buckets, places, .. } => {
                 Source::shared(&indices.iter().map(|&i| Hashed::at(buckets, places[i])).collect::<Vec<_>>())
             }
-            Source::Product { product, .. } => match along(0).filter(|rows| indices.len() == rows.len() * product.columns * product.taps) {
-                Some(rows) => Source::Product { product: product.select(rows), transposed: false },
-                None => Source::shared(&indices.iter().map(|&i| product.value(i)).collect::<Vec<_>>()),
-            },
+            Source::Product { product, .. } => {
+                match along(0).filter(|rows| indices.len() == rows.len() * product.columns * product.taps) {
+                    Some(rows) => Source::Product { product: product.select(rows), transposed: false },
+                    None => Source::shared(&indices.iter().map(|&i| product.value(i)).collect::<Vec<_>>()),
+                }
+            }
         };
         Self { mask, source }
     }

@@ -130,8 +130,8 @@ mod tests {
     use burn::tensor::{Device, Distribution};
 
     use super::*;
-    use crate::parts::clipped::squash;
     use crate::handmade::{get, images, refusal, run, small, stirred};
+    use crate::parts::clipped::squash;
 
     #[test]
     fn weights_are_those_of_the_formula_and_training_lowers_the_loss() {

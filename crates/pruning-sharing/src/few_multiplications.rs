@@ -349,7 +349,8 @@ mod tests {
             b.batch_norm("norm", x);
             let net = set(b.finish().unwrap(), "fc", "weight", &[0.1; 32]);
             let train = serde_json::json!({ "epochs": epochs, "batch": 10, "lr": 0.01, "choose": "last" });
-            let method: FewMultiplications = serde_json::from_value(serde_json::json!({ "weights": weights, "train": train })).unwrap();
+            let method: FewMultiplications =
+                serde_json::from_value(serde_json::json!({ "weights": weights, "train": train })).unwrap();
             let mut silent = Silent;
             let net = method.run(net, &mut context(&data, &mut silent)).unwrap();
             evaluate(&net, &data.test, &Device::flex(), &mut Silent).unwrap().accuracy

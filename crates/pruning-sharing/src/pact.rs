@@ -140,7 +140,8 @@ mod tests {
         assert!((floats(value(&net, &device))[0] - 0.2 * 2.0 * 9.0).abs() < 1e-4);
         let trained = net.train();
         let grads = value(&trained, &device.clone().autodiff()).backward();
-        let clips = trained.nodes.iter().filter_map(|node| if let Op::Quantize(own) = &node.op { Some(&own.scale) } else { None });
+        let clips =
+            trained.nodes.iter().filter_map(|node| if let Op::Quantize(own) = &node.op { Some(&own.scale) } else { None });
         for clip in clips {
             // d(0.2 alpha^2)/dalpha = 0.4 alpha.
             assert!((floats(clip.val().grad(&grads).unwrap())[0] - 0.4 * 3.0).abs() < 1e-3);

@@ -310,7 +310,9 @@ impl Block {
                     }
                 }
             }
-            let error = |d: &[f64]| matrix.chunks_exact(width).zip(d).map(|(row, d_i)| d_i * dot(row, d)).sum::<f64>() - 2.0 * dot(&side, d);
+            let error = |d: &[f64]| {
+                matrix.chunks_exact(width).zip(d).map(|(row, d_i)| d_i * dot(row, d)).sum::<f64>() - 2.0 * dot(&side, d)
+            };
             let old: Vec<f64> = centroid.iter().map(|c| f64::from(*c)).collect();
             let solved = solve(matrix.clone(), vec![(side.clone(), old.clone())]).remove(0);
             let new: Vec<f64> = solved.iter().map(|d| f64::from(*d as f32)).collect();

@@ -193,8 +193,7 @@ impl Pass for WeightDistortion {
         let net = spread(net, &layers)?;
         let way = Distorted { layers: layers.clone(), under: self.under };
         let (mut clip, settled) = (Clip(layers.clone()), Settled { layers: &layers, under: self.under });
-        let extras =
-            Extras { projections: vec![&mut clip], forward: Some(&way), settle: Some(&settled), ..Extras::default() };
+        let extras = Extras { projections: vec![&mut clip], forward: Some(&way), settle: Some(&settled), ..Extras::default() };
         let net = fit(net, &self.train, extras, cx)?;
         let mut table = String::from("trained,tested,accuracy\n");
         for (number, test) in self.tests.iter().enumerate() {

@@ -84,8 +84,10 @@ fn centroids_of_a_product_get_the_gradients_of_their_members() {
         indices: (0..9).map(|i| (i + offset) / 2 % 2).collect(),
     };
     // Of 3 rows and 5 columns, as [5, 3] in Burn.
-    let source =
-        Source::Product { product: Product { width: 2, columns: 5, taps: 1, stages: vec![stage(0), stage(1)] }, transposed: true };
+    let source = Source::Product {
+        product: Product { width: 2, columns: 5, taps: 1, stages: vec![stage(0), stage(1)] },
+        transposed: true,
+    };
     differentiates(&source, |source| match source {
         Source::Product { product, .. } => product.stages.iter_mut().flat_map(|stage| &mut stage.centroids).collect(),
         _ => panic!(),

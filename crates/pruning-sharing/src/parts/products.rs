@@ -51,7 +51,8 @@ impl Products {
             };
             let width = width.get();
             if width > inputs {
-                let detail = format!("has blocks of {width} {columns} but only {inputs} of them; set `width` to at most {inputs}");
+                let detail =
+                    format!("has blocks of {width} {columns} but only {inputs} of them; set `width` to at most {inputs}");
                 return Err(Error::node(&node.name, detail));
             }
             let most = (outputs * taps).min(1 << 16);
