@@ -9,7 +9,7 @@ mod tests;
 use crate::panels::{self, Panels, Results, Rows, as_bytes};
 use crate::windows::Windows;
 use crate::words::WordIsa;
-use crate::{Conv2d, Error, buffer::Target};
+use crate::{Conv2d, Error, buffer::Target, count};
 
 pub use matrix::Matrix;
 
@@ -77,7 +77,7 @@ impl Weights {
         Ok(())
     }
 
-    fn multiply(&self, words: &[u64], count: usize, results: Results, threads: usize) {
+    fn multiply(&self, words: &[u64], count: usize, results: Results<'_>, threads: usize) {
         let rows = Rows::new(as_bytes(words), count, 8 * self.columns.div_ceil(64));
         self.panels.times::<panels::Bits>(rows, self.columns as i32, results, threads);
     }
@@ -140,7 +140,7 @@ impl Convolution {
     /// When the images or the output have another size than the shapes ask for.
     pub fn forward(&self, x: &Matrix, out: &mut [i32], threads: usize) -> Result<(), Error> {
         let windows = &self.windows;
-        windows.check(x.rows(), x.rows() * x.columns(), out.len())?;
+        windows.check(x.rows(), count(&[x.rows(), x.columns()])?, out.len())?;
         let ((depth, filters), stride, image) = (windows.of_group(), windows.shape().filters, x.words_of_row());
         let width = depth.div_ceil(64);
         windows.tasks(8 * width, out, threads, |scratch: &mut Vec<u64>, first, out, threads| {

@@ -49,7 +49,7 @@ impl Rows {
 
     /// The first value of a target, which holds the rows.
     #[inline(always)]
-    pub(crate) fn of(&self, target: Target) -> *mut f32 {
+    pub(crate) fn of(&self, target: Target<'_>) -> *mut f32 {
         target.at(0, (self.first + self.count) * self.channels)
     }
 }

@@ -20,10 +20,10 @@ mod products;
 mod tests;
 mod weights;
 
-use crate::Error;
 use crate::buffer::filled;
 use crate::lanes::Isa;
 use crate::operand::{Half, Precision, Single};
+use crate::{Error, count};
 use geometry::View;
 
 pub(crate) use geometry::Segment;
@@ -58,7 +58,7 @@ impl Conv2d {
     /// Height, width and filters of an output image.
     ///
     /// # Errors
-    /// When the window does not fit or the groups do not divide.
+    /// When the window does not fit, the groups do not divide, or a size is beyond what can be counted.
     pub fn output(&self) -> Result<[usize; 3], Error> {
         let [height, width, channels] = self.input;
         if self.groups == 0 || !channels.is_multiple_of(self.groups) || !self.filters.is_multiple_of(self.groups) {
@@ -67,8 +67,9 @@ impl Conv2d {
         }
         let extent = |size: usize, axis: usize| -> Option<usize> {
             let (kernel, stride, dilation) = (self.kernel[axis], self.stride[axis], self.dilation[axis]);
-            let span = kernel.checked_sub(1)?.checked_mul(dilation)? + 1;
-            (size + 2 * self.padding[axis]).checked_sub(span)?.checked_div(stride).filter(|_| dilation > 0).map(|steps| steps + 1)
+            let span = kernel.checked_sub(1)?.checked_mul(dilation)?.checked_add(1)?;
+            let room = self.padding[axis].checked_mul(2)?.checked_add(size)?.checked_sub(span)?;
+            room.checked_div(stride).filter(|_| dilation > 0)?.checked_add(1)
         };
         match (extent(height, 0), extent(width, 1)) {
             (Some(height), Some(width)) => Ok([height, width, self.filters]),
@@ -85,8 +86,7 @@ impl Conv2d {
     }
 
     fn forward_on(&self, isa: Isa, x: &[f32], w: &[f32], epilogue: &Epilogue<'_>) -> Result<Vec<f32>, Error> {
-        let out = self.output()?;
-        let len = self.batch * out.iter().product::<usize>();
+        let (out, [_, _, len]) = (self.output()?, self.lengths()?);
         self.check(x.len(), w.len(), len)?;
         epilogue.check(self.filters, len)?;
         // SAFETY: every pixel of the output is of the one grid, and every filter is in a panel.
@@ -108,8 +108,7 @@ impl Conv2d {
     }
 
     fn input_gradient_on(&self, isa: Isa, dy: &[f32], w: &[f32]) -> Result<Vec<f32>, Error> {
-        let out = self.output()?;
-        let len = self.batch * self.input.iter().product::<usize>();
+        let (out, [len, ..]) = (self.output()?, self.lengths()?);
         self.check(len, w.len(), dy.len())?;
         let plain = Epilogue::default();
         // SAFETY: the grids of all remainders modulo the stride cover every pixel of the input.
@@ -131,8 +130,7 @@ impl Conv2d {
     }
 
     fn weight_gradient_on(&self, isa: Isa, x: &[f32], dy: &[f32]) -> Result<Vec<f32>, Error> {
-        let out = self.output()?;
-        let len = self.filters * (self.input[2] / self.groups) * self.kernel[0] * self.kernel[1];
+        let (out, [_, len, _]) = (self.output()?, self.lengths()?);
         self.check(x.len(), len, dy.len())?;
         Ok(match (self.is_depthwise(), self.precision) {
             (true, _) => self.depthwise_weight_gradient(isa, x, dy),
@@ -146,13 +144,27 @@ impl Conv2d {
         self.groups > 1 && self.groups == self.input[2] && self.groups == self.filters
     }
 
+    /// Values of an input image, of the weights, and of an output image.
+    ///
+    /// # Errors
+    /// As [`Conv2d::output`], and when there are too many to have places of 32 bits in an image, or an address in memory.
+    pub(crate) fn sizes(&self) -> Result<[usize; 3], Error> {
+        let [kernel_height, kernel_width] = self.kernel;
+        let (input, output) = (count(&self.input)?, count(&self.output()?)?);
+        if u32::try_from(input).is_err() || u32::try_from(output).is_err() {
+            return Err(Error(format!("images of {input} and {output} values are too large, at most 2^32 - 1 each: {self:?}")));
+        }
+        Ok([input, count(&[self.filters, self.input[2] / self.groups, kernel_height, kernel_width])?, output])
+    }
+
+    /// Values of the whole input, of the weights, and of the whole output.
+    fn lengths(&self) -> Result<[usize; 3], Error> {
+        let [input, weights, output] = self.sizes()?;
+        Ok([count(&[self.batch, input])?, weights, count(&[self.batch, output])?])
+    }
+
     fn check(&self, x: usize, w: usize, y: usize) -> Result<(), Error> {
-        let out = self.output()?;
-        let wanted = [
-            self.batch * self.input.iter().product::<usize>(),
-            self.filters * (self.input[2] / self.groups) * self.kernel[0] * self.kernel[1],
-            self.batch * out.iter().product::<usize>(),
-        ];
+        let wanted = self.lengths()?;
         if [x, w, y] == wanted {
             return Ok(());
         }

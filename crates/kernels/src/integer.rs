@@ -117,7 +117,7 @@ impl Weights {
         Ok(())
     }
 
-    fn multiply(&self, x: &[u8], count: usize, results: Results, threads: usize) {
+    fn multiply(&self, x: &[u8], count: usize, results: Results<'_>, threads: usize) {
         self.panels.times::<Bytes<true>>(Rows::new(x, count, self.columns), 0, results, threads);
     }
 

@@ -39,3 +39,15 @@ pub use words::integer_instructions;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Error(pub String);
+
+/// The number of values of these sizes, which may come out of a file.
+///
+/// # Errors
+/// When they are more than memory has room for.
+pub(crate) fn count(sizes: &[usize]) -> Result<usize, Error> {
+    let product = sizes.iter().try_fold(1_usize, |product, size| product.checked_mul(*size));
+    product.filter(|count| *count <= MOST).ok_or_else(|| Error(format!("{sizes:?} are more values than memory has room for")))
+}
+
+/// The most values of four bytes in one allocation.
+const MOST: usize = isize::MAX as usize / 4;

@@ -4,11 +4,11 @@
 
 use rayon::prelude::*;
 
-use crate::Error;
 use crate::buffer::{Target, filled};
 use crate::conv::{Correlation, Epilogue, Job, Outer, Panel, Segment, jobs, packed_len, panels, parts};
 use crate::lanes::Isa;
 use crate::operand::{Half, Operand, Precision, Single};
+use crate::{Error, count};
 
 /// `y = x w` for `x` of `[rows, inputs]` and `w` of `[inputs, outputs]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,8 +36,9 @@ impl Linear {
     }
 
     fn forward_on(&self, isa: Isa, x: &[f32], w: &[f32], epilogue: &Epilogue<'_>) -> Result<Vec<f32>, Error> {
-        self.check(x.len(), w.len(), self.rows * self.outputs)?;
-        epilogue.check(self.outputs, self.rows * self.outputs)?;
+        let [_, _, len] = self.lengths()?;
+        self.check(x.len(), w.len(), len)?;
+        epilogue.check(self.outputs, len)?;
         let shape = [self.rows, self.inputs, self.outputs];
         Ok(match self.precision {
             Precision::F32 => product::<Single>(isa, x, w, shape, false, epilogue),
@@ -54,7 +55,7 @@ impl Linear {
     }
 
     fn input_gradient_on(&self, isa: Isa, dy: &[f32], w: &[f32]) -> Result<Vec<f32>, Error> {
-        self.check(self.rows * self.inputs, w.len(), dy.len())?;
+        self.check(self.lengths()?[0], w.len(), dy.len())?;
         let (shape, plain) = ([self.rows, self.outputs, self.inputs], Epilogue::default());
         Ok(match self.precision {
             Precision::F32 => product::<Single>(isa, dy, w, shape, true, &plain),
@@ -71,7 +72,7 @@ impl Linear {
     }
 
     fn weight_gradient_on(&self, isa: Isa, x: &[f32], dy: &[f32]) -> Result<Vec<f32>, Error> {
-        self.check(x.len(), self.inputs * self.outputs, dy.len())?;
+        self.check(x.len(), self.lengths()?[1], dy.len())?;
         Ok(match self.precision {
             Precision::F32 => self.outer::<Single>(isa, x, dy),
             Precision::Bf16 => self.outer::<Half>(isa, x, dy),
@@ -118,8 +119,18 @@ impl Linear {
         dw
     }
 
+    /// Values of the input, of the weights and of the output.
+    fn lengths(&self) -> Result<[usize; 3], Error> {
+        let &Self { rows, inputs, outputs, .. } = self;
+        // What the rows of a task reach has places of 32 bits.
+        if inputs.max(outputs) > u32::MAX as usize / ROWS {
+            return Err(Error(format!("rows of so many features are too long: {self:?}")));
+        }
+        Ok([count(&[rows, inputs])?, count(&[inputs, outputs])?, count(&[rows, outputs])?])
+    }
+
     fn check(&self, x: usize, w: usize, y: usize) -> Result<(), Error> {
-        let wanted = [self.rows * self.inputs, self.inputs * self.outputs, self.rows * self.outputs];
+        let wanted = self.lengths()?;
         if [x, w, y] == wanted {
             return Ok(());
         }
@@ -144,7 +155,7 @@ fn product<O: Operand>(
     let some = panels.len().div_ceil(TASKS.div_ceil(tasks.len().max(1))).max(1);
     let jobs: Vec<(usize, &[Panel])> =
         tasks.iter().flat_map(|row| panels.chunks(some).map(move |panels| (*row, panels))).collect();
-    let write = |to: Target| {
+    let write = |to: Target<'_>| {
         jobs.into_par_iter().for_each(|(row, panels)| {
             let some = ROWS.min(count - row);
             isa.run(Correlation::<O> {

@@ -6,10 +6,10 @@
 
 use rayon::prelude::*;
 
-use crate::Error;
 use crate::buffer::{Target, filled};
 use crate::columns::{Column, ColumnWork, Rows, Terms, each_column, sums};
 use crate::lanes::{Isa, Lanes, Work};
+use crate::{Error, count};
 
 /// Shape of what is normalized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +85,7 @@ impl BatchNorm {
     pub fn forward(&self, x: &[f32], form: &Form<'_>, beta: &[f32], residual: Option<&[f32]>) -> Result<Vec<f32>, Error> {
         self.check(&[("input", x.len()), ("residual", residual.map_or(x.len(), <[f32]>::len))], beta.len())?;
         let scale = self.scale(form)?;
-        let write = |to: Target| {
+        let write = |to: Target<'_>| {
             self.each_task(|rows| {
                 let (mean, rectify) = (&form.moments.mean, form.rectify);
                 Isa::of_this_machine().run(Normalize { x, mean, scale: &scale, beta, residual, rectify, rows, to });
@@ -115,7 +115,7 @@ impl BatchNorm {
         let beta: Vec<f32> = (0..self.channels).map(|c| all[2 * c] as f32).collect();
         let shift: Vec<f32> = (0..self.channels).map(|c| (all[2 * c] / count) as f32).collect();
         let slope: Vec<f32> = (0..self.channels).map(|c| (all[2 * c + 1] * spread(c).powi(2) / count) as f32).collect();
-        let write = |to: Target, residual: Option<Target>| {
+        let write = |to: Target<'_>, residual: Option<Target<'_>>| {
             self.each_task(|rows| {
                 let (scale, shift, slope) = (&scale, &shift, &slope);
                 isa.run(InputGradient { x, mean, gate, dy, scale, shift, slope, rows, to, residual });
@@ -150,7 +150,7 @@ impl BatchNorm {
     }
 
     fn check(&self, values: &[(&str, usize)], channels: usize) -> Result<(), Error> {
-        let wanted = self.rows * self.channels;
+        let wanted = count(&[self.rows, self.channels])?;
         if let Some((name, found)) = values.iter().find(|(_, found)| *found != wanted) {
             return Err(Error(format!("the {name} has {found} values, {self:?} takes {wanted}")));
         }
@@ -279,7 +279,7 @@ struct Normalize<'a> {
     residual: Option<&'a [f32]>,
     rectify: bool,
     rows: Rows,
-    to: Target,
+    to: Target<'a>,
 }
 
 impl Work for Normalize<'_> {
@@ -324,8 +324,8 @@ struct InputGradient<'a> {
     shift: &'a [f32],
     slope: &'a [f32],
     rows: Rows,
-    to: Target,
-    residual: Option<Target>,
+    to: Target<'a>,
+    residual: Option<Target<'a>>,
 }
 
 impl Work for InputGradient<'_> {

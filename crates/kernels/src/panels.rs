@@ -119,8 +119,8 @@ pub(crate) struct Rows<'a> {
 
 /// Where results go: those of a row lie together, from `offset` on, and `stride` after those of the row before.
 #[derive(Clone, Copy)]
-pub(crate) struct Results {
-    pub(crate) to: Target<i32>,
+pub(crate) struct Results<'a> {
+    pub(crate) to: Target<'a, i32>,
     pub(crate) offset: usize,
     pub(crate) stride: usize,
 }
@@ -187,7 +187,7 @@ impl Panels {
     }
 
     /// What `F` sums up of each of `rows` by each row in the panels, added to `begin`.
-    pub(crate) fn times<F: Factors>(&self, rows: Rows<'_>, begin: i32, results: Results, threads: usize) {
+    pub(crate) fn times<F: Factors>(&self, rows: Rows<'_>, begin: i32, results: Results<'_>, threads: usize) {
         let each = (NEAR / rows.row.max(1)).clamp(12, 1 << 12);
         let product = |first: usize, count: usize, panel: &Panel| Product::<F> {
             rows: rows.part(first, count),
@@ -227,7 +227,7 @@ pub(crate) struct Columns<'a> {
 
 impl Columns<'_> {
     /// What `F` sums up of each row in `panels` by each of the columns, which are put into panels first.
-    pub(crate) fn times<F: Factors>(&self, panels: &Panels, results: Results, threads: usize) {
+    pub(crate) fn times<F: Factors>(&self, panels: &Panels, results: Results<'_>, threads: usize) {
         let isa = panels.isa;
         let (lanes, vectors) = isa.widths();
         let width = lanes * vectors;
@@ -328,7 +328,7 @@ struct Product<'a, F> {
     columns: usize,
     /// What sums begin with.
     begin: i32,
-    results: Results,
+    results: Results<'a>,
     factors: PhantomData<F>,
 }
 
@@ -519,12 +519,18 @@ fn word(bytes: &[u8]) -> u32 {
 
 /// Numbers as the bytes that they are in memory.
 pub(crate) fn as_bytes<T: Number>(values: &[T]) -> &[u8] {
-    // SAFETY: every byte of such numbers is initialized, and bytes need no alignment.
+    // SAFETY: every byte of a `Number` is initialized, and bytes need no alignment.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }
 
-/// What has no byte that means nothing.
-pub(crate) trait Number: Copy {}
-impl Number for i8 {}
-impl Number for u32 {}
-impl Number for u64 {}
+/// What may be read as bytes.
+///
+/// # Safety
+/// Every byte of every value is initialized: there is no padding.
+pub(crate) unsafe trait Number: Copy {}
+// SAFETY: integers have no padding.
+unsafe impl Number for i8 {}
+// SAFETY: as above.
+unsafe impl Number for u32 {}
+// SAFETY: as above.
+unsafe impl Number for u64 {}

@@ -5,10 +5,10 @@
 
 use rayon::prelude::*;
 
-use crate::Error;
 use crate::buffer::{Target, filled};
 use crate::conv::{read, write};
 use crate::lanes::{Isa, Lanes, Work};
+use crate::{Error, count};
 
 /// Max pooling of images of `[height, width, channels]`; padding never wins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,8 +32,8 @@ impl MaxPool2d {
     /// When the window does not fit.
     pub fn output(&self) -> Result<[usize; 3], Error> {
         let extent = |axis: usize| -> Option<usize> {
-            let room = (self.input[axis] + 2 * self.padding[axis]).checked_sub(self.kernel[axis])?;
-            room.checked_div(self.stride[axis]).filter(|_| self.padding[axis] < self.kernel[axis]).map(|steps| steps + 1)
+            let room = self.padding[axis].checked_mul(2)?.checked_add(self.input[axis])?.checked_sub(self.kernel[axis])?;
+            room.checked_div(self.stride[axis]).filter(|_| self.padding[axis] < self.kernel[axis])?.checked_add(1)
         };
         match (extent(0), extent(1)) {
             (Some(height), Some(width)) => Ok([height, width, self.input[2]]),
@@ -48,13 +48,13 @@ impl MaxPool2d {
     /// When the slice has not the length that the shapes ask for.
     pub fn forward(&self, x: &[f32]) -> Result<(Vec<f32>, Vec<f32>), Error> {
         let [height, width, channels] = self.output()?;
-        self.check(x.len(), self.batch * self.input.iter().product::<usize>())?;
+        let [input, len] = self.lengths()?;
+        self.check(x.len(), input)?;
         let [rows, columns] = [self.windows(0, height), self.windows(1, width)];
-        let len = self.batch * height * width * channels;
-        let run = |to: Target, taps: Target| {
+        let run = |to: Target<'_>, taps: Target<'_>| {
             (0..self.batch * height).into_par_iter().for_each(|row| {
                 let image = &x[row / height * self.input.iter().product::<usize>()..];
-                let (first, rows) = (row * width * channels, &rows[row % height]);
+                let (first, rows) = (row * width * channels, rows[row % height]);
                 Isa::of_this_machine().run(Largest { pool: self, image, rows, columns: &columns, first, to, taps });
             });
         };
@@ -71,39 +71,51 @@ impl MaxPool2d {
     pub fn gradient(&self, dy: &[f32], taps: &[f32]) -> Result<Vec<f32>, Error> {
         let [height, width, channels] = self.output()?;
         let image = height * width * channels;
-        self.check(dy.len(), self.batch * image)?;
-        self.check(taps.len(), self.batch * image)?;
+        let [input, len] = self.lengths()?;
+        self.check(dy.len(), len)?;
+        self.check(taps.len(), len)?;
         let [rows, columns] = [self.reaching(0, height), self.reaching(1, width)];
         let [in_height, in_width, _] = self.input;
-        let run = |to: Target| {
+        let run = |to: Target<'_>| {
             (0..self.batch * in_height).into_par_iter().for_each(|row| {
                 let start = row / in_height * image;
                 let (dy, taps) = (&dy[start..][..image], &taps[start..][..image]);
-                let (first, rows) = (row * in_width * channels, &rows[row % in_height]);
+                let (first, rows) = (row * in_width * channels, rows[row % in_height]);
                 Isa::of_this_machine().run(Winners { pool: self, dy, taps, width, rows, columns: &columns, first, to });
             });
         };
         // SAFETY: every row of every image is written, all pixels and channels of it.
-        Ok(unsafe { filled(self.batch * in_height * in_width * channels, run) })
+        Ok(unsafe { filled(input, run) })
     }
 
-    /// For each window, the rows or columns that are not padding, each with its tap.
-    fn windows(&self, axis: usize, count: usize) -> Vec<Vec<(usize, usize)>> {
-        let reached = |window: usize, tap: usize| (window * self.stride[axis] + tap).checked_sub(self.padding[axis]);
+    /// Values of the whole input and of the whole output.
+    fn lengths(&self) -> Result<[usize; 2], Error> {
+        let ([height, width, channels], [in_height, in_width, _]) = (self.output()?, self.input);
+        Ok([count(&[self.batch, in_height, in_width, channels])?, count(&[self.batch, height, width, channels])?])
+    }
+
+    /// For each window, the rows or columns that are not padding.
+    fn windows(&self, axis: usize, count: usize) -> Vec<Reached> {
         let of_window = |window: usize| {
-            let taps = (0..self.kernel[axis]).filter_map(|tap| Some((reached(window, tap)?, tap)));
-            taps.filter(|(row, _)| *row < self.input[axis]).collect()
+            let start = window * self.stride[axis];
+            let first = start.saturating_sub(self.padding[axis]);
+            let end = (start + self.kernel[axis]).saturating_sub(self.padding[axis]).min(self.input[axis]);
+            Reached { first, end, tap: first + self.padding[axis] - start, step: 1 }
         };
         (0..count).map(of_window).collect()
     }
 
-    /// For each row or column of the input, the windows that it lies in, each with its tap.
-    fn reaching(&self, axis: usize, count: usize) -> Vec<Vec<(usize, usize)>> {
-        let mut reaching = vec![Vec::new(); self.input[axis]];
-        for (window, rows) in self.windows(axis, count).into_iter().enumerate() {
-            rows.into_iter().for_each(|(row, tap)| reaching[row].push((window, tap)));
-        }
-        reaching
+    /// For each row or column of the input, the windows that it lies in.
+    fn reaching(&self, axis: usize, count: usize) -> Vec<Reached> {
+        let (stride, kernel) = (self.stride[axis], self.kernel[axis]);
+        let of_place = |place: usize| {
+            let place = place + self.padding[axis];
+            let first = (place + 1).saturating_sub(kernel).div_ceil(stride);
+            let end = (place / stride + 1).min(count);
+            let tap = if first < end { place - first * stride } else { 0 };
+            Reached { first, end, tap, step: 0_isize.wrapping_sub_unsigned(stride) }
+        };
+        (0..self.input[axis]).map(of_place).collect()
     }
 
     fn check(&self, found: usize, wanted: usize) -> Result<(), Error> {
@@ -111,15 +123,38 @@ impl MaxPool2d {
     }
 }
 
+/// Rows, columns or windows that follow each other, those from `first` to before `end`, and the taps that lie between them and what they are
+/// seen from: those of the first, and `step` more from one to the next.
+#[derive(Debug, Clone, Copy)]
+struct Reached {
+    first: usize,
+    end: usize,
+    tap: usize,
+    step: isize,
+}
+
+impl Reached {
+    /// Each place with its tap.
+    #[inline(always)]
+    fn each(self) -> impl Iterator<Item = (usize, usize)> {
+        let Self { first, end, mut tap, step } = self;
+        (first..end).map(move |place| {
+            let of_place = tap;
+            tap = tap.wrapping_add_signed(step);
+            (place, of_place)
+        })
+    }
+}
+
 /// One row of windows.
 struct Largest<'a> {
     pool: &'a MaxPool2d,
     image: &'a [f32],
-    rows: &'a [(usize, usize)],
-    columns: &'a [Vec<(usize, usize)>],
+    rows: Reached,
+    columns: &'a [Reached],
     first: usize,
-    to: Target,
-    taps: Target,
+    to: Target<'a>,
+    taps: Target<'a>,
 }
 
 impl Work for Largest<'_> {
@@ -129,6 +164,8 @@ impl Work for Largest<'_> {
     fn run<L: Lanes>(self) {
         let [height, width, channels] = self.pool.input;
         assert!(self.image.len() >= height * width * channels, "the image ends too early");
+        let inside = self.rows.end <= height && self.columns.iter().all(|columns| columns.end <= width);
+        assert!(inside, "a window lies outside");
         let len = self.columns.len() * channels;
         let (to, taps) = (self.to.at(self.first, len), self.taps.at(self.first, len));
         for (pixel, columns) in self.columns.iter().enumerate() {
@@ -136,8 +173,8 @@ impl Work for Largest<'_> {
             while channel < channels {
                 let count = L::COUNT.min(channels - channel);
                 let (mut best, mut at) = (L::splat(f32::NEG_INFINITY), L::splat(-1.0));
-                for (row, tap_row) in self.rows {
-                    for (column, tap) in columns {
+                for (row, tap_row) in self.rows.each() {
+                    for (column, tap) in columns.each() {
                         let start = (row * width + column) * channels + channel;
                         // SAFETY: rows and columns are those of the image, whose length was checked.
                         let [x]: [L; 1] = unsafe { read(self.image.as_ptr().add(start), count) };
@@ -165,10 +202,10 @@ struct Winners<'a> {
     dy: &'a [f32],
     taps: &'a [f32],
     width: usize,
-    rows: &'a [(usize, usize)],
-    columns: &'a [Vec<(usize, usize)>],
+    rows: Reached,
+    columns: &'a [Reached],
     first: usize,
-    to: Target,
+    to: Target<'a>,
 }
 
 impl Work for Winners<'_> {
@@ -177,8 +214,8 @@ impl Work for Winners<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
         let channels = self.pool.input[2];
-        let reach = self.rows.iter().map(|(row, _)| (row + 1) * self.width * channels).max().unwrap_or(0);
-        let across = self.columns.iter().flatten().all(|(column, _)| *column < self.width);
+        let reach = self.rows.end * self.width * channels;
+        let across = self.columns.iter().all(|columns| columns.end <= self.width);
         assert!(reach <= self.dy.len() && reach <= self.taps.len() && across, "a window lies outside");
         let to = self.to.at(self.first, self.columns.len() * channels);
         for (pixel, columns) in self.columns.iter().enumerate() {
@@ -186,8 +223,8 @@ impl Work for Winners<'_> {
             while channel < channels {
                 let count = L::COUNT.min(channels - channel);
                 let mut sum = L::splat(0.0);
-                for (row, tap_row) in self.rows {
-                    for (column, tap) in columns {
+                for (row, tap_row) in self.rows.each() {
+                    for (column, tap) in columns.each() {
                         let start = (row * self.width + column) * channels + channel;
                         // SAFETY: rows and columns were checked above.
                         let ([dy], [at]): ([L; 1], [L; 1]) =
@@ -248,9 +285,16 @@ pub struct PadShortcut {
 
 impl PadShortcut {
     /// Height, width and channels of an output image.
-    pub fn output(&self) -> [usize; 3] {
+    ///
+    /// # Errors
+    /// Without a stride, and for more channels than can be counted.
+    pub fn output(&self) -> Result<[usize; 3], Error> {
         let [height, width, channels] = self.input;
-        [height.div_ceil(self.stride), width.div_ceil(self.stride), self.before + channels + self.after]
+        let channels = self.before.checked_add(channels).and_then(|channels| channels.checked_add(self.after));
+        match channels.filter(|_| self.stride > 0) {
+            Some(channels) => Ok([height.div_ceil(self.stride), width.div_ceil(self.stride), channels]),
+            None => Err(Error(format!("no such images: {self:?}"))),
+        }
     }
 
     /// The images that stay.
@@ -259,10 +303,10 @@ impl PadShortcut {
     /// When the slice has not the length that the shapes ask for.
     pub fn forward(&self, x: &[f32]) -> Result<Vec<f32>, Error> {
         self.check(x.len(), self.input)?;
-        let [_, width, out] = self.output();
-        let mut y = vec![0.0; self.batch * self.output().iter().product::<usize>()];
+        let [rows, width, out] = self.output()?;
+        let mut y = vec![0.0; count(&[self.batch, rows, width, out])?];
         y.par_chunks_mut(width * out).enumerate().for_each(|(row, y)| {
-            let x = &x[self.source(row)..];
+            let x = &x[self.source(rows, row)..];
             for (y, x) in y.chunks_exact_mut(out).zip(x.chunks(self.stride * self.input[2])) {
                 y[self.before..][..self.input[2]].copy_from_slice(&x[..self.input[2]]);
             }
@@ -275,10 +319,10 @@ impl PadShortcut {
     /// # Errors
     /// When the slice has not the length that the shapes ask for.
     pub fn gradient(&self, dy: &[f32]) -> Result<Vec<f32>, Error> {
-        let [height, width, out] = self.output();
-        self.check(dy.len(), self.output())?;
+        let [height, width, out] = self.output()?;
+        self.check(dy.len(), [height, width, out])?;
         let [in_height, in_width, channels] = self.input;
-        let mut dx = vec![0.0; self.batch * in_height * in_width * channels];
+        let mut dx = vec![0.0; count(&[self.batch, in_height, in_width, channels])?];
         dx.par_chunks_mut(in_width * channels).enumerate().for_each(|(row, dx)| {
             let (image, row) = (row / in_height, row % in_height);
             if row.is_multiple_of(self.stride) {
@@ -291,16 +335,16 @@ impl PadShortcut {
         Ok(dx)
     }
 
-    /// Where the source of an output row begins.
-    fn source(&self, row: usize) -> usize {
+    /// Where the source of an output row begins, of which an image has `rows`.
+    fn source(&self, rows: usize, row: usize) -> usize {
         let [height, width, channels] = self.input;
-        let rows = self.output()[0];
         (row / rows * height + row % rows * self.stride) * width * channels
     }
 
     fn check(&self, found: usize, image: [usize; 3]) -> Result<(), Error> {
-        let wanted = self.batch * image.iter().product::<usize>();
-        if found == wanted && self.stride > 0 { Ok(()) } else { Err(Error(format!("{found} values, {self:?} takes {wanted}"))) }
+        let [height, width, channels] = image;
+        let wanted = count(&[self.batch, height, width, channels])?;
+        if found == wanted { Ok(()) } else { Err(Error(format!("{found} values, {self:?} takes {wanted}"))) }
     }
 }
 
@@ -372,7 +416,7 @@ mod tests {
         assert!(dx.len() == x.len() && dx[61] == 5.0 / 20.0);
 
         let shortcut = PadShortcut { batch: 2, input: [5, 4, 3], stride: 2, before: 1, after: 2 };
-        assert_eq!(shortcut.output(), [3, 2, 6]);
+        assert_eq!(shortcut.output().unwrap(), [3, 2, 6]);
         let y = shortcut.forward(&x).unwrap();
         let place = |n: usize, r: usize, c: usize, f: usize| ((n * 3 + r) * 2 + c) * 6 + f;
         assert_eq!(y[place(1, 2, 1, 1 + 2)], x[((5 + 4) * 4 + 2) * 3 + 2]);

@@ -118,9 +118,9 @@ impl Parameter {
     }
 }
 
-/// Most inputs, and most outputs, of a structure; a bound for what comes out of files.
+/// Most inputs, most outputs, and most values on the way through a Kronecker product, of a structure; a bound for what comes out of files.
 pub const MAX_FEATURES: usize = 1 << 24;
-/// Most parameters, and most values on the way through a Kronecker product, of a structure.
+/// Most parameters of a structure.
 pub const MAX_VALUES: usize = 1 << 28;
 
 /// What a structure computes.
@@ -216,7 +216,7 @@ impl Structure {
                 if !covers(0, outputs) || !covers(1, inputs) {
                     return refuse("the factors' rows must multiply to the outputs or more, their columns to the inputs or more");
                 }
-                if left[0].max(left[1]).max(right[0]).max(right[1]) > MAX_FEATURES || left[1] * right[0] > MAX_VALUES {
+                if left[0].max(left[1]).max(right[0]).max(right[1]) > MAX_FEATURES || left[1] * right[0] > MAX_FEATURES {
                     return refuse("the factors are too large");
                 }
             }

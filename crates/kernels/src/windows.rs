@@ -17,10 +17,14 @@ const TILE: usize = 256 * 1024;
 /// Fewest windows of a task where there are more.
 const FEW: usize = 48;
 
+/// Bytes of unfolded windows beyond which a task has fewer: windows may be long.
+const MOST: usize = 64 << 20;
+
 impl Windows {
     /// # Errors
-    /// When the window does not fit or the groups do not divide.
+    /// When the window does not fit, the groups do not divide, or there are too many values.
     pub(crate) fn new(shape: Conv2d) -> Result<Self, Error> {
+        shape.sizes()?;
         Ok(Self { shape, out: shape.output()? })
     }
 
@@ -158,11 +162,13 @@ impl Windows {
             return;
         }
         let windows = out.len() / filters;
-        if threads > 1 && windows <= FEW {
+        let most = (MOST / bytes.max(1)).max(1);
+        if threads > 1 && windows <= FEW.min(most) {
             return task(&mut S::default(), 0, out, threads);
         }
         let fair = windows.div_ceil(4 * threads.max(1)).max(FEW);
         let some = (TILE / bytes.max(1)).clamp(FEW, 1 << 12).min(if threads > 1 { fair } else { windows }).next_multiple_of(12);
+        let some = some.min(most);
         if threads <= 1 {
             let mut scratch = S::default();
             return out.chunks_mut(some * filters).enumerate().for_each(|(i, out)| task(&mut scratch, i * some, out, 1));

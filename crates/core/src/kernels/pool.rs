@@ -119,7 +119,7 @@ impl Shortcut {
 
 pub(super) fn shorten(x: &FlexTensor, shortcut: Shortcut) -> FlexTensor {
     let shapes = shortcut.shapes(x);
-    let [height, width, channels] = shapes.output();
+    let [height, width, channels] = shapes.output().expect(CHECKED);
     tensor(with_values(x, |x| shapes.forward(x)).expect(CHECKED), [shapes.batch, height, width, channels])
 }
 

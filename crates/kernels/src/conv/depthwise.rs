@@ -33,13 +33,13 @@ impl Conv2d {
         seen
     }
 
-    pub(super) fn depthwise_forward(&self, isa: Isa, x: &[f32], w: &[f32], epilogue: &Epilogue<'_>, to: Target) {
+    pub(super) fn depthwise_forward(&self, isa: Isa, x: &[f32], w: &[f32], epilogue: &Epilogue<'_>, to: Target<'_>) {
         let out = self.output().expect("the shapes were checked");
         let axes = [self.axis(0, false, out[0]), self.axis(1, false, out[1])];
         self.gather(isa, x, [self.input[0], self.input[1]], &axes, w, epilogue, to);
     }
 
-    pub(super) fn depthwise_input_gradient(&self, isa: Isa, dy: &[f32], w: &[f32], to: Target) {
+    pub(super) fn depthwise_input_gradient(&self, isa: Isa, dy: &[f32], w: &[f32], to: Target<'_>) {
         let out = self.output().expect("the shapes were checked");
         let axes = [self.axis(0, true, out[0]), self.axis(1, true, out[1])];
         self.gather(isa, dy, [out[0], out[1]], &axes, w, &Epilogue::default(), to);
@@ -47,7 +47,16 @@ impl Conv2d {
 
     /// Every target pixel from the source pixels that reach it.
     #[allow(clippy::too_many_arguments)]
-    fn gather(&self, isa: Isa, from: &[f32], size: [usize; 2], axes: &[Axis; 2], w: &[f32], epilogue: &Epilogue<'_>, to: Target) {
+    fn gather(
+        &self,
+        isa: Isa,
+        from: &[f32],
+        size: [usize; 2],
+        axes: &[Axis; 2],
+        w: &[f32],
+        epilogue: &Epilogue<'_>,
+        to: Target<'_>,
+    ) {
         let channels = self.filters;
         let weights = transposed(w, channels);
         (0..self.batch * axes[0].len()).into_par_iter().for_each(|row| {
@@ -109,7 +118,7 @@ struct Gather<'a> {
     channels: usize,
     epilogue: &'a Epilogue<'a>,
     first: usize,
-    to: Target,
+    to: Target<'a>,
 }
 
 impl Work for Gather<'_> {

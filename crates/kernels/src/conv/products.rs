@@ -121,7 +121,7 @@ pub(crate) struct Correlation<'a, O: Operand> {
     /// The group's first filter among those of all groups, and their number.
     pub(crate) filter: usize,
     pub(crate) row: usize,
-    pub(crate) to: Target,
+    pub(crate) to: Target<'a>,
 }
 
 impl<O: Operand> Work for Correlation<'_, O> {
@@ -357,7 +357,7 @@ impl View {
         from: &[f32],
         w: &[f32],
         epilogue: &Epilogue<'_>,
-        to: Target,
+        to: Target<'_>,
     ) {
         let lanes = isa.lanes();
         let (panels, weights) = (panels(self.filters, lanes), pack::<O>(self, w, lanes));

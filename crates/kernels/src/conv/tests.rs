@@ -214,3 +214,49 @@ fn what_does_not_fit_is_refused_with_its_shapes() {
     assert!(Conv2d { groups: 2, ..conv }.output().unwrap_err().to_string().contains("do not divide into 2 groups"));
     assert!(Conv2d { stride: [0, 1], ..conv }.output().is_err() && Conv2d { dilation: [1, 0], ..conv }.output().is_err());
 }
+
+#[test]
+fn sizes_beyond_what_can_be_counted_are_refused() {
+    let plain = Conv2d {
+        batch: 1,
+        input: [2, 2, 1],
+        filters: 1,
+        kernel: [1, 1],
+        stride: [1, 1],
+        padding: [0, 0],
+        dilation: [1, 1],
+        groups: 1,
+        precision: Precision::F32,
+    };
+    let (half, whole) = (1 << (usize::BITS - 2), 1 << (usize::BITS - 1));
+    // Each product or sum would wrap around to what an empty slice, or one of a single value, has.
+    for conv in [
+        Conv2d { batch: half, ..plain },
+        Conv2d { input: [half, 4, 1], ..plain },
+        Conv2d { filters: half, kernel: [2, 2], ..plain },
+        Conv2d { padding: [whole, 0], ..plain },
+        Conv2d { padding: [0, usize::MAX / 2], stride: [1, usize::MAX], ..plain },
+        Conv2d { kernel: [2, 1], dilation: [usize::MAX, 1], ..plain },
+        // Places in an image have 32 bits.
+        Conv2d { batch: 0, input: [1 << 16, 1 << 16, 1], ..plain },
+    ] {
+        for len in [0, 1, 4] {
+            let values = vec![1.0; len];
+            assert!(conv.forward(&values, &[1.0], &Epilogue::default()).is_err(), "{conv:?} with {len} values");
+            assert!(conv.forward(&values, &[], &Epilogue::default()).is_err(), "{conv:?} with {len} values");
+            assert!(conv.input_gradient(&values, &[1.0]).is_err() && conv.weight_gradient(&values, &values).is_err(), "{conv:?}");
+        }
+        assert!(crate::integer::Convolution::pack(Conv2d { batch: 1, ..conv }, &[]).is_err() || conv.batch == half, "{conv:?}");
+    }
+    let linear = crate::Linear { rows: half, inputs: 4, outputs: 4, precision: Precision::F32 };
+    assert!(linear.forward(&[], &[1.0; 16], &Epilogue::default()).is_err() && linear.input_gradient(&[], &[1.0; 16]).is_err());
+    let long = crate::Linear { rows: 1, inputs: u32::MAX as usize, outputs: 0, ..linear };
+    assert!(long.input_gradient(&[], &[]).is_err());
+    assert!(crate::BatchNorm { rows: half, channels: 4 }.moments(&[]).is_err());
+    let pool = crate::MaxPool2d { batch: half, input: [2, 2, 1], kernel: [1, 1], stride: [1, 1], padding: [0, 0] };
+    assert!(pool.forward(&[]).is_err() && pool.gradient(&[], &[]).is_err());
+    assert!(crate::MaxPool2d { batch: 1, kernel: [whole, 1], padding: [whole - 1, 0], ..pool }.output().is_err());
+    let shortcut = crate::PadShortcut { batch: 1, input: [1, 1, 1], stride: 1, before: usize::MAX, after: 0 };
+    assert!(shortcut.forward(&[1.0]).is_err() && shortcut.gradient(&[]).is_err());
+    assert!(crate::PadShortcut { stride: 0, before: 0, ..shortcut }.forward(&[1.0]).is_err());
+}
