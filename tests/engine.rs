@@ -1,9 +1,9 @@
 //! The engine, which knows nothing of Burn, against Burn's forward pass.
 
-use briquette_core::net::Net;
+use briquette_core::net::{Net, Node, Op};
 use briquette_core::stored::Storage;
 use briquette_core::zoo::{Wanted, ZOO};
-use briquette_runtime::{Engine, Model};
+use briquette_runtime::{Activation, Engine, Layer, Model, StepGradient, Structure, Window};
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -48,5 +48,89 @@ fn engine_and_burn_agree_on_every_net_of_the_zoo() {
         let images = (0..batch * arch.input.iter().product::<usize>()).map(|_| rng.random_range(0.0..1.0)).collect();
         let difference = difference(&net, &model, images, batch);
         assert!(difference <= 1e-4, "{}: {difference}", arch.name);
+    }
+}
+
+/// Layers with usual settings for four channels, and whether a vector of four features is one that they take.
+fn layers() -> Vec<(Layer, bool)> {
+    let window = Window { kernel: [3, 2], stride: [2, 1], padding: [1, 1] };
+    let (size, alpha, beta, k) = (4, 0.5, 0.75, 2.0);
+    let structure = Structure::Circulant { inputs: 4, outputs: 6, seed: 1 };
+    vec![
+        (Layer::Normalize { mean: vec![0.1, 0.2, 0.3, 0.4], std: vec![0.5, 0.6, 0.7, 0.8] }, false),
+        (Layer::Conv2d { stride: [1, 1], padding: [1, 1], dilation: [1, 1], groups: 2 }, false),
+        (Layer::Linear, true),
+        (Layer::BatchNorm { epsilon: 1e-3 }, true),
+        (Layer::LocalResponseNorm { size, alpha, beta, k }, false),
+        (Layer::LocalResponseNorm { size: 23, alpha, beta, k }, false),
+        (Layer::Activation(Activation::Gelu), true),
+        (Layer::Softmax, true),
+        (Layer::MaxPool(window), false),
+        (Layer::AvgPool { window, count_padding: true }, false),
+        (Layer::AvgPool { window, count_padding: false }, false),
+        (Layer::AdaptiveAvgPool { output: [2, 3] }, false),
+        (Layer::GlobalAvgPool, false),
+        (Layer::Add, true),
+        (Layer::Concat, true),
+        (Layer::ChannelSlice { start: 1, len: 2 }, true),
+        (Layer::PadShortcut { stride: 2, before: 1, after: 2 }, false),
+        (Layer::Flatten, true),
+        (Layer::Dropout { p: 0.5 }, true),
+        (Layer::Structured(structure), true),
+        (Layer::Quantize { levels: 5, zero: 2.0, train: StepGradient::Fixed }, true),
+        (Layer::MeanMagnitude, true),
+        (Layer::Multiply, true),
+    ]
+}
+
+#[test]
+fn every_layer_computes_on_vectors_as_on_maps_or_refuses_them() {
+    let device = Device::flex();
+    let node = |name: &str, inputs: &[usize], op: Op| Node { op, name: name.into(), inputs: inputs.to_vec() };
+    let fixed = |name: &str, inputs: &[usize], layer: Layer| node(name, inputs, Op::fixed(layer));
+    for (layer, takes_vectors) in layers() {
+        for vector in [false, true] {
+            // What the layer reads is a node of its own, so that a vector may come from images.
+            let before = if vector { Layer::GlobalAvgPool } else { Layer::Activation(Activation::Tanh) };
+            let inputs: &[usize] = if matches!(layer, Layer::Add | Layer::Concat | Layer::Multiply) { &[1, 1] } else { &[1] };
+            let mut rng = ChaCha8Rng::seed_from_u64(8);
+            let mut parameter = |name: &'static str, shape: &[usize]| briquette_core::stored::Stored {
+                name,
+                shape: shape.to_vec(),
+                base: (0..shape.iter().product()).map(|_| rng.random_range(0.2..1.0)).collect(),
+                coding: Default::default(),
+            };
+            let parameters = match &layer {
+                Layer::Conv2d { .. } => vec![parameter("weight", &[6, 2, 3, 3])],
+                Layer::Linear => vec![parameter("weight", &[6, 4])],
+                Layer::BatchNorm { .. } => ["gamma", "beta", "mean", "var"].map(|name| parameter(name, &[4])).to_vec(),
+                Layer::Structured(structure) => structure.parameters().iter().map(|p| parameter(p.name, &p.shape)).collect(),
+                Layer::Quantize { .. } => vec![parameter("step", &[1])],
+                _ => Vec::new(),
+            };
+            let at_hand = fixed("layer", inputs, Layer::Flatten).replaced(&layer, parameters, &device).unwrap();
+            let input = fixed("input", &[], Layer::Input { shape: vec![4, 5, 6] });
+            let mut nodes = vec![input, fixed("before", &[0], before), at_hand];
+            nodes.push(fixed("flat", &[2], Layer::Flatten));
+            let net = Net { nodes };
+            let taken = if vector { takes_vectors } else { layer != Layer::Linear };
+            match net.shapes() {
+                Ok(_) => assert!(taken, "{layer:?} on a {}", if vector { "vector" } else { "map" }),
+                Err(error) => {
+                    let error = error.to_string();
+                    assert!(!taken && error.starts_with(&format!("node 'layer': {}", layer.kind())), "{layer:?}: {error}");
+                }
+            }
+            // The container of the same network says the same.
+            let model = net.to_model(Storage::default()).unwrap();
+            assert_eq!(Engine::new(&model, 1).is_ok(), taken, "{layer:?}");
+            assert_eq!(Net::from_model(&model, &device).is_ok(), taken, "{layer:?}");
+            assert_eq!(Model::verify(&model.to_bytes().unwrap()).is_empty(), taken, "{layer:?}");
+            if taken {
+                let images = (0..3 * 120).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0).collect();
+                let difference = difference(&net, &model, images, 3);
+                assert!(difference <= 1e-5, "{layer:?} on a {}: {difference}", if vector { "vector" } else { "map" });
+            }
+        }
     }
 }

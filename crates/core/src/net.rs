@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use briquette_runtime::{Layer, Structure};
+use briquette_runtime::{Layer, Structure, activations};
 use burn::module::{Module, Param};
 use burn::nn::conv::Conv2d;
 use burn::nn::{BatchNorm, Linear, PaddingConfig2d};
@@ -110,7 +110,7 @@ pub enum Value {
 }
 
 impl Net {
-    /// Checks wiring, names and shapes; the output shape of every node, without the batch.
+    /// Checks wiring, names, shapes and how much of the feature maps is held at a time; the output shape of every node, without the batch.
     ///
     /// # Errors
     /// Names the first node that does not fit.
@@ -138,6 +138,13 @@ impl Net {
             node.op.check_channels(&shape).map_err(|detail| Error::node(&node.name, detail))?;
             shapes.push(shape);
         }
+        if let Some(shape) = shapes.first().filter(|shape| shape.len() != 3) {
+            return Err(Error::node(
+                &self.nodes[0].name,
+                format!("the input must be images [channels, height, width], is {shape:?}"),
+            ));
+        }
+        self.fullest(&shapes)?;
         match shapes.last() {
             None => Err(Error::Invalid("a network without nodes".into())),
             Some(shape) if shape.len() != 1 => {
@@ -145,6 +152,12 @@ impl Net {
             }
             Some(_) => Ok(shapes),
         }
+    }
+
+    /// Values of one sample's feature maps at the fullest moment of a run, of which there may be [`activations::MAX_ACTIVATIONS`].
+    pub(crate) fn fullest(&self, shapes: &[Vec<usize>]) -> Result<usize> {
+        let sizes = shapes.iter().map(|shape| shape.iter().product());
+        Ok(activations::bounded(self.nodes.iter().map(|node| node.inputs.as_slice()).zip(sizes))?)
     }
 
     /// Index of the node of this name.

@@ -15,6 +15,7 @@ mod tests;
 use std::time::Instant;
 
 use briquette_data::{Batch, Dataset, Loader};
+use briquette_runtime::activations::samples_together;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Gradients, Tensor, TensorData, activation};
@@ -237,9 +238,10 @@ pub fn tune(net: Net, recipe: Option<&Recipe>, cx: &mut Context<'_>) -> Result<N
 /// # Errors
 /// [`Error::Stopped`] when the host asks to stop.
 pub fn evaluate(net: &Net, data: &Dataset, device: &Device, host: &mut dyn Host) -> Result<Score> {
+    let batch = samples_together(net.fullest(&net.shapes()?)?, EVALUATION_BATCH);
     let net = net.valid();
     let (mut correct, mut top5, mut loss, mut seen) = (0, 0, 0.0, 0);
-    for batch in Loader::ordered(data, EVALUATION_BATCH) {
+    for batch in Loader::ordered(data, batch) {
         if host.stop_requested() {
             return Err(Error::Stopped);
         }
@@ -268,7 +270,7 @@ pub fn hits(logits: &[f32], labels: &[u16], k: usize) -> usize {
 /// Threads that prepare batches beside the one that trains.
 const WORKERS: usize = 1;
 
-/// Images per batch of an evaluation.
+/// Images per batch of an evaluation, unless their feature maps take too much memory.
 const EVALUATION_BATCH: usize = 200;
 
 /// The images of a batch, `[batch, channels, height, width]`, pixels / 255.

@@ -2,10 +2,11 @@
 
 use std::collections::HashSet;
 
-use crate::{Coded, Error, Layer, Model, Node};
+use crate::{Coded, Error, Layer, Model, Node, activations};
 
 impl Model {
-    /// Checks the wiring, the names, and every shape; returns the output shape of each node.
+    /// Checks the wiring, the names, every shape, and how much of the feature maps has to be held at a time
+    /// ([`MAX_ACTIVATIONS`](activations::MAX_ACTIVATIONS)); returns the output shape of each node.
     ///
     /// # Errors
     /// The first fault, with the node it is in. A custom layer is one: no kernels are registered here yet.
@@ -22,6 +23,8 @@ impl Model {
             };
             shapes.push(shape.map_err(|error| error.within(format!("node {position} {:?}", node.name)))?);
         }
+        let size = |shape: &Vec<usize>| shape.iter().product();
+        activations::bounded(self.nodes.iter().zip(&shapes).map(|(node, shape)| (node.inputs.as_slice(), size(shape))))?;
         Ok(shapes)
     }
 }
@@ -29,10 +32,8 @@ impl Model {
 fn output_shape(position: usize, node: &Node, shapes: &[Vec<usize>]) -> Result<Vec<usize>, Error> {
     let wiring = |detail: String| Err(Error::Wiring { detail });
     match (&node.layer, position) {
-        (Layer::Input { shape }, 0) if shape.is_empty() => return wiring("the input has no dimensions".into()),
         (Layer::Input { .. }, 0) => {}
         (Layer::Input { .. }, _) => return wiring("only node 0 is an input".into()),
-        (Layer::LocalResponseNorm { size: 0, .. }, _) => return wiring("a window of 0 channels".into()),
         (layer, 0) => return wiring(format!("node 0 is a {}, not an input", layer.kind())),
         (Layer::Custom { kernel, .. }, _) => return Err(Error::UnknownKernel { kernel: kernel.clone() }),
         _ => {}
@@ -121,5 +122,51 @@ mod tests {
         assert!(fault(|model| model.nodes[3].layer = custom).contains("unknown kernel \"fft\""));
         let bias = Coded::encode(&[3], &[0.0; 3], &Plan::default()).unwrap();
         assert!(fault(|model| model.nodes[1].tensors[1].1 = bias).contains("bias has the shape [3], expected [4]"));
+    }
+
+    #[test]
+    fn feature_maps_beyond_the_limit_are_refused_before_anything_is_made_of_them() {
+        let node =
+            |name: &str, inputs: &[usize], layer| Node { name: name.into(), inputs: inputs.to_vec(), layer, tensors: vec![] };
+        let pool = |output| Layer::AdaptiveAvgPool { output };
+        let of = |outputs: &[[usize; 2]]| {
+            let mut nodes = vec![node("x", &[], Layer::Input { shape: vec![1, 1, 1] })];
+            nodes.extend(outputs.iter().enumerate().map(|(i, output)| node(&format!("pool{i}"), &[i], pool(*output))));
+            Model { nodes, meta: Default::default() }
+        };
+        // Each in itself, and both together.
+        for (model, expected) in [
+            (
+                of(&[[1 << 14, 1 << 14]]),
+                "adaptive-avg-pool: the output [1, 16384, 16384] of one sample has more values than the limit of 67108864",
+            ),
+            (of(&[[1 << 25, 1], [1 << 25, 1], [1 << 25, 2]]), "needed at a time: 100663296 is more than the limit of 67108864"),
+        ] {
+            let bytes = model.to_bytes().unwrap();
+            assert!(bytes.len() < 100 && Model::verify(&bytes)[0].contains(expected), "{:?}", Model::verify(&bytes));
+            assert!(model.check().is_err() && crate::Engine::new(&model, 1).is_err());
+        }
+        assert!(of(&[[1 << 25, 1], [1 << 25, 1], [1 << 12, 1 << 12]]).check().is_ok());
+    }
+
+    #[test]
+    fn settings_that_no_layer_takes_are_refused() {
+        let of = |shape: &[usize], layer: Layer| {
+            let input = Node { name: "x".into(), inputs: vec![], layer: Layer::Input { shape: shape.to_vec() }, tensors: vec![] };
+            let node = Node { name: "y".into(), inputs: vec![0], layer, tensors: vec![] };
+            Model { nodes: vec![input, node], meta: Default::default() }.check().is_ok()
+        };
+        let window = |side: usize| Layer::MaxPool(crate::Window { kernel: [side; 2], stride: [1; 2], padding: [side - 1; 2] });
+        assert!(of(&[1, 9, 9], window(9)) && !of(&[1, 9, 9], window(1 << 13)));
+        let norm = |size: usize| Layer::LocalResponseNorm { size, alpha: 1.0, beta: 0.75, k: 1.0 };
+        assert!(of(&[1, 9, 9], norm(usize::MAX >> 1)) && !of(&[1, 9, 9], norm(0)) && !of(&[9], norm(3)));
+        let pixels = |mean: f32, std: f32| Layer::Normalize { mean: vec![mean], std: vec![std] };
+        assert!(of(&[1, 9, 9], pixels(0.5, 0.5)) && !of(&[1], pixels(0.5, 0.5)));
+        for (mean, std) in [(f32::NAN, 1.0), (0.5, 0.0), (0.5, -1.0), (0.5, f32::INFINITY)] {
+            assert!(!of(&[1, 9, 9], pixels(mean, std)), "{mean} {std}");
+        }
+        for shape in [&[][..], &[3, 4], &[1, 2, 3, 4], &[0]] {
+            assert!(!of(shape, Layer::Softmax), "{shape:?}");
+        }
     }
 }

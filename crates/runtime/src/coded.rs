@@ -411,11 +411,12 @@ fn elements(shape: &[usize]) -> Result<usize, Error> {
     if shape.len() > MAX_RANK {
         return Err(Error::Limit { what: "dimensions", found: shape.len() as u64, limit: MAX_RANK as u64 });
     }
-    let elements = shape.iter().fold(1_usize, |product, size| product.saturating_mul(*size));
-    if elements > MAX_ELEMENTS_TOTAL || shape.iter().any(|size| *size > MAX_ELEMENTS_TOTAL) {
+    // Products of some of the sizes are formed too, so that a size of 0 does not hide the others.
+    let elements = shape.iter().fold(1_usize, |product, size| product.saturating_mul((*size).max(1)));
+    if elements > MAX_ELEMENTS_TOTAL {
         return Err(Error::Limit { what: "elements", found: elements as u64, limit: MAX_ELEMENTS_TOTAL as u64 });
     }
-    Ok(elements)
+    Ok(if shape.contains(&0) { 0 } else { elements })
 }
 
 fn format(code: u8) -> Result<ValueFormat, Error> {

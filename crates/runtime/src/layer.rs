@@ -5,6 +5,7 @@ use briquette_kernels::Structure;
 use serde::{Deserialize, Serialize};
 
 use crate::Grid;
+use crate::activations::MAX_ACTIVATIONS;
 
 /// An operation and its hyper-parameters. Feature maps are `[channels, height, width]`, vectors are `[features]`; the batch
 /// dimension is left out everywhere.
@@ -225,8 +226,8 @@ pub enum ShapeError {
     },
 }
 
-/// Largest number of elements that any feature map of one sample may have; a bound for files from outside.
-pub const MAX_ELEMENTS: usize = 1 << 28;
+/// Largest height and width of a pooling window: the places of a window can be counted in single precision.
+pub const MAX_WINDOW: usize = 1 << 12;
 
 impl Layer {
     /// The kind's name, as it is printed and stored.
@@ -290,10 +291,16 @@ impl Layer {
             other => Err(bad(format!("takes a feature map [channels, height, width], got {other:?}"))),
         };
         let shape = match self {
+            Layer::Input { shape } if !matches!(shape.len(), 1 | 3) => {
+                return Err(bad(format!("{shape:?} is neither a feature map [channels, height, width] nor a vector [features]")));
+            }
             Layer::Input { shape } => shape.clone(),
             Layer::Normalize { mean, std } => {
-                if inputs[0].first() != Some(&mean.len()) || mean.len() != std.len() {
+                if map()?.0 != mean.len() || mean.len() != std.len() {
                     return Err(bad(format!("{} means and {} deviations for the input {:?}", mean.len(), std.len(), inputs[0])));
+                }
+                if !mean.iter().all(|mean| mean.is_finite()) || !std.iter().all(|std| std.is_finite() && *std > 0.0) {
+                    return Err(bad(format!("means {mean:?} and deviations {std:?}; they are finite, deviations positive")));
                 }
                 inputs[0].to_vec()
             }
@@ -324,6 +331,9 @@ impl Layer {
             Layer::MaxPool(window) | Layer::AvgPool { window, .. } => {
                 let (c, h, w) = map()?;
                 let fits = |axis: usize| window.padding[axis] < window.kernel[axis];
+                if window.kernel.iter().any(|side| *side > MAX_WINDOW) {
+                    return Err(bad(format!("a window of {:?}; its sides are at most {MAX_WINDOW}", window.kernel)));
+                }
                 let oh = extent(h, window.kernel[0], window.stride[0], window.padding[0], 1);
                 let ow = extent(w, window.kernel[1], window.stride[1], window.padding[1], 1);
                 let (Some(oh), Some(ow), true, true) = (oh, ow, fits(0), fits(1)) else {
@@ -392,15 +402,20 @@ impl Layer {
                 inputs[0].to_vec()
             }
             Layer::Custom { kernel, .. } => return Err(bad(format!("open kernel {kernel:?} is not known here"))),
-            Layer::BatchNorm { .. }
-            | Layer::LocalResponseNorm { .. }
-            | Layer::Activation(_)
-            | Layer::Softmax
-            | Layer::Dropout { .. } => inputs[0].to_vec(),
+            Layer::LocalResponseNorm { size, .. } => {
+                map()?;
+                if *size == 0 {
+                    return Err(bad("a window of 0 channels".into()));
+                }
+                inputs[0].to_vec()
+            }
+            Layer::BatchNorm { .. } | Layer::Activation(_) | Layer::Softmax | Layer::Dropout { .. } => inputs[0].to_vec(),
         };
         match shape.iter().copied().fold(1_usize, usize::saturating_mul) {
             0 => Err(bad(format!("the output {shape:?} is empty"))),
-            n if n > MAX_ELEMENTS => Err(bad(format!("the output {shape:?} has more than {MAX_ELEMENTS} elements"))),
+            n if n > MAX_ACTIVATIONS => {
+                Err(bad(format!("the output {shape:?} of one sample has more values than the limit of {MAX_ACTIVATIONS}")))
+            }
             _ => Ok(shape),
         }
     }

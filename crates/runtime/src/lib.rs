@@ -4,6 +4,7 @@
 //! are the file format (`docs/container.md`); an [`Engine`] decodes the weights once and then runs batches.
 //! Nothing here knows of any training framework.
 
+pub mod activations;
 mod bits;
 mod bytes;
 mod check;

@@ -383,3 +383,15 @@ fn values_beside_their_hash_or_product_are_stored_as_they_are() {
         "corrupt: hashed values without buckets"
     );
 }
+
+#[test]
+fn a_size_of_zero_hides_no_others() {
+    let side = 1 << 30;
+    for shape in [&[side, side, side, 0][..], &[0, side, side, side], &[side, side]] {
+        assert!(matches!(Coded::encode(shape, &[], &Plan::default()), Err(Error::Limit { what: "elements", .. })), "{shape:?}");
+        let mut bytes = vec![0, shape.len() as u8];
+        shape.iter().for_each(|size| bytes.put_varint(*size));
+        assert!(matches!(Coded::read(&mut Reader::new(&bytes)), Err(Error::Limit { .. })), "{shape:?}");
+    }
+    assert_eq!(Coded::encode(&[3, 0], &[], &Plan::default()).unwrap().decode(), Vec::<f32>::new());
+}

@@ -5,8 +5,11 @@ use super::pointwise;
 use super::threads::Threads;
 use crate::Activation;
 
-/// Floats of unfolded windows that a task holds at once.
+/// Floats of unfolded windows that a task holds at once, and the most where windows are so long that few of them fit.
 const TILE: usize = 1 << 18;
+const LONGEST_TILE: usize = 1 << 24;
+/// Pieces of an output that are listed at once, unless those of one group are more.
+const PIECES: usize = 1 << 20;
 /// Rows of a fully connected layer that a task computes.
 const ROWS: usize = 64;
 
@@ -97,9 +100,20 @@ impl Convolution {
         let g = &self.geometry;
         let positions = g.positions();
         let depth = self.weight.columns();
-        let tile = (TILE / depth).clamp(64, 2048).min(positions);
+        let tile = (TILE / depth).clamp(64, 2048).min(LONGEST_TILE / depth).clamp(1, positions);
         let tiles = positions.div_ceil(tile);
         let rows = self.out / g.groups;
+        let some = (PIECES / (rows * tiles)).max(1);
+        for (part, output) in output.chunks_mut(some * rows * positions).enumerate() {
+            self.groups(input, output, part * some, tile, threads);
+        }
+    }
+
+    /// Some groups of some samples, from this one on, in tiles of so many positions.
+    fn groups(&self, input: &[f32], output: &mut [f32], first_group: usize, tile: usize, threads: &Threads) {
+        let g = &self.geometry;
+        let (positions, depth, rows) = (g.positions(), self.weight.columns(), self.out / g.groups);
+        let tiles = positions.div_ceil(tile);
         let mut tasks: Vec<Vec<&mut [f32]>> = Vec::new();
         for group in output.chunks_mut(rows * positions) {
             let first = tasks.len();
@@ -113,7 +127,7 @@ impl Convolution {
         let whole = depth * g.groups == g.channels;
         let direct = whole && g.kernel == [1, 1] && g.stride == [1, 1] && g.padding == [0, 0];
         threads.each(tasks.into_iter().enumerate().collect(), |scratch: &mut Vec<f32>, (number, mut planes)| {
-            let (sample_group, tile_number) = (number / tiles, number % tiles);
+            let (sample_group, tile_number) = (first_group + number / tiles, number % tiles);
             let group = sample_group % g.groups;
             let input = &input[sample_group * group_size..][..group_size];
             let (begin, width) = (tile_number * tile, planes[0].len());

@@ -17,9 +17,10 @@ use std::time::Instant;
 
 use self::lower::Program;
 use self::threads::Threads;
-use crate::{Error, Model};
+use crate::{Error, Model, activations};
 
-/// Samples that go through the network together.
+/// Samples that go through the network together, if their feature maps stay within
+/// [`MAX_ACTIVATIONS_HELD`](activations::MAX_ACTIVATIONS_HELD).
 const CHUNK: usize = 32;
 
 /// Names and milliseconds of the steps of a run.
@@ -38,7 +39,7 @@ impl Engine {
     /// Decodes the weights and fuses batch normalization and activations into the layers before them.
     ///
     /// # Errors
-    /// When the model does not pass [`Model::check`], or for zero threads.
+    /// When the model does not pass [`Model::check`], which also bounds its feature maps, or for zero threads.
     pub fn new(model: &Model, threads: usize) -> Result<Engine, Error> {
         let shapes = model.check()?;
         Ok(Engine {
@@ -85,9 +86,14 @@ impl Engine {
     /// Bytes of the weights as they are held, of the activations at the fullest moment of a run with this batch, and of its
     /// result. The threads' scratch memory comes on top.
     pub fn peak_bytes(&self, batch: usize) -> usize {
-        let activations = self.program.peak_elements().saturating_mul(batch.min(CHUNK));
+        let activations = self.program.peak_elements().saturating_mul(batch.min(self.chunk()));
         let result = batch.saturating_mul(self.output.iter().product());
         activations.saturating_add(result).saturating_mul(4).saturating_add(self.program.weight_bytes())
+    }
+
+    /// Samples that go through the network together.
+    fn chunk(&self) -> usize {
+        activations::samples_together(self.program.peak_elements(), CHUNK)
     }
 
     fn run_chunks(&self, input: &[f32], batch: usize, around: Around<'_>) -> Result<Vec<f32>, Error> {
@@ -98,7 +104,7 @@ impl Engine {
         }
         let mut output = Vec::with_capacity(batch * self.output.iter().product::<usize>());
         let mut free = Vec::new();
-        for chunk in input.chunks(CHUNK * sample) {
+        for chunk in input.chunks(self.chunk() * sample) {
             output.extend(self.program.run(chunk, chunk.len() / sample, &self.threads, &mut free, around));
         }
         Ok(output)

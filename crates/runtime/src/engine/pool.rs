@@ -1,4 +1,4 @@
-//! Pooling: every kind is a maximum or a mean over rectangles, known once the shapes are.
+//! Pooling: every kind is a maximum or a mean over rectangles.
 
 use super::threads::Threads;
 use crate::Window;
@@ -7,10 +7,20 @@ use crate::Window;
 #[derive(Debug)]
 pub(crate) struct Pool {
     mean: bool,
-    width: usize,
-    area: usize,
-    rows: Vec<Span>,
-    columns: Vec<Span>,
+    input: [usize; 2],
+    output: [usize; 2],
+    windows: Windows,
+}
+
+/// What an output sees; spans are made for each run, for the shapes of a file may ask for many.
+#[derive(Debug, Clone, Copy)]
+enum Windows {
+    Fixed {
+        window: Window,
+        count_padding: bool,
+    },
+    /// `floor(i * in / out) .. ceil((i + 1) * in / out)`.
+    Adaptive,
 }
 
 /// What an output sees along one axis.
@@ -30,39 +40,41 @@ impl Pool {
 
     /// Mean, with or without padded zeros.
     pub(crate) fn average(window: &Window, count_padding: bool, input: [usize; 2], output: [usize; 2]) -> Self {
-        let spans = |axis: usize| {
-            let span = |position: usize| {
-                let first = position * window.stride[axis];
-                let start = first.saturating_sub(window.padding[axis]);
-                let end = (first + window.kernel[axis]).saturating_sub(window.padding[axis]).min(input[axis]);
-                Span { start, end, counted: if count_padding { window.kernel[axis] } else { end - start } }
-            };
-            (0..output[axis]).map(span).collect()
-        };
-        Self { mean: true, width: input[1], area: input[0] * input[1], rows: spans(0), columns: spans(1) }
+        Self { mean: true, input, output, windows: Windows::Fixed { window: *window, count_padding } }
     }
 
-    /// Means over `floor(i * in / out) .. ceil((i + 1) * in / out)`.
+    /// Means over windows that share the input out among the outputs.
     pub(crate) fn adaptive(input: [usize; 2], output: [usize; 2]) -> Self {
-        let spans = |axis: usize| {
-            let (size, count) = (input[axis], output[axis]);
-            let span = |i: usize| {
-                let (start, end) = (i * size / count, ((i + 1) * size).div_ceil(count));
+        Self { mean: true, input, output, windows: Windows::Adaptive }
+    }
+
+    fn span(&self, axis: usize, position: usize) -> Span {
+        let (size, count) = (self.input[axis], self.output[axis]);
+        match &self.windows {
+            Windows::Fixed { window, count_padding } => {
+                let first = position * window.stride[axis];
+                let start = first.saturating_sub(window.padding[axis]);
+                let end = (first + window.kernel[axis]).saturating_sub(window.padding[axis]).min(size);
+                Span { start, end, counted: if *count_padding { window.kernel[axis] } else { end - start } }
+            }
+            Windows::Adaptive => {
+                let (start, end) = (position * size / count, ((position + 1) * size).div_ceil(count));
                 Span { start, end, counted: end - start }
-            };
-            (0..count).map(span).collect()
-        };
-        Self { mean: true, width: input[1], area: input[0] * input[1], rows: spans(0), columns: spans(1) }
+            }
+        }
     }
 
     /// `input` `[planes, h, w]` to `output` `[planes, oh, ow]`.
     pub(crate) fn run(&self, input: &[f32], output: &mut [f32], threads: &Threads) {
-        threads.pieces(output, self.rows.len() * self.columns.len(), |number, plane| {
-            let input = &input[number * self.area..][..self.area];
-            for (rows, out) in self.rows.iter().zip(plane.chunks_mut(self.columns.len())) {
-                for (columns, out) in self.columns.iter().zip(out) {
+        let ([height, width], [rows, columns]) = (self.input, self.output);
+        let spans: Vec<Span> = (0..columns).map(|column| self.span(1, column)).collect();
+        threads.pieces(output, rows * columns, |number, plane| {
+            let input = &input[number * height * width..][..height * width];
+            for (row, out) in plane.chunks_mut(columns).enumerate() {
+                let rows = self.span(0, row);
+                for (columns, out) in spans.iter().zip(out) {
                     let seen = (rows.start..rows.end)
-                        .map(|row| &input[row * self.width..][columns.start..columns.end])
+                        .map(|row| &input[row * width..][columns.start..columns.end])
                         .flat_map(|row| row.iter().copied());
                     *out = match self.mean {
                         true => seen.sum::<f32>() / (rows.counted * columns.counted) as f32,

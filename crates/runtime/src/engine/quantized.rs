@@ -13,6 +13,9 @@ use super::pointwise::quantize;
 use super::threads::Threads;
 use crate::{Coded, Grid};
 
+/// Most groups of a convolution in integers: the filters of each are packed apart, which takes a multiple of the weights where they are few.
+const MOST_GROUPS: usize = 1 << 12;
+
 /// A layer in integers.
 #[derive(Debug)]
 pub(crate) struct Quantized {
@@ -35,11 +38,12 @@ enum Product {
 
 impl Quantized {
     /// The layer with this weight `[out, in / groups, kh, kw]` for inputs on this grid; none where integers cannot compute it: for weights
-    /// beside any grid or on one along another axis, for more than 256 levels, where sums may not fit 32 bits, and where a border would
-    /// have to be padded by what is no code.
+    /// beside any grid or on one along another axis, for more than 256 levels, where sums may not fit 32 bits, where a border would
+    /// have to be padded by what is no code, and for more than [`MOST_GROUPS`].
     pub(crate) fn new(geometry: &Geometry, weight: &Coded, out: usize, input: &Grid, epilogue: Epilogue) -> Option<Self> {
         let (grid, codes) = weight.codes()?;
-        if grid.axis.is_some_and(|axis| axis != 0) || grid.levels > 256 || input.levels > 256 {
+        let levels = grid.levels.max(input.levels);
+        if grid.axis.is_some_and(|axis| axis != 0) || levels > 256 || geometry.groups > MOST_GROUPS {
             return None;
         }
         let shape = Conv2d {

@@ -409,3 +409,34 @@ fn structural_matrices_equal_their_dense_forms_on_vectors_and_on_every_pixel() {
         assert!(Engine::new(&wrong, 1).is_err());
     }
 }
+
+#[test]
+fn large_feature_maps_go_through_a_few_samples_at_a_time() {
+    let pools = [Layer::AdaptiveAvgPool { output: [1 << 11, 1 << 12] }, Layer::GlobalAvgPool];
+    let nodes = pools.iter().enumerate().map(|(i, layer)| node(&format!("pool{i}"), &[i], layer.clone(), &[]));
+    let small = model(&[1, 2, 2], nodes.collect());
+    let large = model(&[1, 2, 2], vec![node("pool", &[0], Layer::AdaptiveAvgPool { output: [1 << 12, 1 << 13] }, &[])]);
+    let held = |model: &Model, batch: usize| Engine::new(model, 1).unwrap().peak_bytes(batch) as u64 / 4;
+    assert_eq!(held(&small, 1), (1 << 23) + 4 + 1);
+    // Of 32 samples 31 stay within the limit.
+    assert_eq!(held(&small, 32), 31 * ((1 << 23) + 4) + 32);
+    let result = 32_u64 << 25;
+    assert_eq!(held(&large, 32) - result, 7 * ((1 << 25) + 4));
+    // As many as are asked for come out, each as if alone.
+    let input: Vec<f32> = (0..2 * 4).map(|i| i as f32).collect();
+    assert_close(&run(&small, &input, 2), &[1.5, 5.5], 1e-3);
+}
+
+#[test]
+fn many_groups_of_one_position_come_out_as_one_by_one() {
+    // More pieces of the output than are listed at once: they are worked on in parts.
+    let (groups, batch) = (600_000, 2);
+    let weight: Vec<f32> = (0..2 * groups).map(|i| (i % 7) as f32).collect();
+    let conv = Layer::Conv2d { stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups };
+    // Two channels in each group, so that it is no depthwise convolution.
+    let model = model(&[2 * groups, 1, 1], vec![node("conv", &[0], conv, &[("weight", &[groups, 2, 1, 1], &weight)])]);
+    let input: Vec<f32> = (0..batch * 2 * groups).map(|i| (i % 5) as f32).collect();
+    let expected: Vec<f32> =
+        (0..batch * groups).map(|i| (0..2).map(|k| input[2 * i + k] * weight[2 * (i % groups) + k]).sum()).collect();
+    assert!(run(&model, &input, batch) == expected);
+}
