@@ -63,28 +63,61 @@ fn unpack_tar(path: &Path, bytes: &[u8], set: &Manifest) -> Result<Vec<(PathBuf,
 
 fn dataset(set: &Manifest, split: &str, count: usize, files: &[(PathBuf, Vec<u8>)]) -> Result<Dataset, Error> {
     let lead = if set.format == Format::Cifar100 { 2 } else { 1 };
-    let record = lead + set.shape.iter().product::<usize>();
-    let mut images = Vec::with_capacity(count * (record - lead));
-    let mut labels = Vec::with_capacity(count);
+    let (mut images, mut labels) = (Vec::with_capacity(count * PIXELS), Vec::with_capacity(count));
     for (path, bytes) in files {
-        if bytes.len() % record != 0 {
-            return Err(Error::malformed(path, format!("{} bytes are no whole number of records of {record}", bytes.len())));
-        }
-        for sample in bytes.chunks_exact(record) {
-            let label = sample[lead - 1];
-            if usize::from(label) >= set.classes.len() {
-                let what = format!("label {label} of record {} is not below {}", labels.len(), set.classes.len());
-                return Err(Error::malformed(path, what));
-            }
-            labels.push(u16::from(label));
-            images.extend_from_slice(&sample[lead..]);
-        }
+        records(path, bytes, lead, set.classes.len(), &mut images, &mut labels)?;
     }
     if labels.len() != count {
         let path = files.first().map_or_else(PathBuf::new, |(path, _)| path.clone());
         return Err(Error::malformed(path, format!("expected {count} records, found {}", labels.len())));
     }
     Dataset::from_memory(format!("{} {split}", set.name), set.shape, set.classes.len(), images, labels)
+}
+
+/// Height and width of an image, and its bytes.
+const SIDE: usize = 32;
+const PIXELS: usize = 3 * SIDE * SIDE;
+
+/// Appends the images and labels of a file of records, whose label is the last of `lead` bytes.
+fn records(
+    path: &Path,
+    bytes: &[u8],
+    lead: usize,
+    classes: usize,
+    images: &mut Vec<u8>,
+    labels: &mut Vec<u16>,
+) -> Result<(), Error> {
+    let record = lead + PIXELS;
+    if !bytes.len().is_multiple_of(record) {
+        return Err(Error::malformed(path, format!("{} bytes are no whole number of records of {record}", bytes.len())));
+    }
+    images.reserve(bytes.len() / record * PIXELS);
+    for sample in bytes.chunks_exact(record) {
+        let label = sample[lead - 1];
+        if usize::from(label) >= classes {
+            return Err(Error::malformed(path, format!("label {label} of record {} is not below {classes}", labels.len())));
+        }
+        labels.push(u16::from(label));
+        images.extend_from_slice(&sample[lead..]);
+    }
+    Ok(())
+}
+
+impl Dataset {
+    /// Colour images of 32 by 32 pixels from CIFAR's records, whose bytes are in memory: the label, which is the last of `lead` bytes (1 for
+    /// CIFAR-10, 2 for CIFAR-100), then the red, the green and the blue plane (A. Krizhevsky, *Learning multiple layers of features from tiny
+    /// images*, 2009).
+    ///
+    /// # Errors
+    /// When they are no whole number of records, a label is not below `classes`, or there is no byte for the label.
+    pub fn from_cifar(name: impl Into<String>, classes: usize, lead: usize, bytes: &[u8]) -> Result<Self, Error> {
+        let (name, mut images, mut labels) = (name.into(), Vec::new(), Vec::new());
+        if !(1..=PIXELS).contains(&lead) {
+            return Err(Error::malformed(name, format!("records that begin with {lead} bytes; the last of them is the label")));
+        }
+        records(Path::new(&name), bytes, lead, classes, &mut images, &mut labels)?;
+        Self::from_memory(name, [3, SIDE, SIDE], classes, images, labels)
+    }
 }
 
 #[cfg(test)]
@@ -114,6 +147,17 @@ mod tests {
         assert!(error(record(&[9])[..3000].to_vec(), 1).contains("records of 3073"));
         assert!(error(record(&[10]), 1).contains("label 10 of record 0"));
         assert!(error(record(&[1]), 2).contains("expected 2 records, found 1"));
+    }
+
+    #[test]
+    fn records_in_memory_become_a_set() {
+        let set = Dataset::from_cifar("mine", 7, 2, &[record(&[0, 6]), record(&[9, 1])].concat()).expect("whole");
+        assert_eq!((set.shape, set.len(), set.label(0), set.label(1)), ([3, 32, 32], 2, 6, 1));
+        assert_eq!((set.pixel(1)[0], set.pixel(1)[3071]), (1, 3));
+        let error = |lead: usize, bytes: &[u8]| Dataset::from_cifar("mine", 7, lead, bytes).expect_err("broken").to_string();
+        assert_eq!(error(1, &[0; 3072]), "mine: 3072 bytes are no whole number of records of 3073");
+        assert_eq!(error(1, &record(&[7])), "mine: label 7 of record 0 is not below 7");
+        assert!(error(0, &[]).contains("begin with 0 bytes") && error(usize::MAX, &[]).contains("begin with"));
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! IDX: a magic number, big-endian sizes, then bytes (LeCun's MNIST files).
 
-use std::{io::Read, path::Path};
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+};
 
 use flate2::read::GzDecoder;
 
@@ -19,23 +22,51 @@ pub(crate) fn splits(set: &Manifest, found: &[Found]) -> Result<(Dataset, Datase
     let mut halves = Vec::new();
     for (split, pair) in ["train", "test"].into_iter().zip(found.chunks(2)) {
         let [images, labels] = [unpack(&pair[0], &mut sha256)?, unpack(&pair[1], &mut sha256)?];
-        let ([count, height, width], pixels) = images_of(&images)?;
-        let labels_path = labels.path.clone();
-        let labels = labels_of(&labels)?;
-        if count != labels.len() || [1, height, width] != set.shape {
-            let what = format!("{} labels for {count} images of {height}x{width}", labels.len());
-            return Err(Error::malformed(labels_path, what));
+        let half = half(format!("{} {split}", set.name), set.classes.len(), &images, &labels)?;
+        if half.shape != set.shape {
+            return Err(Error::malformed(images.path, format!("images of the shape {:?}, not {:?}", half.shape, set.shape)));
         }
-        let labels = labels.into_iter().map(u16::from).collect();
-        halves.push(Dataset::from_memory(format!("{} {split}", set.name), set.shape, set.classes.len(), pixels, labels)?);
+        halves.push(half);
     }
     let test = halves.pop().expect("four files make two splits");
     let train = halves.pop().expect("four files make two splits");
     Ok((train, test, sha256))
 }
 
+/// One split from a file of images and one of labels.
+fn half(name: String, classes: usize, images: &Plain, labels: &Plain) -> Result<Dataset, Error> {
+    let ([count, height, width], pixels) = images_of(images)?;
+    let marks = labels_of(labels)?;
+    if count != marks.len() {
+        let what = format!("{} labels for {count} images of {height}x{width}", marks.len());
+        return Err(Error::malformed(&labels.path, what));
+    }
+    Dataset::from_memory(name, [1, height, width], classes, pixels, marks.into_iter().map(u16::from).collect())
+}
+
+impl Dataset {
+    /// Grey images from a file of images and one of labels in the IDX format, plain or gzipped, whose bytes are in memory: a magic number,
+    /// big-endian sizes, then a byte for each pixel or label (Y. LeCun, C. Cortes, C. Burges, *The MNIST database*).
+    ///
+    /// # Errors
+    /// When one of them is no such file, or they do not fit together.
+    pub fn from_idx(name: impl Into<String>, classes: usize, images: &[u8], labels: &[u8]) -> Result<Self, Error> {
+        let name = name.into();
+        let plain = |what: &str, bytes: &[u8]| {
+            let path = PathBuf::from(format!("{name} {what}"));
+            let bytes = if bytes.starts_with(&GZIP) { gunzip(&path, bytes)? } else { bytes.to_vec() };
+            Ok(Plain { path, bytes })
+        };
+        let (images, labels) = (plain("images", images)?, plain("labels", labels)?);
+        half(name, classes, &images, &labels)
+    }
+}
+
+/// How gzipped files begin.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+
 struct Plain {
-    path: std::path::PathBuf,
+    path: PathBuf,
     bytes: Vec<u8>,
 }
 
@@ -112,6 +143,17 @@ mod tests {
         assert!(error(&[0, 0, 8, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).contains("magic number 2051, found 2049"));
         let huge = [&[0, 0, 8, 3][..], &[255; 12], &[0]].concat();
         assert!(error(&huge).contains("but 1 bytes follow"));
+    }
+
+    #[test]
+    fn files_in_memory_become_a_set() {
+        let labels = [0, 0, 8, 1, 0, 0, 0, 2, 1, 0];
+        let set = Dataset::from_idx("mine", 2, &TWO_IMAGES, &labels).expect("whole");
+        assert_eq!((set.shape, set.len(), set.pixel(1), set.label(0)), ([1, 1, 2], 2, &[30, 40][..], 1));
+        let error = |labels: &[u8]| Dataset::from_idx("mine", 2, &TWO_IMAGES, labels).expect_err("broken").to_string();
+        assert_eq!(error(&[0, 0, 8, 1, 0, 0, 0, 1, 1]), "mine labels: 1 labels for 2 images of 1x2");
+        assert!(error(&[0, 0, 8, 1, 0, 0, 0, 2, 1, 2]).contains("label 2 of image 1"));
+        assert!(error(&GZIP).starts_with("mine labels: not a whole gzip stream"));
     }
 
     #[test]
