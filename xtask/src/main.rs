@@ -1,6 +1,8 @@
 //! Orchestrates builds, runs, checks and benchmarks. Verbs that are not listed here go to the binary `briquette`, built with the features
 //! that the wanted device needs.
 
+mod fuzz;
+mod nightly;
 mod peer;
 mod sanitize;
 mod sweep;
@@ -25,6 +27,7 @@ fn main() -> ExitCode {
         "smoke" => smoke(&arguments[1..]),
         "sweep" => sweep(&arguments[1..]),
         "sanitize" => sanitize::run(&arguments[1..]),
+        "fuzz" => fuzz::run(&arguments[1..]),
         _ => briquette(&arguments),
     };
     match result {
@@ -51,6 +54,7 @@ fn help() -> Result<ExitCode> {
          smoke      a trial run of every config, or of those named\n  \
          sweep      runs what docs/records/PAGE/NAME.toml describes and NAME.json lacks; `--jobs N` points at once\n  \
          sanitize   the kernels' tests under AddressSanitizer; needs a nightly toolchain\n  \
+         fuzz       the readers of files under libFuzzer, 600 s each; `--seconds N`; targets by name; needs a nightly toolchain\n  \
          table      writes docs/tables and the README's results from docs/records, and docs/methods.md");
     briquette(&["help".to_string()])
 }

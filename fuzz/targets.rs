@@ -1,0 +1,405 @@
+//! Readers of files from outside, each as a function of bytes that must come back whatever they are, and what to begin with.
+//!
+//! `fuzz/readers.rs` hands them to libFuzzer, `tests/readers.rs` replays seeds and finds as an ordinary test.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::Path;
+
+use briquette_core::builder::{Builder, Conv};
+use briquette_core::net::Net;
+use briquette_core::pass::{Context, Data, Memory};
+use briquette_core::stored::Storage;
+use briquette_core::training::{Extras, Recipe, fit};
+use briquette_data::Dataset;
+use briquette_runner::config::Config;
+use briquette_runtime::{
+    Activation, Coded, Coder, Engine, Grid, Hashed, Layer, Model, Node, Plan, Product, Stage, StepGradient, Structure,
+    ValueFormat, Window,
+};
+use burn::tensor::Device;
+
+/// A reader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// A container, as far as a small engine and a small network.
+    Container,
+    /// The state of an unfinished training.
+    State,
+    /// A PyTorch checkpoint.
+    Checkpoint,
+    /// A safetensors file, as far as a network of its weights.
+    Safetensors,
+    /// IDX files of images and of labels.
+    Idx,
+    /// Records of CIFAR.
+    Cifar,
+    /// A config and what `--set` changes in it.
+    Config,
+}
+
+/// All of them.
+pub(crate) const TARGETS: [Target; 7] =
+    [Target::Container, Target::State, Target::Checkpoint, Target::Safetensors, Target::Idx, Target::Cifar, Target::Config];
+
+impl Target {
+    /// Its name, which is also that of its folder in `fuzz/corpus`.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Target::Container => "container",
+            Target::State => "state",
+            Target::Checkpoint => "checkpoint",
+            Target::Safetensors => "safetensors",
+            Target::Idx => "idx",
+            Target::Cifar => "cifar",
+            Target::Config => "config",
+        }
+    }
+
+    /// The target of a name.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        TARGETS.into_iter().find(|target| target.name() == name)
+    }
+
+    /// Reads the bytes.
+    ///
+    /// # Panics
+    /// Only where there is a fault to be mended.
+    pub(crate) fn run(self, bytes: &[u8]) {
+        match self {
+            Target::Container => container(bytes),
+            Target::State => state(bytes),
+            Target::Checkpoint => checkpoint(bytes, "pt"),
+            Target::Safetensors => checkpoint(bytes, "safetensors"),
+            Target::Idx => idx(bytes),
+            Target::Cifar => cifar(bytes),
+            Target::Config => config(bytes),
+        }
+    }
+
+    /// Small files that are right, or nearly so; those of PyTorch lie in `fuzz/corpus`, for nothing here writes them.
+    pub(crate) fn seeds(self) -> Vec<Vec<u8>> {
+        match self {
+            Target::Container => containers(),
+            Target::State => vec![saved_state()],
+            Target::Checkpoint => Vec::new(),
+            Target::Safetensors => vec![plain_safetensors()],
+            Target::Idx => idx_files(),
+            Target::Cifar => vec![[vec![0, 1], vec![7; 3 * 1024]].concat(), [vec![1, 2, 1], vec![9; 3 * 1024]].concat()],
+            Target::Config => configs(),
+        }
+    }
+}
+
+/// Reads a container twice: as it is, and with its checksums repaired, as a forger would.
+fn container(bytes: &[u8]) {
+    let mut forged = bytes.to_vec();
+    repair(&mut forged);
+    for bytes in [bytes, &forged] {
+        let faults = Model::verify(bytes);
+        let Ok(model) = Model::from_bytes(bytes) else {
+            assert!(!faults.is_empty(), "unreadable, yet sound");
+            continue;
+        };
+        // What was read can be written, and is the same when it is read again.
+        let again = model.to_bytes().expect("what was read is within the limits");
+        assert!(Model::from_bytes(&again).is_ok_and(|model| model.to_bytes().is_ok_and(|bytes| bytes == again)));
+        let Ok(shapes) = model.check() else {
+            assert!(!faults.is_empty(), "it does not hold together, yet is sound");
+            continue;
+        };
+        assert_eq!(faults, Vec::<String>::new());
+        run(&model, &shapes);
+    }
+}
+
+/// Most values of all tensors and maps of a network that is run.
+const SMALL: usize = 1 << 16;
+
+/// Makes an engine of a sound model and runs it, and the network that trains, if that takes no time.
+fn run(model: &Model, shapes: &[Vec<usize>]) {
+    let tensors = model.nodes.iter().flat_map(|node| &node.tensors).map(|(_, coded)| coded.shape().iter().product::<usize>());
+    let maps = shapes.iter().map(|shape| shape.iter().product::<usize>());
+    if tensors.chain(maps).sum::<usize>() > SMALL {
+        return;
+    }
+    let macs = |(node, shape): (&Node, &Vec<usize>)| node.layer.macs(node.tensor("weight").map(Coded::shape), shape);
+    let windows = |(node, shape): (&Node, &Vec<usize>)| match &node.layer {
+        Layer::MaxPool(window) | Layer::AvgPool { window, .. } => {
+            (window.kernel[0] * window.kernel[1] * shape.iter().product::<usize>()) as u64
+        }
+        Layer::Structured(structure) => structure.count() as u64 * structure.features()[0] as u64,
+        _ => 0,
+    };
+    let nodes = || model.nodes.iter().zip(shapes);
+    if nodes().map(macs).sum::<u64>() + nodes().map(windows).sum::<u64>() > 1 << 22 {
+        return;
+    }
+    let engine = Engine::new(model, 1).expect("the model is sound");
+    let batch = 2;
+    let images: Vec<f32> = (0..batch * shapes[0].iter().product::<usize>()).map(|i| (i % 7) as f32 / 7.0).collect();
+    let output = engine.run(&images, batch).expect("the input has the engine's shape");
+    assert_eq!(output.len(), batch * engine.output_shape().iter().product::<usize>());
+    if let Ok(net) = Net::from_model(model, &Device::flex()) {
+        let shape = net.input_shape();
+        let data = burn::tensor::TensorData::new(images, [batch, shape[0], shape[1], shape[2]]);
+        let logits = net.forward(burn::tensor::Tensor::from_data(data, &Device::flex()));
+        assert_eq!(logits.dims()[0] * logits.dims()[1], output.len());
+    }
+}
+
+/// Writes the right checksum behind each section.
+fn repair(bytes: &mut [u8]) {
+    let mut at = 5;
+    while at < bytes.len() {
+        let (start, mut length) = (at, 0_u64);
+        for shift in (0..63).step_by(7) {
+            let Some(byte) = bytes.get(at) else { return };
+            length |= u64::from(byte & 0x7f) << shift;
+            at += 1;
+            if byte & 0x80 == 0 {
+                break;
+            }
+        }
+        let Some(end) = usize::try_from(length).ok().and_then(|length| at.checked_add(length)) else { return };
+        let Some(body) = bytes.get(start..end) else { return };
+        let checksum = crc32fast::hash(body).to_le_bytes();
+        let Some(place) = bytes.get_mut(end..end.saturating_add(4)) else { return };
+        place.copy_from_slice(&checksum);
+        at = end + 4;
+    }
+}
+
+/// Goes on with a training that was interrupted.
+fn state(bytes: &[u8]) {
+    let mut host = Memory { states: [(STATE.to_string(), bytes.to_vec())].into(), ..Memory::default() };
+    let _ = train(&mut host);
+}
+
+/// Where a training keeps its state.
+const STATE: &str = "training-0";
+
+/// One epoch of a network with all kinds of parameters.
+fn train(host: &mut Memory) -> briquette_core::Result<Net> {
+    let mut b = Builder::new([1, 4, 4], 1, &Device::flex());
+    let x = b.conv("conv", b.input(), Conv::new(2, 3).same());
+    let x = b.batch_norm("norm", x);
+    let x = b.relu("relu", x);
+    let x = b.flatten("flatten", x);
+    b.linear("fc", x, 2);
+    let images = Dataset::from_memory("dots", [1, 4, 4], 2, (0..64).map(|i| i * 3 % 251).collect(), vec![0, 1, 0, 1]);
+    let images = images.expect("four images");
+    let data = Data { train: images.clone(), valid: images.clone(), test: images };
+    let recipe = Recipe { batch: 2, ..Recipe::default() };
+    fit(b.finish()?, &recipe, Extras::default(), &mut Context::new(&Device::flex(), 1, &data, host))
+}
+
+fn saved_state() -> Vec<u8> {
+    let mut host = Memory::default();
+    train(&mut host).expect("a small network trains");
+    host.states.remove(STATE).expect("a training keeps its state")
+}
+
+/// Reads a checkpoint and takes its weights into a network.
+fn checkpoint(bytes: &[u8], ending: &str) {
+    let mut file = tempfile::Builder::new().suffix(&format!(".{ending}")).tempfile_in(memory()).expect("a temporary file");
+    file.write_all(bytes).expect("a temporary file");
+    if let Ok(checkpoint) = briquette_interchange::read(file.path()) {
+        let mut b = Builder::new([1, 1, 2], 1, &Device::flex());
+        let x = b.flatten("flatten", b.input());
+        b.linear("fc", x, 3);
+        let net = b.finish().expect("a small network");
+        if let Ok(net) = briquette_interchange::assign(net, &checkpoint, None) {
+            let _ = net.to_model(Storage::default()).and_then(|model| Ok(model.to_bytes()?));
+        }
+    }
+}
+
+/// Where files lie in memory, if there is such a place.
+fn memory() -> std::path::PathBuf {
+    Some(Path::new("/dev/shm")).filter(|path| path.is_dir()).map_or_else(std::env::temp_dir, Path::to_path_buf)
+}
+
+fn plain_safetensors() -> Vec<u8> {
+    use safetensors::tensor::{Dtype, TensorView};
+
+    let bytes = |count: u8| (0..count).map(|i| if i % 4 == 3 { 63 } else { i }).collect::<Vec<u8>>();
+    let (weight, bias, counter) = (bytes(24), bytes(6), bytes(8));
+    let view = |kind, shape: &[usize], bytes| TensorView::new(kind, shape.to_vec(), bytes).expect("a tensor");
+    let tensors: BTreeMap<&str, TensorView<'_>> = [
+        ("fc.weight", view(Dtype::F32, &[3, 2], &weight)),
+        ("fc.bias", view(Dtype::F16, &[3], &bias)),
+        ("num_batches_tracked", view(Dtype::I64, &[], &counter)),
+    ]
+    .into();
+    safetensors::serialize(tensors, None).expect("tensors")
+}
+
+/// The first two bytes tell how many are of the labels; the images follow.
+fn idx(bytes: &[u8]) {
+    let Some((length, rest)) = bytes.split_first_chunk::<2>() else { return };
+    let (labels, images) = rest.split_at(usize::from(u16::from_le_bytes(*length)).min(rest.len()));
+    if let Ok(set) = Dataset::from_idx("fuzz", 10, images, labels) {
+        used(&set);
+    }
+}
+
+fn idx_files() -> Vec<Vec<u8>> {
+    let labels = [&[0, 0, 8, 1, 0, 0, 0, 2][..], &[3, 9]].concat();
+    let images = [&[0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 3][..], &[40; 12]].concat();
+    // The same images gzipped, stored without compression.
+    let length = (images.len() as u16).to_le_bytes();
+    let head = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255, 1, length[0], length[1], !length[0], !length[1]];
+    let tail = [crc32fast::hash(&images).to_le_bytes(), (images.len() as u32).to_le_bytes()].concat();
+    let packed = [&head[..], &images, &tail].concat();
+    [images, packed].map(|images| [&(labels.len() as u16).to_le_bytes()[..], &labels, &images].concat()).into()
+}
+
+/// The first byte tells how many lead a record.
+fn cifar(bytes: &[u8]) {
+    let Some((lead, records)) = bytes.split_first() else { return };
+    if let Ok(set) = Dataset::from_cifar("fuzz", 10, usize::from(*lead) + 1, records) {
+        used(&set);
+    }
+}
+
+/// What is done with any set.
+fn used(set: &Dataset) {
+    let (train, valid) = set.split(set.len() / 3, 1);
+    assert_eq!(train.len() + valid.len(), set.len());
+    assert_eq!(set.class_counts().iter().sum::<usize>(), set.len());
+    assert!(set.statistics().0.iter().all(|mean| (0.0..=1.0).contains(mean)));
+    assert!(
+        briquette_data::Loader::ordered(set, 3).all(|batch| batch.labels.iter().all(|label| usize::from(*label) < set.classes))
+    );
+}
+
+/// What follows a zero byte changes the text before it, as `--set` does.
+fn config(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let mut parts = text.split('\0');
+    let text = parts.next().unwrap_or_default();
+    let sets: Vec<String> = parts.map(str::to_string).collect();
+    for smoke in [false, true] {
+        if let Ok(config) = Config::parse(Path::new("fuzz.toml"), text, &sets, smoke, None) {
+            assert_eq!(config.hash().len(), 64);
+            // What is in force is a config of the same experiment.
+            let again = Config::parse(Path::new("fuzz.toml"), &config.text, &[], smoke, None).expect("it was read before");
+            assert_eq!((again.text, again.passes.len()), (config.text, config.passes.len()));
+        }
+    }
+}
+
+/// Every method with its example, and overrides.
+fn configs() -> Vec<Vec<u8>> {
+    let head = "# expected\nmodel = { arch = \"lenet5\", width = 0.5 }\ndata = { name = \"glyphs\", train = 100 }\nseed = 3\n";
+    let of = |name: &str, example: &str| format!("{head}[[pass]]\nmethod = \"{name}\"\n{example}\n").into_bytes();
+    let mut texts: Vec<Vec<u8>> = briquette_runner::methods().iter().map(|entry| of(entry.name, entry.example)).collect();
+    texts.push(
+        format!("{head}[[pass]]\nmethod = \"train\"\nepochs = 3\0pass.0.epochs=1\0seed=9\0model=\"lenet300\"").into_bytes(),
+    );
+    texts
+}
+
+/// Containers with every layer and every way to store a tensor.
+fn containers() -> Vec<Vec<u8>> {
+    let plain = |shape: &[usize]| {
+        let values: Vec<f32> = (0..shape.iter().product()).map(|i: usize| (i * 7 % 11) as f32 * 0.25 + 0.5).collect();
+        Coded::encode(shape, &values, &Plan::default()).expect("a tensor")
+    };
+    let coded = |shape: &[usize], values: ValueFormat, coder: Coder| {
+        let plan = Plan { sparse: true, values, coder };
+        let value = |i: usize| if i % 3 == 0 { (i * 7 % 5) as f32 * 0.5 - 1.0 } else { 0.0 };
+        Coded::encode(shape, &(0..shape.iter().product()).map(value).collect::<Vec<f32>>(), &plan).expect("a tensor")
+    };
+    let node = |name: &str, inputs: &[usize], layer: Layer, tensors: Vec<(&str, Coded)>| Node {
+        name: name.into(),
+        inputs: inputs.to_vec(),
+        layer,
+        tensors: tensors.into_iter().map(|(name, coded)| (name.to_string(), coded)).collect(),
+    };
+    let conv = |groups: usize| Layer::Conv2d { stride: [1, 2], padding: [1, 0], dilation: [1, 1], groups };
+    let window = Window { kernel: [2, 2], stride: [1, 1], padding: [1, 0] };
+    let mut maps = vec![node("x", &[], Layer::Input { shape: vec![2, 5, 5] }, vec![])];
+    maps.push(node("n", &[0], Layer::Normalize { mean: vec![0.5; 2], std: vec![0.25; 2] }, vec![]));
+    let weight = coded(&[4, 2, 3, 2], ValueFormat::Codebook, Coder::Entropy);
+    maps.push(node("c", &[1], conv(1), vec![("weight", weight), ("bias", plain(&[4]))]));
+    let norm = ["gamma", "beta", "mean", "var"].map(|name| (name, plain(&[4])));
+    maps.push(node("b", &[2], Layer::BatchNorm { epsilon: 1e-5 }, norm.into()));
+    maps.push(node("l", &[3], Layer::LocalResponseNorm { size: 3, alpha: 0.1, beta: 0.75, k: 1.0 }, vec![]));
+    maps.push(node("p", &[4], Layer::MaxPool(window), vec![]));
+    maps.push(node("a", &[4], Layer::AvgPool { window, count_padding: true }, vec![]));
+    maps.push(node("s", &[5, 6], Layer::Add, vec![]));
+    maps.push(node("cat", &[7, 5], Layer::Concat, vec![]));
+    maps.push(node("slice", &[8], Layer::ChannelSlice { start: 1, len: 4 }, vec![]));
+    maps.push(node("short", &[9], Layer::PadShortcut { stride: 2, before: 1, after: 1 }, vec![]));
+    maps.push(node("mag", &[10], Layer::MeanMagnitude, vec![]));
+    maps.push(node("mul", &[10, 11], Layer::Multiply, vec![]));
+    maps.push(node("ad", &[12], Layer::AdaptiveAvgPool { output: [2, 3] }, vec![]));
+    maps.push(node("g", &[13], Layer::GlobalAvgPool, vec![]));
+    maps.push(node("d", &[14], Layer::Dropout { p: 0.5 }, vec![]));
+    let weight = coded(&[3, 6], ValueFormat::F16, Coder::Huffman);
+    maps.push(node("fc", &[15], Layer::Linear, vec![("weight", weight), ("bias", coded(&[3], ValueFormat::F32, Coder::Packed))]));
+    maps.push(node("sm", &[16], Layer::Softmax, vec![]));
+
+    let grid = Grid { levels: 5, axis: Some(0), steps: vec![0.25; 4], zeros: vec![2.0, 1.0, 0.0, 4.0] };
+    let channel = grid.channel_of(&[4, 6]);
+    let values: Vec<f32> = (0..24).map(|i| grid.value(channel(i), (i * 7 % 5) as u16)).collect();
+    let on_grid = Coded::on_grid(&[4, 6], &values, &grid, true, Coder::Entropy).expect("a tensor");
+    let hash = Hashed { seed: 7, buckets: vec![0.5, -0.25, 1.5] };
+    let values: Vec<f32> = (0..24).map(|i| hash.value(i)).collect();
+    let hashed = Coded::hashed(&[6, 4], &values, &hash, &Plan::default()).expect("a tensor");
+    let stage = Stage { centroids: (0..12).map(|i| i as f32 * 0.25).collect(), indices: (0..10).map(|i| i % 2).collect() };
+    let product = Product { width: 4, columns: 6, stages: vec![stage] };
+    let pieces = Coded::product(&[5, 6], &product.values(), &product, &Plan::default()).expect("a tensor");
+    let quantize = Layer::Quantize { levels: 4, zero: 0.0, train: StepGradient::Learned };
+    let mut vectors =
+        vec![node("x", &[], Layer::Input { shape: vec![2, 1, 3] }, vec![]), node("f", &[0], Layer::Flatten, vec![])];
+    vectors.push(node("q", &[1], quantize, vec![("step", plain(&[1]))]));
+    vectors.push(node("fc1", &[2], Layer::Linear, vec![("weight", on_grid)]));
+    vectors.push(node("fc2", &[3], Layer::Linear, vec![("weight", hashed)]));
+    vectors.push(node("fc3", &[4], Layer::Linear, vec![("weight", pieces)]));
+    let structures = [
+        Structure::Circulant { inputs: 5, outputs: 4, seed: 1 },
+        Structure::Fastfood { inputs: 4, outputs: 5, seed: 2 },
+        Structure::Acdc { inputs: 5, outputs: 6, layers: 2, seed: 3 },
+        Structure::ToeplitzLike { inputs: 6, outputs: 6, rank: 1 },
+        Structure::TwoLevelToeplitz { inputs: 6, outputs: 4, columns: 2 },
+        Structure::Kronecker { inputs: 4, outputs: 4, left: [2, 2], right: [2, 2], terms: 1 },
+        Structure::Butterfly { inputs: 4, outputs: 2 },
+    ];
+    for (structure, name) in structures.into_iter().zip(["s1", "s2", "s3", "s4", "s5", "s6", "s7"]) {
+        let tensors = structure.parameters().into_iter().map(|p| (p.name, plain(&p.shape))).collect();
+        vectors.push(node(name, &[vectors.len() - 1], Layer::Structured(structure), tensors));
+    }
+    let activations = [
+        Activation::Relu,
+        Activation::LeakyRelu { slope: 0.1 },
+        Activation::Relu6,
+        Activation::Sigmoid,
+        Activation::Tanh,
+        Activation::Gelu,
+        Activation::Silu,
+    ];
+    for (activation, name) in activations.into_iter().zip(["a1", "a2", "a3", "a4", "a5", "a6", "a7"]) {
+        vectors.push(node(name, &[vectors.len() - 1], Layer::Activation(activation), vec![]));
+    }
+    vectors.push(node("cc", &[vectors.len() - 1, vectors.len() - 2], Layer::Concat, vec![]));
+    let custom = Layer::Custom { kernel: "own".into(), config: "{}".into() };
+    let open = vec![node("x", &[], Layer::Input { shape: vec![3] }, vec![]), node("k", &[0], custom, vec![])];
+
+    let mut grouped = vec![node("x", &[], Layer::Input { shape: vec![4, 4, 4] }, vec![])];
+    let signs = |shape: &[usize]| {
+        let grid = Grid::uniform(2, 1.0, 0.5);
+        let values: Vec<f32> = (0..shape.iter().product()).map(|i: usize| if i % 3 == 0 { 0.5 } else { -0.5 }).collect();
+        Coded::on_grid(shape, &values, &grid, false, Coder::Huffman).expect("a tensor")
+    };
+    let sign = Layer::Quantize { levels: 2, zero: 0.5, train: StepGradient::Fixed };
+    grouped.push(node("q", &[0], sign, vec![("step", plain(&[1]))]));
+    grouped.push(node("c", &[1], conv(2), vec![("weight", signs(&[4, 2, 2, 2]))]));
+    grouped.push(node("dw", &[2], conv(4), vec![("weight", plain(&[4, 1, 2, 1]))]));
+    grouped.push(node("g", &[3], Layer::GlobalAvgPool, vec![]));
+
+    let meta: BTreeMap<String, String> = [("classes".to_string(), "a b".to_string())].into();
+    [maps, vectors, grouped, open].map(|nodes| Model { nodes, meta: meta.clone() }.to_bytes().expect("a container")).into()
+}
