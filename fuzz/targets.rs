@@ -6,11 +6,9 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
 
-use briquette_core::builder::{Builder, Conv};
+use briquette_core::builder::Builder;
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Data, Memory};
 use briquette_core::stored::Storage;
-use briquette_core::training::{Extras, Recipe, fit};
 use briquette_data::Dataset;
 use briquette_runner::config::Config;
 use briquette_runtime::{
@@ -24,8 +22,6 @@ use burn::tensor::Device;
 pub(crate) enum Target {
     /// A container, as far as a small engine and a small network.
     Container,
-    /// The state of an unfinished training.
-    State,
     /// A PyTorch checkpoint.
     Checkpoint,
     /// A safetensors file, as far as a network of its weights.
@@ -39,15 +35,14 @@ pub(crate) enum Target {
 }
 
 /// All of them.
-pub(crate) const TARGETS: [Target; 7] =
-    [Target::Container, Target::State, Target::Checkpoint, Target::Safetensors, Target::Idx, Target::Cifar, Target::Config];
+pub(crate) const TARGETS: [Target; 6] =
+    [Target::Container, Target::Checkpoint, Target::Safetensors, Target::Idx, Target::Cifar, Target::Config];
 
 impl Target {
     /// Its name, which is also that of its folder in `fuzz/corpus`.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Target::Container => "container",
-            Target::State => "state",
             Target::Checkpoint => "checkpoint",
             Target::Safetensors => "safetensors",
             Target::Idx => "idx",
@@ -68,7 +63,6 @@ impl Target {
     pub(crate) fn run(self, bytes: &[u8]) {
         match self {
             Target::Container => container(bytes),
-            Target::State => state(bytes),
             Target::Checkpoint => checkpoint(bytes, "pt"),
             Target::Safetensors => checkpoint(bytes, "safetensors"),
             Target::Idx => idx(bytes),
@@ -81,7 +75,6 @@ impl Target {
     pub(crate) fn seeds(self) -> Vec<Vec<u8>> {
         match self {
             Target::Container => containers(),
-            Target::State => vec![saved_state()],
             Target::Checkpoint => Vec::new(),
             Target::Safetensors => vec![plain_safetensors()],
             Target::Idx => idx_files(),
@@ -168,36 +161,6 @@ fn repair(bytes: &mut [u8]) {
         place.copy_from_slice(&checksum);
         at = end + 4;
     }
-}
-
-/// Goes on with a training that was interrupted.
-fn state(bytes: &[u8]) {
-    let mut host = Memory { states: [(STATE.to_string(), bytes.to_vec())].into(), ..Memory::default() };
-    let _ = train(&mut host);
-}
-
-/// Where a training keeps its state.
-const STATE: &str = "training-0";
-
-/// One epoch of a network with all kinds of parameters.
-fn train(host: &mut Memory) -> briquette_core::Result<Net> {
-    let mut b = Builder::new([1, 4, 4], 1, &Device::flex());
-    let x = b.conv("conv", b.input(), Conv::new(2, 3).same());
-    let x = b.batch_norm("norm", x);
-    let x = b.relu("relu", x);
-    let x = b.flatten("flatten", x);
-    b.linear("fc", x, 2);
-    let images = Dataset::from_memory("dots", [1, 4, 4], 2, (0..64).map(|i| i * 3 % 251).collect(), vec![0, 1, 0, 1]);
-    let images = images.expect("four images");
-    let data = Data { train: images.clone(), valid: images.clone(), test: images };
-    let recipe = Recipe { batch: 2, ..Recipe::default() };
-    fit(b.finish()?, &recipe, Extras::default(), &mut Context::new(&Device::flex(), 1, &data, host))
-}
-
-fn saved_state() -> Vec<u8> {
-    let mut host = Memory::default();
-    train(&mut host).expect("a small network trains");
-    host.states.remove(STATE).expect("a training keeps its state")
 }
 
 /// Reads a checkpoint and takes its weights into a network.
@@ -350,7 +313,7 @@ fn containers() -> Vec<Vec<u8>> {
     let values: Vec<f32> = (0..24).map(|i| hash.value(i)).collect();
     let hashed = Coded::hashed(&[6, 4], &values, &hash, &Plan::default()).expect("a tensor");
     let stage = Stage { centroids: (0..12).map(|i| i as f32 * 0.25).collect(), indices: (0..10).map(|i| i % 2).collect() };
-    let product = Product { width: 4, columns: 6, stages: vec![stage] };
+    let product = Product { width: 4, columns: 6, taps: 1, stages: vec![stage] };
     let pieces = Coded::product(&[5, 6], &product.values(), &product, &Plan::default()).expect("a tensor");
     let quantize = Layer::Quantize { levels: 4, zero: 0.0, train: StepGradient::Learned };
     let mut vectors =
@@ -398,7 +361,12 @@ fn containers() -> Vec<Vec<u8>> {
     grouped.push(node("q", &[0], sign, vec![("step", plain(&[1]))]));
     grouped.push(node("c", &[1], conv(2), vec![("weight", signs(&[4, 2, 2, 2]))]));
     grouped.push(node("dw", &[2], conv(4), vec![("weight", plain(&[4, 1, 2, 1]))]));
-    grouped.push(node("g", &[3], Layer::GlobalAvgPool, vec![]));
+    let stage = Stage { centroids: (0..8).map(|i| i as f32 * 0.25).collect(), indices: (0..8).map(|i| i / 3 % 2).collect() };
+    let product = Product { width: 2, columns: 4, taps: 2, stages: vec![stage] };
+    let by_taps = Coded::product(&[2, 4, 2, 1], &product.values(), &product, &Plan::default()).expect("a tensor");
+    let plain_conv = Layer::Conv2d { stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups: 1 };
+    grouped.push(node("pc", &[3], plain_conv, vec![("weight", by_taps)]));
+    grouped.push(node("g", &[4], Layer::GlobalAvgPool, vec![]));
 
     let meta: BTreeMap<String, String> = [("classes".to_string(), "a b".to_string())].into();
     [maps, vectors, grouped, open].map(|nodes| Model { nodes, meta: meta.clone() }.to_bytes().expect("a container")).into()
