@@ -18,7 +18,7 @@
 //!
 //! # Your own data
 //!
-//! A folder `train/<class>/*.png`, `test/<class>/*.png` (or `.jpg`) is the set `folder:PATH`. Pixels already in memory become a
+//! A folder `train/<class>/*.png`, `test/<class>/*.png` (or `.jpg`) is the set `folder:PATH`; both splits have the same classes. Pixels already in memory become a
 //! [`Dataset`], and a pair of those becomes [`Splits`]:
 //!
 //! ```
@@ -60,4 +60,4 @@ pub use files::{MissingFile, Status, locate};
 pub use loader::{Batch, Loader};
 pub use locations::{GlyphCounts, Locations};
 pub use manifest::{File, Format, Manifest, Piece, manifest};
-pub use open::{Splits, names, open};
+pub use open::{Outline, Splits, names, open, outline};

@@ -21,6 +21,27 @@ pub struct Splits {
     pub sha256: Vec<String>,
 }
 
+/// What is known of a data set without reading its pixels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outline {
+    /// Name of the set.
+    pub name: String,
+    /// Channels, height, width.
+    pub shape: [usize; 3],
+    /// Number of classes.
+    pub classes: usize,
+    /// Training and test images.
+    pub counts: [usize; 2],
+}
+
+impl Splits {
+    /// What [`outline`] says of this set.
+    pub fn outline(&self) -> Outline {
+        let (shape, classes) = (self.train.shape, self.classes.len());
+        Outline { name: self.name.clone(), shape, classes, counts: [self.train.len(), self.test.len()] }
+    }
+}
+
 /// Names that [`open`] knows, the one that needs no files first. Besides, `folder:PATH` is a folder of images.
 pub fn names() -> Vec<&'static str> {
     [GLYPHS].into_iter().chain(MANIFESTS.iter().map(|(name, _)| *name)).collect()
@@ -44,6 +65,19 @@ pub fn open(name: &str, at: &Locations) -> Result<Splits, Error> {
         Format::CifarJpeg => jpeg::splits(&set, &found, at)?,
     };
     Ok(Splits { name: set.name, train, test, classes: set.classes, mean: set.mean, std: set.std, sha256 })
+}
+
+/// What [`open`] would give, without the pixels: of a public set by its manifest, whether its files are at hand or not; of a folder by the headers
+/// of its files.
+pub fn outline(name: &str, at: &Locations) -> Result<Outline, Error> {
+    if is_embedded(name) {
+        return Ok(glyphs::outline(at.glyphs));
+    }
+    if let Some(path) = name.strip_prefix("folder:") {
+        return folder::outline(path.as_ref());
+    }
+    let set = manifest(name).ok_or_else(|| unknown(name))?;
+    Ok(Outline { name: set.name, shape: set.shape, classes: set.classes.len(), counts: set.counts })
 }
 
 const GLYPHS: &str = "glyphs";

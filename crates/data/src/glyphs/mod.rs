@@ -13,9 +13,10 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use crate::{Dataset, Error, GlyphCounts, Splits, files::sha256_of};
+use crate::{Dataset, Error, GlyphCounts, Outline, Splits, files::sha256_of};
 
 const SIDE: usize = 28;
+const CLASSES: usize = 10;
 const TRAIN: u64 = 0x676c_7970_6873_0001;
 const TEST: u64 = 0x676c_7970_6873_0002;
 
@@ -25,8 +26,13 @@ pub(crate) fn splits(counts: GlyphCounts) -> Result<Splits, Error> {
     let test = split("glyphs test", TEST, counts.test)?;
     let (mean, std) = train.statistics();
     let sha256 = [&train, &test].map(|split| sha256_of(&split.images)).to_vec();
-    let classes = (0..10).map(|digit| digit.to_string()).collect();
+    let classes = (0..CLASSES).map(|digit| digit.to_string()).collect();
     Ok(Splits { name: "glyphs".into(), train, test, classes, mean, std, sha256 })
+}
+
+/// What [`splits`] would draw.
+pub(crate) fn outline(counts: GlyphCounts) -> Outline {
+    Outline { name: "glyphs".into(), shape: [1, SIDE, SIDE], classes: CLASSES, counts: [counts.train, counts.test] }
 }
 
 fn split(name: &str, seed: u64, count: usize) -> Result<Dataset, Error> {
@@ -35,9 +41,9 @@ fn split(name: &str, seed: u64, count: usize) -> Result<Dataset, Error> {
     images.par_chunks_exact_mut(SIDE * SIDE).enumerate().for_each(|(i, image)| {
         let mut rng = seeded.clone();
         rng.set_stream(i as u64);
-        draw::digit(i % 10, &mut Dice(rng), image);
+        draw::digit(i % CLASSES, &mut Dice(rng), image);
     });
-    Dataset::from_memory(name, [1, SIDE, SIDE], 10, images, (0..count).map(|i| (i % 10) as u16).collect())
+    Dataset::from_memory(name, [1, SIDE, SIDE], CLASSES, images, (0..count).map(|i| (i % CLASSES) as u16).collect())
 }
 
 /// Uniform draws whose values no library update can change.
