@@ -18,6 +18,7 @@ pub mod quantize;
 pub mod scan;
 pub mod stored;
 pub mod surgery;
+pub mod task;
 pub mod training;
 pub mod types;
 pub mod values;

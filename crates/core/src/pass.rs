@@ -119,7 +119,7 @@ pub fn find<'a>(entries: &[&'a Entry], name: &str) -> Result<&'a Entry> {
 pub struct Data {
     /// Training images.
     pub train: Dataset,
-    /// Held back from the training images.
+    /// Held back from the training images, or from the test images.
     pub valid: Dataset,
     /// Test images.
     pub test: Dataset,

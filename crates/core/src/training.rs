@@ -32,6 +32,7 @@ use crate::error::{Error, Result};
 use crate::kernels;
 use crate::net::Net;
 use crate::pass::{Context, Event, Host};
+use crate::task::Task;
 use state::State;
 
 /// A term that a method adds to the recipe's loss.
@@ -124,9 +125,11 @@ pub struct Score {
 ///
 /// # Errors
 /// [`Error::Stopped`] when the host asks to stop, [`Error::Diverged`] when the loss is not finite: the state of the last whole epoch is
-/// with the host. Settings that cannot train, and the host's own failures.
+/// with the host. Settings that cannot train, data of other images or classes than the network's, and the host's own failures.
 pub fn fit(net: Net, recipe: &Recipe, mut extras: Extras<'_>, cx: &mut Context<'_>) -> Result<Net> {
     recipe.check()?;
+    let task = Task::of(&net)?;
+    [&cx.data.train, &cx.data.valid].into_iter().try_for_each(|data| task.check(data))?;
     if recipe.precision == Precision::Bf16 && !kernels::serve(&cx.device) {
         let detail = "precision = \"bf16\" takes the CPU kernels of the device `flex`, which are off or not there; leave it out";
         return Err(Error::Invalid(format!("training settings: {detail}")));
@@ -236,8 +239,9 @@ pub fn tune(net: Net, recipe: Option<&Recipe>, cx: &mut Context<'_>) -> Result<N
 /// Accuracy and loss of `net` on `data`.
 ///
 /// # Errors
-/// [`Error::Stopped`] when the host asks to stop.
+/// [`Error::Stopped`] when the host asks to stop. Data of other images or classes than the network's.
 pub fn evaluate(net: &Net, data: &Dataset, device: &Device, host: &mut dyn Host) -> Result<Score> {
+    Task::of(net)?.check(data)?;
     let batch = samples_together(net.fullest(&net.shapes()?)?, EVALUATION_BATCH);
     let net = net.valid();
     let (mut correct, mut top5, mut loss, mut seen) = (0, 0, 0.0, 0);

@@ -32,6 +32,7 @@ use serde::Deserialize;
 use crate::error::{Error, Result};
 use crate::net::Net;
 use crate::pass::{Context, Method, Pass};
+use crate::task::Task;
 
 /// Reads a container; masks and codebooks in it become codings again, so that tuning goes on from there.
 #[derive(Debug, Deserialize)]
@@ -49,12 +50,10 @@ impl Method for Load {
 }
 
 impl Pass for Load {
-    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+    fn run(&self, _: Net, cx: &mut Context<'_>) -> Result<Net> {
         let loaded = Net::from_model(&Model::from_bytes(&cx.host.read(&self.file)?)?, &cx.device)?;
-        if loaded.input_shape() != net.input_shape() {
-            let (found, expected) = (loaded.input_shape(), net.input_shape());
-            return Err(Error::Invalid(format!("{} takes inputs of shape {found:?}, the data has {expected:?}", self.file)));
-        }
+        let fits = Task::of(&loaded)?.check(&cx.data.train);
+        fits.map_err(|error| Error::Invalid(format!("{}: {error}", self.file)))?;
         Ok(loaded)
     }
 
@@ -96,7 +95,11 @@ mod tests {
             load.run(coded(Coding::default()), &mut context(&data, &mut host)).unwrap_err().to_string()
         };
         assert_eq!(refusal("none.brq"), "cannot read none.brq: no pass has written it");
-        assert_eq!(refusal("other.brq"), "other.brq takes inputs of shape [1, 28, 28], the data has [1, 2, 2]");
+        let images = "it takes images of shape [1, 28, 28], the data have [1, 2, 2]";
+        let classes = "it tells 10 classes apart, the data have 3";
+        let expected =
+            format!("other.brq: the network does not fit the data 'handmade': {images}; {classes}; name a pair that fits");
+        assert_eq!(refusal("other.brq"), expected);
         assert!(!refusal("damaged.brq").is_empty());
     }
 }
