@@ -22,6 +22,11 @@ fn faults_of_a_config_are_bad_usage_and_name_what_would_be_right() {
         (SMALL.replace("bits = 4", "bits = 20"), "bits lie in 1..=16, not 20"),
         (SMALL.replace("seed = 5", "seed = 5\nsead = 6"), "unknown field `sead`"),
         (SMALL.replace("seed = 5", "device = \"gpu\""), "unknown device 'gpu'"),
+        (
+            SMALL.replace("seed = 5", "device = \"wgpu:one\""),
+            "device 'wgpu:one': after the colon stands a number, as in 'wgpu:0'",
+        ),
+        (SMALL.replace("seed = 5", "device = \"flex:1\""), "device 'flex:1': this machine has one device of 'flex', 'flex:0'"),
         (SMALL.replace("model =", "model"), "small.toml"),
     ];
     for (text, expected) in cases {

@@ -151,7 +151,7 @@ struct ConfigArgs {
     /// Override a key: `--set pass.1.tune.epochs=1`.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
-    /// flex, ndarray, wgpu, vulkan or cuda:0.
+    /// flex, ndarray, wgpu, vulkan or cuda; a number says which one, as in wgpu:1.
     #[arg(long)]
     device: Option<String>,
 }
@@ -248,7 +248,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
 fn read(args: &ConfigArgs) -> Result<Config, Failure> {
     let config = Config::read(&args.config, &args.sets, args.smoke, args.device.as_deref());
     config
-        .and_then(|config| crate::setup::device(&config.device).map(|_| config))
+        .and_then(|config| crate::device::device(&config.device).map(|_| config))
         .map_err(|error| Failure { code: BAD_USAGE, error })
 }
 

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod cli;
 pub mod config;
+pub mod device;
 pub mod files;
 pub mod host;
 pub mod measure;

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Config;
 use crate::host::RunHost;
 use crate::report::{self, DataInfo, Metrics, Report, Row};
-use crate::{files, measure, setup};
+use crate::{device, files, measure, remeasure, setup};
 
 /// Where a run works and how.
 #[derive(Debug, Clone, Default)]
@@ -52,7 +52,7 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
         tracing::info!("{} is finished; nothing to do", folder.display());
         return Ok((folder, report));
     }
-    let device = setup::device(&config.device)?;
+    let device = device::device(&config.device)?;
     let (splits, data) = setup::data(&config.data, config.seed, options.data_dir.as_deref())?;
     let (train, valid, test) = (data.train.len(), data.valid.len(), data.test.len());
     tracing::info!("{}: {train} training, {valid} validation, {test} test images of {}", config.name(), splits.name);
