@@ -111,6 +111,58 @@ fn safetensors_of_lenet300() -> Vec<u8> {
 }
 
 #[test]
+fn a_network_for_other_images_or_classes_is_refused_by_every_verb() {
+    let bench = Bench::with(SMALL);
+    std::fs::write(bench.path("net.safetensors"), safetensors_of_lenet300(3)).unwrap();
+    let import = ["import", "net.safetensors", "--arch", "lenet300", "--classes", "3", "--out", "net.brq"];
+    assert!(bench.call(&import).status.success());
+    let container = ["--set", "model=net.brq"];
+    for verb in [&["eval", "net.brq", "--data", "glyphs"][..], &["plan", "small.toml"], &["run", "small.toml"]] {
+        let arguments = if verb[0] == "eval" { verb.to_vec() } else { [verb, &container].concat() };
+        let (error, _) = bench.refusal(&arguments);
+        let expected = ": it tells 3 classes apart, the data have 10; name a pair that fits";
+        assert!(error.contains("net.brq: the network does not fit the data 'glyphs") && error.contains(expected), "{error}");
+    }
+    assert!(!bench.path("runs").exists());
+    let loads = bench.path("loads.toml");
+    std::fs::write(&loads, SMALL.replace("method = \"encode\"\ncoder = \"entropy\"", "method = \"load\"\nfile = \"net.brq\""))
+        .unwrap();
+    let (error, _) = bench.refusal(&["run", "loads.toml", "--smoke"]);
+    assert!(error.contains("(load): net.brq: the network does not fit the data 'glyphs train'"), "{error}");
+    // The manifest knows the images without the files.
+    let (error, code) = bench.refusal(&["plan", "small.toml", "--set", "data=cifar10"]);
+    let expected = "model 'lenet300': the network does not fit the data 'cifar10': it takes images of shape [1, 28, 28], the data have [3, 32, 32]";
+    assert!(error.contains(expected) && code == 2, "{error}");
+}
+
+#[test]
+fn an_empty_folder_that_exists_is_a_place_for_a_run() {
+    let text = "# nothing is trained\nmodel = \"lenet300\"\ndata = { name = \"glyphs\", train = 60, test = 20 }\n";
+    let bench = Bench::with(text);
+    std::fs::create_dir(bench.path("mine")).unwrap();
+    let run = ["run", "small.toml", "--out", "mine"];
+    assert!(bench.call(&run).status.success());
+    assert!(bench.path("mine/report.json").exists());
+    let (error, _) = bench.refusal(&run);
+    assert!(error.contains("mine exists and is not empty; `--resume` goes on with it"), "{error}");
+}
+
+#[test]
+fn the_half_of_the_test_images_that_validates_is_in_no_figure() {
+    let text = "# nothing is trained\nmodel = \"lenet300\"\ndata = { name = \"glyphs\", train = 60, test = 20, valid-from = \"test\" }\n";
+    let bench = Bench::with(text);
+    assert!(bench.call(&["run", "small.toml", "--out", "run"]).status.success());
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(bench.path("run/report.json")).unwrap()).unwrap();
+    let data = &report["data"];
+    let expected = (&60.into(), &10.into(), &10.into(), &"test".into());
+    assert_eq!((&data["train"], &data["valid"], &data["test"], &data["valid_from"]), expected);
+    let markdown = std::fs::read_to_string(bench.path("run/report.md")).unwrap();
+    assert!(markdown.contains("60 training, 10 validation (of the test set), 10 test images"), "{markdown}");
+    let (error, _) = bench.refusal(&["run", "small.toml", "--set", "data.valid=20"]);
+    assert!(error.contains("20 of 20 test images cannot be held back for validation"), "{error}");
+}
+
+#[test]
 fn the_old_file_survives_a_full_disk() {
     let bench = Bench::with(SMALL);
     std::fs::write(bench.path("net.safetensors"), safetensors_of_lenet300()).unwrap();

@@ -67,7 +67,7 @@ fn interrupted_from_the_keyboard_a_run_can_be_resumed() {
     assert!(!bench.path("run/report.json").exists());
 
     let (refused, code) = bench.refusal(&["run", "small.toml", "--out", "run"]);
-    assert!(refused.contains("run exists; `--resume` goes on with it") && code == 1, "{refused}");
+    assert!(refused.contains("run exists and is not empty; `--resume` goes on with it") && code == 1, "{refused}");
     let (other, _) = bench.refusal(&["run", "small.toml", "--out", "run", "--resume", "--set", "seed=6"]);
     assert!(other.contains("another config or other settings"), "{other}");
     let resumed = bench.call(&["run", "small.toml", "--out", "run", "--resume"]);

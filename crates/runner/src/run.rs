@@ -118,13 +118,55 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
     let report = summarize(config, &hash, progress.rows, &splits, &data, &folder)?;
     report::write(&folder, &report)?;
     Ok((folder, report))
+impl Progress {
+    /// Adds a row for the network in this container, its latency measured beside that of the first row's. What `cargo xtask remeasure` needs is kept in `rows/`.
+    fn push(&mut self, mut row: Row, bytes: &[u8], net: &Net, folder: &Path) -> Result<()> {
+        let baseline = folder.join("baseline.brq");
+        if self.rows.is_empty() {
+            files::write(&baseline, bytes)?;
+        }
+        let first = std::fs::read(&baseline).with_context(|| format!("cannot read {}", baseline.display()))?;
+        let first = Model::from_bytes(&first).with_context(|| baseline.display().to_string())?;
+        let model = Model::from_bytes(bytes).context("the container that was just written cannot be read back")?;
+        measure::beside(&first, &model)?.into_row(&mut row);
+        if let Some(kept) = small(net, self.storage, bytes) {
+            let rows = folder.join("rows");
+            std::fs::create_dir_all(&rows).with_context(|| format!("cannot make {}", rows.display()))?;
+            files::write(&rows.join(format!("{}.brq", self.rows.len())), &kept)?;
+        }
+        self.rows.push(row);
+        Ok(())
+    }
+}
+
+/// Containers up to this size are kept for each row, and lie beside their records.
+const SMALL: usize = 1_000_000;
+
+/// The container, or that of the same network at half precision, if it is small. The engine takes as long for the one as for the other.
+fn small(net: &Net, storage: Storage, bytes: &[u8]) -> Option<Vec<u8>> {
+    if bytes.len() <= SMALL {
+        return Some(bytes.to_vec());
+    }
+    let halved = || net.to_model(Storage { float: ValueFormat::F16, ..storage }).ok()?.to_bytes().ok();
+    (bytes.len() <= 3 * SMALL).then(halved).flatten().filter(|half| half.len() <= SMALL)
+}
+
+fn valid_from(config: &Config) -> ValidFrom {
+    config.data.valid_from.unwrap_or_default()
+}
+
+/// Whether a run may begin here: nothing is there, or an empty folder.
+fn is_vacant(folder: &Path) -> bool {
+    !folder.exists() || std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
+}
+
 }
 
 /// The report when the folder holds a finished run that may be resumed.
 fn finished(folder: &Path, hash: &str, resume: bool) -> Result<Option<Report>> {
     let shown = folder.display();
-    if folder.exists() && !resume {
-        bail!("{shown} exists; `--resume` goes on with it, `--out DIR` takes another folder, or remove it");
+    if !resume && !is_vacant(folder) {
+        bail!("{shown} exists and is not empty; `--resume` goes on with it, `--out DIR` takes another folder, or remove it");
     }
     let finished = folder.join("report.json");
     if !finished.exists() {
