@@ -97,8 +97,8 @@ fn data_of_the_wrong_length_or_content_is_refused() {
 }
 
 /// A checkpoint of LeNet-300-100 as another program would write it.
-fn safetensors_of_lenet300() -> Vec<u8> {
-    let tensors: Vec<(String, Vec<usize>)> = [("a", 784, 300), ("b", 300, 100), ("c", 100, 10)]
+fn safetensors_of_lenet300(classes: usize) -> Vec<u8> {
+    let tensors: Vec<(String, Vec<usize>)> = [("a", 784, 300), ("b", 300, 100), ("c", 100, classes)]
         .into_iter()
         .flat_map(|(name, fan_in, out)| [(format!("{name}.weight"), vec![out, fan_in]), (format!("{name}.bias"), vec![out])])
         .collect();
@@ -165,7 +165,7 @@ fn the_half_of_the_test_images_that_validates_is_in_no_figure() {
 #[test]
 fn the_old_file_survives_a_full_disk() {
     let bench = Bench::with(SMALL);
-    std::fs::write(bench.path("net.safetensors"), safetensors_of_lenet300()).unwrap();
+    std::fs::write(bench.path("net.safetensors"), safetensors_of_lenet300(10)).unwrap();
     let import = ["import", "net.safetensors", "--arch", "lenet300", "--out", "net.brq"];
     assert!(bench.call(&import).status.success());
     let before = std::fs::read(bench.path("net.brq")).unwrap();
@@ -185,7 +185,7 @@ fn the_old_file_survives_a_full_disk() {
 #[test]
 fn a_checkpoint_that_does_not_fit_is_refused_by_name() {
     let bench = Bench::with(SMALL);
-    std::fs::write(bench.path("net.safetensors"), safetensors_of_lenet300()).unwrap();
+    std::fs::write(bench.path("net.safetensors"), safetensors_of_lenet300(10)).unwrap();
     let (error, _) = bench.refusal(&["import", "net.safetensors", "--arch", "lenet5", "--out", "net.brq"]);
     assert!(error.contains("0 module(s) of the kind 'convolution', the network has 2"), "{error}");
     std::fs::write(bench.path("net.pt"), b"\x80\x02garbage").unwrap();

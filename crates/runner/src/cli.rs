@@ -71,7 +71,7 @@ enum Verb {
         /// The data set.
         #[arg(long)]
         data: String,
-        /// `train` or `test`.
+        /// `train` or `test`; `valid` and `rest` are the halves of the test images on which networks that were trained before are validated and judged.
         #[arg(long, default_value = "test")]
         split: String,
     },
@@ -220,7 +220,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
         }
         Verb::Plan { config } => {
             let config = read(config)?;
-            let rows = plan::plan(config).map_err(|error| Failure { code: BAD_USAGE, error })?;
+            let rows = plan::plan(config, data_dir).map_err(|error| Failure { code: BAD_USAGE, error })?;
             verbs::plan(&rows, cli.json)?;
         }
         Verb::Methods { markdown } => verbs::methods(cli.json, *markdown)?,

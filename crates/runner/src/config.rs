@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use briquette_core::pass::{Entry, Pass, find};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 mod keys;
@@ -48,11 +48,10 @@ pub struct Step {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ModelSpec {
-    /// Architecture of the zoo; not needed for a container.
+    /// Architecture of the zoo; a container brings its own.
     pub arch: Option<String>,
-    /// Width multiplier.
-    #[serde(default = "full_width")]
-    pub width: f64,
+    /// Width multiplier; 1 without it.
+    pub width: Option<f64>,
     /// Checkpoint (`.safetensors`, PyTorch) or container (`.brq`) with the weights.
     pub file: Option<PathBuf>,
     /// Layer name to the prefix of its tensors in the checkpoint.
@@ -75,8 +74,50 @@ pub struct DataSpec {
     pub test: Option<usize>,
     /// Set that a trial run takes when the named one is not at hand.
     pub smoke: Option<String>,
-    /// Images held back from training for the choice of the epoch; a twelfth of the training images without it.
+    /// Images held back for the choice of the epoch; a twelfth of the training images, or half of the test images, without it.
     pub valid: Option<usize>,
+    /// Where these come from. Without it from the training images, but from the test images where `model.file` brings a network: what has been
+    /// trained before may have seen every training image.
+    pub valid_from: Option<ValidFrom>,
+}
+
+/// A split that gives the validation images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ValidFrom {
+    /// Training images, drawn by the run's seed; they are not trained on.
+    #[default]
+    Train,
+    /// Test images, the same for every seed; figures are of the others.
+    Test,
+}
+
+impl ModelSpec {
+    /// The container with the network, if there is one.
+    pub fn container(&self) -> Option<&Path> {
+        self.file.as_deref().filter(|file| is_container(file))
+    }
+
+    /// Refuses what a container brings itself.
+    fn check(&self) -> Result<()> {
+        let given = [
+            ("arch", self.arch.is_some()),
+            ("width", self.width.is_some()),
+            ("table", self.table.is_some()),
+            ("mean", self.mean.is_some()),
+            ("std", self.std.is_some()),
+        ];
+        match (self.container(), given.iter().find(|(_, given)| *given)) {
+            (Some(file), Some((key, _))) => {
+                bail!("{} brings its own layers and normalization: leave out `{key}`", file.display())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn is_container(file: &Path) -> bool {
+    file.extension().is_some_and(|ending| ending == "brq")
 }
 
 #[derive(Deserialize)]
@@ -117,8 +158,11 @@ impl Config {
         }
         let resolved = toml::to_string(&table).with_context(at)?;
         let top: Top = read(table).with_context(at)?;
-        let model = named_or_table(top.model, "arch").with_context(|| format!("{}: model", at()))?;
+        let short = if top.model.as_str().is_some_and(|name| is_container(name.as_ref())) { "file" } else { "arch" };
+        let model: ModelSpec = named_or_table(top.model, short).with_context(|| format!("{}: model", at()))?;
+        model.check().with_context(|| format!("{}: model", at()))?;
         let mut data: DataSpec = named_or_table(top.data, "name").with_context(|| format!("{}: data", at()))?;
+        data.valid_from.get_or_insert(if model.file.is_some() { ValidFrom::Test } else { ValidFrom::Train });
         let methods = crate::methods();
         let mut passes = Vec::new();
         for (index, settings) in top.pass.into_iter().enumerate() {
@@ -186,7 +230,7 @@ fn not_read(entry: &Entry, settings: &serde_json::Value, error: &serde_json::Err
     anyhow!("({name}): {text}{example}")
 }
 
-/// `"lenet5"` is short for `{ arch = "lenet5" }`.
+/// `"lenet5"` is short for `{ arch = "lenet5" }`, `"net.brq"` for `{ file = "net.brq" }`.
 fn named_or_table<T: DeserializeOwned>(value: toml::Value, short: &str) -> Result<T> {
     let table = match value {
         toml::Value::String(name) => [(short.to_string(), toml::Value::String(name))].into_iter().collect(),
@@ -230,10 +274,6 @@ fn override_key(table: &mut toml::Table, set: &str) -> Result<()> {
     Ok(())
 }
 
-fn full_width() -> f64 {
-    1.0
-}
-
 fn auto() -> String {
     "auto".into()
 }
@@ -262,6 +302,18 @@ mod tests {
     }
 
     #[test]
+    fn validation_images_of_a_network_that_was_trained_before_come_from_the_test_set() {
+        let from = |text: &str, sets: &[&str]| parse(text, sets).unwrap().data.valid_from;
+        let (fresh, checkpoint) = (TEXT, TEXT.replace("\"lenet5\"", "{ arch = \"lenet5\", file = \"theirs.pt\" }"));
+        let container = TEXT.replace("\"lenet5\"", "\"start/lenet5.brq\"");
+        assert_eq!(parse(&container, &[]).unwrap().model.container(), Some(Path::new("start/lenet5.brq")));
+        assert_eq!(from(fresh, &[]), Some(ValidFrom::Train));
+        assert_eq!([from(&checkpoint, &[]), from(&container, &[])], [Some(ValidFrom::Test); 2]);
+        let said = ["data={ name = \"glyphs\", valid-from = \"train\" }"];
+        assert_eq!(from(&container, &said), Some(ValidFrom::Train));
+    }
+
+    #[test]
     fn faults_are_named_with_file_pass_and_what_would_be_right() {
         let cases = [
             (TEXT.replace("keep", "kep"), "test.toml: pass 1: (magnitude): unknown field `kep`"),
@@ -281,6 +333,10 @@ mod tests {
             (
                 TEXT.replace("magnitude", "ecsq").replace("keep = 0.1", "lambda = 0.1\nper_layer = true"),
                 "(ecsq): unknown field `per_layer`; did you mean `per-layer`?",
+            ),
+            (
+                TEXT.replace("\"lenet5\"", "{ file = \"a.brq\", width = 0.5 }"),
+                "test.toml: model: a.brq brings its own layers and normalization: leave out `width`",
             ),
         ];
         for (text, expected) in cases {

@@ -1,5 +1,7 @@
 //! What a config would do, without doing it.
 
+use std::path::Path;
+
 use anyhow::{Context as _, Result};
 use briquette_core::net::Net;
 use briquette_core::stored::Storage;
@@ -7,7 +9,7 @@ use briquette_core::training::Recipe;
 use burn::tensor::Device;
 use serde::Serialize;
 
-use crate::config::{Config, DataSpec};
+use crate::config::Config;
 use crate::report::Row;
 use crate::{bench, measure, setup};
 
@@ -28,18 +30,19 @@ pub struct Planned {
 ///
 /// # Errors
 /// As a run would fail before its first step.
-pub fn plan(mut config: Config) -> Result<Vec<Planned>> {
-    let mut net = setup::model(&config, None, &Device::flex())?;
+pub fn plan(mut config: Config, data_dir: Option<&Path>) -> Result<Vec<Planned>> {
+    let outline = setup::outline(&config.data, data_dir)?;
+    let mut net = setup::model(&config, &outline, None, &Device::flex())?;
     let planned = |net: &Net, pass: usize, method: &str, trainings: &[Recipe]| -> Result<Planned> {
         let (mut row, _) = measure::size(net, Storage::default(), pass, method)?;
         let (mut epochs, mut memory_mib) = (0, 0.0_f64);
-        if let Some(images) = training_images(&config.data).filter(|_| trainings.iter().any(|recipe| recipe.epochs > 0)) {
+        if trainings.iter().any(|recipe| recipe.epochs > 0) {
             let per_image = bench::seconds_per_image(net)?;
             for recipe in trainings {
                 epochs += recipe.epochs;
                 memory_mib = memory_mib.max(memory(net, recipe.batch)?);
             }
-            row.seconds = (epochs * images) as f64 * per_image;
+            row.seconds = (epochs * outline.counts[0]) as f64 * per_image;
         }
         Ok(Planned { row, epochs, memory_mib })
     };
@@ -50,16 +53,6 @@ pub fn plan(mut config: Config) -> Result<Vec<Planned>> {
         rows.push(planned(&net, index, step.entry.name, &step.pass.trainings()).with_context(named)?);
     }
     Ok(rows)
-}
-
-/// Images of an epoch, as far as the config or the data set's manifest tells.
-fn training_images(data: &DataSpec) -> Option<usize> {
-    let all = match data.name.as_str() {
-        "glyphs" => briquette_data::GlyphCounts::default().train,
-        name => briquette_data::manifest(name)?.counts[0],
-    };
-    let used = data.train.map_or(all, |train| train.min(all));
-    used.checked_sub(data.valid.unwrap_or(used / 12))
 }
 
 fn memory(net: &Net, batch: usize) -> Result<f64> {

@@ -13,7 +13,7 @@ use briquette_core::stored::Storage;
 use briquette_runtime::Model;
 use serde::{Deserialize, Serialize};
 
-use crate::config::Config;
+use crate::config::{Config, ValidFrom};
 use crate::host::RunHost;
 use crate::report::{self, DataInfo, Metrics, Report, Row};
 use crate::{device, files, measure, remeasure, setup};
@@ -55,7 +55,8 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
     let device = device::device(&config.device)?;
     let (splits, data) = setup::data(&config.data, config.seed, options.data_dir.as_deref())?;
     let (train, valid, test) = (data.train.len(), data.valid.len(), data.test.len());
-    tracing::info!("{}: {train} training, {valid} validation, {test} test images of {}", config.name(), splits.name);
+    let from = if valid_from(config) == ValidFrom::Test { " (of the test set)" } else { "" };
+    tracing::info!("{}: {train} training, {valid} validation{from}, {test} test images of {}", config.name(), splits.name);
 
     let base = config.path.parent().unwrap_or(Path::new("")).to_path_buf();
     let checkpoint = folder.join("checkpoint");
@@ -66,7 +67,8 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
             (progress, Net::from_state(&state, &device)?)
         }
         None => {
-            let net = setup::model(config, Some(&splits), &device)?;
+            let normalization = (splits.mean.clone(), splits.std.clone());
+            let net = setup::model(config, &splits.outline(), Some(normalization), &device)?;
             // Not before everything that can be wrong with the config has been seen: what fails leaves no folder behind.
             std::fs::create_dir_all(&checkpoint).with_context(|| format!("cannot make {}", folder.display()))?;
             let mut progress = Progress { config_hash: hash.clone(), done: 0, rows: Vec::new(), storage: Storage::default() };
@@ -237,6 +239,7 @@ fn summarize(
     let times = measure::latency(&[&read("baseline.brq")?, &read("model.brq")?])?;
     metrics.delta = times[0].iter().filter_map(|(key, plain)| Some((key.clone(), plain / times[1].get(key)?))).collect();
     let versions =
+            valid_from: valid_from(config),
         BTreeMap::from([("briquette".to_string(), env!("CARGO_PKG_VERSION").to_string()), ("burn".into(), "0.22.1".into())]);
     Ok(Report {
         title: config.name(),

@@ -1,4 +1,4 @@
-//! From names in a config to a device, data and a network.
+//! From names in a config to data and a network.
 
 use std::path::{Path, PathBuf};
 
@@ -6,63 +6,93 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use briquette_core::builder::stream;
 use briquette_core::net::Net;
 use briquette_core::pass::Data;
+use briquette_core::task::Task;
 use briquette_core::zoo::{Arch, Wanted};
-use briquette_data::{GlyphCounts, Locations, Splits, Status};
+use briquette_data::{Dataset, GlyphCounts, Locations, Outline, Splits, Status};
 use burn::tensor::Device;
 
-use crate::config::{Config, DataSpec, ModelSpec};
-
-/// The device of this name.
-///
-/// # Errors
-/// Unknown names and backends that this build leaves out, with the way to get them.
-pub fn device(name: &str) -> Result<Device> {
-    let (backend, _index) = name.split_once(':').unwrap_or((name, "0"));
-    match backend {
-        "auto" | "flex" => Ok(Device::flex()),
-        #[cfg(feature = "ndarray")]
-        "ndarray" => Ok(Device::ndarray()),
-        #[cfg(feature = "wgpu")]
-        "wgpu" => Ok(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
-        #[cfg(feature = "vulkan")]
-        "vulkan" => Ok(Device::vulkan(burn::tensor::DeviceKind::DefaultDevice)),
-        #[cfg(feature = "cuda")]
-        "cuda" => Ok(Device::cuda(_index.parse::<usize>().with_context(|| format!("device '{name}'"))?)),
-        "ndarray" | "wgpu" | "vulkan" | "cuda" => bail!(
-            "device '{name}': this binary was built without it; `cargo xtask run` builds what a config asks for, or build with `--features {backend}`"
-        ),
-        _ => Err(briquette_core::Error::unknown("device", name, ["auto", "flex", "ndarray", "wgpu", "vulkan", "cuda:0"]).into()),
-    }
-}
+use crate::config::{Config, DataSpec, ModelSpec, ValidFrom};
 
 /// The data set, split three ways, and its normalization.
 ///
 /// # Errors
 /// When it is not there or not whole.
 pub fn data(spec: &DataSpec, seed: u64, data_dir: Option<&Path>) -> Result<(Splits, Data)> {
-    let mut at = Locations::from_env(data_dir);
-    let all = GlyphCounts::default();
-    at.glyphs = GlyphCounts { train: spec.train.unwrap_or(all.train), test: spec.test.unwrap_or(all.test) };
-    let mut name = &spec.name;
-    if let Status::Missing { files } = briquette_data::locate(name, &at)? {
-        match &spec.smoke {
-            Some(other) if !matches!(briquette_data::locate(other, &at)?, Status::Missing { .. }) => {
-                tracing::info!("{name} is not at hand; this trial run takes {other}");
-                name = other;
-            }
-            _ if !at.offline && files.iter().all(|file| !file.urls.is_empty()) => drop(fetch(name, &at)?),
-            _ => {}
-        }
+    let at = locations(spec, data_dir);
+    let name = at_hand(spec, &at)?;
+    if let Status::Missing { files } = briquette_data::locate(name, &at)?
+        && !at.offline
+        && files.iter().all(|file| !file.urls.is_empty())
+    {
+        fetch(name, &at)?;
     }
     let splits = briquette_data::open(name, &at)?;
-    let train = spec.train.map_or(splits.train.clone(), |n| splits.train.take(n));
-    let test = spec.test.map_or(splits.test.clone(), |n| splits.test.take(n));
-    let valid = spec.valid.unwrap_or(train.len() / 12);
-    if valid == 0 || valid >= train.len() {
-        bail!("data '{name}': {valid} of {} training images cannot be held back for validation", train.len());
-    }
-    let (train, valid) = train.split(valid, stream(seed, "validation"));
+    let [train, test] =
+        [(&splits.train, spec.train), (&splits.test, spec.test)].map(|(all, n)| n.map_or(all.clone(), |n| all.take(n)));
+    let [_, valid, _] = sizes(spec, [train.len(), test.len()])?;
+    let (train, valid, test) = match spec.valid_from.unwrap_or_default() {
+        ValidFrom::Train => {
+            let (train, valid) = train.split(valid, stream(seed, "validation"));
+            (train, valid, test)
+        }
+        ValidFrom::Test => {
+            let (test, valid) = halves(&test, valid);
+            (train, valid, test)
+        }
+    };
     Ok((splits, Data { train, valid, test }))
+}
+
+/// Splits a test set into what figures are of and, second, `valid` images for validation: the same ones for every seed, as many of each class as its
+/// share.
+pub fn halves(test: &Dataset, valid: usize) -> (Dataset, Dataset) {
+    test.split(valid, stream(0, "validation from the test images"))
+}
+
+/// What is known of the data without reading any image; the counts are those of training and test images that a run would use.
+///
+/// # Errors
+/// When no such set is known or its folder is not in order.
+pub fn outline(spec: &DataSpec, data_dir: Option<&Path>) -> Result<Outline> {
+    let at = locations(spec, data_dir);
+    let outline = briquette_data::outline(at_hand(spec, &at)?, &at)?;
+    let [train, test] = outline.counts;
+    let [train, _, test] = sizes(spec, [train.min(spec.train.unwrap_or(train)), test.min(spec.test.unwrap_or(test))])?;
+    Ok(Outline { counts: [train, test], ..outline })
+}
+
+fn locations(spec: &DataSpec, data_dir: Option<&Path>) -> Locations {
+    let all = GlyphCounts::default();
+    let glyphs = GlyphCounts { train: spec.train.unwrap_or(all.train), test: spec.test.unwrap_or(all.test) };
+    Locations { glyphs, ..Locations::from_env(data_dir) }
+}
+
+/// The set that is meant or, for a trial run without its files, the other one.
+fn at_hand<'a>(spec: &'a DataSpec, at: &Locations) -> Result<&'a str> {
+    let missing = |name: &str| Ok::<_, anyhow::Error>(matches!(briquette_data::locate(name, at)?, Status::Missing { .. }));
+    match &spec.smoke {
+        Some(other) if missing(&spec.name)? && !missing(other)? => {
+            tracing::info!("{} is not at hand; this trial run takes {other}", spec.name);
+            Ok(other)
+        }
+        _ => Ok(&spec.name),
+    }
+}
+
+/// Images to train on, to validate on and to test on, of so many training and test images.
+fn sizes(spec: &DataSpec, [train, test]: [usize; 2]) -> Result<[usize; 3]> {
+    let (whole, share, what) = match spec.valid_from.unwrap_or_default() {
+        ValidFrom::Train => (train, 12, "training"),
+        ValidFrom::Test => (test, 2, "test"),
+    };
+    let valid = spec.valid.unwrap_or(whole / share);
+    if valid == 0 || valid >= whole {
+        bail!("data '{}': {valid} of {whole} {what} images cannot be held back for validation", spec.name);
+    }
+    Ok(match spec.valid_from.unwrap_or_default() {
+        ValidFrom::Train => [train - valid, valid, test],
+        ValidFrom::Test => [train, valid, test - valid],
+    })
 }
 
 /// Downloads and verifies a data set with a progress bar; the folder that holds it.
@@ -81,33 +111,34 @@ pub fn fetch(name: &str, at: &Locations) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// The network that a config starts from. `splits` gives classes and normalization; without it (a plan) the architecture's own hold.
+/// The network that a config starts from, for the data of this outline. An architecture of the zoo is built for their classes; `normalization` is
+/// theirs and gives way to the config's own.
 ///
 /// # Errors
-/// Unknown architectures, files that do not fit.
-pub fn model(config: &Config, splits: Option<&Splits>, device: &Device) -> Result<Net> {
+/// Unknown architectures, files that do not fit, networks for other images or classes.
+pub fn model(config: &Config, outline: &Outline, normalization: Option<(Vec<f32>, Vec<f32>)>, device: &Device) -> Result<Net> {
     let spec = &config.model;
-    if let Some(file) = spec.file.as_ref().filter(|file| file.extension().is_some_and(|e| e == "brq")) {
-        let path = find(file, &config.path)?;
-        let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let model = briquette_runtime::Model::from_bytes(&bytes).with_context(|| path.display().to_string())?;
-        return Net::from_model(&model, device).with_context(|| path.display().to_string());
-    }
-    let name = spec.arch.as_ref().ok_or_else(|| anyhow!("model: names no `arch`"))?;
-    let arch = Arch::named(name)?;
-    let wanted = Wanted {
-        width: spec.width,
-        classes: splits.map_or(arch.classes, |splits| splits.classes.len()),
-        normalization: normalization(spec, splits)?,
-        seed: stream(config.seed, "weights"),
+    let (net, named) = match spec.container() {
+        Some(file) => {
+            let path = find(file, &config.path)?;
+            let named = || path.display().to_string();
+            let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            let model = briquette_runtime::Model::from_bytes(&bytes).with_context(named)?;
+            (Net::from_model(&model, device).with_context(named)?, named())
+        }
+        None => {
+            let name = spec.arch.as_ref().ok_or_else(|| anyhow!("model: names no `arch`"))?;
+            let wanted = Wanted {
+                width: spec.width.unwrap_or(1.0),
+                classes: outline.classes,
+                normalization: given(spec)?.or(normalization),
+                seed: stream(config.seed, "weights"),
+            };
+            (Arch::named(name)?.build(&wanted, device)?, format!("model '{name}'"))
+        }
     };
-    let net = arch.build(&wanted, device)?;
-    if let Some(splits) = splits
-        && net.input_shape() != splits.train.shape
-    {
-        bail!("model '{name}' takes images of shape {:?}, data '{}' has {:?}", arch.input, splits.name, splits.train.shape);
-    }
-    match &spec.file {
+    Task::of(&net).and_then(|task| task.suits(&outline.name, &outline.shape, outline.classes)).context(named)?;
+    match spec.file.as_ref().filter(|_| spec.container().is_none()) {
         None => Ok(net),
         Some(file) => {
             let checkpoint = briquette_interchange::read(&find(file, &config.path)?)?;
@@ -116,7 +147,8 @@ pub fn model(config: &Config, splits: Option<&Splits>, device: &Device) -> Resul
     }
 }
 
-fn normalization(spec: &ModelSpec, splits: Option<&Splits>) -> Result<Option<(Vec<f32>, Vec<f32>)>> {
+/// The normalization that the config sets.
+fn given(spec: &ModelSpec) -> Result<Option<(Vec<f32>, Vec<f32>)>> {
     match (&spec.mean, &spec.std) {
         (Some(mean), Some(std)) => {
             if let Some(bad) = std.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
@@ -124,7 +156,7 @@ fn normalization(spec: &ModelSpec, splits: Option<&Splits>) -> Result<Option<(Ve
             }
             Ok(Some((mean.clone(), std.clone())))
         }
-        (None, None) => Ok(splits.map(|splits| (splits.mean.clone(), splits.std.clone()))),
+        (None, None) => Ok(None),
         _ => bail!("model: `mean` and `std` go together"),
     }
 }
@@ -141,4 +173,49 @@ pub fn find(file: &Path, config: &Path) -> Result<PathBuf> {
         let tried: Vec<String> = tried.iter().map(|path| path.display().to_string()).collect();
         anyhow!("no file {}: tried {}; BRIQUETTE_MODELS may name the folder that holds it", file.display(), tried.join(", "))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(valid_from: ValidFrom) -> DataSpec {
+        DataSpec {
+            name: "glyphs".into(),
+            train: Some(120),
+            test: Some(60),
+            smoke: None,
+            valid: None,
+            valid_from: Some(valid_from),
+        }
+    }
+
+    #[test]
+    fn validation_images_of_the_test_set_are_the_same_for_every_seed_and_in_no_other_split() {
+        let pixels = |set: &Dataset| (0..set.len()).map(|i| set.pixel(i).to_vec()).collect::<Vec<_>>();
+        let [(splits, one), (_, other)] = [1, 2].map(|seed| data(&spec(ValidFrom::Test), seed, None).unwrap());
+        assert_eq!((one.train.len(), one.valid.class_counts(), one.test.class_counts()), (120, vec![3; 10], vec![3; 10]));
+        assert_eq!(pixels(&one.valid), pixels(&other.valid));
+        let mut all = [pixels(&one.valid), pixels(&one.test)].concat();
+        let mut whole = pixels(&splits.test);
+        all.sort();
+        whole.sort();
+        assert_eq!(all, whole);
+    }
+
+    #[test]
+    fn validation_images_of_the_training_set_follow_the_seed() {
+        let [one, other] = [1, 2].map(|seed| data(&spec(ValidFrom::Train), seed, None).unwrap().1);
+        assert_eq!((one.train.len(), one.valid.len(), one.test.len()), (110, 10, 60));
+        assert_ne!(one.valid.pixel(0), other.valid.pixel(0));
+    }
+
+    #[test]
+    fn an_outline_counts_what_a_run_uses() {
+        for from in [ValidFrom::Train, ValidFrom::Test] {
+            let (outline, (_, data)) = (outline(&spec(from), None).unwrap(), data(&spec(from), 1, None).unwrap());
+            assert_eq!((outline.counts, outline.classes), ([data.train.len(), data.test.len()], data.train.classes));
+            assert_eq!(outline.shape, data.test.shape);
+        }
+    }
 }

@@ -3,10 +3,11 @@
 use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use briquette_core::cost::Cost;
 use briquette_core::net::Net;
 use briquette_core::stored::Storage;
+use briquette_core::task::Task;
 use briquette_core::training::hits;
 use briquette_core::zoo::{Arch, ZOO};
 use briquette_data::{Loader, Locations, Status};
@@ -236,15 +237,15 @@ fn inspect_checkpoint(file: &Path, json: bool) -> Result<()> {
 pub(crate) fn eval(file: &Path, data: &str, split: &str, data_dir: Option<&Path>, json: bool) -> Result<()> {
     let (model, _) = container(file)?;
     let splits = briquette_data::open(data, &Locations::from_env(data_dir))?;
+    let half = || setup::halves(&splits.test, splits.test.len() / 2);
     let set = match split {
         "train" => splits.train,
         "test" => splits.test,
         other => return Err(briquette_core::Error::unknown("split", other, ["train", "test"]).into()),
     };
     let engine = Engine::new(&model, rayon::current_num_threads())?;
-    if engine.input_shape() != set.shape {
-        bail!("{} takes inputs of shape {:?}, '{data}' has {:?}", file.display(), engine.input_shape(), set.shape);
-    }
+    let task = Task::between(engine.input_shape(), engine.output_shape());
+    task.check(&set).with_context(|| file.display().to_string())?;
     let mut right = 0;
     for batch in Loader::ordered(&set, 100) {
         right += hits(&engine.run(&batch.images, batch.len)?, &batch.labels, 1);

@@ -7,6 +7,7 @@ use super::format::{count, decimals, percent, ratio, setting, three};
 use super::shares::Share;
 use super::table::{Column, Table, number, text};
 use super::{LayerRow, Report, Row};
+use crate::config::ValidFrom;
 
 /// Stands over the report of a trial run.
 pub(super) const SMOKE: &str =
@@ -154,7 +155,11 @@ pub(super) const LAYERS: &str = "Weights: trainable values of the layer at the s
 /// Where, on what and with what the run was made: names and values.
 pub(super) fn facts(report: &Report) -> Vec<(&'static str, String)> {
     let data = &report.data;
-    let images = [(data.train, "training"), (data.valid, "validation"), (data.test, "test")];
+    let from = match data.valid_from {
+        ValidFrom::Train => "validation",
+        ValidFrom::Test => "validation (of the test set)",
+    };
+    let images = [(data.train, "training"), (data.valid, from), (data.test, "test")];
     let images = images.map(|(n, split)| format!("{} {split}", count(n as u64))).join(", ");
     let versions: Vec<String> = report.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
     let facts = [

@@ -24,6 +24,8 @@ use serde::{Deserialize, Serialize};
 
 pub use metrics::Metrics;
 
+use crate::config::ValidFrom;
+
 /// Version of the schema.
 pub const SCHEMA: u32 = 1;
 
@@ -90,16 +92,19 @@ impl Default for Report {
 pub struct DataInfo {
     /// Name of the set.
     pub name: String,
-    /// Training images, those for validation taken away.
+    /// Training images; those for validation are not among them.
     pub train: usize,
     /// Validation images.
     pub valid: usize,
-    /// Test images.
+    /// Test images; those for validation are not among them.
     pub test: usize,
     /// Checksums of the files.
     pub sha256: Vec<String>,
 }
 
+    /// The split that gave the validation images.
+    #[serde(default)]
+    pub valid_from: ValidFrom,
 /// The network after a pass. A plan knows less of it than a run.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Row {

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use briquette_core::scan::{Measured, Point, Scan};
 
+use crate::config::ValidFrom;
+
 use super::{DataInfo, Epoch, LayerRow, Metrics, Report, Row};
 
 /// Train, prune, share, encode.
@@ -27,7 +29,14 @@ pub(super) fn report() -> Report {
         device: "flex".into(),
         smoke: true,
         versions: BTreeMap::from([("briquette".into(), "0.1.0".into()), ("burn".into(), "0.22.1".into())]),
-        data: DataInfo { name: "mnist".into(), train: 55_000, valid: 5_000, test: 10_000, sha256: vec!["00ff".into()] },
+        data: DataInfo {
+            name: "mnist".into(),
+            train: 55_000,
+            valid: 5_000,
+            test: 10_000,
+            valid_from: ValidFrom::Train,
+            sha256: vec!["00ff".into()],
+        },
         metrics: Metrics::between(&rows[0], &rows[3]),
         rows,
         ..Report::default()
