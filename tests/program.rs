@@ -80,7 +80,7 @@ pub(crate) fn rows(folder: &Path) -> serde_json::Value {
     for row in report["rows"].as_array_mut().unwrap() {
         let row = row.as_object_mut().unwrap();
         row.remove("seconds");
-        row.remove("latency_ms");
+        ["latency_ms", "latency_quartiles", "speedup"].iter().for_each(|time| drop(row.remove(*time)));
         for epoch in row.get_mut("curve").and_then(|curve| curve.as_array_mut()).into_iter().flatten() {
             let epoch = epoch.as_object_mut().unwrap();
             epoch.remove("seconds");

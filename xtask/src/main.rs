@@ -1,6 +1,7 @@
 //! Orchestrates builds, runs, checks and benchmarks. Verbs that are not listed here go to the binary `briquette`, built with the features
 //! that the wanted device needs.
 
+mod containers;
 mod fuzz;
 mod nightly;
 mod peer;
@@ -25,7 +26,9 @@ fn main() -> ExitCode {
         "bench" => peer::with_peer(with_default(&arguments, "training")).and_then(|arguments| briquette(&arguments)),
         "table" => write_generated(),
         "smoke" => smoke(&arguments[1..]),
-        "sweep" => sweep(&arguments[1..]),
+        "sweep" => with_copy(|briquette| sweep::run(&arguments[1..], &root(), briquette)),
+        "record" => containers::record(&arguments[1..]),
+        "remeasure" => with_copy(|briquette| containers::remeasure(&arguments[1..], &root(), briquette)),
         "sanitize" => sanitize::run(&arguments[1..]),
         "fuzz" => fuzz::run(&arguments[1..]),
         _ => briquette(&arguments),
@@ -46,13 +49,15 @@ fn say(text: &str) {
 
 fn help() -> Result<ExitCode> {
     say("cargo xtask <verb>\n\n  \
-         run CONFIG, plan CONFIG, methods, models, data, inspect, eval, verify, import\n             \
+         run CONFIG, plan CONFIG, methods, models, data, inspect, eval, latency, verify, import\n             \
          the verbs of `briquette`; `cargo xtask run --help` lists a verb's options\n  \
          test       all tests\n  \
          check      format, lints, documentation, generated pages up to date\n  \
          bench      training speed and memory; `--peer` puts PyTorch beside it\n  \
          smoke      a trial run of every config, or of those named\n  \
          sweep      runs what docs/records/PAGE/NAME.toml describes and NAME.json lacks; `--jobs N` points at once\n  \
+         record     copies a run's report and small containers to docs/records/PAGE/NAME.json\n  \
+         remeasure  renews the latencies in the records of a page from the containers beside them\n  \
          sanitize   the kernels' tests under AddressSanitizer; needs a nightly toolchain\n  \
          fuzz       the readers of files under libFuzzer, 600 s each; `--seconds N`; targets by name; needs a nightly toolchain\n  \
          table      writes docs/tables and the README's results from docs/records, and docs/methods.md");
@@ -157,13 +162,13 @@ fn smoke(names: &[String]) -> Result<ExitCode> {
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn sweep(arguments: &[String]) -> Result<ExitCode> {
+/// Hands on what starts a copy of the binary, so that a build that goes on meanwhile changes nothing.
+fn with_copy(work: impl FnOnce(&(dyn Fn() -> Command + Sync)) -> Result<ExitCode>) -> Result<ExitCode> {
     build(&[])?;
-    // A copy, so that a build that goes on meanwhile changes nothing.
     let copy = root().join("target/sweep").join(format!("briquette-{}", std::process::id()));
     std::fs::create_dir_all(root().join("target/sweep")).context("cannot make target/sweep")?;
     std::fs::copy(binary(), &copy).with_context(|| copy.display().to_string())?;
-    let result = sweep::run(arguments, &root(), &|| {
+    let result = work(&|| {
         let mut command = Command::new(&copy);
         environment(&mut command);
         command

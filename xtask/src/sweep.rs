@@ -3,6 +3,7 @@
 //! `docs/records/PAGE/NAME.toml` describes a sweep. `cargo xtask sweep` on it trains the network of each data set and seed once, runs every
 //! point from there, and writes `NAME.json` beside it after each. The record is the state: a point whose config it holds is not run again.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Mutex;
@@ -10,7 +11,7 @@ use std::sync::Mutex;
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::say;
+use crate::{containers, say};
 
 /// What a sweep runs.
 #[derive(Deserialize)]
@@ -33,6 +34,9 @@ pub(crate) struct Sweep {
     /// Passes that make the network that every method starts from; without them `model` brings its weights along.
     #[serde(default)]
     start: Vec<toml::Table>,
+    /// Whether the containers of the first seed are kept beside the record, for `cargo xtask remeasure`.
+    #[serde(default)]
+    containers: bool,
     /// The training that follows every method; without it, what a method does is all.
     pub(crate) tune: Option<toml::Table>,
     pub(crate) method: Vec<Method>,
@@ -73,6 +77,26 @@ pub(crate) struct Point {
     pub(crate) error: Option<String>,
     /// One for the network at the start and one for each pass.
     pub(crate) rows: Vec<Row>,
+    /// Of the last row.
+    #[serde(flatten)]
+    pub(crate) latency: Latency,
+    /// When the latency was measured, where that was later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) remeasured: Option<String>,
+    /// The network at the start and the last, where they are kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) containers: Vec<PathBuf>,
+}
+
+/// How fast a network is, keyed `b<batch>t<threads>`: first quartile, median and third quartile.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Latency {
+    /// Milliseconds of a batch.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    ms: BTreeMap<String, [f64; 3]>,
+    /// Speed-up over the network at the start, measured in turns with it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) speedup: BTreeMap<String, [f64; 3]>,
 }
 
 /// The figures of a report that a sweep keeps.
@@ -89,7 +113,24 @@ pub(crate) struct Row {
 #[derive(Deserialize)]
 struct Report {
     date: String,
-    rows: Vec<Row>,
+    rows: Vec<Measured>,
+}
+
+/// A row of a report.
+#[derive(Deserialize)]
+struct Measured {
+    #[serde(flatten)]
+    row: Row,
+    latency_ms: BTreeMap<String, f64>,
+    latency_quartiles: BTreeMap<String, [f64; 2]>,
+    speedup: BTreeMap<String, [f64; 3]>,
+}
+
+impl Measured {
+    fn latency(&self) -> Latency {
+        let quartiles = |(key, [low, high]): (&String, &[f64; 2])| Some((key.clone(), [*low, *self.latency_ms.get(key)?, *high]));
+        Latency { ms: self.latency_quartiles.iter().filter_map(quartiles).collect(), speedup: self.speedup.clone() }
+    }
 }
 
 fn everything() -> Vec<f64> {
@@ -108,7 +149,8 @@ impl Sweep {
 
     /// Whether the methods begin with random weights.
     pub(crate) fn untrained(&self) -> bool {
-        self.start.is_empty() && self.model.get("file").is_none()
+        let file = self.model.get("file").is_some() || self.model.as_str().is_some_and(|name| name.ends_with(".brq"));
+        self.start.is_empty() && !file
     }
 
     /// Every point that is still to run, given where the networks at the start lie.
@@ -136,6 +178,9 @@ impl Sweep {
                         config: self.config(method.model.as_ref().unwrap_or(&model).clone(), data, seed, passes)?,
                         error: None,
                         rows: Vec::new(),
+                        latency: Latency::default(),
+                        remeasured: None,
+                        containers: Vec::new(),
                     });
                 }
             }
@@ -148,7 +193,11 @@ impl Sweep {
     }
 
     fn config(&self, model: toml::Value, data: &str, seed: u64, pass: Vec<toml::Value>) -> Result<String> {
-        let data = [("name".to_string(), data.into()), ("valid".to_string(), i64::try_from(self.valid)?.into())];
+        let mut data = vec![("name".to_string(), data.into()), ("valid".to_string(), i64::try_from(self.valid)?.into())];
+        if !self.start.is_empty() {
+            // The network at the start was trained by this sweep, on the same split.
+            data.push(("valid-from".to_string(), "train".into()));
+        }
         let table: toml::Table = [
             ("model".to_string(), model),
             ("data".to_string(), toml::Value::Table(data.into_iter().collect())),
@@ -187,6 +236,12 @@ fn filled(settings: toml::Value, keep: f64) -> toml::Value {
         toml::Value::Table(all) => toml::Value::Table(all.into_iter().map(|(key, value)| (key, filled(value, keep))).collect()),
         other => other,
     }
+}
+
+/// A name that every file system takes.
+fn plain(name: &str) -> String {
+    let words = name.split(|c: char| !c.is_ascii_alphanumeric() && c != '.').filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join("-").to_lowercase()
 }
 
 /// The folder of the run that makes the network at the start.
@@ -255,7 +310,15 @@ pub(crate) fn run(arguments: &[String], root: &Path, briquette: &(dyn Fn() -> Co
             }
             point.commit.clone_from(&commit);
             match report(&briquette, root, &out, &point.config) {
-                Ok(report) => (point.date, point.rows) = (report.date, report.rows),
+                Ok(report) => {
+                    point.date = report.date;
+                    point.latency = report.rows.last().map(Measured::latency).unwrap_or_default();
+                    point.rows = report.rows.into_iter().map(|measured| measured.row).collect();
+                    if sweep.containers && sweep.seeds.first() == Some(&point.seed) {
+                        let folder = path.strip_prefix(root).unwrap_or(&path).with_extension("");
+                        point.containers = containers::keep(root, &out, point.model().as_deref(), point.files(&sweep, &folder))?;
+                    }
+                }
                 Err(error) => point.error = Some(format!("{error:#}")),
             }
             say(&point.line());
@@ -289,6 +352,23 @@ fn report(briquette: &dyn Fn() -> Command, root: &Path, out: &Path, config: &str
 }
 
 impl Point {
+    /// The container that the run started from, if it did from one.
+    fn model(&self) -> Option<String> {
+        let config: toml::Table = toml::from_str(&self.config).ok()?;
+        let model = &config["model"];
+        let file = model.get("file").unwrap_or(model).as_str()?;
+        file.ends_with(".brq").then(|| file.to_string())
+    }
+
+    /// Where the containers of the network at the start and of the last row are kept.
+    fn files(&self, sweep: &Sweep, folder: &Path) -> [PathBuf; 2] {
+        let method = sweep.method.iter().find(|method| method.name == self.method);
+        let own = method.is_some_and(|method| method.model.is_some());
+        let start = if own { format!("{}-{}-start", self.data, self.method) } else { format!("{}-start", self.data) };
+        let share = if method.is_some_and(Method::takes_a_share) { format!("-{}", self.keep) } else { String::new() };
+        [start, format!("{}-{}{share}", self.data, self.method)].map(|name| folder.join(plain(&name) + ".brq"))
+    }
+
     fn line(&self) -> String {
         let rows: Vec<String> = self.rows.iter().map(|row| format!("{:.2} %", 100.0 * row.accuracy)).collect();
         let result = self.error.clone().unwrap_or_else(|| rows.join(" → "));
@@ -298,7 +378,7 @@ impl Point {
 
 impl Record {
     /// One line for each point, and no point that has not run.
-    fn write(&self, path: &Path) -> Result<()> {
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
         let ran = self.points.iter().filter(|point| !point.rows.is_empty() || point.error.is_some());
         let lines: Vec<String> = ran.map(serde_json::to_string).collect::<Result<_, _>>()?;
         let (command, start) = (serde_json::to_string(&self.command)?, serde_json::to_string(&self.start)?);
@@ -372,6 +452,33 @@ mod tests {
         assert_eq!(config["pass"][0]["keep"]["fc2"].as_float(), Some(1.0));
         assert_eq!(config["model"]["arch"].as_str(), Some("mlp1000"));
         assert_eq!(toml::from_str::<toml::Table>(&points[2].config).unwrap()["model"].as_str(), Some("mlp1"));
+    }
+
+    #[test]
+    fn every_kept_container_has_a_name_of_its_own() {
+        let sweep = Sweep::read(&written(TEXT, "names")).unwrap();
+        let names = |point: &Point| point.files(&sweep, Path::new("page/sweep")).map(|file| file.display().to_string());
+        let points = sweep.points(Path::new("none")).unwrap();
+        assert_eq!(names(&points[1]), ["page/sweep/mnist-start.brq", "page/sweep/mnist-shares-0.1.brq"]);
+        assert_eq!(names(&points[2]), ["page/sweep/mnist-dense-start.brq", "page/sweep/mnist-dense.brq"]);
+        assert_eq!(plain("W8A8, post-training: 0.5"), "w8a8-post-training-0.5");
+        assert_eq!(points[0].model(), None);
+        let from = |model: &str| Point { config: format!("model = {model}"), ..points[0].clone() }.model();
+        assert_eq!(
+            [from("\"models/a.brq\""), from("{ file = \"models/a.brq\" }")],
+            [Some("models/a.brq".to_string()), Some("models/a.brq".to_string())]
+        );
+    }
+
+    #[test]
+    fn a_method_validates_on_the_images_that_the_network_at_its_start_has_not_seen() {
+        let text = TEXT.replace("seeds =", "start = [{ method = \"train\" }]\n        seeds =").replace("model = \"mlp1\"\n", "");
+        let sweep = Sweep::read(&written(&text, "valid")).unwrap();
+        let config: toml::Table = toml::from_str(&sweep.points(Path::new("none")).unwrap()[0].config).unwrap();
+        assert_eq!(config["data"]["valid-from"].as_str(), Some("train"));
+        let fresh = Sweep::read(&written(TEXT, "fresh")).unwrap();
+        let config: toml::Table = toml::from_str(&fresh.points(Path::new("none")).unwrap()[0].config).unwrap();
+        assert!(config["data"].get("valid-from").is_none());
     }
 
     #[test]

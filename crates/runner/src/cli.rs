@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::Config;
 use crate::host::STOP;
-use crate::{bench, plan, run, verbs};
+use crate::{bench, plan, remeasure, run, verbs};
 
 /// Model compression for CNNs: TOML in, a smaller and faster network out.
 #[derive(Debug, Parser)]
@@ -74,6 +74,17 @@ enum Verb {
         /// `train` or `test`; `valid` and `rest` are the halves of the test images on which networks that were trained before are validated and judged.
         #[arg(long, default_value = "test")]
         split: String,
+    },
+    /// Measure the latency of containers beside that of the first, in turns.
+    Latency {
+        /// The containers.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Renew the latencies of a record from the containers beside it; `cargo xtask remeasure` does so for a page.
+    Remeasure {
+        /// The report, NAME.json; its containers are NAME-<row>.brq.
+        record: PathBuf,
     },
     /// Check a container; one line for each fault.
     Verify {
@@ -229,6 +240,11 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
         Verb::Data { action: Some(DataAction::Get { name }) } => verbs::data_get(name, data_dir)?,
         Verb::Inspect { file } => verbs::inspect(file, cli.json)?,
         Verb::Eval { file, data, split } => verbs::eval(file, data, split, data_dir, cli.json)?,
+        Verb::Latency { files } => verbs::latency(files, cli.json)?,
+        Verb::Remeasure { record } => {
+            let rows = remeasure::remeasure(record)?;
+            verbs::print(&format!("{rows} rows measured"))?;
+        }
         Verb::Verify { file } => return Ok(if verbs::verify(file, cli.json)? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
         Verb::Import { file, arch, mean, std, classes, out } => {
             let normalization = mean.clone().zip(std.clone());

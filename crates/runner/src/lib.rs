@@ -9,6 +9,7 @@ pub mod host;
 pub mod measure;
 pub mod passes;
 pub mod plan;
+pub mod remeasure;
 pub mod report;
 pub mod run;
 pub mod setup;

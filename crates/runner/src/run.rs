@@ -10,7 +10,7 @@ use briquette_core::net::Net;
 use briquette_core::pass::{Context, Data};
 use briquette_core::promises::Promises;
 use briquette_core::stored::Storage;
-use briquette_runtime::Model;
+use briquette_runtime::{Model, ValueFormat};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, ValidFrom};
@@ -76,8 +76,7 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
                 // What is brought along is the baseline of the report.
                 let mut host = RunHost::new(None, base.clone(), 0);
                 let (row, bytes) = measure::row(&net, progress.storage, (0, "import"), &data, &device, &mut host)?;
-                files::write(&folder.join("baseline.brq"), &bytes)?;
-                progress.rows.push(row);
+                progress.push(row, &bytes, &net, &folder)?;
             }
             save_progress(&checkpoint, &progress, &net)?;
             (progress, net)
@@ -106,20 +105,19 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
         row.seconds = began.elapsed().as_secs_f64();
         let accuracy = 100.0 * row.accuracy.unwrap_or(0.0);
         tracing::info!("  test {accuracy:.2} %, {} parameters of {}, {} bytes", row.nonzero, row.params, bytes.len());
-        if progress.rows.is_empty() {
-            files::write(&folder.join("baseline.brq"), &bytes)?;
-        }
         files::write(&folder.join("model.brq"), &bytes)?;
-        progress.rows.push(row);
+        progress.push(row, &bytes, &net, &folder).with_context(named)?;
         progress.done += 1;
         save_progress(&checkpoint, &progress, &net)?;
         remove_states(&checkpoint, index);
     }
     let (_, bytes) = measure::size(&net, progress.storage, 0, "")?;
     files::write(&folder.join("model.brq"), &bytes)?;
-    let report = summarize(config, &hash, progress.rows, &splits, &data, &folder)?;
+    let report = summarize(config, &hash, progress.rows, &splits, &data)?;
     report::write(&folder, &report)?;
     Ok((folder, report))
+}
+
 impl Progress {
     /// Adds a row for the network in this container, its latency measured beside that of the first row's. What `cargo xtask remeasure` needs is kept in `rows/`.
     fn push(&mut self, mut row: Row, bytes: &[u8], net: &Net, folder: &Path) -> Result<()> {
@@ -160,8 +158,6 @@ fn valid_from(config: &Config) -> ValidFrom {
 /// Whether a run may begin here: nothing is there, or an empty folder.
 fn is_vacant(folder: &Path) -> bool {
     !folder.exists() || std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
-}
-
 }
 
 /// The report when the folder holds a finished run that may be resumed.
@@ -219,33 +215,19 @@ fn remove_states(checkpoint: &Path, pass: usize) {
     }
 }
 
-fn summarize(
-    config: &Config,
-    hash: &str,
-    rows: Vec<Row>,
-    splits: &briquette_data::Splits,
-    data: &Data,
-    folder: &Path,
-) -> Result<Report> {
-    let mut metrics = match (rows.first(), rows.last()) {
+fn summarize(config: &Config, hash: &str, rows: Vec<Row>, splits: &briquette_data::Splits, data: &Data) -> Result<Report> {
+    let metrics = match (rows.first(), rows.last()) {
         (Some(first), Some(last)) => Metrics::between(first, last),
         _ => bail!("the config has no pass and brings no model: nothing to report"),
     };
-    let read = |name: &str| -> Result<Model> {
-        let path = folder.join(name);
-        let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
-        Model::from_bytes(&bytes).with_context(|| path.display().to_string())
-    };
-    let times = measure::latency(&[&read("baseline.brq")?, &read("model.brq")?])?;
-    metrics.delta = times[0].iter().filter_map(|(key, plain)| Some((key.clone(), plain / times[1].get(key)?))).collect();
     let versions =
-            valid_from: valid_from(config),
         BTreeMap::from([("briquette".to_string(), env!("CARGO_PKG_VERSION").to_string()), ("burn".into(), "0.22.1".into())]);
     Ok(Report {
         title: config.name(),
         expected: config.expected.clone(),
         command: command(config),
-        date: jiff::Timestamp::now().round(jiff::Unit::Second)?.to_string(),
+        date: remeasure::now()?,
+        remeasured: None,
         config: config.text.clone(),
         config_hash: hash.to_string(),
         seed: config.seed,
@@ -257,6 +239,7 @@ fn summarize(
             train: data.train.len(),
             valid: data.valid.len(),
             test: data.test.len(),
+            valid_from: valid_from(config),
             sha256: splits.sha256.clone(),
         },
         rows,

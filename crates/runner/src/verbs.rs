@@ -1,7 +1,7 @@
 //! What the verbs other than `run` print.
 
 use std::io::{ErrorKind, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use briquette_core::cost::Cost;
@@ -19,7 +19,7 @@ use serde_json::json;
 use crate::bench::Mode;
 use crate::plan::Planned;
 use crate::report::{Report, Row};
-use crate::{files, measure, methods as all_methods, setup};
+use crate::{files, measure, methods as all_methods, remeasure, setup};
 
 /// Prints on stdout. Who reads it may stop reading, as `head` does.
 ///
@@ -241,7 +241,9 @@ pub(crate) fn eval(file: &Path, data: &str, split: &str, data_dir: Option<&Path>
     let set = match split {
         "train" => splits.train,
         "test" => splits.test,
-        other => return Err(briquette_core::Error::unknown("split", other, ["train", "test"]).into()),
+        "valid" => half().1,
+        "rest" => half().0,
+        other => return Err(briquette_core::Error::unknown("split", other, ["train", "test", "valid", "rest"]).into()),
     };
     let engine = Engine::new(&model, rayon::current_num_threads())?;
     let task = Task::between(engine.input_shape(), engine.output_shape());
@@ -257,6 +259,31 @@ pub(crate) fn eval(file: &Path, data: &str, split: &str, data_dir: Option<&Path>
         );
     }
     print(&format!("{:.2} % ({right} of {}) on {data} {split}", 100.0 * accuracy, set.len()))
+}
+
+/// `latency`.
+pub(crate) fn latency(files: &[PathBuf], json: bool) -> Result<()> {
+    let baseline = remeasure::model(&files[0])?;
+    let mut rows = Vec::new();
+    for file in files {
+        rows.push((file, measure::beside(&baseline, &remeasure::model(file)?)?));
+    }
+    if json {
+        let rows: Vec<_> =
+            rows.iter().map(|(file, times)| json!({"file": file, "ms": times.ms, "speedup": times.speedup})).collect();
+        return print_json(&json!({"date": remeasure::now()?, "rows": rows}));
+    }
+    let mut lines = vec!["Medians, in brackets the quartiles; b: images in a batch, t: threads.".to_string()];
+    for (file, times) in rows {
+        lines.push(file.display().to_string());
+        for (key, [low, median, high]) in &times.ms {
+            let [slowest, usual, fastest] = times.speedup[key];
+            lines.push(format!(
+                "  {key:8} {median:10.3} ms [{low:.3}, {high:.3}]   {usual:6.2}x [{slowest:.2}, {fastest:.2}] as fast as the first"
+            ));
+        }
+    }
+    print(&lines.join("\n"))
 }
 
 /// `verify`: whether the container is sound.

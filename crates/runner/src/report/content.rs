@@ -80,22 +80,45 @@ pub(super) fn metrics(report: &Report) -> Table {
     .flatten()
     .collect();
     for (key, &delta) in &m.delta {
-        let meaning = "speed-up s / s* of median latencies, first network over last, measured in turns";
-        rows.push(vec![format!("δ, {}", setting(key)), ratio(delta), meaning.into()]);
+        let spread = report.rows.last().and_then(|row| row.speedup.get(key));
+        let spread = spread
+            .map_or(String::new(), |[low, _, high]| format!("; half of the turns from {} to {}", ratio(*low), ratio(*high)));
+        let meaning = format!("speed-up s / s* of latencies, first network over last, median of turns{spread}");
+        rows.push(vec![format!("δ, {}", setting(key)), ratio(delta), meaning]);
     }
     rows.extend(line("MACs", m.macs_ratio.map(ratio), "multiply-accumulates of one sample, first network over last; computed"));
     Table::new(&[text("metric"), number("value"), text("meaning")], rows)
 }
 
-/// Median milliseconds of every pass in every setting.
+/// Milliseconds of every pass in every setting: median and, in brackets, quartiles.
 pub(super) fn latency(report: &Report) -> Table {
-    let keys: BTreeSet<&String> = report.rows.iter().flat_map(|row| row.latency_ms.keys()).collect();
+    let cell = |row: &Row, key: &str| {
+        let quartiles = row.latency_quartiles.get(key).map(|[low, high]| format!(" [{}, {}]", three(*low), three(*high)));
+        known(row.latency_ms.get(key).copied(), three) + &quartiles.unwrap_or_default()
+    };
+    by_setting(report, |row| row.latency_ms.keys().collect(), cell)
+}
+
+/// Speed-up over the first row of every pass in every setting: median and, in brackets, quartiles.
+pub(super) fn speedup(report: &Report) -> Table {
+    let cell = |row: &Row, key: &str| {
+        row.speedup
+            .get(key)
+            .map_or(String::new(), |[low, median, high]| format!("{} [{}, {}]", ratio(*median), ratio(*low), ratio(*high)))
+    };
+    by_setting(report, |row| row.speedup.keys().collect(), cell)
+}
+
+/// What [`latency`] and [`speedup`] show.
+pub(super) const TURNS: &str = "Median and quartiles. Every network took turns with the first one, so that what slows the machine down slows both; the first row \
+     against itself shows what is noise.";
+
+fn by_setting(report: &Report, keys: fn(&Row) -> Vec<&String>, cell: impl Fn(&Row, &str) -> String) -> Table {
+    let keys: BTreeSet<&String> = report.rows.iter().flat_map(keys).collect();
     let settings = keys.iter().map(|key| Column { name: Cow::Owned(setting(key)), text: false });
     let columns: Vec<Column> = [number("pass"), text("method")].into_iter().chain(settings).collect();
-    let line = |row: &Row| {
-        let times = keys.iter().map(|key| known(row.latency_ms.get(*key).copied(), three));
-        [row.pass.to_string(), row.method.clone()].into_iter().chain(times).collect()
-    };
+    let line =
+        |row: &Row| [row.pass.to_string(), row.method.clone()].into_iter().chain(keys.iter().map(|key| cell(row, key))).collect();
     Table::new(&columns, report.rows.iter().map(line).collect())
 }
 
@@ -169,6 +192,7 @@ pub(super) fn facts(report: &Report) -> Vec<(&'static str, String)> {
         ("config hash", report.config_hash.clone()),
         ("versions", versions.join(", ")),
         ("date", report.date.clone()),
+        ("latencies of", report.remeasured.clone().unwrap_or_default()),
     ];
     facts.into_iter().filter(|(_, value)| !value.is_empty()).collect()
 }

@@ -19,7 +19,7 @@ impl Report {
         templates.add_template("page.html", include_str!("page.html"))?;
         let plot = |name: &str| plots.iter().find(|(file, _)| file == name).map(|(_, svg)| svg);
         let facts: Vec<Value> = content::facts(self).into_iter().map(|(name, value)| context! { name, value }).collect();
-        let latency = content::latency(self);
+        let shown = |table: Table| (table.columns.len() > 2).then(|| value(table));
         let scans = plots.iter().filter(|(name, _)| name.starts_with("sensitivity")).zip(self.scans());
         let scans: Vec<Value> =
             scans.map(|((_, svg), scan)| context! { svg, method => &scan.method, key => &scan.key }).collect();
@@ -33,7 +33,9 @@ impl Report {
             tiles => self.tiles(),
             passes => value(content::passes(self)),
             metrics => value(content::metrics(self)),
-            latency => (latency.columns.len() > 3).then(|| value(latency)),
+            latency => shown(content::latency(self)),
+            speedup => shown(content::speedup(self)),
+            turns => content::TURNS,
             scans => scans,
             layers => value(content::layers(self)),
             layers_note => content::LAYERS,

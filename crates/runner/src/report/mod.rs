@@ -46,6 +46,9 @@ pub struct Report {
     /// When the run ended.
     #[serde(default)]
     pub date: String,
+    /// When the latencies were measured, where that was later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remeasured: Option<String>,
     /// The config as TOML.
     pub config: String,
     /// Hash of the config with every override applied.
@@ -74,6 +77,7 @@ impl Default for Report {
             expected: String::new(),
             command: String::new(),
             date: String::new(),
+            remeasured: None,
             config: String::new(),
             config_hash: String::new(),
             seed: 0,
@@ -98,13 +102,13 @@ pub struct DataInfo {
     pub valid: usize,
     /// Test images; those for validation are not among them.
     pub test: usize,
+    /// The split that gave the validation images.
+    #[serde(default)]
+    pub valid_from: ValidFrom,
     /// Checksums of the files.
     pub sha256: Vec<String>,
 }
 
-    /// The split that gave the validation images.
-    #[serde(default)]
-    pub valid_from: ValidFrom,
 /// The network after a pass. A plan knows less of it than a run.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Row {
@@ -133,6 +137,12 @@ pub struct Row {
     /// Median milliseconds of a batch, keyed `b<batch>t<threads>`.
     #[serde(deserialize_with = "numbers::map")]
     pub latency_ms: BTreeMap<String, f64>,
+    /// First and third quartile of these milliseconds.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub latency_quartiles: BTreeMap<String, [f64; 2]>,
+    /// Speed-up over the first row, whose network took turns with this one: first quartile, median and third quartile over the turns.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub speedup: BTreeMap<String, [f64; 3]>,
     /// Wall-clock time of the pass.
     #[serde(deserialize_with = "numbers::number")]
     pub seconds: f64,
