@@ -35,6 +35,9 @@ pub(crate) fn section(description: &Path) -> Result<String> {
             _ => shares(&sweep, &points),
         };
         text += &table;
+        if sweep.keep.len() == 1 {
+            text += &speedups(&sweep, &points);
+        }
         reasons.extend(points.iter().filter_map(|point| Some(format!("- {}: {}\n", point.method, point.error.as_ref()?))));
     }
     if !reasons.is_empty() {
@@ -113,6 +116,37 @@ fn measures(sweep: &Sweep, points: &[&Point]) -> String {
     text
 }
 
+/// How much faster than the network at the start each method's is in the engine, where that was measured.
+fn speedups(sweep: &Sweep, points: &[&Point]) -> String {
+    let settings = [("b1t1", "batch 1"), ("b32t1", "batch 32")];
+    if points.iter().all(|point| point.latency.speedup.is_empty()) {
+        return String::new();
+    }
+    let mut text = String::from(
+        "\nSpeed-up over the network at the start, on one thread of the engine, the two taking turns: mean over the seeds of the median; in brackets, the lowest first and the \
+         highest third quartile.\n",
+    );
+    text += &format!("\n| method | {} |\n|---|---|---|\n", settings.map(|(_, name)| name).join(" | "));
+    for method in &sweep.method {
+        let of: Vec<&&Point> = points.iter().filter(|point| point.method == method.name).collect();
+        let cells = settings
+            .map(|(key, _)| spread(&of.iter().filter_map(|point| point.latency.speedup.get(key)).copied().collect::<Vec<_>>()));
+        text += &format!("| {} | {} |\n", method.name, cells.join(" | "));
+    }
+    text
+}
+
+/// The mean of the medians, and what the quartiles of all reach to.
+fn spread(quartiles: &[[f64; 3]]) -> String {
+    if quartiles.is_empty() {
+        return "–".into();
+    }
+    let median = quartiles.iter().map(|[_, median, _]| median).sum::<f64>() / quartiles.len() as f64;
+    let low = quartiles.iter().map(|[low, ..]| *low).fold(f64::INFINITY, f64::min);
+    let high = quartiles.iter().map(|[.., high]| *high).fold(0.0, f64::max);
+    format!("{median:.2}x [{low:.2}, {high:.2}]")
+}
+
 /// Mean and deviation, over the seeds, of a measure of the row that is so many from the end, given the first row too.
 fn cell(method: &Method, keep: Option<f64>, points: &[&Point], back: usize, measure: impl Fn(&Row, &Row) -> f64) -> String {
     let of = points.iter().filter(|point| point.method == method.name && keep.is_none_or(|keep| keep == point.keep));
@@ -135,6 +169,12 @@ fn mean(values: &[f64]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_speed_up_shows_its_spread_over_turns_and_seeds() {
+        assert_eq!((spread(&[]), spread(&[[1.5, 2.0, 2.25]])), ("–".to_string(), "2.00x [1.50, 2.25]".to_string()));
+        assert_eq!(spread(&[[1.5, 2.0, 2.25], [1.75, 3.0, 3.5]]), "2.50x [1.50, 3.50]");
+    }
 
     #[test]
     fn figures_are_means_and_deviations_over_the_seeds() {
