@@ -93,7 +93,7 @@ pub(super) fn metrics(report: &Report) -> Table {
 /// Milliseconds of every pass in every setting: median and, in brackets, quartiles.
 pub(super) fn latency(report: &Report) -> Table {
     let cell = |row: &Row, key: &str| {
-        let quartiles = row.latency_quartiles.get(key).map(|[low, high]| format!(" [{}, {}]", three(*low), three(*high)));
+        let quartiles = row.latency_quartiles.get(key).map(|[low, high]| format!(" ({} to {})", three(*low), three(*high)));
         known(row.latency_ms.get(key).copied(), three) + &quartiles.unwrap_or_default()
     };
     by_setting(report, |row| row.latency_ms.keys().collect(), cell)
@@ -104,7 +104,7 @@ pub(super) fn speedup(report: &Report) -> Table {
     let cell = |row: &Row, key: &str| {
         row.speedup
             .get(key)
-            .map_or(String::new(), |[low, median, high]| format!("{} [{}, {}]", ratio(*median), ratio(*low), ratio(*high)))
+            .map_or(String::new(), |[low, median, high]| format!("{} ({} to {})", ratio(*median), ratio(*low), ratio(*high)))
     };
     by_setting(report, |row| row.speedup.keys().collect(), cell)
 }

@@ -94,19 +94,19 @@ cargo xtask run configs/lenet5-deep-compression.toml --smoke
 
 | pass | method | batch 1, 1 thread | batch 32, 1 thread |
 |---:|---|---:|---:|
-| 0 | train | 0.210 [0.200, 0.220] | 5.90 [5.80, 6.38] |
-| 1 | magnitude | 0.105 [0.100, 0.110] | 2.95 [2.90, 3.19] |
-| 2 | kmeans-sharing | 0.0700 [0.0667, 0.0733] | 1.97 [1.93, 2.13] |
-| 3 | encode | 0.0525 [0.0500, 0.0550] | 1.48 [1.45, 1.60] |
+| 0 | train | 0.210 (0.200 to 0.220) | 5.90 (5.80 to 6.38) |
+| 1 | magnitude | 0.105 (0.100 to 0.110) | 2.95 (2.90 to 3.19) |
+| 2 | kmeans-sharing | 0.0700 (0.0667 to 0.0733) | 1.97 (1.93 to 2.13) |
+| 3 | encode | 0.0525 (0.0500 to 0.0550) | 1.48 (1.45 to 1.59) |
 
 ## Speed-up over the first row
 
 | pass | method | batch 1, 1 thread | batch 32, 1 thread |
 |---:|---|---:|---:|
-| 0 | train | 1.00x [0.95x, 1.04x] | 1.00x [0.95x, 1.04x] |
-| 1 | magnitude | 2.00x [1.90x, 2.08x] | 2.00x [1.90x, 2.08x] |
-| 2 | kmeans-sharing | 3.00x [2.85x, 3.12x] | 3.00x [2.85x, 3.12x] |
-| 3 | encode | 4.00x [3.80x, 4.16x] | 4.00x [3.80x, 4.16x] |
+| 0 | train | 1.00x (0.95x to 1.04x) | 1.00x (0.95x to 1.04x) |
+| 1 | magnitude | 2.00x (1.90x to 2.08x) | 2.00x (1.90x to 2.08x) |
+| 2 | kmeans-sharing | 3.00x (2.85x to 3.12x) | 3.00x (2.85x to 3.12x) |
+| 3 | encode | 4.00x (3.80x to 4.16x) | 4.00x (3.80x to 4.16x) |
 
 Median and quartiles. Every network took turns with the first one, so that what slows the machine down slows both; the first row against itself shows what is noise.
 
