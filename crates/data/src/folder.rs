@@ -62,6 +62,7 @@ impl Found {
         if classes.is_empty() || classes.len() > usize::from(u16::MAX) {
             return Err(Error::malformed(train, format!("expected one folder for each class, found {}", classes.len())));
         }
+        let files = samples(&train, &classes)?;
         for (here, there, split, other) in [(&judged, &classes, &test, "train"), (&classes, &judged, &train, "test")] {
             if let Some(odd) = here.iter().find(|class| !there.contains(class)) {
                 return Err(Error::malformed(
@@ -70,8 +71,8 @@ impl Found {
                 ));
             }
         }
-        let (train, test) = (samples(&train, &classes)?, samples(&test, &classes)?);
-        Ok(Self { classes, train, test })
+        let test = samples(&test, &classes)?;
+        Ok(Self { classes, train: files, test })
     }
 
     /// `[channels, height, width]` of all images, by their headers.

@@ -118,27 +118,27 @@ pub fn fetch(name: &str, at: &Locations) -> Result<PathBuf> {
 /// Unknown architectures, files that do not fit, networks for other images or classes.
 pub fn model(config: &Config, outline: &Outline, normalization: Option<(Vec<f32>, Vec<f32>)>, device: &Device) -> Result<Net> {
     let spec = &config.model;
-    let (net, named) = match spec.container() {
-        Some(file) => {
-            let path = find(file, &config.path)?;
-            let named = || path.display().to_string();
-            let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            let model = briquette_runtime::Model::from_bytes(&bytes).with_context(named)?;
-            (Net::from_model(&model, device).with_context(named)?, named())
-        }
-        None => {
-            let name = spec.arch.as_ref().ok_or_else(|| anyhow!("model: names no `arch`"))?;
-            let wanted = Wanted {
-                width: spec.width.unwrap_or(1.0),
-                classes: outline.classes,
-                normalization: given(spec)?.or(normalization),
-                seed: stream(config.seed, "weights"),
-            };
-            (Arch::named(name)?.build(&wanted, device)?, format!("model '{name}'"))
-        }
+    let suits = |task: Task| task.suits(&outline.name, &outline.shape, outline.classes);
+    if let Some(file) = spec.container() {
+        let path = find(file, &config.path)?;
+        let read = || -> Result<Net> {
+            let net = Net::from_model(&briquette_runtime::Model::from_bytes(&std::fs::read(&path)?)?, device)?;
+            suits(Task::of(&net)?)?;
+            Ok(net)
+        };
+        return read().with_context(|| path.display().to_string());
+    }
+    let name = spec.arch.as_ref().ok_or_else(|| anyhow!("model: names no `arch`"))?;
+    let arch = Arch::named(name)?;
+    suits(Task { shape: arch.input.to_vec(), classes: outline.classes }).with_context(|| format!("model '{name}'"))?;
+    let wanted = Wanted {
+        width: spec.width.unwrap_or(1.0),
+        classes: outline.classes,
+        normalization: given(spec)?.or(normalization),
+        seed: stream(config.seed, "weights"),
     };
-    Task::of(&net).and_then(|task| task.suits(&outline.name, &outline.shape, outline.classes)).context(named)?;
-    match spec.file.as_ref().filter(|_| spec.container().is_none()) {
+    let net = arch.build(&wanted, device)?;
+    match &spec.file {
         None => Ok(net),
         Some(file) => {
             let checkpoint = briquette_interchange::read(&find(file, &config.path)?)?;

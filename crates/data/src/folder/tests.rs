@@ -75,10 +75,13 @@ fn what_begins_with_a_dot_is_skipped() {
 #[test]
 fn an_empty_class_is_named() {
     let dir = toy();
-    ["train/bird", "test/bird"].iter().for_each(|name| fs::create_dir_all(dir.path().join(name)).expect("created"));
-    fs::write(dir.path().join("train/bird/.DS_Store"), "no image").expect("written");
+    fs::write(at(&dir, "train/bird/.DS_Store"), "no image").expect("written");
     let error = refusal(&dir);
     assert!(error.contains("train/bird: no .png, .jpg or .jpeg in this class"), "{error}");
+    grey_file(&dir, "train/bird/0.png", [3, 2], 1);
+    fs::create_dir_all(dir.path().join("test/bird")).expect("created");
+    let error = refusal(&dir);
+    assert!(error.contains("test/bird: no .png, .jpg or .jpeg in this class"), "{error}");
 }
 
 #[test]
