@@ -25,7 +25,7 @@ pub(crate) fn section(description: &Path) -> Result<String> {
         let seeds = if dense.len() == 1 { "one seed".to_string() } else { format!("mean ± deviation of {} seeds", dense.len()) };
         let start = match sweep.untrained() {
             true => String::new(),
-            false => format!("; at the start {}", mean(&dense.into_values().collect::<Vec<_>>())),
+            false => format!("; at the start {}", mean(&dense.into_values().collect::<Vec<_>>(), 2)),
         };
         text += &format!("\n### {data}\n\nTest accuracy in percent, {seeds}{start}.\n");
         let table = match (sweep.keep.len(), &sweep.tune) {
@@ -151,18 +151,18 @@ fn spread(quartiles: &[[f64; 3]]) -> String {
 fn cell(method: &Method, keep: Option<f64>, points: &[&Point], back: usize, measure: impl Fn(&Row, &Row) -> f64) -> String {
     let of = points.iter().filter(|point| point.method == method.name && keep.is_none_or(|keep| keep == point.keep));
     let measured = of.filter_map(|point| Some(measure(point.rows.iter().rev().nth(back - 1)?, point.rows.first()?)));
-    mean(&measured.collect::<Vec<_>>())
+    mean(&measured.collect::<Vec<_>>(), 2)
 }
 
-/// Mean and deviation of a sample, a dash of none.
-fn mean(values: &[f64]) -> String {
+/// Mean and deviation of a sample with so many digits, a dash of none.
+pub(crate) fn mean(values: &[f64], digits: usize) -> String {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     let square = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
     match values.len() {
         0 => "–".into(),
-        1 => format!("{mean:.2}"),
-        _ => format!("{mean:.2} ± {:.2}", (square / (n - 1.0)).sqrt()),
+        1 => format!("{mean:.digits$}"),
+        _ => format!("{mean:.digits$} ± {:.digits$}", (square / (n - 1.0)).sqrt()),
     }
 }
 
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn figures_are_means_and_deviations_over_the_seeds() {
-        assert_eq!((mean(&[]), mean(&[2.0])), ("–".to_string(), "2.00".to_string()));
-        assert_eq!(mean(&[1.0, 2.0, 3.0]), "2.00 ± 1.00");
+        assert_eq!((mean(&[], 2), mean(&[2.0], 1)), ("–".to_string(), "2.0".to_string()));
+        assert_eq!(mean(&[1.0, 2.0, 3.0], 2), "2.00 ± 1.00");
     }
 }

@@ -1,8 +1,8 @@
 //! Tables in the documentation, written from committed run records and nothing else.
 //!
-//! `docs/records/NAME/*.json` are reports of runs, `docs/records/NAME/table.toml` says what the table is called and what the paper
-//! printed. Out come `docs/tables/NAME.md` and the table of results in the README. Every other `*.toml` there describes a sweep, whose record
-//! is the JSON file of the same name. `docs/records/training-speed/*.json` are benchmarks.
+//! `docs/records/NAME/*.json` are reports of runs, those of one title being seeds of one experiment; `docs/records/NAME/table.toml` says what
+//! the table is called, what the paper printed, and what the README shows. Out come `docs/tables/NAME.md` and the results in the README. Every
+//! other `*.toml` there describes a sweep, whose record is the JSON file of the same name. `docs/records/training-speed/*.json` are benchmarks.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde::Deserialize;
 
-use crate::{sweep_table, training_speed};
+use crate::sweep_table::{self, mean};
+use crate::training_speed;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -36,13 +37,22 @@ struct Paper {
     layers: BTreeMap<String, [f64; 2]>,
     /// What the run is held to.
     goal: Option<Goal>,
+    /// Title of the run on this page that it is compared with, where that is another than its own beginning: the dense network that the
+    /// paper compares with.
+    against: Option<String>,
+    /// Whether the page shows what each pass did.
+    #[serde(default)]
+    passes: bool,
+    /// Whether the README shows the run.
+    #[serde(default)]
+    readme: bool,
 }
 
-/// A ratio of sizes to reach, and what it may cost.
+/// What a run is held to: the paper's own ratio, and what it may cost.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Goal {
-    /// How often the file goes into that of the first row.
+    /// How often the file goes into that of the network that it is compared with.
     smaller: f64,
     /// Most test accuracy lost, in points.
     loss: f64,
@@ -54,6 +64,7 @@ struct Record {
     title: String,
     command: String,
     smoke: bool,
+    seed: u64,
     data: Data,
     rows: Vec<Row>,
 }
@@ -65,7 +76,9 @@ struct Data {
 
 #[derive(Deserialize)]
 struct Row {
+    method: String,
     accuracy: f64,
+    nonzero: usize,
     file_bytes: u64,
     macs: u64,
     layers: Vec<Layer>,
@@ -107,30 +120,31 @@ pub(crate) fn all(root: &Path) -> Result<Vec<(PathBuf, String)>> {
             table.title,
             table.text.trim()
         );
-        if !sweeps.is_empty() {
-            pointers += &format!("\n{}: [docs/tables/{name}.md](docs/tables/{name}.md).\n", table.title);
-        }
+        pointers += &format!("\n{}: [docs/tables/{name}.md](docs/tables/{name}.md).\n", table.title);
         let others: Vec<PathBuf> = table.also.iter().map(|path| root.join("docs/records").join(path)).collect();
-        let (mut runs, mut layers, mut goals) = (String::new(), String::new(), String::new());
-        for path in others.iter().chain(&records) {
-            let record: Record = serde_json::from_str(&read(path)?).with_context(|| path.display().to_string())?;
-            let paper = table.paper.get(&record.title);
-            let row = summary(&record, paper).with_context(|| path.display().to_string())?;
-            if records.contains(path) {
+        let all = others.iter().chain(&records).map(|path| Ok((path.as_path(), record(path)?))).collect::<Result<Vec<_>>>()?;
+        let runs = runs(&table, &all, &folder)?;
+        let (mut rows, mut details, mut goals) = (String::new(), String::new(), String::new());
+        for run in &runs {
+            let row = run.summary();
+            if run.own && run.paper.is_some_and(|paper| paper.readme) {
                 results += &row;
             }
-            match paper.and_then(|paper| Some((paper, paper.goal.as_ref()?))) {
-                Some((paper, goal)) => goals += &held(&record, paper, goal, &file_link(path)?),
-                None => runs += &row,
+            match run.paper.and_then(|paper| Some((paper, paper.goal.as_ref()?))) {
+                Some((paper, goal)) => goals += &run.held(paper, goal),
+                None => rows += &row,
             }
-            if let Some(paper) = paper.filter(|paper| !paper.layers.is_empty()) {
-                layers += &by_layer(&record, paper);
+            if run.paper.is_some_and(|paper| paper.passes) {
+                details += &run.by_pass();
+            }
+            if let Some(paper) = run.paper.filter(|paper| !paper.layers.is_empty()) {
+                details += &by_layer(&run.records[0], paper);
             }
         }
-        for (head, rows) in [(GOALS, goals), (HEAD, runs)].into_iter().filter(|(_, rows)| !rows.is_empty()) {
+        for (head, rows) in [(GOALS, goals), (HEAD, rows)].into_iter().filter(|(_, rows)| !rows.is_empty()) {
             text += &format!("\n{head}{rows}");
         }
-        text += &layers;
+        text += &details;
         for sweep in sweeps {
             text += &sweep_table::section(&sweep)?;
         }
@@ -146,28 +160,191 @@ const HEAD: &str = "| run | data | test accuracy | file, bytes | smaller | MACs 
 
 const GOALS: &str = "| run | the paper | ours | held to | reached | record | command |\n|---|---|---|---|---|---|---|\n";
 
-/// A row that says whether a run reached what it is held to.
-fn held(record: &Record, paper: &Paper, goal: &Goal, link: &str) -> String {
-    let (Some(first), Some(last)) = (record.rows.first(), record.rows.last()) else { return String::new() };
-    let smaller = first.file_bytes as f64 / last.file_bytes as f64;
-    let loss = 100.0 * (first.accuracy - last.accuracy);
-    // Accuracies are whole numbers of test images.
-    let reached = match (smaller >= goal.smaller, loss <= goal.loss + 1e-9) {
-        (true, true) => "yes",
-        (true, false) => "size only",
-        (false, true) => "accuracy only",
-        (false, false) => "no",
-    };
-    format!(
-        "| {} | {} | {:.2} % → {:.2} % error, {smaller:.1}x | {}x at {} points | {reached} | {link} | `{}` |\n",
-        record.title,
-        paper.result,
-        100.0 * (1.0 - first.accuracy),
-        100.0 * (1.0 - last.accuracy),
-        goal.smaller,
-        goal.loss,
-        record.command,
-    )
+/// An experiment: its records, a seed each, and what it is compared with.
+struct Run<'a> {
+    title: &'a str,
+    records: Vec<&'a Record>,
+    /// Links to the records from a page.
+    links: String,
+    /// Whether its records lie in the page's own folder.
+    own: bool,
+    paper: Option<&'a Paper>,
+    /// Of each record the row that it is compared with; none for a network that is itself compared with.
+    starts: Option<Vec<&'a Row>>,
+}
+
+/// The experiments of a page, in the order of its records.
+fn runs<'a>(table: &'a Table, all: &'a [(&Path, Record)], folder: &Path) -> Result<Vec<Run<'a>>> {
+    let mut runs: Vec<Run<'a>> = Vec::new();
+    for (path, record) in all {
+        let run = match runs.iter_mut().find(|run| run.title == record.title) {
+            Some(run) => run,
+            None => {
+                let paper = table.paper.get(&record.title);
+                let (records, links, own) = (Vec::new(), String::new(), path.starts_with(folder));
+                runs.push(Run { title: &record.title, records, links, own, paper, starts: None });
+                runs.last_mut().expect("one was pushed")
+            }
+        };
+        if run.records.iter().any(|other| other.seed == record.seed) {
+            bail!("{}: another record of {:?} has the seed {} too", path.display(), record.title, record.seed);
+        }
+        run.links += if run.links.is_empty() { "" } else { ", " };
+        run.links += &file_link(path)?;
+        run.records.push(record);
+    }
+    if let Some(title) = table.paper.keys().find(|title| runs.iter().all(|run| run.title != *title)) {
+        bail!("the table speaks of {title:?}, of which there is no record");
+    }
+    for run in &mut runs {
+        run.starts = match run.paper.and_then(|paper| paper.against.as_ref()) {
+            None => Some(run.records.iter().map(|record| record.first()).collect()).filter(|_| run.changes()),
+            Some(title) => {
+                let of_seed = |record: &&'a Record| {
+                    let other = all.iter().find(|(_, other)| other.title == *title && other.seed == record.seed);
+                    other
+                        .map(|(_, other)| other.last())
+                        .with_context(|| format!("no record of {title:?} with the seed {}", record.seed))
+                };
+                Some(run.records.iter().map(of_seed).collect::<Result<_>>()?)
+            }
+        };
+    }
+    Ok(runs)
+}
+
+impl Run<'_> {
+    /// Whether its passes change anything that is measured.
+    fn changes(&self) -> bool {
+        let measured = |row: &Row| (row.file_bytes, row.accuracy.to_bits());
+        self.records.iter().any(|record| measured(record.first()) != measured(record.last()))
+    }
+
+    /// Mean and deviation over the seeds of a measure of a record's last row.
+    fn after(&self, digits: usize, measure: impl Fn(&Row) -> f64) -> String {
+        mean(&self.records.iter().map(|record| measure(record.last())).collect::<Vec<_>>(), digits)
+    }
+
+    /// The same of the rows that it is compared with, and an arrow; nothing without them.
+    fn before(&self, unit: &str, digits: usize, measure: impl Fn(&Row) -> f64) -> String {
+        let of = |starts: &Vec<&Row>| mean(&starts.iter().map(|row| measure(row)).collect::<Vec<_>>(), digits);
+        self.starts.as_ref().map_or(String::new(), |starts| format!("{}{unit} → ", of(starts)))
+    }
+
+    /// How often a measure of the last row goes into that of the row that it is compared with, for each seed.
+    fn ratios(&self, measure: impl Fn(&Row) -> f64) -> Vec<f64> {
+        let starts = self.starts.iter().flatten();
+        starts.zip(&self.records).map(|(start, record)| measure(start) / measure(record.last())).collect()
+    }
+
+    fn ratio(&self, digits: usize, measure: impl Fn(&Row) -> f64) -> String {
+        match self.ratios(measure)[..] {
+            [] => "–".into(),
+            ref ratios => mean(ratios, digits) + "x",
+        }
+    }
+
+    fn seeds(&self) -> String {
+        let against =
+            self.paper.and_then(|paper| paper.against.as_ref()).map_or(String::new(), |title| format!(", beside {title}"));
+        match self.records.len() {
+            1 => format!("{}{against}", self.title),
+            seeds => format!("{} ({seeds} seeds){against}", self.title),
+        }
+    }
+
+    fn summary(&self) -> String {
+        let percent = |row: &Row| 100.0 * row.accuracy;
+        format!(
+            "| {} | {} | {}{} % | {}{} | {} | {} | {} | `{}` |\n",
+            self.seeds(),
+            self.records[0].data.name,
+            self.before(" %", 2, percent),
+            self.after(2, percent),
+            self.before("", 0, |row| row.file_bytes as f64),
+            self.after(0, |row| row.file_bytes as f64),
+            self.ratio(1, |row| row.file_bytes as f64),
+            self.ratio(2, |row| row.macs as f64),
+            self.paper.map_or("", |paper| &paper.result),
+            self.records[0].command,
+        )
+    }
+
+    /// A row that says whether it reached what it is held to.
+    fn held(&self, paper: &Paper, goal: &Goal) -> String {
+        let average = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+        let smaller = average(&self.ratios(|row| row.file_bytes as f64));
+        let starts = self.starts.iter().flatten();
+        let losses: Vec<f64> =
+            starts.zip(&self.records).map(|(start, record)| 100.0 * (start.accuracy - record.last().accuracy)).collect();
+        // Accuracies are whole numbers of test images.
+        let reached = match (smaller >= goal.smaller, average(&losses) <= goal.loss + 1e-9) {
+            (true, true) => "yes",
+            (true, false) => "size only",
+            (false, true) => "accuracy only",
+            (false, false) => "no",
+        };
+        let error = |row: &Row| 100.0 * (1.0 - row.accuracy);
+        format!(
+            "| {} | {} | {}{} % error, {} | {}x at {} points | {reached} | {} | `{}` |\n",
+            self.seeds(),
+            paper.result,
+            self.before(" %", 2, error),
+            self.after(2, error),
+            self.ratio(1, |row| row.file_bytes as f64),
+            goal.smaller,
+            goal.loss,
+            self.links,
+            self.records[0].command,
+        )
+    }
+
+    /// What is left after each pass.
+    fn by_pass(&self) -> String {
+        let mut text = format!(
+            "\n## {}, pass by pass\n\n| pass | parameters that are not zero | file, bytes | smaller than after the first | test accuracy |\n\
+             |---|---|---|---|---|\n",
+            self.title
+        );
+        for (number, row) in self.records[0].rows.iter().enumerate() {
+            let cell = |digits: usize, measure: &dyn Fn(&Row, &Row) -> f64| {
+                let rows = self.records.iter().filter_map(|record| Some(measure(record.rows.get(number)?, record.first())));
+                mean(&rows.collect::<Vec<_>>(), digits)
+            };
+            text += &format!(
+                "| {} | {} | {} | {}x | {} % |\n",
+                row.method,
+                cell(0, &|row, _| row.nonzero as f64),
+                cell(0, &|row, _| row.file_bytes as f64),
+                cell(1, &|row, first| first.file_bytes as f64 / row.file_bytes as f64),
+                cell(2, &|row, _| 100.0 * row.accuracy),
+            );
+        }
+        text
+    }
+}
+
+impl Record {
+    fn first(&self) -> &Row {
+        &self.rows[0]
+    }
+
+    fn last(&self) -> &Row {
+        &self.rows[self.rows.len() - 1]
+    }
+}
+
+/// A whole run with at least one row.
+fn record(path: &Path) -> Result<Record> {
+    let at = || path.display().to_string();
+    let record: Record = serde_json::from_str(&read(path)?).with_context(at)?;
+    if record.rows.is_empty() {
+        bail!("{} has no rows", at());
+    }
+    if record.smoke {
+        bail!("{} is a trial run; a table shows whole ones", at());
+    }
+    Ok(record)
 }
 
 /// A link from a page to a record.
@@ -179,26 +356,6 @@ fn file_link(path: &Path) -> Result<String> {
 
 fn ends(path: &Path, ending: &str) -> bool {
     path.extension().is_some_and(|e| e == ending)
-}
-
-fn summary(record: &Record, paper: Option<&Paper>) -> Result<String> {
-    let (Some(first), Some(last)) = (record.rows.first(), record.rows.last()) else { bail!("has no rows") };
-    if record.smoke {
-        bail!("is a trial run; a table shows whole ones");
-    }
-    Ok(format!(
-        "| {} | {} | {:.2} % → {:.2} % | {} → {} | {:.1}x | {:.2}x | {} | `{}` |\n",
-        record.title,
-        record.data.name,
-        100.0 * first.accuracy,
-        100.0 * last.accuracy,
-        first.file_bytes,
-        last.file_bytes,
-        first.file_bytes as f64 / last.file_bytes as f64,
-        first.macs as f64 / last.macs as f64,
-        paper.map_or("", |paper| &paper.result),
-        record.command,
-    ))
 }
 
 fn by_layer(record: &Record, paper: &Paper) -> String {
@@ -240,4 +397,59 @@ pub(crate) fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
 
 fn read(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(text: &str) -> Table {
+        toml::from_str(&format!("title = \"t\"\ntext = \"\"\n{text}")).expect("a table")
+    }
+
+    fn report(title: &str, seed: u64, rows: &[(f64, u64)]) -> Record {
+        let row = |&(accuracy, file_bytes): &(f64, u64)| {
+            let (method, nonzero, macs) = ("m".to_string(), file_bytes as usize / 4, 7);
+            Row { method, accuracy, nonzero, file_bytes, macs, layers: Vec::new() }
+        };
+        let rows = rows.iter().map(row).collect();
+        let (title, command, data) = (title.to_string(), "c".to_string(), Data { name: "d".to_string() });
+        Record { title, command, smoke: false, seed, data, rows }
+    }
+
+    fn of<'a>(table: &'a Table, all: &'a [(&Path, Record)]) -> Vec<Run<'a>> {
+        runs(table, all, Path::new("docs/records/here")).expect("they fit together")
+    }
+
+    #[test]
+    fn seeds_of_one_run_are_one_row_with_mean_and_deviation() {
+        let table = table("[paper.a]\nresult = \"40x\"\ngoal = { smaller = 4, loss = 0.5 }\n");
+        let paths = ["docs/records/here/a.json", "docs/records/here/a-2.json"].map(Path::new);
+        let rows = [[(0.9, 1000), (0.89, 200)], [(0.9, 1000), (0.91, 250)]];
+        let all = [(paths[0], report("a", 1, &rows[0])), (paths[1], report("a", 2, &rows[1]))];
+        let runs = of(&table, &all);
+        assert_eq!(runs.len(), 1);
+        let (paper, held) =
+            (runs[0].paper.expect("named"), |run: &Run<'_>, paper: &Paper| run.held(paper, paper.goal.as_ref().expect("one")));
+        let row = held(&runs[0], paper);
+        let expected = "| a (2 seeds) | 40x | 10.00 ± 0.00 % → 10.00 ± 1.41 % error, 4.5 ± 0.7x | 4x at 0.5 points | yes | \
+                        [here/a.json](../records/here/a.json), [here/a-2.json](../records/here/a-2.json) | `c` |\n";
+        assert_eq!(row, expected);
+        assert!(runs[0].by_pass().contains("| m | 56 ± 8 | 225 ± 35 | 4.5 ± 0.7x | 90.00 ± 1.41 % |"));
+        let twice = [(paths[0], report("a", 1, &rows[0])), (paths[1], report("a", 1, &rows[1]))];
+        assert!(super::runs(&table, &twice, Path::new("docs/records/here")).is_err());
+    }
+
+    #[test]
+    fn a_run_is_compared_with_the_network_that_the_paper_compares_with() {
+        let table = table("[paper.hashed]\nresult = \"\"\nagainst = \"dense\"\n");
+        let path = Path::new("docs/records/here/x.json");
+        let all =
+            [(path, report("hashed", 1, &[(0.98, 500), (0.98, 500)])), (path, report("dense", 1, &[(0.97, 750), (0.97, 750)]))];
+        let runs = of(&table, &all);
+        assert!(runs[0].summary().starts_with("| hashed, beside dense | d | 97.00 % → 98.00 % | 750 → 500 | 1.5x | 1.00x |"));
+        // What is compared with is compared with nothing, least of all with itself.
+        assert!(runs[1].summary().starts_with("| dense | d | 97.00 % | 750 | – | – |"), "{}", runs[1].summary());
+        assert!(super::runs(&table, &all[..1], Path::new("here")).is_err());
+    }
 }
