@@ -268,12 +268,12 @@ fn configs() -> Vec<Vec<u8>> {
 fn containers() -> Vec<Vec<u8>> {
     let plain = |shape: &[usize]| {
         let values: Vec<f32> = (0..shape.iter().product()).map(|i: usize| (i * 7 % 11) as f32 * 0.25 + 0.5).collect();
-        Coded::encode(shape, &values, &Plan::default()).expect("a tensor")
+        Coded::encode(shape, &values, None, &Plan::default()).expect("a tensor")
     };
     let coded = |shape: &[usize], values: ValueFormat, coder: Coder| {
-        let plan = Plan { sparse: true, values, coder };
-        let value = |i: usize| if i % 3 == 0 { (i * 7 % 5) as f32 * 0.5 - 1.0 } else { 0.0 };
-        Coded::encode(shape, &(0..shape.iter().product()).map(value).collect::<Vec<f32>>(), &plan).expect("a tensor")
+        let mask: Vec<bool> = (0..shape.iter().product()).map(|i: usize| i % 3 == 0).collect();
+        let weights: Vec<f32> = (0..mask.len()).map(|i| (i * 7 % 5) as f32 * 0.5 - 1.0).collect();
+        Coded::encode(shape, &weights, Some(&mask), &Plan { values, coder }).expect("a tensor")
     };
     let node = |name: &str, inputs: &[usize], layer: Layer, tensors: Vec<(&str, Coded)>| Node {
         name: name.into(),
@@ -308,13 +308,15 @@ fn containers() -> Vec<Vec<u8>> {
     let grid = Grid { levels: 5, axis: Some(0), steps: vec![0.25; 4], zeros: vec![2.0, 1.0, 0.0, 4.0] };
     let channel = grid.channel_of(&[4, 6]);
     let values: Vec<f32> = (0..24).map(|i| grid.value(channel(i), (i * 7 % 5) as u16)).collect();
-    let on_grid = Coded::on_grid(&[4, 6], &values, &grid, true, Coder::Entropy).expect("a tensor");
+    let on_grid =
+        Coded::on_grid(&[4, 6], &values, Some(&values.iter().map(|w| *w != 0.0).collect::<Vec<_>>()), &grid, Coder::Entropy)
+            .expect("a tensor");
     let hash = Hashed { seed: 7, buckets: vec![0.5, -0.25, 1.5] };
     let values: Vec<f32> = (0..24).map(|i| hash.value(i)).collect();
-    let hashed = Coded::hashed(&[6, 4], &values, &hash, &Plan::default()).expect("a tensor");
+    let hashed = Coded::hashed(&[6, 4], &values, None, &hash, &Plan::default()).expect("a tensor");
     let stage = Stage { centroids: (0..12).map(|i| i as f32 * 0.25).collect(), indices: (0..10).map(|i| i % 2).collect() };
     let product = Product { width: 4, columns: 6, taps: 1, stages: vec![stage] };
-    let pieces = Coded::product(&[5, 6], &product.values(), &product, &Plan::default()).expect("a tensor");
+    let pieces = Coded::product(&[5, 6], &product.values(), None, &product, &Plan::default()).expect("a tensor");
     let quantize = Layer::Quantize { levels: 4, zero: 0.0, train: StepGradient::Learned };
     let mut vectors =
         vec![node("x", &[], Layer::Input { shape: vec![2, 1, 3] }, vec![]), node("f", &[0], Layer::Flatten, vec![])];
@@ -355,7 +357,7 @@ fn containers() -> Vec<Vec<u8>> {
     let signs = |shape: &[usize]| {
         let grid = Grid::uniform(2, 1.0, 0.5);
         let values: Vec<f32> = (0..shape.iter().product()).map(|i: usize| if i % 3 == 0 { 0.5 } else { -0.5 }).collect();
-        Coded::on_grid(shape, &values, &grid, false, Coder::Huffman).expect("a tensor")
+        Coded::on_grid(shape, &values, None, &grid, Coder::Huffman).expect("a tensor")
     };
     let sign = Layer::Quantize { levels: 2, zero: 0.5, train: StepGradient::Fixed };
     grouped.push(node("q", &[0], sign, vec![("step", plain(&[1]))]));
@@ -363,7 +365,7 @@ fn containers() -> Vec<Vec<u8>> {
     grouped.push(node("dw", &[2], conv(4), vec![("weight", plain(&[4, 1, 2, 1]))]));
     let stage = Stage { centroids: (0..8).map(|i| i as f32 * 0.25).collect(), indices: (0..8).map(|i| i / 3 % 2).collect() };
     let product = Product { width: 2, columns: 4, taps: 2, stages: vec![stage] };
-    let by_taps = Coded::product(&[2, 4, 2, 1], &product.values(), &product, &Plan::default()).expect("a tensor");
+    let by_taps = Coded::product(&[2, 4, 2, 1], &product.values(), None, &product, &Plan::default()).expect("a tensor");
     let plain_conv = Layer::Conv2d { stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups: 1 };
     grouped.push(node("pc", &[3], plain_conv, vec![("weight", by_taps)]));
     grouped.push(node("g", &[4], Layer::GlobalAvgPool, vec![]));

@@ -10,6 +10,8 @@ mod module;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
+
 use briquette_runtime::{Grid, Hashed, MAX_CODEBOOK, Product};
 use burn::module::{Module, Param, Reparameterizer};
 use burn::tensor::{Device, Tensor, TensorData};
@@ -20,7 +22,7 @@ use crate::quantize::{OnGrid, Ternary, view};
 pub use crate::quantize::Rounding;
 pub use crate::values::floats;
 pub use device::Coded;
-pub use module::{Weight, adjust, recode, weights};
+pub use module::{Weight, adjust, adjust_kept, recode, weights};
 
 /// The coding of one weight tensor, on the host.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -84,22 +86,30 @@ pub enum Source {
 }
 
 impl Source {
-    /// A codebook of these values, or free weights where they are too many for one: what is left of sharing that a cut breaks up.
-    fn shared(values: &[f32]) -> Self {
-        match Source::codebook(values) {
+    /// A codebook of the values that a mask keeps, or free weights where they are too many for one: what is left of sharing that a cut
+    /// breaks up.
+    fn shared(values: &[f32], mask: Option<&[bool]>) -> Self {
+        match Source::codebook(values, mask) {
             Source::Codebook { centroids, .. } if centroids.len() > MAX_CODEBOOK => Source::Free,
             source => source,
         }
     }
 
-    /// The codebook behind values that share few of them: the sorted distinct values and the index of each. In a masked tensor the zero is
-    /// one of them and costs nothing, for masked weights are not stored.
-    pub(crate) fn codebook(values: &[f32]) -> Self {
-        let mut centroids: Vec<f32> = values.to_vec();
+    /// The codebook behind values that share few of them: the sorted distinct values that a mask keeps, and the index of each. Where it
+    /// keeps none, the only value is zero.
+    pub(crate) fn codebook(values: &[f32], mask: Option<&[bool]>) -> Self {
+        let keeps = |i: usize| mask.is_none_or(|mask| mask[i]);
+        let mut centroids: Vec<f32> = values.iter().enumerate().filter(|(i, _)| keeps(*i)).map(|(_, value)| *value).collect();
         centroids.sort_by(f32::total_cmp);
         centroids.dedup_by(|a, b| a.to_bits() == b.to_bits());
-        let index = |value: &f32| centroids.binary_search_by(|c| c.total_cmp(value)).unwrap_or(0) as u32;
-        let assignment = values.iter().map(index).collect();
+        if centroids.is_empty() {
+            centroids.push(0.0);
+        }
+        let index = |(i, value): (usize, &f32)| match keeps(i) {
+            true => centroids.binary_search_by(|c| c.total_cmp(value)).unwrap_or(0) as u32,
+            false => 0,
+        };
+        let assignment = values.iter().enumerate().map(index).collect();
         Source::Codebook { centroids, assignment }
     }
 
@@ -122,11 +132,19 @@ impl Coding {
         self.mask.as_ref().map_or(len, |mask| mask.iter().filter(|keep| **keep).count())
     }
 
+    /// Those of a tensor's values that are not masked: what statistics of its weights are over.
+    pub fn left<'a, T: Copy>(&self, values: &'a [T]) -> Cow<'a, [T]> {
+        match &self.mask {
+            None => Cow::Borrowed(values),
+            Some(mask) => values.iter().zip(mask).filter(|(_, keep)| **keep).map(|(value, _)| *value).collect(),
+        }
+    }
+
     /// The coding of a tensor in the container's layout that takes `indices` of the flat one, in that order; `along` tells which indices
     /// remain along an axis. A hash goes by the position and a product by blocks of columns, so that the one always, and the other unless
     /// whole rows are taken, becomes a codebook of the values, or free weights where these are too many for one.
     pub fn select<'a>(&self, indices: &[usize], along: impl Fn(usize) -> Option<&'a [usize]>) -> Self {
-        let mask = self.mask.as_ref().map(|mask| indices.iter().map(|&i| mask[i]).collect());
+        let mask: Option<Vec<bool>> = self.mask.as_ref().map(|mask| indices.iter().map(|&i| mask[i]).collect());
         let source = match &self.source {
             Source::Free => Source::Free,
             Source::Codebook { centroids, assignment } => {
@@ -142,12 +160,13 @@ impl Coding {
             }
             Source::Ternary { .. } => self.source.clone(),
             Source::Hashed { buckets, places, .. } => {
-                Source::shared(&indices.iter().map(|&i| Hashed::at(buckets, places[i])).collect::<Vec<_>>())
+                let values: Vec<f32> = indices.iter().map(|&i| Hashed::at(buckets, places[i])).collect();
+                Source::shared(&values, mask.as_deref())
             }
             Source::Product { product, .. } => {
                 match along(0).filter(|rows| indices.len() == rows.len() * product.columns * product.taps) {
                     Some(rows) => Source::Product { product: product.select(rows), transposed: false },
-                    None => Source::shared(&indices.iter().map(|&i| product.value(i)).collect::<Vec<_>>()),
+                    None => Source::shared(&indices.iter().map(|&i| product.value(i)).collect::<Vec<_>>(), mask.as_deref()),
                 }
             }
         };
@@ -190,6 +209,10 @@ impl Coding {
 
     /// The values that a network computes with, for a tensor's own values.
     pub(crate) fn values(&self, base: Vec<f32>, shape: &[usize]) -> Vec<f32> {
+        let kept = |mask: &Vec<bool>, device: &Device| {
+            let ones: Vec<f32> = mask.iter().map(|keep| f32::from(u8::from(*keep))).collect();
+            Tensor::<1>::from_floats(ones.as_slice(), device)
+        };
         let mut values = match &self.source {
             Source::Free => base,
             Source::Codebook { centroids, assignment } => assignment.iter().map(|&i| centroids[i as usize]).collect(),
@@ -198,12 +221,14 @@ impl Coding {
                 let [outer, channels, inner] = view(shape, grid.axis);
                 let base = Tensor::<3>::from_data(TensorData::new(base, [outer, channels, inner]), &device);
                 let grid = Grid { axis: Some(1), ..grid.clone() };
-                floats(OnGrid::new(&grid, *rounding, *learned, &device).apply(base))
+                let mask = self.mask.as_ref().map(|mask| kept(mask, &device).reshape([outer, channels, inner]));
+                floats(OnGrid::new(&grid, *rounding, *learned, &device).apply(base, mask))
             }
             Source::Ternary { scales, share } => {
                 let (device, count) = (Device::flex(), base.len());
                 let base = Tensor::<1>::from_data(TensorData::new(base, [count]), &device);
-                floats(Ternary::new(*scales, *share, &device).apply(base))
+                let mask = self.mask.as_ref().map(|mask| kept(mask, &device));
+                floats(Ternary::new(*scales, *share, &device).apply(base, mask))
             }
             Source::Hashed { buckets, places, .. } => places.iter().map(|&place| Hashed::at(buckets, place)).collect(),
             Source::Product { product, transposed: false } => product.values(),

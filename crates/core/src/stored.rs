@@ -231,7 +231,7 @@ impl Default for Storage {
 }
 
 impl Net {
-    /// The network as a container's contents: weights with a mask are stored sparse, weights with a codebook as indices.
+    /// The network as a container's contents: weights with a mask without those that it removed, weights with a codebook as indices.
     ///
     /// # Errors
     /// When a weight cannot be coded as asked.
@@ -240,20 +240,22 @@ impl Net {
         for node in &self.nodes {
             let mut tensors = Vec::new();
             for stored in node.parameters() {
-                let (shape, values, sparse) = (&stored.shape, stored.values(), stored.coding.mask.is_some());
-                let plan = |values| Plan { sparse, values, coder: storage.coder };
+                let (shape, values, mask) = (&stored.shape, stored.values(), stored.coding.mask.as_deref());
+                let plan = |values| Plan { values, coder: storage.coder };
                 let coded = match &stored.coding.source {
-                    Source::Free if matches!(node.op, Op::Quantize(_)) => Coded::encode(shape, &values, &plan(ValueFormat::F32)),
-                    Source::Free => Coded::encode(shape, &values, &plan(storage.float)),
-                    Source::Codebook { .. } | Source::Ternary { .. } => {
-                        Coded::encode(shape, &values, &plan(ValueFormat::Codebook))
+                    Source::Free if matches!(node.op, Op::Quantize(_)) => {
+                        Coded::encode(shape, &values, mask, &plan(ValueFormat::F32))
                     }
-                    Source::Grid { grid, .. } => Coded::on_grid(shape, &values, grid, sparse, storage.coder),
+                    Source::Free => Coded::encode(shape, &values, mask, &plan(storage.float)),
+                    Source::Codebook { .. } | Source::Ternary { .. } => {
+                        Coded::encode(shape, &values, mask, &plan(ValueFormat::Codebook))
+                    }
+                    Source::Grid { grid, .. } => Coded::on_grid(shape, &values, mask, grid, storage.coder),
                     Source::Hashed { seed, buckets, .. } => {
                         let hashed = Hashed { seed: *seed, buckets: buckets.clone() };
-                        Coded::hashed(shape, &values, &hashed, &plan(storage.float))
+                        Coded::hashed(shape, &values, mask, &hashed, &plan(storage.float))
                     }
-                    Source::Product { product, .. } => Coded::product(shape, &values, product, &plan(storage.float)),
+                    Source::Product { product, .. } => Coded::product(shape, &values, mask, product, &plan(storage.float)),
                 }?;
                 tensors.push((stored.name.to_string(), coded));
             }
@@ -267,8 +269,8 @@ impl Net {
         Ok(Model { nodes, meta: BTreeMap::new() })
     }
 
-    /// The network that a container holds. Exact zeros in a weight come back as a mask, whether the encoder found sparse or dense
-    /// storage smaller, and a codebook as centroids, so that tuning goes on from there.
+    /// The network that a container holds. Masks and codebooks come back as such, so that tuning goes on from there; a weight that is
+    /// zero without a mask, like the code of 0 on a grid, stays free to become another.
     ///
     /// # Errors
     /// When the container's network does not hold together.
@@ -277,11 +279,9 @@ impl Net {
         for node in &model.nodes {
             let parameters = node.tensors.iter().map(|(name, coded)| {
                 let values = coded.decode();
-                let summary = coded.summary();
-                let pruned = coded.shape().len() >= 2 && values.contains(&0.0);
-                let mask = pruned.then(|| values.iter().map(|v| *v != 0.0).collect());
-                let source = match summary.value_format {
-                    ValueFormat::Codebook => Source::codebook(&values),
+                let mask = coded.mask();
+                let source = match coded.summary().value_format {
+                    ValueFormat::Codebook => Source::codebook(&values, mask.as_deref()),
                     ValueFormat::Grid => coded.grid().map_or(Source::Free, |grid| Source::Grid {
                         grid: grid.clone(),
                         rounding: Rounding::Nearest,
@@ -452,7 +452,33 @@ mod tests {
             for ((_, old), (_, new)) in net.weighted().zip(back.weighted()) {
                 let kind = |node: &Node| std::mem::discriminant(&node.weight().unwrap().coding.source);
                 assert_eq!(kind(old), kind(new), "{}", old.name);
+                let mask = |node: &Node| node.weight().unwrap().coding.mask;
+                assert_eq!(mask(old), mask(new), "{}", old.name);
             }
+        }
+    }
+
+    #[test]
+    fn a_weight_that_is_zero_without_a_mask_is_not_masked_by_a_container() {
+        let arch = Arch::named("lenet300").unwrap();
+        let net = arch.build(&Wanted { width: 0.1, ..arch.wanted() }, &Device::flex()).unwrap();
+        let grid = Source::Grid { grid: Grid::uniform(15, 0.02, 7.0), rounding: Rounding::Nearest, learned: false };
+        for (source, masked) in [Source::Free, grid].into_iter().flat_map(|source| [(source.clone(), false), (source, true)]) {
+            let node = net.nodes[net.index("fc2").unwrap()].clone();
+            let mut parameters = node.parameters();
+            let weight = &mut parameters[0];
+            weight.base[..20].fill(0.0);
+            let mask = masked.then(|| (0..weight.base.len()).map(|i| i % 2 == 0).collect());
+            weight.coding = Coding { mask, source };
+            let (coding, values) = (weight.coding.clone(), weight.values());
+            assert!(values.iter().step_by(2).filter(|w| **w == 0.0).count() >= 10);
+            let mut changed = net.deep_clone();
+            let index = changed.index("fc2").unwrap();
+            changed.nodes[index] = node.with(parameters, &Device::flex()).unwrap();
+            let bytes = changed.to_model(Storage::default()).unwrap().to_bytes().unwrap();
+            let back = Net::from_model(&Model::from_bytes(&bytes).unwrap(), &Device::flex()).unwrap();
+            let weight = back.nodes[index].weight().unwrap();
+            assert_eq!((&weight.coding, weight.values()), (&coding, values));
         }
     }
 

@@ -98,9 +98,11 @@ impl Bwn {
 #[cfg(test)]
 mod tests {
     use briquette_core::coding::Source;
+    use briquette_core::stored::Storage;
+    use burn::tensor::Device;
 
     use super::*;
-    use crate::handmade::{get, refusal, run, small};
+    use crate::handmade::{get, refusal, run, set, small};
 
     #[test]
     fn a_filter_is_its_mean_magnitude_times_signs_before_and_after_the_training() {
@@ -124,6 +126,16 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_zero_in_a_file_s_layer_does_not_make_it_pruned() {
+        let mut weights = get(&small(), "fc1", "weight");
+        weights[0] = 0.0;
+        let model = set(small(), "fc1", "weight", &weights).to_model(Storage::default()).unwrap();
+        let net = Net::from_model(&model, &Device::flex()).unwrap();
+        let net = run::<Bwn>(net, serde_json::json!({ "train": { "epochs": 0 } })).unwrap();
+        assert!(get(&net, "fc1", "weight").iter().all(|w| *w != 0.0));
     }
 
     #[test]

@@ -120,7 +120,7 @@ mod tests {
         assert!(fault(|model| model.nodes[2].tensors.truncate(3)).contains("\"var\" is missing"));
         let custom = Layer::Custom { kernel: "fft".into(), config: String::new() };
         assert!(fault(|model| model.nodes[3].layer = custom).contains("unknown kernel \"fft\""));
-        let bias = Coded::encode(&[3], &[0.0; 3], &Plan::default()).unwrap();
+        let bias = Coded::encode(&[3], &[0.0; 3], None, &Plan::default()).unwrap();
         assert!(fault(|model| model.nodes[1].tensors[1].1 = bias).contains("bias has the shape [3], expected [4]"));
     }
 

@@ -15,14 +15,36 @@ use crate::{Coder, Error, Grid, Hashed, Plan, Product, ValueFormat};
 
 /// The flag of a sparse tensor.
 const SPARSE: u8 = 0x10;
+/// The flag of a dense tensor whose positive zeros are masked.
+const ZEROS: u8 = 0x20;
 
 /// One tensor as it is stored: its shape and its coded values, known to decode.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Coded {
     shape: Vec<usize>,
     nonzero: usize,
-    gaps: Option<Gaps>,
+    mask: Mask,
     values: Values,
+}
+
+/// Which elements are masked: zero for good, unlike a value that happens to be zero.
+#[derive(Debug, Clone, PartialEq)]
+enum Mask {
+    /// None.
+    None,
+    /// Those of a dense tensor that are stored as the positive zero; a kept zero is stored as the negative one.
+    Zeros,
+    /// Those that a sparse tensor leaves out.
+    Gaps(Gaps),
+}
+
+impl Mask {
+    fn gaps(&self) -> Option<&Gaps> {
+        match self {
+            Mask::Gaps(gaps) => Some(gaps),
+            _ => None,
+        }
+    }
 }
 
 /// What a tensor takes in the file, in bits.
@@ -78,129 +100,147 @@ pub struct Summary {
 
 impl Coded {
     /// Stores `values` of this shape, within the plan, in the smallest form that decodes to them: to the same bits, or with
-    /// [`ValueFormat::F16`] to the nearest 16-bit floats. Under a sparse plan a negative zero counts as zero.
+    /// [`ValueFormat::F16`] to the nearest 16-bit floats. `mask` tells which values are kept; the others are zero whatever they are here,
+    /// and a kept zero comes back as the positive one. A mask that keeps everything is none.
     ///
     /// # Errors
-    /// When shape and values disagree, the tensor is beyond the format's limits, or a codebook has more than 65536 values.
-    pub fn encode(shape: &[usize], values: &[f32], plan: &Plan) -> Result<Self, Error> {
-        if elements(shape)? != values.len() {
-            return Err(Error::Count { shape: shape.to_vec(), values: values.len() });
-        }
-        let stored = |value: f32| match (plan.values, plan.sparse && value == 0.0) {
-            (_, true) => 0.0,
-            (ValueFormat::F16, false) => f16::from_f32(value).to_f32(),
-            (_, false) => value,
-        };
-        // Rounding to 16 bits can make new zeros, of either sign.
-        let stored = |value: f32| if plan.sparse && stored(value) == 0.0 { 0.0 } else { stored(value) };
-        let values: Cow<'_, [f32]> = match values.par_iter().any(|value| stored(*value).to_bits() != value.to_bits()) {
-            true => values.iter().map(|value| stored(*value)).collect(),
-            false => Cow::Borrowed(values),
-        };
-        let dense = Self::form(shape, &values, false, plan)?;
-        let sparse = if plan.sparse { Self::form(shape, &values, true, plan)? } else { None };
+    /// When shape, values and mask disagree, the tensor is beyond the format's limits, or a codebook has more than 65536 values.
+    pub fn encode(shape: &[usize], values: &[f32], mask: Option<&[bool]>, plan: &Plan) -> Result<Self, Error> {
+        let marked = Marked::new(shape, values, mask, plan.values == ValueFormat::F16)?;
+        let dense = Self::form(shape, &marked, false, plan)?;
+        let sparse = if marked.masked { Self::form(shape, &marked, true, plan)? } else { None };
         Ok([sparse, dense].into_iter().flatten().min_by_key(Self::stored).expect("the dense form holds every tensor"))
     }
 
-    /// Stores values that lie on a grid as its codes, in the smaller of the sparse, if permitted, and the dense form. Values beside the
-    /// grid, such as the zeros of a binary tensor that is too sparse for relative indices, are stored as by [`Coded::encode`].
+    /// Stores values that lie on a grid as its codes, in the smaller of the sparse, if there is a mask, and the dense form. Values beside
+    /// the grid, such as the zeros of a binary tensor that is too sparse for relative indices, are stored as by [`Coded::encode`].
     ///
     /// # Errors
     /// As [`Coded::encode`], and when the grid does not fit the shape.
-    pub fn on_grid(shape: &[usize], values: &[f32], grid: &Grid, sparse: bool, coder: Coder) -> Result<Self, Error> {
-        if elements(shape)? != values.len() {
-            return Err(Error::Count { shape: shape.to_vec(), values: values.len() });
-        }
+    pub fn on_grid(shape: &[usize], values: &[f32], mask: Option<&[bool]>, grid: &Grid, coder: Coder) -> Result<Self, Error> {
+        let marked = Marked::new(shape, values, mask, false)?;
         grid.check(shape)?;
         let channel = grid.channel_of(shape);
-        let nonzero = values.iter().filter(|value| **value != 0.0).count();
+        let nonzero = values_left(&marked.values);
         let form = |sparse: bool| {
-            let kept = || values.iter().enumerate().filter(|(_, value)| !sparse || **value != 0.0);
-            let symbols: Vec<u16> = kept().map(|(position, value)| grid.nearest(channel(position), *value)).collect();
-            if kept().zip(&symbols).any(|((position, value), code)| grid.value(channel(position), *code) != *value) {
+            let symbols: Vec<u16> = marked.stored(sparse).map(|(at, value)| grid.nearest(channel(at), value)).collect();
+            if marked
+                .stored(sparse)
+                .zip(&symbols)
+                .any(|((at, value), code)| !marked.is(grid.value(channel(at), *code), value, sparse))
+            {
                 return None;
             }
             let coders = [Coder::Entropy, Coder::Huffman, Coder::Packed].into_iter().filter(|allowed| *allowed <= coder);
             let mut forms = coders.map(|coder| {
                 let codes = Stream::encode(&symbols, grid.levels as usize, coder);
                 let stored = Values::Grid { grid: grid.clone(), count: symbols.len(), codes };
-                Self { shape: shape.to_vec(), nonzero, gaps: sparse.then(|| Gaps::of(values, coder)), values: stored }
+                Self { shape: shape.to_vec(), nonzero, mask: marked.mask(sparse, coder), values: stored }
             });
             forms.find(|coded| coded.bounded(values.len()))
         };
-        let forms = [if sparse { form(true) } else { None }, form(false)];
+        let forms = [if marked.masked { form(true) } else { None }, form(false)];
         match forms.into_iter().flatten().min_by_key(Self::stored) {
             Some(coded) => Ok(coded),
-            None => Self::encode(shape, values, &Plan { sparse, values: ValueFormat::Codebook, coder }),
+            None => Self::encode(shape, values, mask, &Plan { values: ValueFormat::Codebook, coder }),
         }
     }
 
-    /// Stores values that a hash shares as its buckets, in the smaller of the sparse, if permitted, and the dense form; 16-bit floats if the
+    /// Stores values that a hash shares as its buckets, in the smaller of the sparse, if there is a mask, and the dense form; 16-bit floats if the
     /// plan's are. Values that are not those of the hash, and too many for so few buckets, are stored as by [`Coded::encode`].
     ///
     /// # Errors
     /// As [`Coded::encode`], and when there are no buckets.
-    pub fn hashed(shape: &[usize], values: &[f32], hashed: &Hashed, plan: &Plan) -> Result<Self, Error> {
+    pub fn hashed(shape: &[usize], values: &[f32], mask: Option<&[bool]>, hashed: &Hashed, plan: &Plan) -> Result<Self, Error> {
         Hashed::check(hashed.buckets.len())?;
         let stored = |_| Values::Hashed {
             seed: hashed.seed,
             buckets: Box::new(Values::plain(&hashed.buckets, plan.values == ValueFormat::F16)),
         };
-        Self::derived(shape, values, |position| hashed.value(position), stored, plan)
+        Self::derived(shape, (values, mask), |position| hashed.value(position), stored, plan)
     }
 
-    /// Stores a tensor that is a product as its centroids and indices, in the smaller of the sparse, if permitted, and the dense form;
+    /// Stores a tensor that is a product as its centroids and indices, in the smaller of the sparse, if there is a mask, and the dense form;
     /// centroids of 16 bits if the plan's floats are. Values that are not the product's, and too many for so few bytes, are stored as by
     /// [`Coded::encode`].
     ///
     /// # Errors
     /// As [`Coded::encode`], and when the product does not fit the shape.
-    pub fn product(shape: &[usize], values: &[f32], product: &Product, plan: &Plan) -> Result<Self, Error> {
+    pub fn product(
+        shape: &[usize],
+        values: &[f32],
+        mask: Option<&[bool]>,
+        product: &Product,
+        plan: &Plan,
+    ) -> Result<Self, Error> {
         elements(shape)?;
         product.check(shape)?;
         let half = plan.values == ValueFormat::F16;
-        Self::derived(shape, values, |position| product.value(position), |coder| Values::product(product, half, coder), plan)
+        Self::derived(
+            shape,
+            (values, mask),
+            |position| product.value(position),
+            |coder| Values::product(product, half, coder),
+            plan,
+        )
     }
 
-    /// Stores what follows from the position, by `value`, or is left out as zero.
+    /// Stores what follows from the position, by `value`, or is left out as masked.
     fn derived(
         shape: &[usize],
-        values: &[f32],
+        (values, mask): (&[f32], Option<&[bool]>),
         value: impl Fn(usize) -> f32,
         stored: impl Fn(Coder) -> Values,
         plan: &Plan,
     ) -> Result<Self, Error> {
-        if elements(shape)? != values.len() {
-            return Err(Error::Count { shape: shape.to_vec(), values: values.len() });
-        }
+        let marked = Marked::new(shape, values, mask, false)?;
         let form = |sparse: bool| {
-            let mut kept = values.iter().enumerate().filter(|(_, own)| !sparse || **own != 0.0);
-            if kept.any(|(position, own)| value(position) != *own) {
+            if marked.stored(sparse).any(|(position, own)| !marked.is(value(position), own, sparse)) {
                 return None;
             }
             let coders = [Coder::Entropy, Coder::Huffman, Coder::Packed].into_iter().filter(|allowed| *allowed <= plan.coder);
             let mut forms = coders.map(|coder| {
-                let mut coded = Self { shape: shape.to_vec(), nonzero: 0, gaps: None, values: stored(coder) };
-                // Rounding to 16 bits can make new zeros.
-                let mut rounded = coded.decode();
-                rounded.iter_mut().zip(values).filter(|(_, own)| sparse && **own == 0.0).for_each(|(value, _)| *value = 0.0);
-                coded.nonzero = rounded.iter().filter(|value| **value != 0.0).count();
-                coded.gaps = sparse.then(|| Gaps::of(&rounded, coder));
+                let mask = marked.mask(sparse, coder);
+                let mut coded = Self { shape: shape.to_vec(), nonzero: 0, mask, values: stored(coder) };
+                coded.nonzero = values_left(&coded.decode());
                 coded
             });
-            forms.find(|coded| coded.bounded(values.len()))
+            // Rounding to 16 bits can make zeros that look masked.
+            forms.find(|coded| coded.bounded(values.len()) && (sparse || coded.mask().as_deref() == marked.kept().as_deref()))
         };
-        let forms = [if plan.sparse { form(true) } else { None }, form(false)];
+        let forms = [if marked.masked { form(true) } else { None }, form(false)];
         match forms.into_iter().flatten().min_by_key(Self::stored) {
             Some(coded) => Ok(coded),
-            None => Self::encode(shape, values, plan),
+            None => Self::encode(shape, values, mask, plan),
         }
     }
 
     /// The values, in the order of the shape with the last dimension running fastest.
     pub fn decode(&self) -> Vec<f32> {
+        let mut values = self.marked();
+        if self.mask != Mask::None {
+            values.iter_mut().filter(|value| **value == 0.0).for_each(|value| *value = 0.0);
+        }
+        values
+    }
+
+    /// Which values are kept, the others being zero for good; none if no value is masked.
+    pub fn mask(&self) -> Option<Vec<bool>> {
+        match &self.mask {
+            Mask::None => None,
+            Mask::Zeros => Some(self.marked().into_iter().map(is_kept).collect()),
+            Mask::Gaps(gaps) => {
+                let mut kept = vec![false; self.shape.iter().product()];
+                gaps.positions().for_each(|position| kept[position] = true);
+                Some(kept)
+            }
+        }
+    }
+
+    /// The values as they are stored, with the signs of zeros.
+    fn marked(&self) -> Vec<f32> {
         let elements = self.shape.iter().product();
-        match &self.gaps {
+        match self.mask.gaps() {
             Some(gaps) => gaps.spread(&self.values.decode(&self.shape, gaps.positions()), elements),
             None => self.values.decode(&self.shape, 0..elements),
         }
@@ -229,7 +269,7 @@ impl Coded {
     pub fn codes(&self) -> Option<(&Grid, Vec<u16>)> {
         let Values::Grid { grid, count, codes } = &self.values else { return None };
         let codes = decoded(codes, *count, grid.levels as usize);
-        let Some(gaps) = &self.gaps else { return Some((grid, codes.collect())) };
+        let Some(gaps) = self.mask.gaps() else { return Some((grid, codes.collect())) };
         if grid.zeros.iter().any(|zero| zero.fract() != 0.0) {
             return None;
         }
@@ -252,7 +292,7 @@ impl Coded {
     /// The exact size in the file, by purpose.
     pub fn bits(&self) -> Bits {
         let mut bits = self.values.bits();
-        if let Some(gaps) = &self.gaps {
+        if let Some(gaps) = self.mask.gaps() {
             bits.indices = gaps.stream.payload;
             bits.tables += gaps.stream.table;
         }
@@ -278,12 +318,12 @@ impl Coded {
             }
         };
         Summary {
-            sparse: self.gaps.is_some(),
+            sparse: self.mask.gaps().is_some(),
             value_format,
             coder,
-            gap_coder: self.gaps.as_ref().map(|gaps| gaps.stream.coder()),
+            gap_coder: self.mask.gaps().map(|gaps| gaps.stream.coder()),
             codebook_len,
-            gap_bits: self.gaps.as_ref().map(|gaps| gaps.bits),
+            gap_bits: self.mask.gaps().map(|gaps| gaps.bits),
             value_bits,
         }
     }
@@ -296,7 +336,7 @@ impl Coded {
     /// Appends the tensor's record.
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
         out.extend(self.header());
-        if let Some(gaps) = &self.gaps {
+        if let Some(gaps) = self.mask.gaps() {
             gaps.stream.write(out);
         }
         self.values.write(out);
@@ -313,7 +353,9 @@ impl Coded {
         let elements = elements(&shape)?;
         let sparse = flags & SPARSE != 0;
         let format = format(flags & 3 | flags >> 7 << 2)?;
-        let (index_coder, gap_coder) = (Coder::of(flags >> 2 & 3)?, Coder::of(flags >> 5 & 3)?);
+        let zeros = !sparse && flags & ZEROS != 0;
+        let (index_coder, gap_coder) =
+            (Coder::of(flags >> 2 & 3)?, Coder::of(if zeros { flags >> 6 & 1 } else { flags >> 5 & 3 })?);
         let indexed = matches!(format, ValueFormat::Codebook | ValueFormat::Grid);
         if (!indexed && index_coder != Coder::Packed) || (!sparse && gap_coder != Coder::Packed) {
             return Err(Error::corrupt(format!("tensor flags {flags:08b}")));
@@ -332,39 +374,47 @@ impl Coded {
             (.., Some(header)) => (Values::read_product(reader, header)?, 0),
             _ => Values::read_plain(reader, format, count)?,
         };
-        let mut coded = Self { shape, nonzero, gaps, values };
-        let derived = matches!(format, ValueFormat::Grid | ValueFormat::Hashed | ValueFormat::Product);
-        if derived && coded.bounded(elements) {
-            coded.nonzero = coded.decode().iter().filter(|value| **value != 0.0).count();
+        let mask = match gaps {
+            Some(gaps) => Mask::Gaps(gaps),
+            None if zeros => Mask::Zeros,
+            None => Mask::None,
+        };
+        let mut coded = Self { shape, nonzero, mask, values };
+        if !coded.bounded(elements) {
+            return Err(Error::corrupt(format!("{elements} elements in {} byte(s)", coded.body())));
         }
-        match coded.bounded(elements) {
-            true => Ok(coded),
-            false => Err(Error::corrupt(format!("{elements} elements in {} byte(s)", coded.body()))),
+        if matches!(format, ValueFormat::Grid | ValueFormat::Hashed | ValueFormat::Product) {
+            coded.nonzero = values_left(&coded.decode());
         }
+        let nothing = match coded.mask {
+            Mask::None => false,
+            Mask::Zeros => coded.marked().into_iter().all(is_kept),
+            Mask::Gaps(_) => count == elements,
+        };
+        if nothing { Err(Error::corrupt("a mask that keeps everything".to_string())) } else { Ok(coded) }
     }
 
     /// The tensor in one form with the best coders that a reader accepts; none when it is too sparse for any.
-    fn form(shape: &[usize], values: &[f32], sparse: bool, plan: &Plan) -> Result<Option<Self>, Error> {
-        let nonzero = values.iter().filter(|value| **value != 0.0).count();
-        let kept: Cow<'_, [f32]> =
-            if sparse { values.iter().copied().filter(|value| *value != 0.0).collect() } else { Cow::Borrowed(values) };
+    fn form(shape: &[usize], marked: &Marked<'_>, sparse: bool, plan: &Plan) -> Result<Option<Self>, Error> {
+        let nonzero = values_left(&marked.values);
+        let stored: Cow<'_, [f32]> =
+            if sparse { marked.stored(true).map(|(_, value)| value).collect() } else { Cow::Borrowed(&marked.values) };
         let book = match plan.values {
             ValueFormat::F32 | ValueFormat::F16 | ValueFormat::Grid | ValueFormat::Hashed | ValueFormat::Product => None,
-            ValueFormat::Codebook => match Book::of(&kept) {
+            ValueFormat::Codebook => match Book::of(&stored) {
                 Ok(book) => Some(book),
                 // The sparse form decides: its codebook needs no zero.
-                Err(_) if plan.sparse && !sparse => None,
+                Err(_) if marked.masked && !sparse => None,
                 Err(error) => return Err(error),
             },
         };
         let coders = [Coder::Entropy, Coder::Huffman, Coder::Packed].into_iter().filter(|coder| *coder <= plan.coder);
         for coder in coders {
-            let gaps = sparse.then(|| Gaps::of(values, coder));
             let values = match (&book, plan.values) {
-                (Some(book), _) => book.values(&kept, coder),
-                (None, format) => Values::plain(&kept, format == ValueFormat::F16),
+                (Some(book), _) => book.values(&stored, coder),
+                (None, format) => Values::plain(&stored, format == ValueFormat::F16),
             };
-            let coded = Self { shape: shape.to_vec(), nonzero, gaps, values };
+            let coded = Self { shape: shape.to_vec(), nonzero, mask: marked.mask(sparse, coder), values };
             if coded.bounded(shape.iter().product()) {
                 return Ok(Some(coded));
             }
@@ -384,11 +434,15 @@ impl Coded {
         };
         // A product's stages have a coder each.
         let coder = if matches!(self.values, Values::Product { .. }) { Coder::Packed } else { summary.coder };
-        let gaps = summary.gap_coder.map_or(0, Coder::code) << 5 | if summary.sparse { SPARSE } else { 0 };
-        let mut out = vec![format >> 2 << 7 | gaps | coder.code() << 2 | format & 3];
+        let mask = match &self.mask {
+            Mask::None => 0,
+            Mask::Zeros => ZEROS,
+            Mask::Gaps(gaps) => SPARSE | gaps.stream.coder().code() << 5,
+        };
+        let mut out = vec![format >> 2 << 7 | mask | coder.code() << 2 | format & 3];
         out.put_varint(self.shape.len());
         self.shape.iter().for_each(|size| out.put_varint(*size));
-        if let Some(gaps) = &self.gaps {
+        if let Some(gaps) = self.mask.gaps() {
             out.push(gaps.bits as u8 - 1);
             out.put_varint(gaps.entries);
         }
@@ -398,12 +452,75 @@ impl Coded {
 
     /// Bytes after the header.
     fn body(&self) -> usize {
-        self.values.stored() + self.gaps.as_ref().map_or(0, |gaps| gaps.stream.stored())
+        self.values.stored() + self.mask.gaps().map_or(0, |gaps| gaps.stream.stored())
     }
 
     fn bounded(&self, elements: usize) -> bool {
         stream::fits(elements, self.body())
     }
+}
+
+/// Values that say themselves whether they are masked: masked ones are the positive zero, kept zeros the negative one.
+struct Marked<'a> {
+    values: Cow<'a, [f32]>,
+    masked: bool,
+}
+
+impl<'a> Marked<'a> {
+    /// Values of this shape under a mask, rounded to 16 bits first if `half`.
+    fn new(shape: &[usize], values: &'a [f32], mask: Option<&[bool]>, half: bool) -> Result<Self, Error> {
+        let count = elements(shape)?;
+        if let Some(found) = [Some(values.len()), mask.map(<[bool]>::len)].into_iter().flatten().find(|found| *found != count) {
+            return Err(Error::Count { shape: shape.to_vec(), values: found });
+        }
+        let mask = mask.filter(|mask| mask.contains(&false));
+        let marked = |i: usize| {
+            let value = if half { f16::from_f32(values[i]).to_f32() } else { values[i] };
+            match mask.map(|mask| mask[i]) {
+                Some(false) => 0.0,
+                Some(true) if value == 0.0 => -0.0,
+                _ => value,
+            }
+        };
+        let places = || (0..count).into_par_iter().with_min_len(stream::TASK);
+        let changed = places().any(|i| marked(i).to_bits() != values[i].to_bits());
+        let values = if changed { places().map(marked).collect::<Vec<_>>().into() } else { Cow::Borrowed(values) };
+        Ok(Self { values, masked: mask.is_some() })
+    }
+
+    /// What a form stores, with its place.
+    fn stored(&self, sparse: bool) -> impl Iterator<Item = (usize, f32)> {
+        self.values.iter().copied().enumerate().filter(move |(_, value)| !sparse || is_kept(*value))
+    }
+
+    /// Whether a form may store this value as that one without taking it for masked, or the reverse.
+    fn is(&self, found: f32, value: f32, sparse: bool) -> bool {
+        found == value && (sparse || !self.masked || is_kept(found) == is_kept(value))
+    }
+
+    /// The mask of a form.
+    fn mask(&self, sparse: bool, coder: Coder) -> Mask {
+        match (self.masked, sparse) {
+            (false, _) => Mask::None,
+            (true, false) => Mask::Zeros,
+            (true, true) => Mask::Gaps(Gaps::of(&self.values, coder)),
+        }
+    }
+
+    /// Which values are kept.
+    fn kept(&self) -> Option<Vec<bool>> {
+        self.masked.then(|| self.values.iter().copied().map(is_kept).collect())
+    }
+}
+
+/// Whether a marked value is kept.
+pub(crate) fn is_kept(value: f32) -> bool {
+    value.to_bits() != 0
+}
+
+/// The number of values other than zero.
+fn values_left(values: &[f32]) -> usize {
+    values.iter().filter(|value| **value != 0.0).count()
 }
 
 /// The number of elements, if the format can hold as many.

@@ -10,7 +10,7 @@ use crate::{Coded, Error, Model, Node};
 /// The first bytes of every container.
 pub(crate) const MAGIC: &str = "BRIQ";
 /// The format that is written and read.
-pub(crate) const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 2;
 /// Most dimensions of a tensor.
 pub(crate) const MAX_RANK: usize = 8;
 /// Most elements of all tensors of a model together.
@@ -162,29 +162,40 @@ pub(crate) mod tests {
 
     /// A small network with every kind of tensor.
     pub(crate) fn example() -> Model {
-        let plan = |sparse, values, coder| Plan { sparse, values, coder };
-        let tensor = |name: &str, shape: &[usize], plan: Plan| {
-            let count: usize = shape.iter().product();
-            let values: Vec<f32> =
-                (0..count).map(|i| if i * 7 % 5 < 3 && plan.sparse { 0.0 } else { (i * 11 % 9) as f32 * 0.125 - 0.5 }).collect();
-            (name.to_owned(), Coded::encode(shape, &values, &plan).unwrap())
-        };
+        let plan = |values, coder| Plan { values, coder };
         let plain = Plan::default();
+        let value = |i: usize| (i * 11 % 9) as f32 * 0.125 - 0.5;
+        let tensor = |name: &str, shape: &[usize], plan: Plan| {
+            let values: Vec<f32> = (0..shape.iter().product()).map(value).collect();
+            (name.to_owned(), Coded::encode(shape, &values, None, &plan).unwrap())
+        };
+        let masked = |shape: &[usize], gone: usize, coder| {
+            let mask: Vec<bool> = (0..shape.iter().product()).map(|i| i * 7 % 5 >= gone).collect();
+            let values: Vec<f32> = (0..mask.len()).map(value).collect();
+            ("weight".to_owned(), Coded::encode(shape, &values, Some(&mask), &plan(ValueFormat::Codebook, coder)).unwrap())
+        };
         let grid = crate::Grid { levels: 5, axis: Some(0), steps: vec![0.25; 5], zeros: vec![2.0, 1.5, 2.0, 0.0, 4.0] };
         let channel = grid.channel_of(&[5, 5]);
         let quantized: Vec<f32> = (0..25).map(|i| grid.value(channel(i), (i * 7 % 5) as u16)).collect();
-        let quantized = Coded::on_grid(&[5, 5], &quantized, &grid, true, Coder::Entropy).unwrap();
-        let shared = |value: &dyn Fn(usize) -> f32, gone: usize| -> Vec<f32> {
-            (0..30).map(|i| if i % gone == 2 { 0.0 } else { value(i) }).collect()
-        };
+        let quantized = Coded::on_grid(
+            &[5, 5],
+            &quantized,
+            Some(&quantized.iter().map(|v| *v != 0.0).collect::<Vec<_>>()),
+            &grid,
+            Coder::Entropy,
+        )
+        .unwrap();
         let hash = crate::Hashed { seed: 7, buckets: vec![0.5, -0.25, 1.5] };
-        let hashed = Coded::hashed(&[6, 5], &shared(&|i| hash.value(i), 4), &hash, &plan(true, ValueFormat::F16, Coder::Packed));
+        let mask: Vec<bool> = (0..30).map(|i| i % 4 != 2).collect();
+        let values: Vec<f32> = (0..30).map(|i| hash.value(i)).collect();
+        let values: Vec<f32> = values.iter().zip(&mask).map(|(value, keep)| if *keep { *value } else { 0.0 }).collect();
+        let hashed = Coded::hashed(&[6, 5], &values, Some(&mask), &hash, &plan(ValueFormat::F16, Coder::Packed));
         let stage = |offset: u16| crate::Stage {
             centroids: (0..12).map(|i| f32::from(i * 5 % 7 + offset) * 0.25 - 0.5).collect(),
             indices: (0..10).map(|i| (i * 3 % 4 + offset) % 2).collect(),
         };
         let pieces = crate::Product { width: 4, columns: 6, taps: 1, stages: vec![stage(0), stage(1)] };
-        let product = Coded::product(&[5, 6], &pieces.values(), &pieces, &plan(false, ValueFormat::F32, Coder::Huffman));
+        let product = Coded::product(&[5, 6], &pieces.values(), None, &pieces, &plan(ValueFormat::F32, Coder::Huffman));
         let node = |name: &str, input: Option<usize>, layer, tensors| Node {
             name: name.into(),
             inputs: input.into_iter().collect(),
@@ -192,7 +203,7 @@ pub(crate) mod tests {
             tensors,
         };
         let conv = Layer::Conv2d { stride: [1, 1], padding: [1, 1], dilation: [1, 1], groups: 1 };
-        let variance = Coded::encode(&[4], &[1.0, 0.5, 2.0, 1.5], &plain).unwrap();
+        let variance = Coded::encode(&[4], &[1.0, 0.5, 2.0, 1.5], None, &plain).unwrap();
         Model {
             nodes: vec![
                 node("input", None, Layer::Input { shape: vec![2, 6, 6] }, vec![]),
@@ -200,10 +211,7 @@ pub(crate) mod tests {
                     "conv",
                     Some(0),
                     conv,
-                    vec![
-                        tensor("weight", &[4, 2, 3, 3], plan(true, ValueFormat::Codebook, Coder::Entropy)),
-                        tensor("bias", &[4], plan(false, ValueFormat::F16, Coder::Packed)),
-                    ],
+                    vec![masked(&[4, 2, 3, 3], 3, Coder::Entropy), tensor("bias", &[4], plan(ValueFormat::F16, Coder::Packed))],
                 ),
                 node(
                     "bn",
@@ -223,10 +231,7 @@ pub(crate) mod tests {
                     "fc",
                     Some(5),
                     Layer::Linear,
-                    vec![
-                        tensor("weight", &[5, 36], plan(true, ValueFormat::Codebook, Coder::Huffman)),
-                        tensor("bias", &[5], plan(false, ValueFormat::Codebook, Coder::Packed)),
-                    ],
+                    vec![masked(&[5, 36], 1, Coder::Huffman), tensor("bias", &[5], plan(ValueFormat::Codebook, Coder::Packed))],
                 ),
                 node("fc2", Some(6), Layer::Linear, vec![("weight".into(), quantized)]),
                 node("fc3", Some(7), Layer::Linear, vec![("weight".into(), hashed.unwrap())]),
@@ -271,15 +276,25 @@ pub(crate) mod tests {
     #[test]
     fn the_specification_s_example() {
         let values = [0.0, 0.0, 0.0, 1.5, 0.0, 0.0, 0.0, -0.5, 0.0, 0.0, 0.0, 1.5];
-        let plan = Plan { sparse: true, values: ValueFormat::Codebook, coder: Coder::Entropy };
-        let weight = Coded::encode(&[2, 6], &values, &plan).unwrap();
+        let plan = Plan { values: ValueFormat::Codebook, coder: Coder::Entropy };
+        let weight = Coded::encode(&[2, 6], &values, Some(&values.map(|value| value != 0.0)), &plan).unwrap();
         let input = Node { name: "x".into(), inputs: vec![], layer: Layer::Input { shape: vec![6] }, tensors: vec![] };
         let fc = Node { name: "fc".into(), inputs: vec![0], layer: Layer::Linear, tensors: vec![("weight".into(), weight)] };
         let bytes = Model { nodes: vec![input, fc], meta: Default::default() }.to_bytes().unwrap();
         let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        let written = "42 52 49 51 01 11 00 02 01 78 00 01 06 00 00 02 66 63 03 01 01 01 01 63 85 76 86 12 12 02 02 06 02 03 02 \
+        let written = "42 52 49 51 02 11 00 02 01 78 00 01 06 00 00 02 66 63 03 01 01 01 01 63 85 76 86 12 12 02 02 06 02 03 02 \
                        92 00 00 00 00 bf 00 00 c0 3f a0 04 62 30 22";
         assert_eq!(hex.join(" "), written);
+    }
+
+    #[test]
+    fn containers_of_other_versions_are_refused_by_number() {
+        for version in [1, 3] {
+            let mut bytes = example().to_bytes().unwrap();
+            bytes[4] = version;
+            let error = Model::from_bytes(&bytes).unwrap_err().to_string();
+            assert_eq!(error, format!("container version {version} is not known, this build reads version 2"));
+        }
     }
 
     #[test]

@@ -1,19 +1,20 @@
 //! Where the values of a sparse tensor are.
 //!
 //! The relative indices are those of Han, Mao and Dally ("Deep Compression", ICLR 2016, arXiv:1510.00149): the distance from one
-//! non-zero to the next in a few bits, with fillers where it is too large. Differs from the paper: a filler is the distance 0,
+//! kept value to the next in a few bits, with fillers where it is too large. Differs from the paper: a filler is the distance 0,
 //! which cannot occur otherwise, so that it needs no value and no zero in the codebook.
 
 use std::collections::BTreeMap;
 
 use crate::bytes::Reader;
+use crate::coded::is_kept;
 use crate::stream::{self, Stream};
 use crate::{Coder, Error};
 
 /// The widest distance.
 const MAX_BITS: u32 = 16;
 
-/// Distances between the non-zeros of a tensor.
+/// Distances between the values that a mask keeps.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Gaps {
     /// A distance is below `2^bits`.
@@ -26,7 +27,7 @@ pub(crate) struct Gaps {
 }
 
 impl Gaps {
-    /// The positions of the non-zeros with the width of distance and the coder, up to `allowed`, that take the fewest bytes.
+    /// The positions of the kept among marked values with the width of distance and the coder, up to `allowed`, that take the fewest bytes.
     pub(crate) fn of(values: &[f32], allowed: Coder) -> Self {
         let mut histogram = BTreeMap::<usize, u64>::new();
         distances(values).for_each(|distance| *histogram.entry(distance).or_default() += 1);
@@ -93,10 +94,10 @@ impl Gaps {
     }
 }
 
-/// From each value other than zero, or the tensor's beginning, to the next.
+/// From each kept value, or the tensor's beginning, to the next.
 fn distances(values: &[f32]) -> impl Iterator<Item = usize> {
     let mut end = 0;
-    let places = values.iter().enumerate().filter(|(_, value)| **value != 0.0).map(|(i, _)| i + 1);
+    let places = values.iter().enumerate().filter(|(_, value)| is_kept(**value)).map(|(i, _)| i + 1);
     places.map(move |place| place - std::mem::replace(&mut end, place))
 }
 

@@ -5,12 +5,10 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 
 /// How to store one tensor. Each part is the most that the encoder may use: it takes whatever is smallest and decodes to the same
-/// values, so `sparse` permits the dense form, `Codebook` permits plain floats, and `Entropy` permits Huffman and fixed width.
+/// values, so `Codebook` permits plain floats, and `Entropy` permits Huffman and fixed width.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
-    /// Leave the zeros out and store the distances between the other values.
-    pub sparse: bool,
     /// How a value is written.
     pub values: ValueFormat,
     /// How indices and distances are written.
@@ -20,7 +18,7 @@ pub struct Plan {
 impl Default for Plan {
     /// Dense 32-bit floats.
     fn default() -> Self {
-        Self { sparse: false, values: ValueFormat::F32, coder: Coder::Packed }
+        Self { values: ValueFormat::F32, coder: Coder::Packed }
     }
 }
 

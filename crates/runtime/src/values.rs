@@ -12,7 +12,7 @@ use crate::{Bits, Coder, Error, Grid, Hashed, Product, Stage, ValueFormat, produ
 /// The longest codebook.
 pub const MAX_CODEBOOK: usize = 1 << 16;
 
-/// The values that a tensor stores: all, or the non-zeros of a sparse one.
+/// The values that a tensor stores: all, or those that the mask of a sparse one keeps.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Values {
     F32(Vec<f32>),

@@ -67,10 +67,10 @@ fn code(layers: &'static str, shapes: &[Vec<usize>], centroids: usize) -> Result
 
     super::forget_peak()?;
     let began = Instant::now();
-    let plan = Plan { sparse: false, values: ValueFormat::Codebook, coder: Coder::Entropy };
+    let plan = Plan { values: ValueFormat::Codebook, coder: Coder::Entropy };
     let mut model = Model::default();
     for (i, (shape, values)) in shapes.iter().zip(&net).enumerate() {
-        let tensors = vec![("weight".to_string(), Coded::encode(shape, values, &plan)?)];
+        let tensors = vec![("weight".to_string(), Coded::encode(shape, values, None, &plan)?)];
         let layer = briquette_runtime::Layer::Linear;
         model.nodes.push(Node { name: format!("layer{i}"), inputs: Vec::new(), layer, tensors });
     }

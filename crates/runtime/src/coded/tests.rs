@@ -7,19 +7,37 @@ const FORMATS: [ValueFormat; 3] = [ValueFormat::F32, ValueFormat::F16, ValueForm
 
 /// Every plan.
 fn plans() -> impl Iterator<Item = Plan> {
-    let formats = || FORMATS.into_iter().flat_map(|values| CODERS.map(|coder| (values, coder)));
-    [false, true].into_iter().flat_map(move |sparse| formats().map(move |(values, coder)| Plan { sparse, values, coder }))
+    FORMATS.into_iter().flat_map(|values| CODERS.map(|coder| Plan { values, coder }))
+}
+
+/// The mask that keeps what is not zero.
+fn nonzero(values: &[f32]) -> Vec<bool> {
+    values.iter().map(|value| *value != 0.0).collect()
+}
+
+/// No mask, the one that keeps what is not zero, and one that keeps some zeros and removes some values, too.
+fn masks(values: &[f32]) -> [Option<Vec<bool>>; 3] {
+    let mixed = values.iter().enumerate().map(|(i, value)| (*value != 0.0 && i % 7 != 1) || i % 11 == 3);
+    [None, Some(nonzero(values)), Some(mixed.collect())]
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
+/// The mask that comes back.
+fn owned(mask: Option<&[bool]>) -> Option<Vec<bool>> {
+    mask.filter(|mask| mask.contains(&false)).map(<[bool]>::to_vec)
+}
+
 /// What decoding must give.
-fn expected(values: &[f32], plan: &Plan) -> Vec<u32> {
-    let rounded =
-        values.iter().map(|value| if plan.values == ValueFormat::F16 { f16::from_f32(*value).to_f32() } else { *value });
-    bits(&rounded.map(|value| if plan.sparse && value == 0.0 { 0.0 } else { value }).collect::<Vec<_>>())
+fn expected(values: &[f32], mask: Option<&[bool]>, plan: &Plan) -> Vec<u32> {
+    let mask = mask.filter(|mask| mask.contains(&false));
+    let value = |(i, value): (usize, &f32)| {
+        let rounded = if plan.values == ValueFormat::F16 { f16::from_f32(*value).to_f32() } else { *value };
+        if mask.is_some_and(|mask| !mask[i] || rounded == 0.0) { 0.0 } else { rounded }
+    };
+    bits(&values.iter().enumerate().map(value).collect::<Vec<_>>())
 }
 
 /// Through the bytes and back.
@@ -76,11 +94,13 @@ proptest! {
 
     #[test]
     fn every_plan_gives_the_values_back(values in weights()) {
-        for plan in plans() {
-            let coded = Coded::encode(&[values.len()], &values, &plan).unwrap();
-            prop_assert_eq!(bits(&coded.decode()), expected(&values, &plan), "{:?}", plan);
+        for (mask, plan) in masks(&values).iter().flat_map(|mask| plans().map(move |plan| (mask.as_deref(), plan))) {
+            let coded = Coded::encode(&[values.len()], &values, mask, &plan).unwrap();
+            prop_assert_eq!(bits(&coded.decode()), expected(&values, mask, &plan), "{:?}", plan);
             let back = reread(&coded);
-            prop_assert_eq!(bits(&back.decode()), expected(&values, &plan), "{:?}", plan);
+            prop_assert_eq!(bits(&back.decode()), expected(&values, mask, &plan), "{:?}", plan);
+            prop_assert_eq!(back.mask(), owned(mask), "{:?}", plan);
+            prop_assert!(back == coded || values.iter().any(|value| value.is_nan()));
             prop_assert_eq!((back.nonzero(), back.bits(), back.summary()), (coded.nonzero(), coded.bits(), coded.summary()));
             prop_assert_eq!(coded.nonzero(), coded.decode().iter().filter(|value| **value != 0.0).count());
         }
@@ -89,14 +109,16 @@ proptest! {
     #[test]
     fn a_plan_that_permits_more_is_never_larger(values in weights()) {
         for values_format in FORMATS {
-            let size = |sparse, coder| {
-                let plan = Plan { sparse, values: values_format, coder };
-                Coded::encode(&[values.len()], &values, &plan).unwrap().bits().total()
+            let size = |mask: Option<&[bool]>, coder| {
+                let plan = Plan { values: values_format, coder };
+                Coded::encode(&[values.len()], &values, mask, &plan).unwrap().bits().total()
             };
-            for sparse in [false, true] {
-                prop_assert!(size(sparse, Coder::Packed) >= size(sparse, Coder::Huffman));
-                prop_assert!(size(sparse, Coder::Huffman) >= size(sparse, Coder::Entropy));
+            for mask in &masks(&values) {
+                prop_assert!(size(mask.as_deref(), Coder::Packed) >= size(mask.as_deref(), Coder::Huffman));
+                prop_assert!(size(mask.as_deref(), Coder::Huffman) >= size(mask.as_deref(), Coder::Entropy));
             }
+            // A mask of the zeros takes no room: the dense form holds it, too.
+            prop_assert!(size(Some(&nonzero(&values)), Coder::Packed) <= size(None, Coder::Packed));
         }
     }
 }
@@ -105,9 +127,9 @@ proptest! {
 fn the_worked_example_of_deep_compression() {
     // Han, Mao, Dally, section 3: 16 weights that share 4 values, r = n b / (n log2 k + k b) = 16 * 32 / (16 * 2 + 4 * 32) = 3.2.
     let values: Vec<f32> = (0..16_u8).map(|i| f32::from(i % 4) - 1.5).collect();
-    let plan = |values| Plan { sparse: false, values, coder: Coder::Packed };
-    let dense = Coded::encode(&[4, 4], &values, &plan(ValueFormat::F32)).unwrap().bits();
-    let shared = Coded::encode(&[4, 4], &values, &plan(ValueFormat::Codebook)).unwrap().bits();
+    let plan = |values| Plan { values, coder: Coder::Packed };
+    let dense = Coded::encode(&[4, 4], &values, None, &plan(ValueFormat::F32)).unwrap().bits();
+    let shared = Coded::encode(&[4, 4], &values, None, &plan(ValueFormat::Codebook)).unwrap().bits();
     assert_eq!((dense.values, shared.values, shared.codebook), (512, 32, 128));
     assert_eq!(dense.values as f64 / (shared.values + shared.codebook) as f64, 3.2);
 }
@@ -116,7 +138,7 @@ fn the_worked_example_of_deep_compression() {
 fn distances_overflow_into_fillers() {
     let mut values = vec![0.0; 300];
     (values[0], values[1], values[299]) = (1.0, 2.0, 3.0);
-    let coded = Coded::encode(&[300], &values, &Plan { sparse: true, ..Plan::default() }).unwrap();
+    let coded = Coded::encode(&[300], &values, Some(&nonzero(&values)), &Plan::default()).unwrap();
     assert_eq!((coded.decode(), coded.nonzero()), (values, 3));
     let summary = coded.summary();
     assert!(summary.sparse && summary.gap_bits.is_some());
@@ -126,25 +148,81 @@ fn distances_overflow_into_fillers() {
 #[test]
 fn a_sixteen_bit_plan_rounds_once() {
     let plan = Plan { values: ValueFormat::F16, ..Plan::default() };
-    let coded = Coded::encode(&[3], &[0.1, 1e-9, 70000.0], &plan).unwrap();
+    let coded = Coded::encode(&[3], &[0.1, 1e-9, 70000.0], None, &plan).unwrap();
     assert_eq!(coded.decode(), [0.099_975_586, 0.0, f32::INFINITY]);
-    assert_eq!(Coded::encode(&[3], &coded.decode(), &plan).unwrap(), coded);
-    let sparse = Coded::encode(&[3], &[0.1, -1e-9, 0.0], &Plan { sparse: true, ..plan }).unwrap();
-    assert_eq!((sparse.nonzero(), bits(&sparse.decode())[1]), (1, 0));
+    assert_eq!(Coded::encode(&[3], &coded.decode(), None, &plan).unwrap(), coded);
+    let mask = [true, true, false];
+    let masked = Coded::encode(&[3], &[0.1, -1e-9, 0.0], Some(&mask), &plan).unwrap();
+    assert_eq!((masked.nonzero(), bits(&masked.decode())[1], masked.mask()), (1, 0, Some(mask.to_vec())));
+}
+
+#[test]
+fn a_weight_that_happens_to_be_zero_is_not_masked() {
+    let values: Vec<f32> = (0..600).map(|i| if i % 3 == 0 { 0.0 } else { (i % 5) as f32 * 0.25 - 0.5 }).collect();
+    let grid = Grid::uniform(5, 0.25, 2.0);
+    let mask: Vec<bool> = (0..600).map(|i| i % 2 == 0).collect();
+    let masked: Vec<f32> = values.iter().zip(&mask).map(|(value, keep)| if *keep { *value } else { 0.0 }).collect();
+    for (values, mask) in [(&values, None), (&masked, Some(&mask[..]))] {
+        let codebook = |coder| Plan { values: ValueFormat::Codebook, coder };
+        for coder in CODERS {
+            for coded in [
+                Coded::encode(&[20, 30], values, mask, &codebook(coder)).unwrap(),
+                Coded::encode(&[20, 30], values, mask, &Plan::default()).unwrap(),
+                Coded::on_grid(&[20, 30], values, mask, &grid, coder).unwrap(),
+            ] {
+                let back = reread(&coded);
+                assert_eq!((&back.decode(), back.mask().as_deref()), (values, mask), "{:?}", back.summary());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_mask_takes_no_bytes_where_the_dense_form_is_smaller() {
+    let mut values: Vec<f32> = (1..=64).map(|i| i as f32 * 0.3).collect();
+    (values[7], values[40]) = (0.0, 0.0);
+    let plan = Plan::default();
+    let plain = Coded::encode(&[64], &values, None, &plan).unwrap();
+    let masked = Coded::encode(&[64], &values, Some(&nonzero(&values)), &plan).unwrap();
+    assert_eq!((masked.stored(), masked.summary().sparse), (plain.stored(), false));
+    // A kept zero beside a masked one takes none, either.
+    let mut mask = nonzero(&values);
+    mask[7] = true;
+    let mixed = Coded::encode(&[64], &values, Some(&mask), &plan).unwrap();
+    assert_eq!((mixed.stored(), reread(&mixed).mask()), (plain.stored(), Some(mask)));
+    // One that keeps everything is none.
+    assert_eq!(Coded::encode(&[64], &values, Some(&[true; 64]), &plan).unwrap(), plain);
+    assert!(matches!(Coded::encode(&[64], &values, Some(&[true; 63]), &plan), Err(Error::Count { values: 63, .. })));
+}
+
+#[test]
+fn one_kept_zero_in_a_large_masked_tensor_is_found_again() {
+    let mask: Vec<bool> = (0..100_000).map(|i| i == 5).collect();
+    let values = vec![0.0; mask.len()];
+    let grid = Grid::uniform(3, 0.5, 1.0);
+    for coder in CODERS {
+        let coded = Coded::encode(&[mask.len()], &values, Some(&mask), &Plan { values: ValueFormat::Codebook, coder }).unwrap();
+        assert_eq!(reread(&coded).mask().as_ref(), Some(&mask));
+        let coded = Coded::on_grid(&[mask.len()], &values, Some(&mask), &grid, coder).unwrap();
+        assert_eq!(reread(&coded).mask().as_ref(), Some(&mask));
+    }
 }
 
 #[test]
 fn what_cannot_be_stored_is_an_error() {
-    let shared = |sparse| Plan { sparse, values: ValueFormat::Codebook, coder: Coder::Packed };
+    let shared = Plan { values: ValueFormat::Codebook, coder: Coder::Packed };
     let distinct: Vec<f32> = (0..65_537_u32).map(|i| f32::from_bits(0x3f80_0000 + i)).collect();
-    for sparse in [false, true] {
-        let error = Coded::encode(&[distinct.len()], &distinct, &shared(sparse)).unwrap_err();
+    let mask: Vec<bool> = (0..=distinct.len()).map(|i| i > 0).collect();
+    let masked = [&[0.0], &distinct[..]].concat();
+    for (values, mask) in [(&distinct, None), (&masked, Some(&mask[..]))] {
+        let error = Coded::encode(&[values.len()], values, mask, &shared).unwrap_err();
         assert_eq!(error.to_string(), "more than 65536 distinct values do not fit a codebook");
     }
-    assert!(Coded::encode(&[65_536], &distinct[1..], &shared(false)).is_ok());
-    assert!(matches!(Coded::encode(&[2, 3], &[0.0; 5], &shared(false)), Err(Error::Count { .. })));
-    assert!(matches!(Coded::encode(&[1; 9], &[0.0], &shared(false)), Err(Error::Limit { .. })));
-    assert!(matches!(Coded::encode(&[usize::MAX, 2], &[0.0], &shared(false)), Err(Error::Limit { .. })));
+    assert!(Coded::encode(&[65_536], &distinct[1..], None, &shared).is_ok());
+    assert!(Coded::encode(&[65_537], &masked[..65_537], Some(&mask[..65_537]), &shared).is_ok());
+    assert!(matches!(Coded::encode(&[2, 3], &[0.0; 5], None, &shared), Err(Error::Count { .. })));
+    assert!(matches!(Coded::encode(&[1; 9], &[0.0], None, &shared), Err(Error::Limit { .. })));
+    assert!(matches!(Coded::encode(&[usize::MAX, 2], &[0.0], None, &shared), Err(Error::Limit { .. })));
 }
 
 #[test]
@@ -152,10 +230,11 @@ fn an_empty_layer_costs_what_bounds_the_reader() {
     // A stream of no bytes may stand for 4096 elements only; a larger tensor of zeros takes a bit each.
     for (count, most) in [(4096, 8), (100_000, 12_600)] {
         for coder in CODERS {
-            let plan = Plan { sparse: true, values: ValueFormat::Codebook, coder };
-            let coded = Coded::encode(&[count], &vec![0.0; count], &plan).unwrap();
+            let plan = Plan { values: ValueFormat::Codebook, coder };
+            let coded = Coded::encode(&[count], &vec![0.0; count], Some(&vec![false; count]), &plan).unwrap();
             assert!(coded.stored() <= most, "{} bytes for {count}", coded.stored());
             assert_eq!(reread(&coded).decode(), vec![0.0; count]);
+            assert_eq!(reread(&coded).mask(), Some(vec![false; count]));
         }
     }
 }
@@ -165,11 +244,11 @@ fn lenet_300_100_at_a_twentieth_is_forty_times_smaller() {
     let mut draw = uniform(1);
     let (mut parameters, mut bits) = (0, Bits::default());
     for (rows, columns, density) in [(300, 784, 0.05), (100, 300, 0.05), (10, 100, 0.2)] {
-        let plan = Plan { sparse: true, values: ValueFormat::Codebook, coder: Coder::Entropy };
+        let plan = Plan { values: ValueFormat::Codebook, coder: Coder::Entropy };
         let weight = layer(&mut draw, rows * columns, density, 6);
-        bits += Coded::encode(&[rows, columns], &weight, &plan).unwrap().bits();
+        bits += Coded::encode(&[rows, columns], &weight, Some(&nonzero(&weight)), &plan).unwrap().bits();
         let bias: Vec<f32> = (0..rows).map(|_| draw() as f32).collect();
-        bits += Coded::encode(&[rows], &bias, &plan).unwrap().bits();
+        bits += Coded::encode(&[rows], &bias, None, &plan).unwrap().bits();
         parameters += rows * columns + rows;
     }
     let rate = 32.0 * parameters as f64 / bits.total() as f64;
@@ -188,6 +267,24 @@ fn forged_tensors_are_refused_without_memory() {
         let bytes = [&[flags][..], &shape, rest].concat();
         assert!(Coded::read(&mut Reader::new(&bytes)).is_err(), "{flags:#x}");
     }
+}
+
+#[test]
+fn masks_that_keep_everything_are_refused() {
+    // Dense with the flag of masked zeros and no zero; sparse with a distance of 1 before each of two values.
+    for bytes in [&[0x20, 1, 1, 0, 0, 0x80, 0x3f][..], &[0x10, 1, 2, 0, 2, 0xc0, 0, 0, 0x80, 0x3f, 0, 0, 0x80, 0x3f]] {
+        let error = Coded::read(&mut Reader::new(bytes)).unwrap_err();
+        assert_eq!(error.to_string(), "corrupt: a mask that keeps everything");
+    }
+    let masked = [0x20, 1, 2, 0, 0, 0x80, 0x3f, 0, 0, 0, 0];
+    assert_eq!(Coded::read(&mut Reader::new(&masked)).unwrap().mask(), Some(vec![true, false]));
+    let coder_of_no_distances = [0x60, 1, 1, 0, 0, 0, 0];
+    assert!(Coded::read(&mut Reader::new(&coder_of_no_distances)).is_err());
+}
+
+/// What a mask leaves of the values.
+fn left(values: &[f32], mask: Option<&[bool]>) -> Vec<f32> {
+    values.iter().enumerate().map(|(i, value)| if mask.is_none_or(|mask| mask[i]) { *value } else { 0.0 }).collect()
 }
 
 /// A tensor on a grid: its shape, the grid, and values, some of them left out.
@@ -216,11 +313,13 @@ fn on_grid() -> impl Strategy<Value = (Vec<usize>, Grid, Vec<f32>)> {
 proptest! {
     #[test]
     fn what_lies_on_a_grid_comes_back_with_its_codes((shape, grid, values) in on_grid()) {
-        for (sparse, coder) in [false, true].into_iter().flat_map(|sparse| CODERS.map(|coder| (sparse, coder))) {
-            let coded = Coded::on_grid(&shape, &values, &grid, sparse, coder).unwrap();
+        for (mask, coder) in masks(&values).iter().flat_map(|mask| CODERS.map(|coder| (mask.as_deref(), coder))) {
+            let coded = Coded::on_grid(&shape, &values, mask, &grid, coder).unwrap();
+            let values = left(&values, mask);
             prop_assert_eq!(&coded.decode(), &values);
             let back = reread(&coded);
             prop_assert_eq!(&back.decode(), &values);
+            prop_assert_eq!(back.mask(), owned(mask));
             prop_assert_eq!((back.nonzero(), back.bits(), back.summary()), (coded.nonzero(), coded.bits(), coded.summary()));
             if let Some((found, codes)) = back.codes() {
                 prop_assert_eq!(found, &grid);
@@ -235,7 +334,7 @@ proptest! {
 fn a_code_of_one_bit_takes_one_bit() {
     let values: Vec<f32> = (0..4096).map(|i| if i * i % 7 < 3 { 0.25 } else { -0.25 }).collect();
     let grid = Grid::uniform(2, 0.5, 0.5);
-    let coded = Coded::on_grid(&[64, 64], &values, &grid, false, Coder::Packed).unwrap();
+    let coded = Coded::on_grid(&[64, 64], &values, None, &grid, Coder::Packed).unwrap();
     assert_eq!((coded.bits().values, coded.summary().value_format), (4096, ValueFormat::Grid));
     let codes = coded.codes().unwrap().1;
     assert!(codes.iter().zip(&values).all(|(code, value)| (*code == 1) == (*value > 0.0)));
@@ -243,7 +342,7 @@ fn a_code_of_one_bit_takes_one_bit() {
 
 #[test]
 fn grids_that_make_no_sense_are_refused() {
-    let on = |grid: Grid| Coded::on_grid(&[2, 3], &[0.0; 6], &grid, false, Coder::Packed).unwrap_err().to_string();
+    let on = |grid: Grid| Coded::on_grid(&[2, 3], &[0.0; 6], None, &grid, Coder::Packed).unwrap_err().to_string();
     assert_eq!(on(Grid::uniform(1, 0.5, 0.0)), "corrupt: a grid of 1 levels; it takes 2 to 65536");
     assert_eq!(on(Grid::uniform(4, f32::NAN, 0.0)), "corrupt: a grid of the step NaN");
     assert_eq!(on(Grid::uniform(4, 0.5, 0.25)), "corrupt: a grid with 0 at the code 0.25 of 4");
@@ -261,16 +360,18 @@ proptest! {
     ) {
         let hashed = Hashed { seed, buckets };
         let shape = [shape.0, shape.1];
-        let values: Vec<f32> =
-            (0..shape[0] * shape[1]).map(|i| if pruned && i % 3 == 0 { 0.0 } else { hashed.value(i) }).collect();
+        let count = shape[0] * shape[1];
+        let mask = pruned.then(|| (0..count).map(|i| i % 3 != 0).collect::<Vec<_>>());
+        let values = left(&(0..count).map(|i| hashed.value(i)).collect::<Vec<_>>(), mask.as_deref());
         for values_format in [ValueFormat::F32, ValueFormat::F16] {
             for coder in CODERS {
-                let plan = Plan { sparse: pruned, values: values_format, coder };
-                let coded = Coded::hashed(&shape, &values, &hashed, &plan).unwrap();
+                let plan = Plan { values: values_format, coder };
+                let coded = Coded::hashed(&shape, &values, mask.as_deref(), &hashed, &plan).unwrap();
                 prop_assert_eq!(coded.summary().value_format, ValueFormat::Hashed);
                 let back = reread(&coded);
                 prop_assert!(back == coded);
-                let expected: Vec<f32> = expected(&values, &plan).into_iter().map(f32::from_bits).collect();
+                prop_assert_eq!(back.mask(), mask.clone());
+                let expected: Vec<f32> = expected(&values, mask.as_deref(), &plan).into_iter().map(f32::from_bits).collect();
                 // Without a bit for each value, a zero has the sign of its place.
                 prop_assert_eq!(back.decode(), expected);
                 let found = back.as_hashed().unwrap();
@@ -293,18 +394,16 @@ proptest! {
             indices: (0..columns.div_ceil(width) * rows).map(|_| (draw() * count as f64) as u16).collect(),
         };
         let product = Product { width, columns, taps, stages: counts.iter().map(|count| stage(*count)).collect() };
-        let mut values = product.values();
-        if pruned {
-            values.iter_mut().step_by(3).for_each(|value| *value = 0.0);
-        }
+        let mask = pruned.then(|| (0..rows * columns).map(|i| i % 3 != 0).collect::<Vec<_>>());
+        let (values, mask) = (left(&product.values(), mask.as_deref()), mask.as_deref());
         let shapes = if taps > 1 { [vec![outputs, columns, taps], vec![outputs, columns, 1, taps]] } else { [vec![rows, columns], vec![rows, 1, columns]] };
         for (coder, shape) in CODERS.into_iter().flat_map(|coder| shapes.clone().map(|s| (coder, s))) {
-            let plan = Plan { sparse: pruned, values: ValueFormat::F32, coder };
-            let coded = Coded::product(&shape, &values, &product, &plan).unwrap();
+            let plan = Plan { values: ValueFormat::F32, coder };
+            let coded = Coded::product(&shape, &values, mask, &product, &plan).unwrap();
             let back = reread(&coded);
             prop_assert_eq!(back.decode(), values.clone());
             prop_assert_eq!((&back, back.as_product().unwrap()), (&coded, product.clone()));
-            let rounded = Coded::product(&shape, &values, &product, &Plan { values: ValueFormat::F16, ..plan }).unwrap();
+            let rounded = Coded::product(&shape, &values, mask, &product, &Plan { values: ValueFormat::F16, ..plan }).unwrap();
             prop_assert!(reread(&rounded) == rounded && rounded.stored() < coded.stored());
         }
     }
@@ -314,7 +413,7 @@ proptest! {
 fn buckets_take_four_bytes_each_and_a_product_what_its_formula_says() {
     let hashed = Hashed { seed: 3, buckets: (0..1000).map(|i| i as f32 * 0.01 - 5.0).collect() };
     let values: Vec<f32> = (0..80 * 100).map(|i| hashed.value(i)).collect();
-    let coded = Coded::hashed(&[80, 100], &values, &hashed, &Plan::default()).unwrap();
+    let coded = Coded::hashed(&[80, 100], &values, None, &hashed, &Plan::default()).unwrap();
     assert_eq!((coded.bits().codebook, coded.bits().values), (32 * 1000, 0));
     assert!(coded.stored() < 4 * 1000 + 16, "{}", coded.stored());
     // rows ceil(columns / width) log2 k bits of indices and 32 k columns of centroids, in every stage.
@@ -324,7 +423,7 @@ fn buckets_take_four_bytes_each_and_a_product_what_its_formula_says() {
         indices: (0..rows * 13).map(|i| (i * i % 16) as u16).collect(),
     };
     let product = Product { width, columns, taps: 1, stages: vec![stage.clone(), stage] };
-    let coded = Coded::product(&[rows, columns], &product.values(), &product, &Plan::default()).unwrap();
+    let coded = Coded::product(&[rows, columns], &product.values(), None, &product, &Plan::default()).unwrap();
     let bits = coded.bits();
     assert_eq!((bits.values, bits.codebook), (2 * (rows * 13 * 4) as u64, 2 * (32 * k * columns) as u64));
     assert!(bits.total() < bits.values + bits.codebook + 8 * 16, "{bits:?}");
@@ -341,7 +440,7 @@ fn taps_that_share_centroids_make_a_convolution_nine_times_smaller() {
             indices: (0..columns / 4 * 256 * taps).map(|i| (i * i % 128) as u16).collect(),
         };
         let product = Product { width: 4, columns, taps, stages: vec![stage] };
-        let coded = Coded::product(&shape, &product.values(), &product, &Plan::default()).unwrap();
+        let coded = Coded::product(&shape, &product.values(), None, &product, &Plan::default()).unwrap();
         assert_eq!(reread(&coded).decode(), product.values());
         coded.bits().total() as f64
     };
@@ -355,18 +454,19 @@ fn values_beside_their_hash_or_product_are_stored_as_they_are() {
     let hashed = Hashed { seed: 3, buckets: vec![0.5, 1.0] };
     let mut values: Vec<f32> = (0..40).map(|i| hashed.value(i)).collect();
     values[7] = 9.0;
-    let coded = Coded::hashed(&[40], &values, &hashed, &Plan::default()).unwrap();
+    let coded = Coded::hashed(&[40], &values, None, &hashed, &Plan::default()).unwrap();
     assert_eq!((coded.summary().value_format, coded.decode()), (ValueFormat::F32, values));
     // One bucket of 4 bytes may stand for 20480 values, not for more.
     for (count, format) in [(20_480, ValueFormat::Hashed), (20_481, ValueFormat::F32)] {
         let hashed = Hashed { seed: 3, buckets: vec![0.5] };
         let values: Vec<f32> = (0..count).map(|i| hashed.value(i)).collect();
-        assert_eq!(Coded::hashed(&[count], &values, &hashed, &Plan::default()).unwrap().summary().value_format, format);
+        assert_eq!(Coded::hashed(&[count], &values, None, &hashed, &Plan::default()).unwrap().summary().value_format, format);
     }
-    let refused = |product: &Product| Coded::product(&[2, 3], &[0.0; 6], product, &Plan::default()).unwrap_err().to_string();
+    let refused =
+        |product: &Product| Coded::product(&[2, 3], &[0.0; 6], None, product, &Plan::default()).unwrap_err().to_string();
     let stage = crate::Stage { centroids: vec![0.0; 6], indices: vec![0, 1, 1, 0] };
     let product = |width| Product { width, columns: 3, taps: 1, stages: vec![stage.clone()] };
-    assert!(Coded::product(&[2, 3], &[0.0; 6], &product(2), &Plan::default()).is_ok());
+    assert!(Coded::product(&[2, 3], &[0.0; 6], None, &product(2), &Plan::default()).is_ok());
     assert_eq!(refused(&product(4)), "corrupt: blocks of 4 of 3 columns");
     assert_eq!(refused(&product(1)), "corrupt: 6 centroid values and 4 indices for [2, 3]");
     let mut beyond = product(2);
@@ -376,10 +476,10 @@ fn values_beside_their_hash_or_product_are_stored_as_they_are() {
     assert_eq!(refused(&beyond), "corrupt: a product of 0 stages; it takes 1 to 16");
     let by_tap = Product { taps: 3, ..product(2) };
     assert_eq!(refused(&by_tap), "corrupt: a product whose taps share centroids, of the shape [2, 3]");
-    let other = Coded::product(&[2, 3, 2], &[0.0; 12], &by_tap, &Plan::default()).unwrap_err().to_string();
+    let other = Coded::product(&[2, 3, 2], &[0.0; 12], None, &by_tap, &Plan::default()).unwrap_err().to_string();
     assert_eq!(other, "corrupt: a product of 3 taps for [2, 3, 2]");
     assert_eq!(
-        Coded::hashed(&[1], &[0.0], &Hashed { seed: 0, buckets: vec![] }, &Plan::default()).unwrap_err().to_string(),
+        Coded::hashed(&[1], &[0.0], None, &Hashed { seed: 0, buckets: vec![] }, &Plan::default()).unwrap_err().to_string(),
         "corrupt: hashed values without buckets"
     );
 }
@@ -388,10 +488,13 @@ fn values_beside_their_hash_or_product_are_stored_as_they_are() {
 fn a_size_of_zero_hides_no_others() {
     let side = 1 << 30;
     for shape in [&[side, side, side, 0][..], &[0, side, side, side], &[side, side]] {
-        assert!(matches!(Coded::encode(shape, &[], &Plan::default()), Err(Error::Limit { what: "elements", .. })), "{shape:?}");
+        assert!(
+            matches!(Coded::encode(shape, &[], None, &Plan::default()), Err(Error::Limit { what: "elements", .. })),
+            "{shape:?}"
+        );
         let mut bytes = vec![0, shape.len() as u8];
         shape.iter().for_each(|size| bytes.put_varint(*size));
         assert!(matches!(Coded::read(&mut Reader::new(&bytes)), Err(Error::Limit { .. })), "{shape:?}");
     }
-    assert_eq!(Coded::encode(&[3, 0], &[], &Plan::default()).unwrap().decode(), Vec::<f32>::new());
+    assert_eq!(Coded::encode(&[3, 0], &[], None, &Plan::default()).unwrap().decode(), Vec::<f32>::new());
 }

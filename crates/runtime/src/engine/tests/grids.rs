@@ -27,7 +27,7 @@ impl OnGrids {
             let codes = values(shape.iter().product(), self.seed + seed, 0);
             let code = |x: f32| (((x + 1.0) / 2.0 * levels as f32) as u16).min(levels as u16 - 1);
             let on: Vec<f32> = codes.iter().enumerate().map(|(i, x)| grid.value(channel(i), code(*x))).collect();
-            Coded::on_grid(shape, &on, &grid, false, Coder::Packed).unwrap()
+            Coded::on_grid(shape, &on, None, &grid, Coder::Packed).unwrap()
         };
         let quantize = |name: &str, from: usize| {
             let layer = Layer::Quantize { levels: self.inputs.0, zero: self.inputs.1, train: Default::default() };
@@ -93,7 +93,7 @@ fn eight_bits_and_single_bits_take_the_place_of_floats() {
     let bytes = |levels: u32, zero: f32| {
         let grid = Grid::uniform(levels, 1.0, zero);
         let on: Vec<f32> = (0..shape[0] * shape[1]).map(|i| grid.value(0, (i % levels as usize) as u16)).collect();
-        let weight = Coded::on_grid(&shape, &on, &grid, false, Coder::Packed).unwrap();
+        let weight = Coded::on_grid(&shape, &on, None, &grid, Coder::Packed).unwrap();
         let quantize = Layer::Quantize { levels, zero, train: Default::default() };
         let mut fc = node("fc", &[1], Layer::Linear, &[]);
         fc.tensors.push(("weight".into(), weight));
