@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use briquette_core::coding::{Source, Weight, adjust, weights};
 use briquette_pruning_sharing::fixed_point::{Form, Per, Reach};
+use briquette_pruning_sharing::parts::blocks::Blocks;
 use briquette_pruning_sharing::soft_weight_sharing::SoftWeightSharing;
 use briquette_pruning_sharing::{fixed_point, kmeans_sharing, learned_step, magnitude, n_m};
 use burn::module::Module;
@@ -101,7 +102,9 @@ fn a_plain_module_is_pruned_and_shared_and_trains_on() {
 fn a_plain_module_on_grids_trains_on_with_its_steps() {
     let device = Device::flex();
     device.seed(4);
-    let mine = n_m::prune(Mine::new(&device), |weight| (weight.path == "head.hidden.weight").then_some((2, 4)));
+    let mine = n_m::prune(Mine::new(&device), |weight| {
+        (weight.path == "head.hidden.weight").then(|| (2, Blocks::along_channels(weight, 4)))
+    });
     let mine = learned_step::round(mine, |weight| weight.path.starts_with("head").then_some(3), Per::Channel);
     let fixed = |weight: &Weight| weight.path.starts_with("features").then_some(4);
     let mine = fixed_point::round(mine, fixed, Per::Channel, Form::Symmetric, Reach::MinMax);

@@ -15,6 +15,7 @@ pub mod pass;
 pub mod passes;
 pub mod promises;
 pub mod quantize;
+pub mod rank;
 pub mod scan;
 pub mod stored;
 pub mod surgery;

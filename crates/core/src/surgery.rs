@@ -15,6 +15,7 @@ use std::fmt;
 
 use crate::error::{Error, Result};
 use crate::net::{Net, Node, Op};
+use crate::rank;
 use coupling::Coupling;
 
 /// Channels that can only be cut together, as units that can be cut one by one.
@@ -58,10 +59,10 @@ impl ChannelGroup {
     pub fn best(&self, scores: &[f64], count: usize) -> Keep {
         let mut keep = Keep::top(scores, count);
         for producer in self.producers().filter(|_| count > 0) {
-            let makers = || (0..self.len()).filter(|&unit| self.units[unit].iter().any(|(node, _)| *node == producer));
-            if !makers().any(|unit| keep.0[unit]) {
-                let best = makers().max_by(|&a, &b| scores[a].total_cmp(&scores[b]).then(b.cmp(&a)));
-                best.into_iter().for_each(|unit| keep.0[unit] = true);
+            let makers: Vec<bool> = self.units.iter().map(|unit| unit.iter().any(|(node, _)| *node == producer)).collect();
+            if !makers.iter().zip(&keep.0).any(|(maker, keep)| *maker && *keep) {
+                let best = rank::highest(scores.to_vec(), Some(&makers), 1);
+                keep.0.iter_mut().zip(best).for_each(|(keep, best)| *keep |= best);
             }
         }
         keep
@@ -100,11 +101,7 @@ impl Keep {
 
     /// The `count` units of the highest score; among equals the first.
     pub fn top(scores: &[f64], count: usize) -> Self {
-        let mut order: Vec<usize> = (0..scores.len()).collect();
-        order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
-        let mut flags = vec![false; scores.len()];
-        order.into_iter().take(count).for_each(|unit| flags[unit] = true);
-        Self(flags)
+        Self(rank::highest(scores.to_vec(), None, count))
     }
 
     /// Number of units that stay.

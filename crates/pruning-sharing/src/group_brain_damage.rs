@@ -132,8 +132,9 @@ impl GroupBrainDamage {
                 Some(threshold) => norms.iter().filter(|norm| **norm > threshold).count() as f64 / norms.len() as f64,
                 None => 1.0 - removed,
             };
-            let stays = highest(&vec![1.0; norms.len()], &norms, share);
-            Some((0..weight.base.len()).map(|i| stays[i % norms.len()]).collect())
+            let columns = norms.len();
+            let stays = highest(norms, None, share);
+            Some((0..weight.base.len()).map(|i| stays[i % columns]).collect())
         })
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! Removes the weights of smallest absolute value and retrains the rest; the removed ones stay zero. The threshold of a layer is set by
 //! the share to keep, by a quality parameter `q` times the layer's standard deviation (`|w| < q * std(W)` goes), or for all layers
-//! together. With several rounds, pruning and tuning alternate while the kept share falls.
+//! together. With several rounds, pruning and tuning alternate while the kept share falls. Shares hold whatever ties there are: of equal
+//! magnitudes the earlier stay. With `block = b`, weights of `b` consecutive input channels at one tap of a kernel go or stay together, by
+//! the mean of their magnitudes.
 //!
 //! Han, Pool, Tran, Dally. "Learning both Weights and Connections for Efficient Neural Networks". NIPS 2015. arXiv:1506.02626.
 //! The cubic schedule is that of Zhu, Gupta. "To Prune, or Not to Prune". ICLR 2018 workshop. arXiv:1710.01878.
@@ -43,7 +45,7 @@
 
 use std::collections::BTreeMap;
 
-use briquette_core::coding::{self, Weight};
+use briquette_core::coding::Weight;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
@@ -52,7 +54,8 @@ use briquette_core::types::{PerLayer, Ratio};
 use burn::module::Module;
 use serde::Deserialize;
 
-use crate::parts::masks::{check_shares, keep_highest, sizes, threshold};
+use crate::parts::blocks::Blocks;
+use crate::parts::masks::{check_shares, highest_blocks, keep_highest, keep_highest_of_all, mask, sizes};
 
 /// Masks small weights, round by round.
 #[derive(Debug, Deserialize)]
@@ -64,6 +67,10 @@ pub struct Magnitude {
     quality: Option<PerLayer<f64>>,
     /// Share of all weights that stays, the threshold being one for the whole network.
     global: Option<Ratio>,
+    /// How many weights go or stay together, those of consecutive input channels at one tap of a kernel, by their mean magnitude: 4 is what
+    /// products of bytes take at once.
+    #[serde(default = "one")]
+    block: usize,
     /// How many times pruning and tuning alternate.
     #[serde(default = "one")]
     rounds: usize,
@@ -128,8 +135,8 @@ impl Magnitude {
         if named.iter().filter(|set| **set).count() != 1 {
             return Err(Error::Invalid("magnitude takes exactly one of `keep`, `quality` and `global`".into()));
         }
-        if self.rounds == 0 {
-            return Err(Error::Invalid("magnitude: rounds must be at least 1".into()));
+        if self.rounds == 0 || self.block == 0 {
+            return Err(Error::Invalid("magnitude: `rounds` and `block` must be at least 1".into()));
         }
         check_shares(net, self.keep.as_ref(), self.global)?;
         if let Some(quality) = &self.quality
@@ -141,33 +148,30 @@ impl Magnitude {
     }
 
     fn prune(&self, net: Net, falling: impl Fn(f64) -> f64) -> Result<Net> {
+        let chosen = |weight: &Weight, share: f64| highest_blocks(weight, sizes(&weight.values), self.block, share);
         if let Some(keep) = &self.keep {
             let each: BTreeMap<usize, Ratio> = keep.resolve(&net)?.into_iter().collect();
-            return Ok(prune(net, |weight| weight.node().and_then(|node| each.get(&node)).map(|keep| falling(keep.get()))));
+            return Ok(mask(net, |weight| Some(chosen(weight, falling(each.get(&weight.node()?)?.get())))));
         }
         if let Some(quality) = &self.quality {
             let each: BTreeMap<usize, f64> = quality.resolve(&net)?.into_iter().collect();
             let names: Vec<String> = net.nodes.iter().map(|node| node.name.clone()).collect();
             let mut empty = None;
-            let pruned = prune(net, |weight| {
+            let pruned = mask(net, |weight| {
                 let node = weight.node()?;
                 // A round's threshold grows with the share that the schedule has removed by then.
-                let threshold = each.get(&node)? * deviation(&weight.values) * (1.0 - falling(0.0));
-                let kept = weight.values.iter().filter(|v| **v != 0.0 && f64::from(v.abs()) >= threshold).count();
+                let threshold = each.get(&node)? * deviation(&weight.left()) * (1.0 - falling(0.0));
+                let (means, open) = Blocks::along_channels(weight, self.block).means(weight, &sizes(&weight.values));
+                let kept = means.iter().zip(open).filter(|(mean, open)| *open && f64::from(**mean) >= threshold).count();
                 if kept == 0 {
                     empty = Some(Error::node(&names[node], format!("a threshold of {threshold:.3e} would remove every weight")));
                 }
-                Some(kept as f64 / weight.values.len() as f64)
+                Some(chosen(weight, kept as f64 / means.len() as f64))
             });
             return empty.map_or(Ok(pruned), Err);
         }
         let share = falling(self.global.map_or(1.0, Ratio::get));
-        let sizes = coding::weights(&net).iter().flat_map(|w| sizes(&w.values)).collect();
-        let threshold = threshold(sizes, share);
-        Ok(prune(net, |weight| {
-            let kept = weight.values.iter().filter(|v| f64::from(v.abs()) >= threshold && **v != 0.0).count();
-            Some(kept.max(1) as f64 / weight.values.len() as f64)
-        }))
+        Ok(keep_highest_of_all(net, share, self.block, |weight| sizes(&weight.values)))
     }
 }
 
@@ -206,6 +210,8 @@ fn one() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handmade::{run, set, small};
+    use briquette_core::coding;
     use burn::module::Param;
     use burn::tensor::{Device, Tensor};
 
@@ -217,6 +223,77 @@ mod tests {
         let twice = prune(once, |_| Some(1.0));
         assert_eq!(coding::weights(&twice)[0].values, [0.0, -3.0, 0.0, 2.0, 0.0, 1.0]);
         assert_eq!(coding::weights(&twice)[0].coding.kept(6), 3);
+    }
+
+    #[test]
+    fn equal_magnitudes_keep_the_wanted_count_the_earlier_ones() {
+        let halves = |net: Net, layer: &str| {
+            let count = net.nodes[net.index(layer).unwrap()].weight().unwrap().base.len();
+            set(net, layer, "weight", &(0..count).map(|i| if i % 2 == 0 { 0.5 } else { -0.5 }).collect::<Vec<_>>())
+        };
+        let net = ["conv1", "conv2", "fc1", "fc2"].iter().fold(small(), |net, layer| halves(net, layer));
+        let kept = |net: &Net| net.weighted().map(|(_, node)| node.weight().unwrap().coding.kept(0)).collect::<Vec<_>>();
+        let all: usize = net.weighted().map(|(_, node)| node.weight().unwrap().base.len()).sum();
+        for share in [0.25, 0.5, 0.9] {
+            for rounds in [1, 3] {
+                let settings = serde_json::json!({ "global": share, "rounds": rounds });
+                let pruned = run::<Magnitude>(net.deep_clone(), settings).unwrap();
+                assert_eq!(kept(&pruned).iter().sum::<usize>(), (share * all as f64).round() as usize, "{share} in {rounds}");
+            }
+        }
+        // The first layer, one weight of each, and what is left of the second.
+        let pruned = run::<Magnitude>(net.deep_clone(), serde_json::json!({ "global": 0.25 })).unwrap();
+        let count = (0.25 * all as f64).round() as usize;
+        assert_eq!(kept(&pruned), [16, count - 18, 1, 1]);
+        let mask = pruned.nodes[pruned.index("conv2").unwrap()].weight().unwrap().coding.mask.unwrap();
+        assert!(mask[..count - 18].iter().all(|keep| *keep));
+    }
+
+    #[test]
+    fn blocks_of_input_channels_go_and_stay_whole() {
+        let blocks = |net: &Net, layer: &str| {
+            let weight = net.nodes[net.index(layer).unwrap()].weight().unwrap();
+            let (channels, area) = (weight.shape[1], weight.shape[2..].iter().product::<usize>());
+            let mask = weight.coding.mask.unwrap();
+            let filters = mask.chunks(channels * area).map(<[bool]>::to_vec).collect::<Vec<_>>();
+            let taps = filters.into_iter().flat_map(move |filter| {
+                (0..area).flat_map(|tap| filter.iter().skip(tap).step_by(area).copied().collect::<Vec<_>>()).collect::<Vec<_>>()
+            });
+            let blocks: Vec<Vec<bool>> = taps.collect::<Vec<_>>().chunks(4).map(<[bool]>::to_vec).collect();
+            assert!(blocks.iter().all(|block| block.iter().all(|keep| *keep == block[0])), "{layer}: {blocks:?}");
+            blocks.iter().filter(|block| block[0]).count()
+        };
+        // 12 blocks of conv2, 15 of fc1; 16 of conv1 and 6 of fc2, of one and of five channels.
+        let each = serde_json::json!({ "keep": { "conv2": 0.25, "fc1": 0.4 }, "block": 4 });
+        let net = run::<Magnitude>(small(), each).unwrap();
+        assert_eq!((blocks(&net, "conv2"), blocks(&net, "fc1")), (3, 6));
+        let net = run::<Magnitude>(small(), serde_json::json!({ "global": 0.5, "block": 4, "rounds": 2 })).unwrap();
+        let ends: usize = ["conv1", "fc2"]
+            .iter()
+            .map(|layer| {
+                let weight = net.nodes[net.index(layer).unwrap()].weight().unwrap();
+                let mask = weight.coding.mask.unwrap();
+                if weight.shape[1] == 1 {
+                    mask.iter().filter(|keep| **keep).count()
+                } else {
+                    mask.chunks(5).map(|row| usize::from(row[0]) + usize::from(row[4])).sum()
+                }
+            })
+            .sum();
+        assert_eq!(blocks(&net, "conv2") + blocks(&net, "fc1") + ends, 25);
+    }
+
+    #[test]
+    fn the_deviation_of_the_quality_is_over_what_is_left() {
+        // The first round, half of q = 1, removes the weights of 0.1; of the others the deviation is 1.5, with the zeros it would be 0.87.
+        let weights: Vec<f32> = (0..60).map(|i| [0.1, -0.1, 0.1, -0.1, 1.4, -1.6][i % 6]).collect();
+        let net = set(small(), "fc1", "weight", &weights);
+        let left = |quality: f64, rounds: usize| {
+            let settings = serde_json::json!({ "quality": { "fc1": quality }, "rounds": rounds });
+            let net = run::<Magnitude>(net.deep_clone(), settings).unwrap();
+            net.nodes[net.index("fc1").unwrap()].weight().unwrap().coding.kept(60)
+        };
+        assert_eq!((left(1.0, 1), left(1.0, 2)), (20, 10));
     }
 
     #[test]

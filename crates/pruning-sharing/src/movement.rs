@@ -32,7 +32,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use briquette_core::coding::floats;
+use briquette_core::coding::{coding_of, floats};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Node, Op};
 use briquette_core::pass::{Context, Method, Pass};
@@ -78,15 +78,14 @@ impl Pass for Movement {
         let mut scores = Scores { layers: BTreeMap::new(), keep, warmup: self.warmup.get(), cooldown: self.cooldown.get() };
         let recipe = Recipe { choose: Choose::Last, ..self.train.clone() };
         let net = fit(net, &recipe, Extras { projections: vec![&mut scores], ..Extras::default() }, cx)?;
-        let net = mask_zeros(net)?;
+        let net = mask_zeros(net, |layer| scores.keep.contains_key(&layer))?;
         tune(net, self.tune.as_ref(), cx)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
         let keep = self.check(&net)?;
         mask_layers(net, |index, weight| {
-            let values = weight.values();
-            Some(highest(&values, &vec![0.0; values.len()], *keep.get(&index)?))
+            Some(highest(vec![0.0; weight.base.len()], weight.coding.mask.as_deref(), *keep.get(&index)?))
         })
     }
 
@@ -123,12 +122,15 @@ struct Layer {
     scores: Vec<f64>,
     /// Those out of use too.
     weights: Vec<f32>,
+    /// Those that an earlier pass left.
+    mask: Option<Vec<bool>>,
     used: Vec<bool>,
 }
 
 impl Layer {
-    fn new(weights: Vec<f32>) -> Self {
-        Self { scores: vec![0.0; weights.len()], used: weights.iter().map(|w| *w != 0.0).collect(), weights }
+    fn new(weights: Vec<f32>, mask: Option<Vec<bool>>) -> Self {
+        let used = mask.clone().unwrap_or_else(|| vec![true; weights.len()]);
+        Self { scores: vec![0.0; weights.len()], weights, mask, used }
     }
 
     /// `S <- S - rate * w * gradient`.
@@ -142,7 +144,7 @@ impl Layer {
         for (i, new) in stepped.iter().enumerate().filter(|(i, _)| self.used[*i]) {
             self.weights[i] = *new;
         }
-        self.used = highest(&self.weights, &self.scores, share);
+        self.used = highest(self.scores.clone(), self.mask.as_deref(), share);
         self.weights.iter().zip(&self.used).map(|(w, used)| if *used { *w } else { 0.0 }).collect()
     }
 }
@@ -161,8 +163,9 @@ impl Projection for Scores {
     fn see(&mut self, net: &Net, gradients: &GradientsParams, lr: f64) {
         for index in self.keep.keys() {
             let Some(gradient) = gradient(&net.nodes[*index], gradients) else { continue };
-            let weights = || weights(&net.nodes[*index]).map(|(_, weights)| weights).unwrap_or_default();
-            self.layers.entry(*index).or_insert_with(|| Layer::new(weights())).move_scores(&gradient, lr);
+            let node = &net.nodes[*index];
+            let weights = || weights(node).map(|(_, weights)| weights).unwrap_or_default();
+            self.layers.entry(*index).or_insert_with(|| Layer::new(weights(), mask(node))).move_scores(&gradient, lr);
         }
     }
 
@@ -183,6 +186,15 @@ fn weights(node: &Node) -> Option<(ParamId, Vec<f32>)> {
     match &node.op {
         Op::Conv2d(conv) => Some((conv.weight.id, floats(plain(conv.weight.val())))),
         Op::Linear(linear) => Some((linear.weight.id, floats(plain(linear.weight.val())))),
+        Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => None,
+    }
+}
+
+/// A layer's mask, in Burn's order.
+fn mask(node: &Node) -> Option<Vec<bool>> {
+    match &node.op {
+        Op::Conv2d(conv) => coding_of(&conv.weight).mask,
+        Op::Linear(linear) => coding_of(&linear.weight).mask,
         Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => None,
     }
 }
@@ -212,7 +224,7 @@ mod tests {
     fn scores_move_as_the_formula_says_and_growing_weights_stay_before_larger_ones_that_shrink() {
         // L = sum (w - goal)^2 / 2: the gradient is w - goal.
         let goal = [0.1_f32, 1.0, -1.0, -0.2];
-        let mut layer = Layer::new(vec![2.0, 0.5, -0.5, -3.0]);
+        let mut layer = Layer::new(vec![2.0, 0.5, -0.5, -3.0], None);
         let slope = |weights: &[f32]| weights.iter().zip(goal).map(|(w, goal)| w - goal).collect::<Vec<f32>>();
         let rate = 0.1;
         let first = slope(&layer.weights);
@@ -226,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_weight_out_of_use_keeps_its_value_and_comes_back_when_its_score_is_among_the_highest() {
-        let mut layer = Layer::new(vec![2.0, 0.5]);
+        let mut layer = Layer::new(vec![2.0, 0.5], None);
         layer.move_scores(&[1.0, -1.0], 0.1);
         assert_eq!(layer.choose(&[1.9, 0.6], 0.5), [0.0, 0.6]);
         // The optimizer's momentum moves the unused weight, which does not count.

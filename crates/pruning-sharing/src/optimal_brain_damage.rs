@@ -33,6 +33,7 @@
 
 use std::collections::BTreeMap;
 
+use briquette_core::coding::Weight;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
@@ -41,7 +42,7 @@ use briquette_core::types::{PerLayer, Ratio};
 use serde::Deserialize;
 
 use crate::parts::curvature::diagonal;
-use crate::parts::masks::{check_shares, highest, mask_layers, threshold};
+use crate::parts::masks::{check_shares, keep_highest, keep_highest_of_all};
 
 /// Masks the weights whose loss the network feels least, to second order.
 #[derive(Debug, Deserialize)]
@@ -114,26 +115,17 @@ impl OptimalBrainDamage {
 
     /// Keeps `share^t` of the weights, at the time `t` = round / rounds.
     fn prune(&self, net: Net, curvature: &BTreeMap<usize, Vec<f64>>, t: f64) -> Result<Net> {
-        let saliency = |index: usize, values: &[f32]| -> Vec<f64> {
-            let h = |i: usize| curvature.get(&index).map_or(1.0, |h| h[i]);
-            values.iter().enumerate().map(|(i, w)| 0.5 * h(i) * f64::from(*w).powi(2)).collect()
+        let saliencies = |weight: &Weight| -> Vec<f64> {
+            let h = weight.node().and_then(|node| curvature.get(&node)).map(|h| weight.unfiltered(h.clone()));
+            let h = |i: usize| h.as_ref().map_or(1.0, |h| h[i]);
+            weight.values.iter().enumerate().map(|(i, w)| 0.5 * h(i) * f64::from(*w).powi(2)).collect()
         };
-        let shares: BTreeMap<usize, f64> = match (&self.keep, self.global) {
-            (Some(keep), _) => keep.resolve(&net)?.into_iter().map(|(index, share)| (index, share.get().powf(t))).collect(),
-            (None, share) => {
-                let of =
-                    |(index, node): (usize, &briquette_core::net::Node)| Some((index, saliency(index, &node.weight()?.values())));
-                let all: Vec<(usize, Vec<f64>)> = net.weighted().filter_map(of).collect();
-                let share = share.map_or(1.0, Ratio::get).powf(t);
-                let border = threshold(all.iter().flat_map(|(_, saliencies)| saliencies.clone()).collect(), share);
-                let kept = |saliencies: &[f64]| saliencies.iter().filter(|s| **s >= border).count() as f64;
-                all.iter().map(|(index, saliencies)| (*index, kept(saliencies) / saliencies.len() as f64)).collect()
-            }
+        let Some(keep) = &self.keep else {
+            let share = self.global.map_or(1.0, Ratio::get).powf(t);
+            return Ok(keep_highest_of_all(net, share, 1, saliencies));
         };
-        mask_layers(net, |index, weight| {
-            let values = weight.values();
-            Some(highest(&values, &saliency(index, &values), *shares.get(&index)?))
-        })
+        let shares: BTreeMap<usize, Ratio> = keep.resolve(&net)?.into_iter().collect();
+        Ok(keep_highest(net, |weight| Some((saliencies(weight), shares.get(&weight.node()?)?.get().powf(t)))))
     }
 }
 
@@ -176,7 +168,7 @@ mod tests {
                 serde_json::json!({ "global": 0.4, "calibration-images": 5, "rounds": rounds }),
             );
             let kept: usize = count(&net.unwrap());
-            assert!(kept.abs_diff((0.4 * all as f64).round() as usize) <= 2, "{kept} of {all}");
+            assert_eq!(kept, (0.4 * all as f64).round() as usize, "of {all}");
         }
     }
 

@@ -107,8 +107,7 @@ impl Pass for OptimalBrainSurgeon {
     fn plan(&self, net: Net) -> Result<Net> {
         let shares: BTreeMap<usize, Ratio> = self.check(&net)?.into_iter().collect();
         mask_layers(net, |index, weight| {
-            let (values, share) = (weight.values(), shares.get(&index)?.get());
-            Some(highest(&values, &vec![0.0; values.len()], share))
+            Some(highest(vec![0.0; weight.base.len()], weight.coding.mask.as_deref(), shares.get(&index)?.get()))
         })
     }
 

@@ -2,6 +2,7 @@
 
 pub mod bias_correction;
 pub mod binary;
+pub mod blocks;
 pub mod channels;
 pub mod clipped;
 pub mod codebooks;

@@ -96,8 +96,8 @@ impl Random {
         let names: Vec<String> = net.nodes.iter().map(|node| node.name.clone()).collect();
         mask_layers(net, |index, weight| {
             let share = each.get(&index).filter(|_| !spared.contains(&index))?;
-            let values = weight.values();
-            Some(highest(&values, &scores(seed, &names[index], values.len()), share.get()))
+            let drawn = scores(seed, &names[index], weight.base.len());
+            Some(highest(drawn, weight.coding.mask.as_deref(), share.get()))
         })
     }
 }

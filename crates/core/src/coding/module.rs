@@ -42,11 +42,21 @@ impl Weight {
         self.values.len() / self.shape[self.filter_axis()].max(1)
     }
 
+    /// The values that are not masked, in their order.
+    pub fn left(&self) -> Cow<'_, [f32]> {
+        self.coding.left(&self.values)
+    }
+
     /// The values filter by filter, `[out, fan-in]`.
     pub fn filters(&self) -> Cow<'_, [f32]> {
+        self.filtered(&self.values)
+    }
+
+    /// What belongs to the values in their order, filter by filter.
+    pub fn filtered<'a, T: Copy>(&self, each: &'a [T]) -> Cow<'a, [T]> {
         match self.shape[..] {
-            [inputs, outputs] => Cow::Owned(turned(&self.values, inputs, outputs)),
-            _ => Cow::Borrowed(&self.values),
+            [inputs, outputs] => Cow::Owned(turned(each, inputs, outputs)),
+            _ => Cow::Borrowed(each),
         }
     }
 
@@ -95,6 +105,15 @@ pub fn recode<M: Module>(module: M, mut codings: BTreeMap<String, Coding>) -> M 
 /// `change` gets a weight's path, its values as `[before, channels, behind]` of the grid's axis, and its steps, `[channels]`, and gives both
 /// back.
 pub fn adjust<M: Module>(module: M, mut change: impl FnMut(&str, Tensor<3>, Tensor<1>) -> (Tensor<3>, Tensor<1>)) -> M {
+    adjust_kept(module, |path, base, _, steps| change(path, base, steps))
+}
+
+/// As [`adjust`], where `change` also gets the weight's mask, 1 or 0 for each of its values: what follows from several of them is over those
+/// that are kept.
+pub fn adjust_kept<M: Module>(
+    module: M,
+    mut change: impl FnMut(&str, Tensor<3>, Option<Tensor<3>>, Tensor<1>) -> (Tensor<3>, Tensor<1>),
+) -> M {
     let mut visitor = Visitor::default();
     module.visit(&mut visitor);
     let mut new = HashMap::new();
@@ -102,7 +121,9 @@ pub fn adjust<M: Module>(module: M, mut change: impl FnMut(&str, Tensor<3>, Tens
         let (Some((id, base)), Some((own, steps)), Some((_, axis, ..))) = (raw.handle, raw.steps_handle, raw.described) else {
             continue;
         };
-        let (base, steps) = change(&path, base.reshape(view(&raw.shape, axis)), steps);
+        let shape = view(&raw.shape, axis);
+        let mask = raw.mask.map(|mask| mask.reshape(shape));
+        let (base, steps) = change(&path, base.reshape(shape), mask, steps);
         new.insert(id, base.reshape([-1]));
         new.insert(own, steps);
     }
@@ -150,7 +171,8 @@ struct Raw {
     base: Vec<f32>,
     /// The base where it lies, flat and without gradients, and its id.
     handle: Option<(ParamId, Tensor<1>)>,
-    mask: Option<Vec<f32>>,
+    /// Where it lies: of a large network a mask on the host would take as much memory.
+    mask: Option<Tensor<1>>,
     centroids: Vec<Vec<f32>>,
     assignments: Vec<Vec<u32>>,
     form: Option<Form>,
@@ -164,7 +186,7 @@ struct Raw {
 
 impl Raw {
     fn take_coding(&mut self) -> Coding {
-        let mask = self.mask.take().map(|mask| mask.iter().map(|m| *m != 0.0).collect());
+        let mask = self.mask.take().map(|mask| floats(mask).iter().map(|m| *m != 0.0).collect());
         let centroids = std::mem::take(&mut self.centroids);
         let mut books: Vec<_> = centroids.into_iter().zip(std::mem::take(&mut self.assignments)).collect();
         let source = match (books.pop(), self.form) {
@@ -221,7 +243,7 @@ impl ModuleVisitor for Visitor {
             let part = part.to_string();
             let raw = self.weights.entry(owner).or_default();
             match part.as_str() {
-                "mask" => raw.mask = Some(floats(param.val())),
+                "mask" => raw.mask = Some(plain(param.val()).reshape([-1])),
                 "steps" => {
                     raw.steps = Some(floats(param.val()));
                     raw.steps_handle = Some((param.id, plain(param.val()).reshape([-1])));

@@ -7,6 +7,7 @@ use briquette_core::Layer;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
 use briquette_core::pass::Context;
+use briquette_core::rank::{Scores, highest_of_all};
 use briquette_core::stored::Stored;
 use briquette_core::surgery::{ChannelGroup, Keep};
 use briquette_core::training::{Recipe, tune};
@@ -14,7 +15,6 @@ use briquette_core::types::{Budget, PerLayer, Ratio};
 use serde::Deserialize;
 
 use super::except::excepted;
-use super::masks::threshold;
 
 /// The settings; a method's struct flattens them into its own and denies unknown fields there.
 #[derive(Debug, Default, Deserialize)]
@@ -91,11 +91,14 @@ impl Channels {
         let Some(share) = self.ranked(method, global)? else { return self.cut(method, net, score) };
         let groups = self.groups(&net)?;
         let scores: Vec<Vec<f64>> = groups.iter().map(|group| score(&net, group)).collect();
-        let border = threshold(scores.concat(), share.get());
-        let keeps = groups.iter().zip(&scores).map(|(group, scores)| {
-            let kept = scores.iter().filter(|score| **score >= border).count();
-            group.best(scores, kept.max(1))
-        });
+        let all: usize = scores.iter().map(Vec::len).sum();
+        let ranked: Vec<Scores<'_, f64>> = scores.iter().map(|scores| Scores { scores: scores.clone(), open: None }).collect();
+        let stay = highest_of_all(&ranked, (share.get() * all as f64).round() as usize);
+        let keeps = groups
+            .iter()
+            .zip(&scores)
+            .zip(stay)
+            .map(|((group, scores), stay)| group.best(scores, stay.into_iter().filter(|stays| *stays).count()));
         net.keep(&pairs(&groups, keeps.collect()))
     }
 
@@ -294,9 +297,15 @@ mod tests {
         let ranked = |value| widths(&channels.cut_or_rank("slimming", share(value), small(), score).unwrap());
         assert_eq!(ranked(1.0), [4, 3, 5]);
         assert_eq!(ranked(0.75), [1, 3, 5]);
-        assert_eq!(ranked(0.5), [1, 1, 5]);
+        assert_eq!(ranked(0.5), [1, 1, 4]);
         assert_eq!(ranked(0.0), [1, 1, 1]);
-        assert_eq!(widths(&channels.plan("slimming", share(0.5), small()).unwrap()), [2, 1, 2]);
+        // Equal scores: as many stay as wanted.
+        let equal = |value: f64| {
+            let cut = channels.cut_or_rank("slimming", share(value), small(), |_, group| vec![1.0; group.len()]).unwrap();
+            widths(&cut).iter().sum::<usize>()
+        };
+        assert_eq!([0.25, 0.5, 0.75].map(equal), [3, 6, 9]);
+        assert_eq!(widths(&channels.plan("slimming", share(0.5), small()).unwrap()), [2, 2, 3]);
         let neither = channels.plan("slimming", None, small()).unwrap_err().to_string();
         assert_eq!(neither, "slimming takes exactly one of `ratio`, `budget` and `global`");
     }

@@ -32,7 +32,7 @@ pub fn remove_empty(mut net: Net, remedy: &str) -> Result<Net> {
         }
         net = net.keep(&pairs(&groups, keeps))?;
     }
-    mask_zeros(net)
+    mask_zeros(net, |_| true)
 }
 
 /// Refuses networks with a layer of which no weight is left.

@@ -2,18 +2,25 @@
 
 use std::collections::BTreeMap;
 
-use briquette_core::coding::{self, Coding, Weight};
+use briquette_core::coding::{self, Coding, Source, Weight};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
+use briquette_core::rank::{self, Scores};
 use briquette_core::stored::Stored;
 use briquette_core::types::{PerLayer, Ratio};
 use burn::module::Module;
 
+use super::blocks::Blocks;
+
 /// Masks all but the highest-scored weights of each tensor of rank 2 or more in any Burn module. `choose` gives the scores of a tensor's
 /// weights and the share that stays, of which at least one weight is kept; tensors for which it gives none are left alone. Weights that
 /// an earlier mask removed stay removed.
-pub fn keep_highest<M: Module>(module: M, mut choose: impl FnMut(&Weight) -> Option<(Vec<f64>, f64)>) -> M {
-    mask(module, |weight| choose(weight).map(|(scores, share)| highest(&weight.values, &scores, share)))
+pub fn keep_highest<M, T>(module: M, mut choose: impl FnMut(&Weight) -> Option<(Vec<T>, f64)>) -> M
+where
+    M: Module,
+    T: Copy + Into<f64>,
+{
+    mask(module, |weight| choose(weight).map(|(scores, share)| highest(scores, weight.coding.mask.as_deref(), share)))
 }
 
 /// Masks weights of each tensor of rank 2 or more in any Burn module; `choose` marks those that stay, in the order of the tensor's values.
@@ -28,6 +35,46 @@ pub fn mask<M: Module>(module: M, mut choose: impl FnMut(&Weight) -> Option<Vec<
         codings.insert(weight.path, Coding { mask: Some(mask), source: weight.coding.source });
     }
     coding::recode(module, codings)
+}
+
+/// Masks all but a share of the weights of all tensors of rank 2 or more in any Burn module, those of the highest scores wherever they are,
+/// in whole blocks of so many input channels. Each tensor keeps at least one block, and weights that an earlier mask removed stay removed.
+pub fn keep_highest_of_all<M, T>(module: M, share: f64, block: usize, score: impl Fn(&Weight) -> Vec<T>) -> M
+where
+    M: Module,
+    T: Copy + Into<f64> + From<f32>,
+{
+    let mut all = coding::weights(&module);
+    all.sort_by_key(Weight::node);
+    let blocks = |weight: &Weight| (block > 1).then(|| Blocks::along_channels(weight, block));
+    let candidates = |weight: &Weight| match blocks(weight) {
+        None => (score(weight), weight.coding.mask.clone()),
+        Some(blocks) => {
+            let (means, open) = blocks.means(weight, &score(weight));
+            (means.into_iter().map(T::from).collect(), Some(open))
+        }
+    };
+    let (scores, open): (Vec<Vec<T>>, Vec<Option<Vec<bool>>>) = all.iter().map(candidates).unzip();
+    let count = kept(share, scores.iter().map(Vec::len).sum());
+    let groups = scores.into_iter().zip(&open).map(|(scores, open)| Scores { scores, open: open.as_deref() });
+    let chosen = rank::highest_of_all(&groups.collect::<Vec<_>>(), count);
+    let mask = |(weight, chosen): (&Weight, Vec<bool>)| match blocks(weight) {
+        None => (weight.path.clone(), chosen),
+        Some(blocks) => (weight.path.clone(), blocks.spread(weight, &chosen)),
+    };
+    let mut masks: BTreeMap<String, Vec<bool>> = all.iter().zip(chosen).map(mask).collect();
+    drop(all);
+    self::mask(module, |weight| masks.remove(&weight.path))
+}
+
+/// Marks the share of a tensor's blocks of so many input channels that has the highest mean scores, at least one; see [`highest`].
+pub fn highest_blocks<T: Copy + Into<f64>>(weight: &Weight, scores: Vec<T>, block: usize, share: f64) -> Vec<bool> {
+    if block <= 1 {
+        return highest(scores, weight.coding.mask.as_deref(), share);
+    }
+    let blocks = Blocks::along_channels(weight, block);
+    let (means, open) = blocks.means(weight, &scores);
+    blocks.spread(weight, &highest(means, Some(&open), share))
 }
 
 /// Masks weights of a network's layers in the layout of [`Node::weight`](briquette_core::net::Node::weight); `choose` marks those that
@@ -51,49 +98,34 @@ pub fn mask_layers(net: Net, mut choose: impl FnMut(usize, &Stored) -> Option<Ve
     Ok(Net { nodes: nodes.collect::<Result<_>>()? })
 }
 
-/// Masks every weight that is zero, so that further training leaves it there.
+/// Masks every weight that is zero in layers that `choose` takes, so that further training leaves it there: for methods whose training
+/// leaves exact zeros. Weights that earlier passes share or put on a grid are left alone, for a zero of theirs is one of their values.
 ///
 /// # Errors
 /// When the network does not hold together.
-pub fn mask_zeros(net: Net) -> Result<Net> {
-    mask_layers(net, |_, weight| {
+pub fn mask_zeros(net: Net, choose: impl Fn(usize) -> bool) -> Result<Net> {
+    mask_layers(net, |index, weight| {
         let values = weight.values();
-        values.contains(&0.0).then(|| values.iter().map(|value| *value != 0.0).collect())
+        let trained = choose(index) && weight.coding.source == Source::Free && values.contains(&0.0);
+        trained.then(|| values.iter().map(|value| *value != 0.0).collect())
     })
 }
 
-/// Marks the share of the values that has the highest scores, at least one, the earlier of equals; zeros come last and are marked only
-/// when all values are zero.
-pub fn highest(values: &[f32], scores: &[f64], share: f64) -> Vec<bool> {
-    let count = kept(share, values.len());
-    let mut order: Vec<usize> = (0..values.len()).collect();
-    let order_of = |&a: &usize, &b: &usize| {
-        (values[b] != 0.0).cmp(&(values[a] != 0.0)).then(scores[b].total_cmp(&scores[a])).then(a.cmp(&b))
-    };
-    order.select_nth_unstable_by(count - 1, order_of);
-    let first = order[..count].iter().copied().min_by(order_of);
-    let mut mask = vec![false; values.len()];
-    for &index in &order[..count] {
-        mask[index] = Some(index) == first || values[index] != 0.0;
-    }
-    mask
+/// Marks the share of a tensor's weights that has the highest scores, at least one, the earlier of equals; those that its mask removed are
+/// never among them.
+pub fn highest<T: Copy + Into<f64>>(scores: Vec<T>, mask: Option<&[bool]>, share: f64) -> Vec<bool> {
+    let count = kept(share, scores.len());
+    rank::highest(scores, mask, count)
 }
 
 /// The magnitudes of weights.
-pub fn sizes(values: &[f32]) -> Vec<f64> {
-    values.iter().map(|v| f64::from(v.abs())).collect()
+pub fn sizes(values: &[f32]) -> Vec<f32> {
+    values.iter().map(|v| v.abs()).collect()
 }
 
 /// How many of `len` weights stay when this share does, at least one.
 pub fn kept(share: f64, len: usize) -> usize {
     ((share * len as f64).round() as usize).clamp(1, len)
-}
-
-/// The score that `share` of all scores reach, of which at least one does.
-pub fn threshold(mut scores: Vec<f64>, share: f64) -> f64 {
-    let kept = ((share * scores.len() as f64).round() as usize).max(1);
-    let border = scores.len().saturating_sub(kept);
-    if scores.is_empty() { f64::NEG_INFINITY } else { *scores.select_nth_unstable_by(border, f64::total_cmp).1 }
 }
 
 /// Refuses shares that leave a layer, or the whole network, without weights.
@@ -120,12 +152,24 @@ mod tests {
     use crate::handmade::{get, set, small};
 
     #[test]
-    fn the_highest_stay_and_zeros_come_last() {
-        let values = [1.0, 0.0, 2.0, 3.0];
-        assert_eq!(highest(&values, &[1.0, 9.0, 3.0, 3.0], 0.5), [false, false, true, true]);
-        assert_eq!(highest(&values, &[1.0, 9.0, 3.0, 3.0], 1.0), [true, false, true, true]);
-        assert_eq!(highest(&values, &[1.0, 9.0, 3.0, 3.0], 0.0), [false, false, true, false]);
-        assert_eq!(highest(&[0.0, 0.0], &[1.0, 2.0], 1.0), [false, true]);
+    fn the_share_stays_and_what_is_masked_never_does() {
+        let mask = [true, false, true, true];
+        assert_eq!(highest(vec![1.0, 9.0, 3.0, 3.0], Some(&mask), 0.5), [false, false, true, true]);
+        assert_eq!(highest(vec![1.0, 9.0, 3.0, 3.0], Some(&mask), 1.0), mask);
+        assert_eq!(highest(vec![1.0, 9.0, 3.0, 3.0], Some(&mask), 0.0), [false, false, true, false]);
+        assert_eq!(highest(vec![1.0, 2.0], None, 0.1), [false, true]);
+    }
+
+    #[test]
+    fn only_zeros_of_a_method_s_own_training_become_a_mask() {
+        let zeros: Vec<f32> = (0..15).map(|i| if i % 3 == 0 { 0.0 } else { 0.3 }).collect();
+        let net = set(small(), "fc2", "weight", &zeros);
+        let fc2 = net.index("fc2").unwrap();
+        let mask = |net: Net, choose: bool| mask_zeros(net, |_| choose).unwrap().nodes[fc2].weight().unwrap().coding.mask;
+        assert_eq!(mask(net.deep_clone(), true), Some(zeros.iter().map(|w| *w != 0.0).collect()));
+        assert_eq!(mask(net.deep_clone(), false), None);
+        let shared = crate::kmeans_sharing::share(net, |_| Some(2), Default::default());
+        assert_eq!(mask(shared, true), None);
     }
 
     #[test]
@@ -135,13 +179,5 @@ mod tests {
         let first = mask_layers(net, |i, _| (i == fc2).then(|| (0..15).map(|w| w >= 5).collect())).unwrap();
         let second = mask_layers(first, |i, _| (i == fc2).then(|| (0..15).map(|w| w < 10).collect())).unwrap();
         assert_eq!(get(&second, "fc2", "weight"), [[0.0; 5], [1.0; 5], [0.0; 5]].concat());
-    }
-
-    #[test]
-    fn a_threshold_leaves_the_share() {
-        assert_eq!(threshold(vec![4.0, 1.0, 3.0, 2.0], 0.5), 3.0);
-        assert_eq!(threshold(vec![4.0, 1.0, 3.0, 2.0], 0.0), 4.0);
-        assert_eq!(threshold(vec![4.0, 1.0, 3.0, 2.0], 1.0), 1.0);
-        assert_eq!(threshold(Vec::new(), 0.5), f64::NEG_INFINITY);
     }
 }
