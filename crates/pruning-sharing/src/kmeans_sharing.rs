@@ -53,7 +53,7 @@ use briquette_core::types::{Bits, PerLayer};
 use burn::module::Module;
 use serde::Deserialize;
 
-use crate::parts::kmeans::{LLOYD_STEPS, cluster, kept};
+use crate::parts::kmeans::{LLOYD_STEPS, cluster};
 use crate::parts::refuse;
 
 pub use crate::parts::kmeans::Init;
@@ -124,18 +124,22 @@ fn share_seeded<M: Module>(module: M, mut levels: impl FnMut(&Weight) -> Option<
 
 fn codebook(weight: &Weight, levels: usize, init: Init, seed: u64) -> Source {
     let found = |values: &[f32]| cluster(values, levels.max(1), init, LLOYD_STEPS, seed);
-    let clusters = match &weight.coding.mask {
-        None => found(&weight.values),
-        Some(mask) => found(&kept(&weight.values, mask)).spread(mask),
-    };
-    clusters.into_source()
+    let clusters = found(&weight.left());
+    match &weight.coding.mask {
+        None => clusters.into_source(),
+        Some(mask) => clusters.spread(mask).into_source(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use briquette_core::builder::Builder;
+    use briquette_core::stored::Storage;
     use burn::module::Param;
     use burn::tensor::{Device, Tensor};
+
+    use super::*;
+    use crate::handmade::{get, run, set, small};
 
     #[test]
     fn survivors_take_few_values_and_zeros_stay() {
@@ -149,7 +153,28 @@ mod tests {
 
     #[test]
     fn sixteen_weights_of_32_bits_with_four_centroids_shrink_by_3_2() {
-        let (n, b, k) = (16.0, 32.0, 4.0_f64);
-        assert!((n * b / (n * k.log2() + k * b) - 3.2_f64).abs() < 1e-12);
+        // r = n b / (n log2 k + k b) with n = 16, b = 32 and k = 4, of the bits that a container has for them.
+        let weights: Vec<f32> = (0..16).map(|i| [-1.0, -0.2, 0.3, 1.1][i % 4] + 0.01 * i as f32).collect();
+        let mut b = Builder::new([1, 2, 2], 1, &Device::flex());
+        let x = b.flatten("flatten", b.input());
+        b.linear("fc", x, 4);
+        let net = set(b.finish().unwrap(), "fc", "weight", &weights);
+        let bits = |net: &Net| {
+            let model = net.to_model(Storage::default()).unwrap();
+            let bits = model.nodes[2].tensor("weight").unwrap().bits();
+            (bits.values + bits.codebook) as f64
+        };
+        let shared = run::<KmeansSharing>(net.deep_clone(), serde_json::json!({ "bits": 2 })).unwrap();
+        assert_eq!(bits(&net) / bits(&shared), 3.2);
+    }
+
+    #[test]
+    fn an_outlier_leaves_the_others_their_centroids() {
+        let weights: Vec<f32> = (0..14).map(|i| i as f32 * 0.01).chain([10.0]).collect();
+        let net = run::<KmeansSharing>(set(small(), "fc2", "weight", &weights), serde_json::json!({ "bits": 2 })).unwrap();
+        let mut distinct = get(&net, "fc2", "weight");
+        distinct.sort_by(f32::total_cmp);
+        distinct.dedup();
+        assert_eq!((distinct.len(), distinct[3]), (4, 10.0));
     }
 }

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::curvature::{Curvature, PerWeight};
 use super::except::excepted;
-use super::kmeans::{Clusters, Weighted, kept};
+use super::kmeans::{Clusters, Weighted};
 use super::refuse;
 
 /// The settings; a method's struct flattens them into its own and denies unknown fields there.
@@ -146,11 +146,9 @@ pub fn share<M: Module>(
 fn points(values: &[f32], coding: &Coding, curvature: impl Fn(usize) -> f64) -> Vec<Weighted> {
     let weighted = |(i, &value): (usize, &f32)| Weighted { value, weight: curvature(i) as f32 };
     let points: Vec<Weighted> = values.iter().enumerate().map(weighted).collect();
-    let mask = coding.mask.as_ref();
-    let mut points = mask.map_or_else(|| points.clone(), |mask| kept(&points, mask));
+    let mut points = coding.left(&points).into_owned();
     if let Source::Codebook { centroids, assignment } = &coding.source {
-        let shared = mask.map_or_else(|| assignment.clone(), |mask| kept(assignment, mask));
-        pool(&mut points, &shared, centroids.len());
+        pool(&mut points, &coding.left(assignment), centroids.len());
     }
     points
 }
