@@ -80,15 +80,22 @@ impl OnGrid {
         Some((u32::try_from(levels).ok()?, usize::try_from(axis).ok(), rounding, learned != 0))
     }
 
-    /// The values that the network computes with, for the tensor's own.
-    pub(crate) fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+    /// The values that the network computes with, for the tensor's own. What follows from several of them is over those that `mask`, 1 or 0
+    /// for each, keeps.
+    pub(crate) fn apply<const D: usize>(&self, base: Tensor<D>, mask: Option<Tensor<D>>) -> Tensor<D> {
         let shape = base.shape();
         let [outer, channels, inner] = view(shape.as_slice(), self.axis);
         let w = base.reshape([outer, channels, inner]);
+        let mask = mask.map(|mask| mask.reshape([outer, channels, inner]));
+        let left = |x: Tensor<3>| mask.clone().map_or(x.clone(), |mask| x * mask);
         let zeros = self.zeros.val().reshape([1, channels, 1]);
         let mut steps = self.steps.val();
         if self.learned {
-            steps = scaled_gradient(steps, self.levels, outer * inner);
+            let values = match &mask {
+                None => Values::Each(outer * inner),
+                Some(mask) => Values::Counted(mask.clone().sum_dim(0).sum_dim(2).reshape([channels])),
+            };
+            steps = scaled_gradient(steps, self.levels, values);
         }
         let steps = steps.reshape([1, channels, 1]);
         // Two levels have no inside: all weights learn, and whoever trains them keeps them in bounds.
@@ -102,18 +109,30 @@ impl OnGrid {
             }
             Rounding::Tanh => {
                 let squashed = w.tanh();
-                let largest = squashed.clone().abs().max().clamp_min(f32::MIN_POSITIVE).reshape([1, 1, 1]);
+                let largest = left(squashed.clone().abs()).max().clamp_min(f32::MIN_POSITIVE).reshape([1, 1, 1]);
                 codes(squashed / largest / steps.clone() + zeros.clone(), self.levels, bounded, None)
             }
             Rounding::Threshold => {
                 let size = w.clone().abs();
-                let small = size.clone().mean_dim(0).mean_dim(2).mul_scalar(THRESHOLD).expand([outer, channels, inner]);
+                let small = mean(&size, mask.as_ref()).mul_scalar(THRESHOLD).expand([outer, channels, inner]);
                 let large = size.greater(small).float();
                 let q = large * w.clone().sign() + zeros.clone();
                 straight(q, w / steps.clone())
             }
         };
         ((q - zeros) * steps).reshape(shape)
+    }
+}
+
+/// The mean over each channel of `[before, channels, behind]`, `[1, channels, 1]`: over the values that a mask, 1 or 0 for each, keeps, or 0
+/// where it keeps none.
+pub fn mean(x: &Tensor<3>, mask: Option<&Tensor<3>>) -> Tensor<3> {
+    match mask {
+        None => x.clone().mean_dim(0).mean_dim(2),
+        Some(mask) => {
+            let sum = |x: Tensor<3>| x.sum_dim(0).sum_dim(2);
+            sum(x.clone() * mask.clone()) / sum(mask.clone()).clamp_min(1.0)
+        }
     }
 }
 
@@ -134,12 +153,13 @@ impl Ternary {
         }
     }
 
-    /// The values that the network computes with, for the tensor's own.
-    pub(crate) fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+    /// The values that the network computes with, for the tensor's own; the largest is that of those which `mask`, 1 or 0 for each, keeps.
+    pub(crate) fn apply<const D: usize>(&self, base: Tensor<D>, mask: Option<Tensor<D>>) -> Tensor<D> {
         let shape = base.shape();
         let all = |scalar: Tensor<1>| scalar.reshape([1; D]).expand(shape.clone());
         let values = base.clone().detach();
-        let threshold = all(values.clone().abs().max() * self.share.val());
+        let size = values.clone().abs();
+        let threshold = all(mask.map_or(size.clone(), |mask| size * mask).max() * self.share.val());
         let above = values.clone().greater(threshold.clone()).float();
         let below = values.lower(threshold.neg()).float();
         let scales = self.scales.val();
@@ -211,7 +231,7 @@ impl Quantize {
         let step = self.step();
         let step = match self.train {
             StepGradient::Fixed => step,
-            StepGradient::Learned => scaled_gradient(step, self.levels, features(shape.as_slice())),
+            StepGradient::Learned => scaled_gradient(step, self.levels, Values::Each(features(shape.as_slice()))),
             StepGradient::Clip => {
                 // Only through the upper end: a clip value that no rounding error pulls at.
                 let last = (self.levels - 1) as f32 - self.zero;
@@ -305,12 +325,23 @@ fn gradient_scale(levels: u32, values: usize) -> f64 {
     1.0 / (values as f64 * f64::from(levels - 1) / 2.0).sqrt()
 }
 
+/// How many values a step quantizes.
+enum Values {
+    /// As many each.
+    Each(usize),
+    /// `[channels]`.
+    Counted(Tensor<1>),
+}
+
 /// The same steps, whose gradient is scaled so that they move in proportion to what they quantize.
-fn scaled_gradient(steps: Tensor<1>, levels: u32, values: usize) -> Tensor<1> {
+fn scaled_gradient(steps: Tensor<1>, levels: u32, values: Values) -> Tensor<1> {
     if !steps.is_autodiff() {
         return steps;
     }
-    let part = steps.clone().mul_scalar(gradient_scale(levels, values));
+    let part = match values {
+        Values::Each(values) => steps.clone().mul_scalar(gradient_scale(levels, values)),
+        Values::Counted(counts) => steps.clone() * counts.clamp_min(1.0).sqrt().recip().mul_scalar(gradient_scale(levels, 1)),
+    };
     let rest = steps.detach() - part.clone().detach();
     part + rest
 }

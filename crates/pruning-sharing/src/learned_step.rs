@@ -243,6 +243,23 @@ mod tests {
     }
 
     #[test]
+    fn steps_begin_at_the_mean_of_what_pruning_left() {
+        // Twelve of the 60 weights of fc1 stay, of which all would be clipped by a step from the mean over the zeros.
+        let pruned = crate::magnitude::prune(small(), |weight| (weight.shape == [12, 5]).then_some(0.2));
+        for per in ["tensor", "channel"] {
+            let settings = serde_json::json!({ "bits": 3, "per": per, "train": { "epochs": 0 } });
+            let net = run::<LearnedStep>(pruned.deep_clone(), settings).unwrap();
+            let weight = pruned.nodes[pruned.index("fc1").unwrap()].weight().unwrap();
+            let (steps, rows) = (grid(&net, "fc1").steps, if per == "tensor" { 1 } else { 5 });
+            for (row, step) in weight.values().chunks(60 / rows).zip(&steps) {
+                let left: Vec<f32> = row.iter().copied().filter(|w| *w != 0.0).collect();
+                let mean = left.iter().map(|w| w.abs()).sum::<f32>() / left.len().max(1) as f32;
+                assert!((step - (2.0 * mean / 3.0_f32.sqrt()).max(LEAST_STEP)).abs() < 1e-6, "{per}: {step} {mean}");
+            }
+        }
+    }
+
+    #[test]
     fn training_moves_the_steps_lowers_the_loss_and_ends_on_the_grids() {
         let (data, device) = (images(), Device::flex());
         let loss = |net: &Net| evaluate(net, &data.test, &device, &mut Silent).unwrap().loss;

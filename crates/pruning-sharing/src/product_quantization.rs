@@ -60,7 +60,7 @@ use burn::module::Module;
 use serde::Deserialize;
 
 use crate::parts::products::Products;
-use crate::parts::vectors::{Pieces, quantize};
+use crate::parts::vectors::{Pieces, quantize_kept};
 
 /// Puts the weights of each layer together from trained centroids of blocks.
 #[derive(Debug, Deserialize)]
@@ -108,12 +108,13 @@ impl ProductQuantization {
 }
 
 /// Quantizes each tensor of rank 2 or more in any Burn module for which `pieces` says how. Matrices, which Burn keeps as `[in, out]`, are
-/// quantized as their transposed. Masked weights stay zero.
+/// quantized as their transposed. Masked weights stay zero and do not pull at the centroids.
 pub fn share<M: Module>(module: M, mut pieces: impl FnMut(&Weight) -> Option<Pieces>, seed: u64) -> M {
     let mut codings = BTreeMap::new();
     for weight in coding::weights(&module) {
         let Some(pieces) = pieces(&weight).filter(|_| !weight.values.is_empty()) else { continue };
-        let product = quantize(&weight.filters(), weight.fan_in(), pieces, seed);
+        let mask = weight.coding.mask.as_ref().map(|mask| weight.filtered(mask));
+        let product = quantize_kept(&weight.filters(), mask.as_deref(), weight.fan_in(), pieces, seed);
         let source = Source::Product { product, transposed: weight.shape.len() == 2 };
         codings.insert(weight.path, Coding { mask: weight.coding.mask, source });
     }

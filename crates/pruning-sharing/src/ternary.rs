@@ -47,10 +47,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use briquette_core::coding::{self, Coding, Rounding, Source, Weight, adjust};
+use briquette_core::coding::{self, Coding, Rounding, Source, Weight, adjust_kept};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::quantize::mean;
 use briquette_core::training::{Extras, Projection, Recipe, fit};
 use briquette_core::types::{Bits, PerLayer};
 use burn::module::Module;
@@ -185,20 +186,20 @@ pub fn ternarize<M: Module>(module: M, per: impl Fn(&Weight) -> Option<Per>) -> 
 
 /// Gives the weights at these paths the scales of what lies underneath.
 fn refresh<M: Module>(module: M, paths: &BTreeSet<String>) -> M {
-    adjust(module, |path, base, steps| {
-        let steps = if paths.contains(path) { scales(&base) } else { steps };
+    adjust_kept(module, |path, base, mask, steps| {
+        let steps = if paths.contains(path) { scales(&base, mask.as_ref()) } else { steps };
         (base, steps)
     })
 }
 
-/// For each channel of `[before, channels, behind]`, the mean of what exceeds `0.7 mean |w|`.
-fn scales(base: &Tensor<3>) -> Tensor<1> {
+/// For each channel of `[before, channels, behind]`, the mean of what exceeds `0.7 mean |w|`, both means being over what a mask keeps.
+fn scales(base: &Tensor<3>, mask: Option<&Tensor<3>>) -> Tensor<1> {
     let size = base.clone().abs();
-    let threshold = size.clone().mean_dim(0).mean_dim(2).mul_scalar(0.7).expand(size.shape());
+    let threshold = mean(&size, mask).mul_scalar(0.7).expand(size.shape());
     let large = size.clone().greater(threshold).float();
-    let [_, channels, _] = size.dims();
-    let sum = |x: Tensor<3>| x.sum_dim(0).sum_dim(2).reshape([channels]);
-    (sum(size * large.clone()) / sum(large).clamp_min(1.0)).clamp_min(LEAST_STEP)
+    let large = mask.map_or(large.clone(), |mask| large * mask.clone());
+    let channels = size.dims()[1];
+    mean(&size, Some(&large)).reshape([channels]).clamp_min(LEAST_STEP)
 }
 
 /// Two scales, each the mean of the weights that it stands for, or 1 where there are none.
@@ -313,7 +314,34 @@ mod tests {
     }
 
     #[test]
-    fn masked_and_spared_layers_stay_and_zeros_do_no_harm() {
+    fn masked_weights_stay_zero_and_have_no_say_in_threshold_and_scales() {
+        // Of the 60 weights of fc1 36 stay, in whose mean no zero counts.
+        let pruned = crate::magnitude::prune(stirred(), |weight| (weight.shape == [12, 5]).then_some(0.6));
+        let fc1 = pruned.index("fc1").unwrap();
+        let weight = |net: &Net| net.nodes[fc1].weight().unwrap();
+        let before = weight(&pruned);
+        let sizes: Vec<f32> = before.values().iter().map(|w| w.abs()).filter(|w| *w != 0.0).collect();
+        let threshold = 0.7 * sizes.iter().sum::<f32>() / sizes.len() as f32;
+        let large: Vec<f32> = sizes.iter().copied().filter(|size| *size > threshold).collect();
+        let scale = large.iter().sum::<f32>() / large.len() as f32;
+        assert!(sizes.len() == 36 && large.len() < 36, "{sizes:?}");
+        for (scales, epochs) in [("mean", 0), ("mean", 5), ("learned", 0), ("learned", 5)] {
+            let train = serde_json::json!({ "epochs": epochs, "batch": 10, "lr": 0.01 });
+            let settings = serde_json::json!({ "scales": scales, "except": ["conv*", "fc2"], "train": train });
+            let after = weight(&run::<Ternary>(pruned.deep_clone(), settings).unwrap());
+            assert_eq!(after.coding.mask, before.coding.mask, "{scales}");
+            let masked = |(value, keep): (&f32, &bool)| *keep || *value == 0.0;
+            assert!(after.values().iter().zip(after.coding.mask.as_ref().unwrap()).all(masked), "{scales}");
+            if (scales, epochs) == ("mean", 0) {
+                let expected = |w: &f32| if w.abs() > threshold { scale * w.signum() } else { 0.0 };
+                let near = after.values().iter().zip(before.values()).all(|(found, w)| (found - expected(&w)).abs() < 1e-6);
+                assert!(near, "{scale} {threshold}: {:?} {:?}", after.values(), before.values());
+            }
+        }
+    }
+
+    #[test]
+    fn spared_layers_stay_and_zeros_do_no_harm() {
         let zeros = crate::handmade::set(stirred(), "fc1", "weight", &vec![0.0; get(&small(), "fc1", "weight").len()]);
         for more in [serde_json::json!({ "except": ["conv1"] }), serde_json::json!({ "except": ["conv1"], "scales": "learned" })]
         {

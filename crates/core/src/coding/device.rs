@@ -112,15 +112,16 @@ impl Reparameterization for Coded {
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
         let shape = base.shape();
+        let mask: Option<Tensor<D>> = self.mask.as_ref().map(|mask| mask.val().reshape(shape.clone()));
         let values = match (self.books.split_first(), &self.grid, &self.ternary) {
-            (Some((first, rest)), ..) => rest.iter().fold(first.values(), |sum, book| sum + book.values()).reshape(shape.clone()),
-            (None, Some(grid), _) => grid.apply(base),
-            (None, None, Some(ternary)) => ternary.apply(base),
+            (Some((first, rest)), ..) => rest.iter().fold(first.values(), |sum, book| sum + book.values()).reshape(shape),
+            (None, Some(grid), _) => grid.apply(base, mask.clone()),
+            (None, None, Some(ternary)) => ternary.apply(base, mask.clone()),
             (None, None, None) => base,
         };
-        match &self.mask {
+        match mask {
             None => values,
-            Some(mask) => values * mask.val().reshape(shape),
+            Some(mask) => values * mask,
         }
     }
 }

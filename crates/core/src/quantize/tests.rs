@@ -265,3 +265,47 @@ fn a_clip_value_has_the_gradient_of_its_surrogate() {
         }
     }
 }
+
+#[test]
+fn thresholds_and_scales_are_over_what_a_mask_keeps() {
+    let device = Device::flex();
+    let base = || Param::from_tensor(Tensor::<2>::from_data(TensorData::new(BASE.to_vec(), [2, 3]), &device));
+    // Without the mask, 0.7 times the mean magnitude of all is 0.8 and the largest 3.
+    let mask = Some(vec![true, true, true, false, true, false]);
+    let values = |source: Source| floats(Coding { mask: mask.clone(), source }.attach(base()).val());
+    let grid = |levels, step, zero, rounding| Source::Grid { grid: Grid::uniform(levels, step, zero), rounding, learned: false };
+    // 0.7 * (0.9 + 0.2 + 0.31 + 0.05) / 4 = 0.2555
+    assert_eq!(values(grid(3, 1.0, 1.0, Rounding::Threshold)), [1.0, 0.0, 1.0, 0.0, 0.0, 0.0]);
+    let squashed = values(grid(255, 1.0 / 127.0, 127.0, Rounding::Tanh));
+    assert_eq!((squashed[0], squashed[3]), (1.0, 0.0));
+    assert_eq!(values(Source::Ternary { scales: [0.3, 0.7], share: 0.2 }), [0.7, -0.3, 0.7, 0.0, 0.0, 0.0]);
+    let host = |source: Source| Coding { mask: mask.clone(), source }.values(BASE.to_vec(), &[2, 3]);
+    for source in [grid(3, 1.0, 1.0, Rounding::Threshold), Source::Ternary { scales: [0.3, 0.7], share: 0.2 }] {
+        assert_eq!(host(source.clone()), values(source));
+    }
+}
+
+#[test]
+fn a_learned_step_moves_by_what_a_mask_keeps() {
+    let device = Device::flex().autodiff();
+    let gradient = |values: &[f32], mask: Option<Vec<bool>>| {
+        let base = Param::from_tensor(Tensor::<2>::from_data(TensorData::new(values.to_vec(), [1, values.len()]), &device));
+        let source = Source::Grid { grid: Grid::uniform(8, 0.4, 3.0), rounding: Rounding::Nearest, learned: true };
+        let param = Coding { mask, source }.attach(base).train();
+        let grads = param.val().sum().backward();
+        let mut found = Vec::new();
+        struct Steps<'a>(&'a burn::tensor::Gradients, &'a mut Vec<f32>);
+        impl burn::module::ModuleVisitor for Steps<'_> {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                if D == 1 && param.lazy_shape()[0] == 1 {
+                    self.1.extend(param.val().grad(self.0).map(|gradient| floats(gradient)[0]));
+                }
+            }
+        }
+        param.visit(&mut Steps(&grads, &mut found));
+        found[0]
+    };
+    let kept = gradient(&[0.9, -0.2, 0.31], None);
+    let masked = gradient(&[0.9, 5.0, -0.2, 7.0, 0.31, 0.0], Some(vec![true, false, true, false, true, false]));
+    assert!((kept - masked).abs() < 1e-6 && kept != 0.0, "{kept} {masked}");
+}

@@ -10,7 +10,7 @@ use briquette_core::coding::{self, Coding, Rounding, Weight};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
 use briquette_core::pass::Context;
-use briquette_core::quantize::Quantize;
+use briquette_core::quantize::{Quantize, mean};
 use briquette_core::stored::Stored;
 use briquette_core::training::{Extras, Projection, Recipe, Settle, fit, renew};
 use briquette_core::{Grid, Layer, StepGradient};
@@ -75,9 +75,9 @@ pub fn binarize<M: Module>(module: M, scale: Scale, rounding: Rounding, choose: 
         Scale::PerFilter => grid(weight, 2, Per::Channel, |_| observers::Scale { step: 2.0, zero: 0.5 }),
     };
     let module = on_grids(module, (rounding, false), |weight| choose(weight).then(|| two(weight)));
-    coding::adjust(module, |path, base, steps| match scale {
+    coding::adjust_kept(module, |path, base, mask, steps| match scale {
         Scale::PerFilter if paths.iter().any(|chosen| chosen == path) => {
-            let steps = least_squares(&base);
+            let steps = least_squares_kept(&base, mask.as_ref());
             (base, steps)
         }
         Scale::PerFilter | Scale::One => (base, steps),
@@ -92,8 +92,13 @@ pub fn binarize_layers(net: Net, layers: &[usize], scale: Scale, rounding: Round
 /// The steps `2 alpha_c` for weights `[before, channels, behind]`: the mean `alpha_c` of `|w|` in a channel minimizes
 /// `sum (w - alpha_c sign(w))^2`.
 pub fn least_squares(base: &Tensor<3>) -> Tensor<1> {
+    least_squares_kept(base, None)
+}
+
+/// [`least_squares`] over what a mask, 1 or 0 for each weight, keeps.
+fn least_squares_kept(base: &Tensor<3>, mask: Option<&Tensor<3>>) -> Tensor<1> {
     let channels = base.dims()[1];
-    base.clone().abs().mean_dim(0).mean_dim(2).reshape([channels]).mul_scalar(2.0).clamp_min(2.0 * SMALLEST)
+    mean(&base.clone().abs(), mask).reshape([channels]).mul_scalar(2.0).clamp_min(2.0 * SMALLEST)
 }
 
 /// Scales the real weights of each of these layers to a mean magnitude of 1/2 and clips them to [-1, 1]. The binary papers start from weights drawn
@@ -331,6 +336,16 @@ mod tests {
     use crate::handmade::{get, outputs, set, small};
 
     #[test]
+    fn the_scale_of_a_pruned_filter_is_the_mean_of_what_is_left() {
+        let weights = Tensor::<4>::from_floats([[[[0.5, -1.5, 0.1]]], [[[0.1, 0.2, -0.4]]]], &burn::tensor::Device::flex());
+        let pruned = crate::magnitude::prune(Param::from_tensor(weights), |_| Some(0.5));
+        let binary = binarize(pruned, Scale::PerFilter, Rounding::Nearest, |_| true);
+        let found = coding::weights(&binary)[0].values.clone();
+        let wanted = [1.0, -1.0, 0.0, 0.0, 0.0, -0.4];
+        assert!(found.iter().zip(wanted).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?}");
+    }
+
+    #[test]
     fn the_mean_magnitude_is_the_least_squares_scale() {
         let base = Tensor::<3>::random([3, 2, 4], Distribution::Normal(0.0, 1.0), &Device::flex());
         let steps = floats(least_squares(&base));
@@ -387,7 +402,7 @@ mod tests {
     #[test]
     fn pruned_and_shared_layers_are_refused() {
         let zero = set(small(), "fc1", "weight", &[[0.0; 30], [1.0; 30]].concat());
-        let pruned = crate::parts::masks::mask_zeros(zero).unwrap();
+        let pruned = crate::parts::masks::mask_zeros(zero, |_| true).unwrap();
         let error = layers(&pruned, &[], "binary-connect").unwrap_err().to_string();
         assert_eq!(error, "node 'fc1': is pruned; put binary-connect before the pass that prunes it, or name it in `except`");
         let none = layers(&small(), &["*".into()], "binary-connect").unwrap_err().to_string();

@@ -107,11 +107,19 @@ pub fn weight_grid(weight: &Weight, bits: u32, per: Per, form: Form, reach: Reac
     grid(weight, levels, per, |values| middle(scale(values)))
 }
 
-/// The grid with the scale that `scale` finds for the values that share one.
+/// The grid with the scale that `scale` finds for those of the values that share one which no mask removed.
 pub fn grid(weight: &Weight, levels: u32, per: Per, scale: impl Fn(&[f32]) -> Scale + Send + Sync) -> Grid {
-    let scales: Vec<Scale> = match per {
-        Per::Tensor => vec![scale(&weight.values)],
-        Per::Channel => weight.filters().par_chunks(weight.fan_in().max(1)).map(scale).collect(),
+    let (filters, fan_in) = (weight.filters(), weight.fan_in().max(1));
+    let scales: Vec<Scale> = match (per, &weight.coding.mask) {
+        (Per::Tensor, _) => vec![scale(&weight.left())],
+        (Per::Channel, None) => filters.par_chunks(fan_in).map(scale).collect(),
+        (Per::Channel, Some(mask)) => {
+            let mask = weight.filtered(mask);
+            let left = |(filter, mask): (&[f32], &[bool])| {
+                filter.iter().zip(mask).filter(|(_, keep)| **keep).map(|(value, _)| *value).collect::<Vec<_>>()
+            };
+            filters.par_chunks(fan_in).zip(mask.par_chunks(fan_in)).map(|filter| scale(&left(filter))).collect()
+        }
     };
     Grid {
         levels,
