@@ -51,7 +51,7 @@ use briquette_core::StepGradient;
 use briquette_core::coding::{Rounding, Weight};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Context, Event, Method, Pass};
 use briquette_core::training::{Extras, Recipe, fit};
 use briquette_core::types::{Bits, PerLayer};
 use burn::module::Module;
@@ -99,7 +99,7 @@ pub struct FixedPoint {
     /// Whether batch norms are folded first, so that grids are those of the folded weights.
     #[serde(default = "yes")]
     fold: bool,
-    /// Whether channels are equalized.
+    /// Whether channels are equalized; those between layers of which one shares its weights are left, with a note.
     #[serde(default)]
     equalize: bool,
     /// Whether biases are corrected.
@@ -124,7 +124,8 @@ impl Method for FixedPoint {
 
 impl Pass for FixedPoint {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        let net = self.prepare(net)?;
+        let (net, notes) = self.prepare(net)?;
+        notes.iter().for_each(|note| cx.host.event(Event::Note(&format!("fixed-point: {note}"))));
         let (layers, sites) = self.targets(&net)?;
         let amount = Calibration { images: self.calibration_images, batch: self.batch };
         let seen = match sites.is_empty() {
@@ -145,7 +146,7 @@ impl Pass for FixedPoint {
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
-        let net = self.prepare(net)?;
+        let (net, _) = self.prepare(net)?;
         let (layers, sites) = self.targets(&net)?;
         self.quantize(net, &layers, sites, |_| Scale { step: 1.0, zero: 0.0 })
     }
@@ -160,8 +161,8 @@ impl Pass for FixedPoint {
 }
 
 impl FixedPoint {
-    /// The network whose weights and activations are rounded.
-    fn prepare(&self, net: Net) -> Result<Net> {
+    /// The network whose weights and activations are rounded, and what the user should know.
+    fn prepare(&self, net: Net) -> Result<(Net, Vec<String>)> {
         Calibration { images: self.calibration_images, batch: self.batch }.check(Self::NAME)?;
         if let Some(bits) = self.activations.filter(|bits| !(2..=8).contains(&bits.get())) {
             return Err(Error::Invalid(format!("fixed-point: `activations` takes 2 to 8 bits, not {}", bits.get())));
@@ -172,7 +173,7 @@ impl FixedPoint {
         let net = if self.fold { net.fold_norms()? } else { net };
         // Refuses what cannot be scaled before it is.
         self.targets(&net)?;
-        if self.equalize { equalize(net) } else { Ok(net) }
+        if self.equalize { equalize(net) } else { Ok((net, Vec::new())) }
     }
 
     /// The layers with their bits, and where their inputs are quantized.
@@ -449,6 +450,18 @@ mod tests {
                 net.to_model(Storage::default()).unwrap().to_bytes().unwrap();
             }
         }
+    }
+
+    #[test]
+    fn weights_at_the_code_of_zero_are_tuned_after_the_network_was_read_from_a_file() {
+        let net = run::<FixedPoint>(trained(), settings(serde_json::json!({ "bits": 4, "activations": 8 }))).unwrap();
+        let back = Net::from_model(&net.to_model(Storage::default()).unwrap(), &Device::flex()).unwrap();
+        let zeros = |net: &Net| get(net, "fc1", "weight").iter().map(|w| *w == 0.0).collect::<Vec<_>>();
+        let recipe: Recipe = serde_json::from_value(serde_json::json!({ "epochs": 10, "batch": 10, "lr": 0.05 })).unwrap();
+        let (data, mut silent) = (images(), Silent);
+        let tuned = briquette_core::training::tune(back.deep_clone(), Some(&recipe), &mut context(&data, &mut silent)).unwrap();
+        let moved = zeros(&back).iter().zip(zeros(&tuned)).filter(|(before, after)| **before && !after).count();
+        assert!(moved > 0, "{:?} and {:?}", get(&back, "fc1", "weight"), get(&tuned, "fc1", "weight"));
     }
 
     #[test]

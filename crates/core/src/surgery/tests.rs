@@ -1,4 +1,4 @@
-use briquette_runtime::{Activation, Grid, Layer, Window};
+use briquette_runtime::{Activation, Grid, Hashed, Layer, Product, Stage, Window};
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -476,6 +476,54 @@ fn norms_folded_into_grids_leave_the_codes_or_mirror_them() {
         let found = output(&folded, &input);
         assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5), "{found:?} {expected:?}");
         Net::from_model(&folded.to_model(Storage::default()).unwrap(), &Device::flex()).unwrap();
+    }
+}
+
+#[test]
+fn folding_leaves_the_function_under_every_coding_or_is_refused() {
+    let grid = |levels: u32, axis: Option<usize>, rounding| {
+        let channels = if axis.is_some() { 4 } else { 1 };
+        let steps = (1..=channels).map(|c| 0.3 / c as f32).collect();
+        let grid = Grid { levels, axis, steps, zeros: vec![(levels - 1) as f32 / 2.0; channels] };
+        Source::Grid { grid, rounding, learned: false }
+    };
+    let stage = Stage { centroids: (0..8).map(|i| i as f32 * 0.1 - 0.3).collect(), indices: (0..4).map(|i| i % 2).collect() };
+    let places = (0..16).map(|i| Hashed::place(7, i, 3)).collect();
+    let mut sources = vec![
+        Source::Free,
+        Source::Codebook { centroids: vec![-0.3, 0.1, 0.4], assignment: (0..16).map(|i| i % 3).collect() },
+        Source::Ternary { scales: [0.2, 0.3], share: 0.05 },
+        Source::Hashed { seed: 7, buckets: vec![0.3, -0.2, 0.1], places },
+        Source::Product { product: Product { width: 4, columns: 4, taps: 1, stages: vec![stage] }, transposed: false },
+    ];
+    for rounding in [Rounding::Nearest, Rounding::Stochastic, Rounding::Tanh, Rounding::Threshold] {
+        sources.extend([None, Some(0)].map(|axis| grid(3, axis, rounding)));
+    }
+    sources.extend([Rounding::Nearest, Rounding::Tanh].map(|rounding| grid(16, Some(0), rounding)));
+    for (source, masked) in sources.iter().flat_map(|source| [(source, false), (source, true)]) {
+        let folds = matches!(source, Source::Free | Source::Grid { .. });
+        let mut b = Builder::new([4, 3, 3], 1, &Device::flex());
+        let conv = b.conv("conv", b.input(), Conv::new(4, 1));
+        let norm = b.batch_norm("norm", conv);
+        b.global_avg_pool("pool", norm);
+        let mut rng = ChaCha8Rng::seed_from_u64(10);
+        let mut net = stir(b.finish().unwrap(), &mut rng);
+        let index = net.index("conv").unwrap();
+        let node = net.nodes.remove(index);
+        let mut parameters = node.parameters();
+        let mask = masked.then(|| (0..16).map(|i| i % 3 != 1).collect());
+        parameters[0].coding = Coding { mask, source: source.clone() };
+        net.nodes.insert(index, node.with(parameters, &Device::flex()).unwrap());
+        let input = noise(&mut rng, 36);
+        let expected = output(&net, &input);
+        match net.fold_norms() {
+            Ok(folded) => {
+                let found = output(&folded, &input);
+                let near = found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5);
+                assert!(folds && near, "{source:?}, masked {masked}: {found:?} {expected:?}");
+            }
+            Err(error) => assert!(!folds && error.to_string().contains("its weights are shared"), "{source:?}: {error}"),
+        }
     }
 }
 

@@ -7,16 +7,28 @@
 //! Nagel, van Baalen, Blankevoort, Welling. "Data-Free Quantization Through Weight Equalization and Bias Correction". ICCV 2019.
 //! arXiv:1906.04721, section 4.1.
 
+use briquette_core::coding::Source;
 use briquette_core::error::Result;
 use briquette_core::net::{Net, Op};
 use briquette_core::{Activation, Layer};
 
-/// Equalizes every pair of layers, in order and again, until nothing moves by more than a thousandth. Fold batch norms first.
+/// Equalizes every pair of layers, in order and again, until nothing moves by more than a thousandth. Fold batch norms first. Weights that are
+/// shared or on a grid cannot take a factor for each channel: pairs with such a layer stay as they are, and a sentence for each says so.
 ///
 /// # Errors
 /// When the network does not hold together.
-pub fn equalize(mut net: Net) -> Result<Net> {
-    let pairs: Vec<(usize, usize)> = (0..net.nodes.len()).filter_map(|first| Some((first, reader(&net, first)?))).collect();
+pub fn equalize(mut net: Net) -> Result<(Net, Vec<String>)> {
+    let coded = |node: usize| net.nodes[node].weight().is_some_and(|weight| weight.coding.source != Source::Free);
+    let (mut pairs, mut left) = (Vec::new(), Vec::new());
+    for (first, second) in (0..net.nodes.len()).filter_map(|first| Some((first, reader(&net, first)?))) {
+        match [first, second].into_iter().find(|node| coded(*node)) {
+            None => pairs.push((first, second)),
+            Some(which) => {
+                let [first, second, which] = [first, second, which].map(|node| &net.nodes[node].name);
+                left.push(format!("the channels between {first} and {second} are not equalized, for {which} shares its weights"));
+            }
+        }
+    }
     for _ in 0..ROUNDS {
         let mut moved = 0.0_f32;
         for pair in &pairs {
@@ -28,7 +40,7 @@ pub fn equalize(mut net: Net) -> Result<Net> {
             break;
         }
     }
-    Ok(net)
+    Ok((net, left))
 }
 
 /// Rounds after which equalization ends, whatever still moves.
@@ -97,13 +109,18 @@ fn reads(shape: &[usize], groups: usize, channels: usize) -> impl Fn(usize) -> u
 
 #[cfg(test)]
 mod tests {
+    use briquette_core::Grid;
     use briquette_core::builder::{Builder, Conv};
+    use briquette_core::coding::{Coding, Rounding};
     use briquette_core::net::Node;
+    use briquette_core::stored::Stored;
     use briquette_core::zoo::{Arch, Wanted};
+    use briquette_runtime::{Hashed, Product, Stage};
     use burn::tensor::{Device, Tensor};
 
     use super::*;
     use crate::handmade::{get, outputs, set, small, stirred};
+    use crate::parts::codebooks::recode_layers;
 
     #[test]
     fn equalized_networks_put_out_the_same_and_makers_match_readers() {
@@ -117,7 +134,7 @@ mod tests {
         );
         let expected = outputs(&net);
         let scale = expected.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
-        let net = equalize(net).unwrap();
+        let net = equalize(net).unwrap().0;
         let worst = outputs(&net).iter().zip(&expected).map(|(a, b)| (a - b).abs() / scale).fold(0.0, f32::max);
         assert!(worst <= 1e-5, "{worst}");
         // fc1 to fc2: row i of the one against column i of the other.
@@ -148,11 +165,63 @@ mod tests {
             let expected = briquette_core::coding::floats(net.forward(pixels.clone()));
             let scale = expected.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
             let before = net.nodes[1].weight().unwrap().base;
-            let net = equalize(net).unwrap();
+            let net = equalize(net).unwrap().0;
             assert!(net.nodes.iter().filter_map(Node::weight).any(|weight| weight.base != before));
             let found = briquette_core::coding::floats(net.forward(pixels));
             let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs() / scale).fold(0.0, f32::max);
             assert!(worst <= 1e-5, "{worst}");
+        }
+    }
+
+    #[test]
+    fn the_function_stays_whatever_codings_the_two_layers_have() {
+        let net = stirred().fold_norms().unwrap();
+        let codings = |weight: &Stored| {
+            let (count, out) = (weight.base.len(), weight.shape[0]);
+            let grid = |axis: Option<usize>, learned| {
+                let channels = axis.map_or(1, |_| out);
+                let steps = (0..channels).map(|c| 0.05 + 0.01 * c as f32).collect();
+                let grid = Grid { levels: 15, axis, steps, zeros: vec![7.0; channels] };
+                Source::Grid { grid, rounding: Rounding::Nearest, learned }
+            };
+            let (columns, assignment) = (count / out, (0..count).map(|i| (i * i % 3) as u32).collect());
+            let stage = Stage {
+                centroids: (0..2 * columns).map(|i| (i % 7) as f32 * 0.2 - 0.5).collect(),
+                indices: (0..out).map(|i| (i % 2) as u16).collect(),
+            };
+            let places = (0..count).map(|i| Hashed::place(3, i, 3)).collect();
+            [
+                Source::Free,
+                Source::Codebook { centroids: vec![-0.6, 0.2, 0.9], assignment },
+                grid(None, false),
+                grid(Some(0), true),
+                Source::Ternary { scales: [0.4, 0.7], share: 0.1 },
+                Source::Hashed { seed: 3, buckets: vec![0.3, -0.8, 0.1], places },
+                Source::Product { product: Product { width: columns, columns, taps: 1, stages: vec![stage] }, transposed: false },
+            ]
+        };
+        let weight = |net: &Net, layer: &str| net.nodes[net.index(layer).unwrap()].weight().unwrap();
+        let choices = [codings(&weight(&net, "conv2")), codings(&weight(&net, "fc1"))];
+        for (first, second, masked) in (0..7).flat_map(|a| (0..7).flat_map(move |b| [(a, b, false), (a, b, true)])) {
+            let coded = ["conv2", "fc1"].iter().zip([&choices[0][first], &choices[1][second]]).map(|(layer, source)| {
+                let mask = masked.then(|| (0..weight(&net, layer).base.len()).map(|i| i % 4 != 1).collect());
+                (net.index(layer).unwrap(), Coding { mask, source: source.clone() })
+            });
+            let coded = recode_layers(net.deep_clone(), coded.collect()).unwrap();
+            let (expected, before) = (outputs(&coded), [weight(&coded, "conv2"), weight(&coded, "fc1")]);
+            let (found, notes) = equalize(coded).unwrap();
+            let scale = expected.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+            let worst = outputs(&found).iter().zip(&expected).map(|(a, b)| (a - b).abs() / scale).fold(0.0, f32::max);
+            assert!(worst <= 1e-5, "{first} {second}: {worst}");
+            let after = [weight(&found, "conv2"), weight(&found, "fc1")];
+            for ((before, after), own) in before.iter().zip(&after).zip([first, second]) {
+                assert_eq!(before.coding, after.coding);
+                // A layer whose partner is free takes its part.
+                assert_eq!(before.values() == after.values(), own > 0, "{first} {second}");
+            }
+            let named = if first > 0 { "conv2" } else { "fc1" };
+            let note = format!("the channels between conv2 and fc1 are not equalized, for {named} shares its weights");
+            assert_eq!(notes.contains(&note), first + second > 0, "{notes:?}");
         }
     }
 
@@ -163,7 +232,7 @@ mod tests {
         weights[..width].fill(0.0);
         let net = set(small().fold_norms().unwrap(), "fc1", "weight", &weights);
         let expected = outputs(&net);
-        let found = outputs(&equalize(net).unwrap());
+        let found = outputs(&equalize(net).unwrap().0);
         assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() <= 1e-5 * b.abs().max(1.0)));
     }
 }
