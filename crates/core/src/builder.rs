@@ -98,9 +98,8 @@ impl Builder {
         let channels = self.shape(at)[0];
         let fan_in = channels / conv.groups;
         let shape = [conv.filters, fan_in, conv.kernel, conv.kernel];
-        let deviation = (2.0 / (fan_in * conv.kernel * conv.kernel) as f64).sqrt();
         let op = Op::Conv2d(Conv2d {
-            weight: self.normal(name, shape, deviation),
+            weight: self.drawn(name, shape, fan_in * conv.kernel * conv.kernel),
             bias: conv.bias.then(|| Param::from_tensor(Tensor::zeros([conv.filters], &self.device))),
             stride: [conv.stride; 2],
             kernel_size: [conv.kernel; 2],
@@ -114,7 +113,7 @@ impl Builder {
     /// A fully connected layer with He-normal weights (fan-in) and zero biases.
     pub fn linear(&mut self, name: &str, at: At, features: usize) -> At {
         let fan_in = self.shape(at)[0];
-        let weight = self.normal(name, [fan_in, features], (2.0 / fan_in as f64).sqrt());
+        let weight = self.drawn(name, [fan_in, features], fan_in);
         let bias = Tensor::zeros([features], &self.device);
         let op = Op::Linear(Linear { weight, bias: Some(Param::from_tensor(bias)) });
         self.push(name, &[at], op)
@@ -182,16 +181,21 @@ impl Builder {
     }
 
     /// Drawn when first read: shapes and costs of a large network are known without its weights.
-    fn normal<const D: usize>(&self, name: &str, shape: [usize; D], deviation: f64) -> Param<Tensor<D>> {
-        let seed = stream(self.seed, name);
+    fn drawn<const D: usize>(&self, name: &str, shape: [usize; D], fan_in: usize) -> Param<Tensor<D>> {
+        let (seed, name) = (self.seed, name.to_string());
         let draw = move |device: &Device, require_grad: bool| {
-            let mut rng = ChaCha8Rng::seed_from_u64(seed);
-            let count: usize = shape.iter().product();
-            let values: Vec<f32> = (0..count).map(|_| (standard_normal(&mut rng) * deviation) as f32).collect();
+            let values = he_normal(seed, &name, shape.iter().product(), fan_in);
             Tensor::from_data(TensorData::new(values, shape), device).set_require_grad(require_grad)
         };
         Param::uninitialized(ParamId::new(), draw, self.device.clone(), true, shape.into())
     }
+}
+
+/// `count` weights of the node `name`, drawn from N(0, 2 / `fan_in`) (He, Zhang, Ren, Sun, "Delving Deep into Rectifiers", ICCV 2015).
+pub(crate) fn he_normal(seed: u64, name: &str, count: usize, fan_in: usize) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(stream(seed, name));
+    let deviation = (2.0 / fan_in as f64).sqrt();
+    (0..count).map(|_| (standard_normal(&mut rng) * deviation) as f32).collect()
 }
 
 /// A seed of its own for every purpose: `seed` mixed with the bytes of `purpose` (FNV-1a, then the finalizer of SplitMix64).

@@ -5,6 +5,7 @@ mod evaluate;
 mod fold_norms;
 #[cfg(test)]
 mod handmade;
+mod initialize;
 mod load;
 mod save;
 mod train;
@@ -12,6 +13,7 @@ mod train;
 pub use encode::Encode;
 pub use evaluate::Evaluate;
 pub use fold_norms::FoldNorms;
+pub use initialize::Initialize;
 pub use load::Load;
 pub use save::Save;
 pub use train::Train;
@@ -23,6 +25,7 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<Encode>("core"),
     Entry::of::<Evaluate>("core"),
     Entry::of::<FoldNorms>("core"),
+    Entry::of::<Initialize>("core"),
     Entry::of::<Load>("core"),
     Entry::of::<Save>("core"),
     Entry::of::<Train>("core"),

@@ -131,8 +131,12 @@ impl Node {
 
     /// The node's parameters in the layout of [`Node::weight`].
     pub fn parameters(&self) -> Vec<Stored> {
-        let linear = matches!(self.op, Op::Linear(_));
-        self.stored().into_iter().map(|s| if linear && s.name == "weight" { transposed(s) } else { s }).collect()
+        self.stored().into_iter().map(|stored| self.laid_out(stored)).collect()
+    }
+
+    /// A parameter of this node from Burn's layout in that of [`Node::weight`].
+    pub(crate) fn laid_out(&self, stored: Stored) -> Stored {
+        if matches!(self.op, Op::Linear(_)) && stored.name == "weight" { transposed(stored) } else { stored }
     }
 }
 
