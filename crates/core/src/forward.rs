@@ -15,6 +15,8 @@ use crate::kernels::{self, takes};
 use crate::net::{Net, Op, Value};
 use steps::{Step, steps};
 
+pub(crate) use fixed::activate;
+
 /// An activation on its way, and how it lies.
 #[derive(Debug, Clone)]
 enum Flow {

@@ -5,6 +5,7 @@
 //! layers start new ones. What a cut may do is fixed by one demand: the network with a group's units *masked* and the network with
 //! them *cut* give the same outputs. Channels for which that cannot hold are frozen and say why.
 
+mod constants;
 mod coupling;
 mod cut;
 mod fold;
@@ -17,6 +18,8 @@ use crate::error::{Error, Result};
 use crate::net::{Net, Node, Op};
 use crate::rank;
 use coupling::Coupling;
+
+pub use constants::{Border, Constants};
 
 /// Channels that can only be cut together, as units that can be cut one by one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,6 +107,11 @@ impl Keep {
         Self(rank::highest(scores.to_vec(), None, count))
     }
 
+    /// Whether a unit stays.
+    pub fn keeps(&self, unit: usize) -> bool {
+        self.0[unit]
+    }
+
     /// Number of units that stay.
     pub fn count(&self) -> usize {
         self.0.iter().filter(|keep| **keep).count()
@@ -130,7 +138,7 @@ impl Net {
     }
 
     /// Sets to zero what [`Net::keep`] would cut: the weights of the filters by a mask, their biases and normalization entries by
-    /// value. Shapes stay.
+    /// value. Shapes stay. What a unit gives to its readers then is nothing; [`Net::absorb`] hands on to them what it gave before.
     ///
     /// # Errors
     /// As [`Net::keep`].

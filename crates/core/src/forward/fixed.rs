@@ -152,7 +152,7 @@ fn average(x: Tensor<4>, window: &Window, count_padding: bool) -> Tensor<4> {
     avg_pool2d(x, options)
 }
 
-fn activate<const D: usize>(function: Activation, x: Tensor<D>) -> Tensor<D> {
+pub(crate) fn activate<const D: usize>(function: Activation, x: Tensor<D>) -> Tensor<D> {
     match function {
         Activation::Relu if takes(&x) => kernels::rectify(x),
         Activation::Relu => activation::relu(x),

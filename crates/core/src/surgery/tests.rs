@@ -1,3 +1,5 @@
+mod constants;
+
 use briquette_runtime::{Activation, Grid, Hashed, Layer, Product, Stage, Window};
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};

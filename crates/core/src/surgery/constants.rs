@@ -1,0 +1,358 @@
+//! Channels that give the same for every image, at every pixel, and the way of what they gave into the layers that read them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use briquette_runtime::Layer;
+use burn::tensor::{Device, Tensor};
+
+use super::{ChannelGroup, Keep};
+use crate::coding::{Coding, Source, floats};
+use crate::error::{Error, Result};
+use crate::forward::activate;
+use crate::net::{Net, Node, Op};
+use crate::stored::Stored;
+
+/// What becomes of a constant that a convolution with zero padding reads: it does not reach the padding, so that no bias equals it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Border {
+    /// Of the units that give one, as few as can stay, and their weights in the convolution take in those of the others: the outputs are
+    /// those of the network before.
+    Exact,
+    /// Its mean over the convolution's outputs takes its place.
+    Mean,
+}
+
+/// The values of a node's output channels (features, for vectors), where they are the same for every image and pixel.
+pub type Constants = Vec<Option<f64>>;
+
+impl Net {
+    /// For each unit of groups of this network, whether all that its readers see of it is constant, or has no weight: an empty filter gives
+    /// its bias, and behind a batch norm `beta + gamma (bias - mean) / sqrt(var + epsilon)`.
+    ///
+    /// # Errors
+    /// When the network does not hold together.
+    pub fn constant_units(&self, groups: &[ChannelGroup]) -> Result<Vec<Vec<bool>>> {
+        let readers = Readers::of(self, groups.iter().map(|group| (group, None)))?;
+        let mut constant: Vec<Vec<bool>> = groups.iter().map(|group| vec![true; group.len()]).collect();
+        for read in readers.0.values().flat_map(|reader| &reader.reads) {
+            constant[read.unit.0][read.unit.1] &= read.constant.is_some() || read.unread;
+        }
+        Ok(constant)
+    }
+
+    /// Hands what units give that [`Net::mask`] or [`Net::keep`] are about to take, and that is constant, on to what reads them: to its bias, or
+    /// the mean of the batch norm behind it. Returns the network, and which units stay: those of `cuts`, and what [`Border::Exact`] adds to
+    /// them. With the rest masked or cut, the network gives what it gave before.
+    ///
+    /// # Errors
+    /// Names a layer that reads a unit which is not constant.
+    pub fn absorb<'a>(mut self, cuts: &[(&'a ChannelGroup, Keep)], border: Border) -> Result<(Self, Vec<(&'a ChannelGroup, Keep)>)> {
+        let readers = Readers::of(&self, cuts.iter().map(|(group, keep)| (*group, Some(keep))))?;
+        let mut keeps: Vec<(&ChannelGroup, Keep)> = cuts.to_vec();
+        let mut stay: BTreeSet<(usize, usize)> = BTreeSet::new();
+        if border == Border::Exact {
+            readers.0.values().for_each(|reader| reader.carriers(&mut stay));
+        }
+        stay.iter().for_each(|&(cut, unit)| keeps[cut].1.0[unit] = true);
+        for (&index, reader) in &readers.0 {
+            if let Some(lost) = reader.reads.iter().find(|read| read.constant.is_none() && !read.unread) {
+                let (group, unit) = (cuts[lost.unit.0].0, lost.unit.1);
+                let detail = format!("reads unit {unit} of the channels of '{}', which is not constant", group.name);
+                return Err(Error::node(&self.nodes[index].name, detail));
+            }
+            let (weights, shift) = reader.taken_in(&stay, border);
+            self = self.with_weights(index, &weights)?;
+            if shift.iter().any(|shift| *shift != 0.0) {
+                self = self.shifted(index, &shift)?;
+            }
+        }
+        Ok((self, keeps))
+    }
+
+    fn with_weights(mut self, index: usize, weights: &BTreeMap<usize, f64>) -> Result<Self> {
+        if weights.is_empty() {
+            return Ok(self);
+        }
+        let device = self.device();
+        let node = self.nodes.remove(index);
+        let mut parameters = node.parameters();
+        for weight in parameters.iter_mut().filter(|stored| stored.name == "weight") {
+            for (&place, value) in weights {
+                weight.base[place] = *value as f32;
+                if let Some(mask) = &mut weight.coding.mask {
+                    mask[place] = *value != 0.0;
+                }
+            }
+        }
+        self.nodes.insert(index, node.with(parameters, &device)?);
+        Ok(self)
+    }
+
+    /// With this added to the outputs of a convolution or fully connected layer.
+    fn shifted(mut self, index: usize, shift: &[f64]) -> Result<Self> {
+        let device = self.device();
+        let mut behind = (0..self.nodes.len()).filter(|reader| self.nodes[*reader].inputs.contains(&index));
+        let norm = match (behind.next(), behind.next()) {
+            (Some(only), None) if matches!(self.nodes[only].op, Op::BatchNorm(_)) => Some(only),
+            _ => None,
+        };
+        let biased = self.nodes[index].stored().iter().any(|stored| stored.name == "bias");
+        let (index, name, sign) = match norm {
+            Some(norm) if !biased => (norm, "mean", -1.0),
+            _ => (index, "bias", 1.0),
+        };
+        let node = self.nodes.remove(index);
+        let mut parameters = node.parameters();
+        if !parameters.iter().any(|stored| stored.name == name) {
+            let (shape, base) = (vec![shift.len()], vec![0.0; shift.len()]);
+            parameters.push(Stored { name: "bias", shape, base, coding: Coding::default() });
+        }
+        for stored in parameters.iter_mut().filter(|stored| stored.name == name) {
+            stored.base.iter_mut().zip(shift).for_each(|(value, shift)| *value = (f64::from(*value) + sign * shift) as f32);
+        }
+        self.nodes.insert(index, node.with(parameters, &device)?);
+        Ok(self)
+    }
+
+    /// For every node, its constant channels as evaluation computes them: those of empty filters, and what later nodes make of them.
+    ///
+    /// # Errors
+    /// When the network does not hold together.
+    pub fn constants(&self) -> Result<Vec<Constants>> {
+        let shapes = self.shapes()?;
+        let mut all: Vec<Constants> = Vec::with_capacity(self.nodes.len());
+        for (index, node) in self.nodes.iter().enumerate() {
+            let spread = node.inputs.first().map_or(1, |&input| shapes[input][1..].iter().product());
+            let inputs: Vec<&Constants> = node.inputs.iter().map(|&input| &all[input]).collect();
+            let found = constants(node, &inputs, shapes[index][0], spread);
+            all.push(found);
+        }
+        Ok(all)
+    }
+}
+
+/// The constants of `count` output channels; `spread` is the number of pixels of a channel of the first input.
+fn constants(node: &Node, inputs: &[&Constants], count: usize, spread: usize) -> Constants {
+    let each = |f: &dyn Fn(f64) -> f64| inputs[0].iter().map(|value| value.map(f)).collect();
+    match node.op.layer() {
+        Layer::Conv2d { padding, groups, .. } => of_filters(node, inputs[0], groups, padding != [0; 2]),
+        Layer::Linear => of_filters(node, inputs[0], 1, false),
+        Layer::BatchNorm { epsilon } => {
+            let parameters = node.stored();
+            let of = |name: &str, c: usize| {
+                parameters.iter().find(|stored| stored.name == name).map_or(0.0, |stored| f64::from(stored.base[c]))
+            };
+            let normalized = |c: usize, value: f64| of("gamma", c) * (value - of("mean", c)) / (of("var", c) + epsilon).sqrt();
+            let value = |c: usize| match inputs[0][c] {
+                _ if of("gamma", c) == 0.0 => Some(of("beta", c)),
+                value => value.map(|value| of("beta", c) + normalized(c, value)),
+            };
+            (0..count).map(value).collect()
+        }
+        Layer::Activation(function) => {
+            let values: Vec<f32> = inputs[0].iter().map(|value| value.unwrap_or_default() as f32).collect();
+            let activated = floats(activate(function, Tensor::<1>::from_floats(values.as_slice(), &Device::flex())));
+            inputs[0].iter().zip(activated).map(|(known, value)| known.map(|_| f64::from(value))).collect()
+        }
+        Layer::Quantize { levels, zero, .. } => {
+            let step = node.stored().first().map_or(1.0, |step| f64::from(step.base[0]));
+            let zero = f64::from(zero);
+            each(&|x| step * (((x / step + zero).clamp(0.0, f64::from(levels - 1)) + 0.5).floor() - zero))
+        }
+        Layer::AvgPool { window, count_padding: true } if window.padding != [0; 2] => {
+            inputs[0].iter().map(|value| value.filter(|value| *value == 0.0)).collect()
+        }
+        Layer::MaxPool(_)
+        | Layer::AvgPool { .. }
+        | Layer::AdaptiveAvgPool { .. }
+        | Layer::GlobalAvgPool
+        | Layer::Dropout { .. } => inputs[0].clone(),
+        Layer::Flatten => inputs[0].iter().flat_map(|value| std::iter::repeat_n(*value, spread)).collect(),
+        Layer::Add => (0..count).map(|c| inputs.iter().map(|input| input[c]).sum()).collect(),
+        Layer::Concat => inputs.iter().copied().flatten().copied().collect(),
+        Layer::ChannelSlice { start, len } => inputs[0][start..start + len].to_vec(),
+        Layer::PadShortcut { before, after, .. } => {
+            [&vec![Some(0.0); before], inputs[0], &vec![Some(0.0); after]].into_iter().flatten().copied().collect()
+        }
+        Layer::Multiply => {
+            let product = |(c, a): (usize, &Option<f64>)| match (*a, inputs[1][c.min(inputs[1].len() - 1)]) {
+                (Some(0.0), _) | (_, Some(0.0)) => Some(0.0),
+                (a, b) => a.zip(b).map(|(a, b)| a * b),
+            };
+            inputs[0].iter().enumerate().map(product).collect()
+        }
+        Layer::Input { .. }
+        | Layer::Normalize { .. }
+        | Layer::LocalResponseNorm { .. }
+        | Layer::Softmax
+        | Layer::Structured(_)
+        | Layer::MeanMagnitude
+        | Layer::Custom { .. } => vec![None; count],
+    }
+}
+
+/// Filters without weights give their bias; others a constant where all that they read is one, unless padding comes between.
+fn of_filters(node: &Node, input: &Constants, groups: usize, padded: bool) -> Constants {
+    let parameters = node.parameters();
+    let Some(weight) = parameters.iter().find(|stored| stored.name == "weight") else { return Vec::new() };
+    let bias = parameters.iter().find(|stored| stored.name == "bias").map(Stored::values);
+    let (values, [out, fan_in]) = (weight.values(), [weight.shape[0], weight.shape[1]]);
+    let area = values.len() / (out * fan_in);
+    let value = |filter: usize| {
+        let start = filter / (out / groups) * fan_in;
+        let mut sum = bias.as_ref().map_or(0.0, |bias| f64::from(bias[filter]));
+        for (c, taps) in values[filter * fan_in * area..][..fan_in * area].chunks_exact(area).enumerate() {
+            if taps.iter().all(|w| *w == 0.0) {
+                continue;
+            }
+            let read = input[start + c].filter(|read| !padded || *read == 0.0)?;
+            sum += read * taps.iter().map(|w| f64::from(*w)).sum::<f64>();
+        }
+        Some(sum)
+    };
+    (0..out).map(value).collect()
+}
+
+/// One input channel of a layer that a unit feeds.
+struct Read {
+    /// The position of the group among the cuts, and the unit.
+    unit: (usize, usize),
+    /// The group of the convolution's channels.
+    group: usize,
+    /// Index into the second dimension of the weight.
+    column: usize,
+    constant: Option<f64>,
+    /// Whether its weights are all zero.
+    unread: bool,
+}
+
+/// A convolution or fully connected layer that reads units.
+struct Reader {
+    reads: Vec<Read>,
+    /// `[out, columns, taps]`.
+    values: Vec<f32>,
+    out: usize,
+    columns: usize,
+    groups: usize,
+    /// For each tap, the share of the outputs at which it lies inside the image.
+    inside: Vec<f64>,
+    /// Whether the weights may take other values.
+    free: bool,
+}
+
+/// By node.
+struct Readers(BTreeMap<usize, Reader>);
+
+impl Readers {
+    /// The readers of the units that go, of all where nothing says which.
+    fn of<'a>(net: &Net, cuts: impl Iterator<Item = (&'a ChannelGroup, Option<&'a Keep>)>) -> Result<Self> {
+        let (shapes, constants) = (net.shapes()?, net.constants()?);
+        let mut readers: BTreeMap<usize, Reader> = BTreeMap::new();
+        for (cut, (group, keep)) in cuts.enumerate() {
+            for unit in (0..group.len()).filter(|unit| keep.is_none_or(|keep| !keep.0[*unit])) {
+                for &(node, column) in group.readers(unit) {
+                    let input = net.nodes[node].inputs[0];
+                    let reader = match readers.entry(node) {
+                        std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
+                        std::collections::btree_map::Entry::Vacant(new) => {
+                            new.insert(Reader::of(&net.nodes[node], &shapes[input], &shapes[node])?)
+                        }
+                    };
+                    for group in 0..reader.groups {
+                        let unread = reader.rows(group).all(|row| reader.taps(row, column).iter().all(|w| *w == 0.0));
+                        let constant = constants[input][group * reader.columns + column];
+                        reader.reads.push(Read { unit: (cut, unit), group, column, constant, unread });
+                    }
+                }
+            }
+        }
+        Ok(Self(readers))
+    }
+}
+
+impl Reader {
+    fn of(node: &Node, input: &[usize], output: &[usize]) -> Result<Self> {
+        let Some(weight) = node.weight() else { return Err(Error::node(&node.name, "reads channels without a weight")) };
+        let (out, columns) = (weight.shape[0], weight.shape[1]);
+        let (groups, inside) = match node.op.layer() {
+            Layer::Conv2d { stride, padding, dilation, groups } => {
+                let along = |axis: usize, tap: usize| {
+                    let place = |at: usize| (at * stride[axis] + tap * dilation[axis]).checked_sub(padding[axis]);
+                    let hits = (0..output[1 + axis]).filter(|at| place(*at).is_some_and(|place| place < input[1 + axis])).count();
+                    hits as f64 / output[1 + axis] as f64
+                };
+                let [height, width] = [weight.shape[2], weight.shape[3]];
+                let taps = (0..height).flat_map(|i| (0..width).map(move |j| (i, j)));
+                (groups, taps.map(|(i, j)| along(0, i) * along(1, j)).collect())
+            }
+            _ => (1, vec![1.0; weight.base.len() / (out * columns)]),
+        };
+        let free = weight.coding.source == Source::Free;
+        Ok(Self { reads: Vec::new(), values: weight.values(), out, columns, groups, inside, free })
+    }
+
+    fn taps(&self, row: usize, column: usize) -> &[f32] {
+        let area = self.inside.len();
+        &self.values[(row * self.columns + column) * area..][..area]
+    }
+
+    /// The filters of a group.
+    fn rows(&self, group: usize) -> std::ops::Range<usize> {
+        let rows = self.out / self.groups;
+        group * rows..(group + 1) * rows
+    }
+
+    fn padded(&self) -> bool {
+        self.inside.iter().any(|share| *share < 1.0)
+    }
+
+    /// What one group of channels reads that is not zero.
+    fn nonzero(&self, group: usize) -> impl Iterator<Item = (&Read, f64)> {
+        let seen = move |read: &&Read| read.group == group && !read.unread;
+        self.reads.iter().filter(seen).filter_map(|read| Some((read, read.constant.filter(|constant| *constant != 0.0)?)))
+    }
+
+    /// Adds to `stay` the units that have to: for each group of channels one, all where weights are shared.
+    fn carriers(&self, stay: &mut BTreeSet<(usize, usize)>) {
+        for group in (0..self.groups).filter(|_| self.padded()) {
+            if !self.free {
+                stay.extend(self.nonzero(group).map(|(read, _)| read.unit));
+            } else if self.carrier(group, stay).is_none() {
+                let largest = self.nonzero(group).max_by(|a, b| a.1.abs().total_cmp(&b.1.abs()));
+                stay.extend(largest.map(|(read, _)| read.unit));
+            }
+        }
+    }
+
+    /// Of the units that stay, the one that gives most.
+    fn carrier(&self, group: usize, stay: &BTreeSet<(usize, usize)>) -> Option<(&Read, f64)> {
+        let staying = self.reads.iter().filter(|read| read.group == group && stay.contains(&read.unit));
+        let nonzero = staying.filter_map(|read| Some((read, read.constant.filter(|constant| *constant != 0.0)?)));
+        nonzero.max_by(|a, b| a.1.abs().total_cmp(&b.1.abs()))
+    }
+
+    /// The weights that change, by their place, and what is added to each output, so that nothing is missed of the units that do not stay.
+    fn taken_in(&self, stay: &BTreeSet<(usize, usize)>, border: Border) -> (BTreeMap<usize, f64>, Vec<f64>) {
+        let (mut weights, mut shift) = (BTreeMap::new(), vec![0.0; self.out]);
+        let area = self.inside.len();
+        for group in 0..self.groups {
+            let carrier = if border == Border::Exact && self.padded() { self.carrier(group, stay) } else { None };
+            for (read, constant) in self.nonzero(group).filter(|(read, _)| !stay.contains(&read.unit)) {
+                for row in self.rows(group) {
+                    let taps = self.taps(row, read.column);
+                    if let Some((carrier, carried)) = carrier {
+                        let start = (row * self.columns + carrier.column) * area;
+                        for (tap, w) in taps.iter().enumerate() {
+                            let own = weights.entry(start + tap).or_insert(f64::from(self.values[start + tap]));
+                            *own += constant / carried * f64::from(*w);
+                        }
+                    } else {
+                        let reaching: f64 = taps.iter().zip(&self.inside).map(|(w, share)| f64::from(*w) * share).sum();
+                        shift[row] += constant * reaching;
+                    }
+                }
+            }
+        }
+        (weights, shift)
+    }
+}
