@@ -1,10 +1,11 @@
 //! L1-norm filter pruning.
 //!
-//! Scores filter `i` of a layer by `s_i = sum_j |W_ij|` and removes the lowest of each channel group, with them the batch-norm entries and
-//! the channels of the next layers that they feed.
+//! Scores filter `i` of a layer by `s_i = sum_j |W_ij|`, the weights as the network computes with them, and removes the lowest of each
+//! channel group, with them the batch-norm entries and the channels of the next layers that they feed.
 //!
 //! Li, Kadav, Durdanovic, Samet, Graf. "Pruning Filters for Efficient ConvNets". ICLR 2017. arXiv:1608.08710.
-//! Differs from the paper: layers joined by a residual are scored together instead of following the shortcut's selection.
+//! Differs from the paper: filters joined by a residual go together, by the mean of their scores, each divided by the mean of its layer,
+//! instead of following the shortcut's selection.
 //!
 //! ```
 //! use briquette_core::pass::Pass;
@@ -54,8 +55,8 @@ impl Pass for FilterL1 {
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
-        let scores = FilterScores::of_weights(&net, norms);
-        self.channels.cut(Self::NAME, net, |_, group| scores.sums(group))
+        let scores = FilterScores::of_weights(&net, norms).relative();
+        self.channels.cut(Self::NAME, net, |_, group| scores.means(group))
     }
 
     fn recipes(&mut self) -> Vec<&mut Recipe> {
@@ -65,18 +66,21 @@ impl Pass for FilterL1 {
 
 /// Sum of the absolute weights of every filter.
 fn norms(weight: &Stored) -> Vec<f64> {
-    let fan_in = weight.base.len() / weight.shape[0];
-    weight.base.chunks_exact(fan_in).map(|filter| filter.iter().map(|v| f64::from(v.abs())).sum()).collect()
+    let values = weight.values();
+    let fan_in = values.len() / weight.shape[0];
+    values.chunks_exact(fan_in).map(|filter| filter.iter().map(|v| f64::from(v.abs())).sum()).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use briquette_core::coding::{Coding, Source};
     use briquette_core::cost::Cost;
     use briquette_core::stored::Storage;
     use briquette_core::zoo::Arch;
     use burn::tensor::Device;
 
     use super::*;
+    use crate::handmade::{set, small};
 
     fn lenet5() -> Net {
         let arch = Arch::named("lenet5").unwrap();
@@ -100,6 +104,39 @@ mod tests {
         let kept: Vec<f32> = before.into_iter().filter(|norm| *norm >= sorted[5]).collect();
         assert_eq!(norms(&net), kept);
         assert_eq!(net.nodes[net.index("conv2").unwrap()].op.weight_shape().unwrap(), [50, 15, 5, 5]);
+    }
+
+    #[test]
+    fn masked_and_shared_weights_count_as_what_the_network_computes_with() {
+        let mut net = small();
+        let index = net.index("conv1").unwrap();
+        net = set(net, "conv1", "weight", &[[1.0; 4], [0.75; 4], [0.5; 4], [0.25; 4]].concat());
+        let coded = |coding: Coding| {
+            let mut net = net.deep_clone();
+            let node = net.nodes.remove(index);
+            let mut parameters = node.parameters();
+            parameters[0].coding = coding;
+            net.nodes.insert(index, node.with(parameters, &Device::flex()).unwrap());
+            norms(&net.nodes[index].weight().unwrap())
+        };
+        let mask = (0..16).map(|i| i >= 4).collect();
+        assert_eq!(coded(Coding { mask: Some(mask), source: Source::Free }), [0.0, 3.0, 2.0, 1.0]);
+        let assignment = (0..16).map(|i| u32::from(i >= 12)).collect();
+        let source = Source::Codebook { centroids: vec![0.5, -2.0], assignment };
+        assert_eq!(coded(Coding { mask: None, source }), [2.0, 2.0, 2.0, 8.0]);
+    }
+
+    #[test]
+    fn a_ratio_over_all_layers_takes_its_share_of_every_stage() {
+        let arch = Arch::named("resnet20").unwrap();
+        let net = arch.build(&arch.wanted(), &Device::flex()).unwrap();
+        let method: FilterL1 = serde_json::from_value(serde_json::json!({ "ratio": 0.5 })).unwrap();
+        let cut = method.plan(net.deep_clone()).unwrap();
+        for stage in ["layer1", "layer2", "layer3"] {
+            let filters = |net: &Net| net.nodes[net.index(&format!("{stage}.1.conv2")).unwrap()].op.weight_shape().unwrap()[0];
+            let left = filters(&cut) as f64 / filters(&net) as f64;
+            assert!((0.25..=0.75).contains(&left), "{stage} keeps {left}");
+        }
     }
 
     #[test]

@@ -5,8 +5,8 @@
 //!
 //! He, Liu, Wang, Hu, Yang. "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration". CVPR 2019.
 //! arXiv:1811.00250.
-//! Differs from the paper: filters are cut at once instead of being set to zero after each epoch while they go on training, layers joined
-//! by a residual are cut together by their mean score, and fully connected layers are cut too unless they are excepted.
+//! Differs from the paper: filters are cut at once instead of being set to zero after each epoch while they go on training, filters joined
+//! by a residual go together, by the mean of their scores, each divided by the mean of its layer, and fully connected layers are cut too unless they are excepted.
 //!
 //! ```
 //! use briquette_core::pass::Pass;
@@ -56,7 +56,7 @@ impl Pass for Fpgm {
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
-        let scores = FilterScores::of_weights(&net, distances);
+        let scores = FilterScores::of_weights(&net, distances).relative();
         self.channels.cut(Self::NAME, net, |_, group| scores.means(group))
     }
 

@@ -8,7 +8,8 @@
 //! Molchanov, Mallya, Tyree, Frosio, Kautz. "Importance Estimation for Neural Network Pruning". CVPR 2019. arXiv:1906.10771. The squared
 //! gate is theirs; the absolute value of activation times gradient is that of Molchanov, Tyree, Karras, Aila, Kautz, ICLR 2017,
 //! arXiv:1611.06440.
-//! Differs from the papers: all units go at once instead of a few every few updates, and the gradients are those of the network in
+//! Differs from the papers: all units go at once instead of a few every few updates, filters joined by a residual go together by the mean
+//! of their scores, and the gradients are those of the network in
 //! evaluation mode. With batch statistics `sum_j W_fj dL/dW_fj` would be zero, for the loss would not depend on the scale of a filter.
 //!
 //! ```
@@ -70,7 +71,7 @@ impl Method for Taylor {
 impl Pass for Taylor {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let scores = scores(&net, (self.calibration_images.div_ceil(self.batch.max(1)), self.batch), cx)?;
-        let net = self.channels.cut_or_rank(Self::NAME, self.global, net, |_, group| scores.sums(group))?;
+        let net = self.channels.cut_or_rank(Self::NAME, self.global, net, |_, group| scores.means(group))?;
         self.channels.tune(net, cx)
     }
 

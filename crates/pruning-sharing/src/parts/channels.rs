@@ -10,7 +10,7 @@ use briquette_core::pass::Context;
 use briquette_core::rank::{Scores, highest_of_all};
 use briquette_core::stored::Stored;
 use briquette_core::surgery::{ChannelGroup, Keep};
-use briquette_core::training::{Recipe, tune};
+use briquette_core::training::{Recipe, renew, tune};
 use briquette_core::types::{Budget, PerLayer, Ratio};
 use serde::Deserialize;
 
@@ -27,6 +27,9 @@ pub struct Channels {
     /// Layers whose groups are left alone; a trailing `*` stands for any ending.
     #[serde(default)]
     except: Vec<String>,
+    /// Whether the statistics of batch norms are estimated anew after the cut.
+    #[serde(default)]
+    renew: bool,
     /// Training afterwards.
     tune: Option<Recipe>,
 }
@@ -88,18 +91,34 @@ impl Channels {
         net: Net,
         score: impl Fn(&Net, &ChannelGroup) -> Vec<f64>,
     ) -> Result<Net> {
-        let Some(share) = self.ranked(method, global)? else { return self.cut(method, net, score) };
         let groups = self.groups(&net)?;
         let scores: Vec<Vec<f64>> = groups.iter().map(|group| score(&net, group)).collect();
+        let keeps = self.keeps_or_ranks(method, global, &net, &groups, &scores)?;
+        net.keep(&pairs(&groups, keeps))
+    }
+
+    /// Which units of each group stay after [`Channels::cut_or_rank`].
+    ///
+    /// # Errors
+    /// As [`Channels::cut_or_rank`].
+    pub fn keeps_or_ranks(
+        &self,
+        method: &str,
+        global: Option<Ratio>,
+        net: &Net,
+        groups: &[ChannelGroup],
+        scores: &[Vec<f64>],
+    ) -> Result<Vec<Keep>> {
+        let Some(share) = self.ranked(method, global)? else { return self.keeps(method, net, groups, scores) };
         let all: usize = scores.iter().map(Vec::len).sum();
         let ranked: Vec<Scores<'_, f64>> = scores.iter().map(|scores| Scores { scores: scores.clone(), open: None }).collect();
         let stay = highest_of_all(&ranked, (share.get() * all as f64).round() as usize);
         let keeps = groups
             .iter()
-            .zip(&scores)
+            .zip(scores)
             .zip(stay)
             .map(|((group, scores), stay)| group.best(scores, stay.into_iter().filter(|stays| *stays).count()));
-        net.keep(&pairs(&groups, keeps.collect()))
+        Ok(keeps.collect())
     }
 
     /// The network's shape after a cut whose scores only data can tell: the last units of each group go, and with `global` the same share
@@ -141,11 +160,12 @@ impl Channels {
         self.ratio.is_none() && self.budget.is_none()
     }
 
-    /// Trains as `tune` says.
+    /// Estimates the statistics of batch norms anew and trains, as `renew` and `tune` say.
     ///
     /// # Errors
     /// As [`tune`].
     pub fn tune(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        let net = if self.renew { renew(net, cx)? } else { net };
         tune(net, self.tune.as_ref(), cx)
     }
 
@@ -173,12 +193,17 @@ impl FilterScores {
         Self(net.weighted().filter_map(|(index, node)| Some((index, score(&node.weight()?)))).collect())
     }
 
-    /// For each unit of the group, the sum over its filters; filters without a score add nothing.
-    pub fn sums(&self, group: &ChannelGroup) -> Vec<f64> {
-        (0..group.len()).map(|unit| self.filters(group, unit).sum()).collect()
+    /// The scores as multiples of the mean of their layer's, by which filters of different sizes can be compared.
+    pub fn relative(mut self) -> Self {
+        for scores in self.0.values_mut() {
+            let mean = scores.iter().sum::<f64>() / scores.len().max(1) as f64;
+            scores.iter_mut().filter(|_| mean > 0.0).for_each(|score| *score /= mean);
+        }
+        self
     }
 
-    /// For each unit of the group, the mean over its filters.
+    /// For each unit of the group, the mean over its filters that have a score: where a shortcut joins stages, a unit is not worth more
+    /// because more layers have filters in it.
     pub fn means(&self, group: &ChannelGroup) -> Vec<f64> {
         let mean = |unit| self.filters(group, unit).sum::<f64>() / self.filters(group, unit).count().max(1) as f64;
         (0..group.len()).map(mean).collect()
@@ -269,11 +294,12 @@ const BISECTIONS: usize = 11;
 
 #[cfg(test)]
 mod tests {
+    use briquette_core::builder::{Builder, Conv};
     use briquette_core::cost::Cost;
 
     use super::*;
     use crate::fpgm::Fpgm;
-    use crate::handmade::small;
+    use crate::handmade::{get, run, small};
 
     #[test]
     fn unknown_settings_are_refused_beside_the_shared_ones() {
@@ -311,6 +337,34 @@ mod tests {
     }
 
     #[test]
+    fn norms_are_renewed_after_the_cut_where_the_settings_say_so() {
+        let statistics = |settings: serde_json::Value| {
+            let net = run::<Fpgm>(two_norms(), settings).unwrap();
+            ["mean", "var"].map(|name| get(&net, "norm2", name))
+        };
+        let [mean, var] = statistics(serde_json::json!({ "ratio": { "conv1": 0.5 }, "renew": true }));
+        assert_eq!(statistics(serde_json::json!({ "ratio": { "conv1": 0.5 } })), [vec![0.0; 2], vec![1.0; 2]]);
+        // Those of what the second convolution makes of the two channels that are left.
+        let cut = run::<Fpgm>(two_norms(), serde_json::json!({ "ratio": { "conv1": 0.5 } })).unwrap();
+        let data = crate::handmade::images();
+        let mut silent = briquette_core::pass::Silent;
+        let expected = renew(cut, &mut crate::handmade::context(&data, &mut silent)).unwrap();
+        assert_eq!((&mean, &var), (&get(&expected, "norm2", "mean"), &get(&expected, "norm2", "var")));
+        assert!(mean.iter().all(|mean| *mean != 0.0));
+    }
+
+    fn two_norms() -> Net {
+        let mut b = Builder::new([1, 4, 4], 3, &burn::tensor::Device::flex());
+        let mut x = b.conv("conv1", b.input(), Conv::new(4, 2));
+        x = b.relu("relu1", x);
+        x = b.conv("conv2", x, Conv::new(2, 2).no_bias());
+        x = b.batch_norm("norm2", x);
+        x = b.global_avg_pool("pool", x);
+        b.linear("fc", x, 3);
+        b.finish().unwrap()
+    }
+
+    #[test]
     fn a_budget_leaves_every_layer_a_filter() {
         let arch = briquette_core::zoo::Arch::named("resnet20").unwrap();
         let net = arch.build(&arch.wanted(), &burn::tensor::Device::flex()).unwrap();
@@ -325,20 +379,18 @@ mod tests {
     }
 
     #[test]
-    fn a_unit_of_several_filters_has_their_sum_or_their_mean() {
+    fn a_unit_of_several_filters_has_their_mean_however_many_and_however_large_they_are() {
         let net = small();
         let groups = net.channel_groups().unwrap();
         let conv1 = net.index("conv1").unwrap();
-        let scores = FilterScores([(conv1, vec![1.0, 2.0, 3.0, 4.0])].into());
-        assert_eq!(scores.sums(&groups[0]), [1.0, 2.0, 3.0, 4.0]);
+        let scores = FilterScores([(conv1, vec![1.0, 2.0, 3.0, 6.0])].into());
+        assert_eq!(scores.means(&groups[0]), [1.0, 2.0, 3.0, 6.0]);
+        assert_eq!(scores.relative().means(&groups[0]), [1.0 / 3.0, 2.0 / 3.0, 1.0, 2.0]);
         let arch = briquette_core::zoo::Arch::named("resnet20").unwrap();
         let net = arch.build(&arch.wanted(), &burn::tensor::Device::flex()).unwrap();
         let groups = net.channel_groups().unwrap();
         let joined = groups.iter().find(|group| group.filters(0).len() > 1).unwrap();
-        let scores = FilterScores::of_weights(&net, |weight| vec![2.0; weight.shape[0]]);
-        for unit in 0..joined.len() {
-            assert_eq!(scores.sums(joined)[unit], 2.0 * joined.filters(unit).len() as f64);
-            assert_eq!(scores.means(joined)[unit], 2.0);
-        }
+        let scores = FilterScores::of_weights(&net, |weight| vec![weight.base.len() as f64; weight.shape[0]]);
+        assert_eq!(scores.relative().means(joined), vec![1.0; joined.len()]);
     }
 }
