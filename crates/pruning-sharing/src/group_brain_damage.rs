@@ -3,7 +3,8 @@
 //! Written as a product of matrices, a convolution multiplies its weight `[out, in * kh * kw]` with the unfolded input. Training with the
 //! penalty `Omega = lambda sum_{i,j,s} ||K(i, j, s, :)||`, whose groups are the weights of all filters at the place `(i, j)` of the kernel
 //! and the input channel `s`, empties whole columns of the weight, which are the rows of the unfolded input. What is left multiplies a
-//! thinner matrix: the engine unfolds nothing for a column that is zero.
+//! thinner matrix: the engine unfolds nothing for a column that is zero. A convolution in groups is as many products, and its columns
+//! those of each: a channel is read by the filters of one group alone.
 //!
 //! ```
 //! use briquette_core::builder::{Builder, Conv};
@@ -33,7 +34,7 @@
 use std::collections::BTreeMap;
 
 use briquette_core::error::{Error, Result};
-use briquette_core::net::{Net, Op};
+use briquette_core::net::{Net, Node, Op};
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::stored::Stored;
 use briquette_core::training::{Extras, Recipe, fit, tune};
@@ -51,7 +52,7 @@ use crate::parts::proximal::{Groups, Penalty, Proximal};
 pub struct GroupBrainDamage {
     /// Strength of the penalty.
     lambda: f64,
-    /// Share of each convolution's columns that goes, those of the smallest norms.
+    /// Share of each convolution's columns that goes, those of the smallest norms, for all or by name.
     ratio: Option<PerLayer<Ratio>>,
     /// In place of `ratio`: columns of a norm up to this go.
     threshold: Option<f64>,
@@ -103,15 +104,15 @@ impl GroupBrainDamage {
         }
         self.train.check()?;
         let spared = excepted(net, &self.except)?;
-        let fits =
-            |index: &usize| matches!(&net.nodes[*index].op, Op::Conv2d(conv) if conv.groups == 1) && !spared.contains(index);
+        let convolution = |index: &usize| matches!(&net.nodes[*index].op, Op::Conv2d(_));
         let named: BTreeMap<usize, f64> = match &self.ratio {
             Some(ratio) => ratio.resolve(net)?.into_iter().map(|(index, ratio)| (index, ratio.get())).collect(),
             None => net.weighted().map(|(index, _)| (index, 0.0)).collect(),
         };
-        let shares: BTreeMap<usize, f64> = named.into_iter().filter(|(index, _)| fits(index)).collect();
+        let shares: BTreeMap<usize, f64> =
+            named.into_iter().filter(|(index, _)| convolution(index) && !spared.contains(index)).collect();
         if shares.is_empty() {
-            let detail = "group-brain-damage: no convolution with one group of channels is named; use structured-sparsity for other layers";
+            let detail = "group-brain-damage: no convolution is named; use structured-sparsity for other layers";
             return Err(Error::Invalid(detail.into()));
         }
         if let Some((index, _)) = shares.iter().find(|(_, share)| **share >= 1.0) {
@@ -125,26 +126,34 @@ impl GroupBrainDamage {
     /// Masks the columns that go; the largest of each layer stays.
     fn mask(&self, net: Net) -> Result<Net> {
         let (_, shares) = self.check(&net)?;
+        let groups: Vec<usize> = net.nodes.iter().map(groups).collect();
         mask_layers(net, |index, weight| {
             let removed = shares.get(&index)?;
-            let norms = columns(weight);
+            let norms = columns(weight, groups[index]);
             let share = match self.threshold {
                 Some(threshold) => norms.iter().filter(|norm| **norm > threshold).count() as f64 / norms.len() as f64,
                 None => 1.0 - removed,
             };
-            let columns = norms.len();
+            let (rows, depth) = (weight.shape[0] / groups[index], norms.len() / groups[index]);
             let stays = highest(norms, None, share);
-            Some((0..weight.base.len()).map(|i| stays[i % columns]).collect())
+            Some((0..weight.base.len()).map(|i| stays[i / depth / rows * depth + i % depth]).collect())
         })
     }
 }
 
-/// The norms of the columns of a weight as a matrix `[out, in * kh * kw]`.
-fn columns(weight: &Stored) -> Vec<f64> {
+/// Groups of channels of a convolution.
+fn groups(node: &Node) -> usize {
+    if let Op::Conv2d(conv) = &node.op { conv.groups } else { 1 }
+}
+
+/// The norms of the columns of a weight as a matrix `[out / groups, in / groups * kh * kw]` for each group, group after group.
+fn columns(weight: &Stored, groups: usize) -> Vec<f64> {
     let values = weight.values();
-    let count = values.len() / weight.shape[0];
-    let norm = |column: usize| values.iter().skip(column).step_by(count).map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
-    (0..count).map(norm).collect()
+    let depth = values.len() / weight.shape[0];
+    let norm = |part: &[f32], column: usize| {
+        part.iter().skip(column).step_by(depth).map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt()
+    };
+    values.chunks(values.len() / groups).flat_map(|part| (0..depth).map(move |column| norm(part, column))).collect()
 }
 
 #[cfg(test)]
@@ -207,7 +216,7 @@ mod tests {
             let more =
                 serde_json::json!({ "lambda": lambda, "threshold": 0.0, "train": train, "tune": { "epochs": 2, "batch": 20 } });
             let net = run::<GroupBrainDamage>(small(), settings(&more)).unwrap();
-            columns(&net.nodes[net.index("conv2").unwrap()].weight().unwrap()).iter().filter(|norm| **norm == 0.0).count()
+            columns(&net.nodes[net.index("conv2").unwrap()].weight().unwrap(), 1).iter().filter(|norm| **norm == 0.0).count()
         };
         assert_eq!(empty(0.0), 0);
         assert!((4..16).contains(&empty(0.05)), "{}", empty(0.05));

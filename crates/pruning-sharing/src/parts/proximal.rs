@@ -26,9 +26,10 @@ pub enum Groups {
     Filters,
     /// Those that read one input channel.
     Channels,
-    /// Those at one input channel and place in the kernel: a column of the weight as a matrix `[out, in * kh * kw]`.
+    /// Those at one input channel and place in the kernel: a column of the weight as a matrix `[out, in * kh * kw]`; of a convolution in
+    /// groups, a column of the matrix of each group.
     Columns,
-    /// All weights of all layers of the penalty, as one group.
+    /// All weights of all layers of the penalty, as one group; of batch norms the shifts.
     Whole,
 }
 
@@ -113,6 +114,8 @@ struct Weight {
     bias: Option<(ParamId, Tensor<4>)>,
     outputs: usize,
     inputs: usize,
+    /// Groups of channels.
+    groups: usize,
 }
 
 impl Weight {
@@ -125,6 +128,7 @@ impl Weight {
                 bias: conv.bias.as_ref().map(|bias| (bias.id, plain(bias.val()).reshape([-1, 1, 1, 1]))),
                 outputs: 0,
                 inputs: 1,
+                groups: conv.groups,
             }),
             Op::Linear(linear) => {
                 let [inputs, outputs] = linear.weight.base().dims();
@@ -135,13 +139,18 @@ impl Weight {
                     bias: linear.bias.as_ref().map(|bias| (bias.id, plain(bias.val()).reshape([1, -1, 1, 1]))),
                     outputs: 1,
                     inputs: 0,
+                    groups: 1,
                 })
             }
-            Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => None,
+            Op::BatchNorm(norm) => {
+                let shift = plain(norm.beta.val()).reshape([-1, 1, 1, 1]);
+                Some(Self { id: norm.beta.id, base: shift.clone(), effective: shift, bias: None, outputs: 0, inputs: 1, groups: 1 })
+            }
+            Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => None,
         }
     }
 
-    /// The squared norm of each group, with dimensions of size 1 for those that it spans.
+    /// The squared norm of each group, with dimensions of size 1 for those that it spans, or once for each of its weights.
     fn squares(&self, groups: Groups) -> Tensor<4> {
         let squares = self.effective.clone().square();
         match groups {
@@ -150,6 +159,12 @@ impl Weight {
                 self.bias.as_ref().map_or(weights.clone(), |(_, bias)| weights + bias.clone().square())
             }
             Groups::Channels => squares.sum_dims(&[self.outputs, 2, 3]),
+            Groups::Columns if self.groups > 1 => {
+                let [outputs, inputs, height, width] = squares.dims();
+                let of_group = squares.reshape([self.groups, outputs / self.groups, inputs * height * width]).sum_dim(1);
+                let each = of_group.repeat_dim(1, outputs / self.groups);
+                each.reshape([outputs, inputs, height, width])
+            }
             Groups::Columns => squares.sum_dim(self.outputs),
             Groups::Whole => squares.sum_dims(&[0, 1, 2, 3]),
         }
@@ -165,7 +180,9 @@ mod tests {
     use super::*;
     use crate::handmade::{get, set, small};
     use crate::parts::masks::mask_layers;
+    use briquette_core::builder::{Builder, Conv};
     use burn::module::Module;
+    use burn::tensor::Device;
 
     fn penalty(net: &Net, groups: Groups, layers: &[&str], strength: f64) -> Penalty {
         Penalty { groups, layers: layers.iter().map(|name| net.index(name).unwrap()).collect(), strength }
@@ -209,6 +226,17 @@ mod tests {
         let whole = penalty(&net, Groups::Whole, &["conv1", "fc2"], 1.0).shrink(net.deep_clone(), 3.0);
         near(&get(&whole, "conv1", "weight"), &[[0.5, 1.0, 0.0, 0.0]; 4].concat());
         near(&get(&whole, "fc2", "weight"), &[2.0 / 15.0_f32.sqrt(); 15]);
+    }
+
+    #[test]
+    fn columns_of_a_convolution_in_groups_are_those_of_each_group() {
+        let mut b = Builder::new([2, 3, 3], 1, &Device::flex());
+        let x = b.conv("conv", b.input(), Conv::new(4, 1).groups(2));
+        b.global_avg_pool("pool", x);
+        // [out 4, in 1, 1, 1]: the first two filters read one channel, with the norm 5, the others the other, with the norm 0.5.
+        let net = set(b.finish().unwrap(), "conv", "weight", &[3.0, 4.0, 0.3, 0.4]);
+        let columns = penalty(&net, Groups::Columns, &["conv"], 1.0).shrink(net, 1.0);
+        near(&get(&columns, "conv", "weight"), &[2.4, 3.2, 0.0, 0.0]);
     }
 
     #[test]

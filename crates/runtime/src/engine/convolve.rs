@@ -70,12 +70,31 @@ impl Geometry {
 #[derive(Debug)]
 pub(crate) struct Convolution {
     pub(crate) geometry: Geometry,
-    /// `[out, taps]`.
-    pub(crate) weight: Matrix,
-    /// Which of the `in / groups * kh * kw` taps the weight has columns for.
-    pub(crate) taps: Vec<usize>,
+    /// One for each group of channels.
+    parts: Vec<Part>,
     pub(crate) epilogue: Epilogue,
     pub(crate) out: usize,
+}
+
+/// The filters of one group of channels.
+#[derive(Debug)]
+struct Part {
+    /// `[out / groups, taps]`.
+    weight: Matrix,
+    /// Which of the `in / groups * kh * kw` taps the weight has columns for.
+    taps: Vec<usize>,
+}
+
+impl Part {
+    /// From the weight `[out / groups, depth]`.
+    fn new(weight: &[f32], depth: usize) -> Self {
+        let mut taps: Vec<usize> = (0..depth).filter(|tap| weight.chunks(depth).any(|row| row[*tap] != 0.0)).collect();
+        if taps.is_empty() {
+            taps.push(0);
+        }
+        let kept = weight.chunks(depth).flat_map(|row| taps.iter().map(|tap| row[*tap])).collect();
+        Self { weight: Matrix::new(weight.len() / depth, taps.len(), kept, Convolution::SPARSE_BELOW), taps }
+    }
 }
 
 impl Convolution {
@@ -83,24 +102,30 @@ impl Convolution {
     /// an eighth.
     pub(crate) const SPARSE_BELOW: f64 = 0.125;
 
-    /// From the weight `[out, in / groups * kh * kw]`; taps that are zero in all filters are left out.
+    /// From the weight `[out, in / groups * kh * kw]`; taps that are zero in all filters of a group are left out there.
     pub(crate) fn new(geometry: Geometry, weight: &[f32], epilogue: Epilogue, out: usize) -> Self {
         let depth = weight.len() / out;
-        let mut taps: Vec<usize> = (0..depth).filter(|tap| weight.chunks(depth).any(|row| row[*tap] != 0.0)).collect();
-        if taps.is_empty() {
-            taps.push(0);
-        }
-        let kept = weight.chunks(depth).flat_map(|row| taps.iter().map(|tap| row[*tap])).collect();
-        let weight = Matrix::new(out, taps.len(), kept, Self::SPARSE_BELOW);
-        Self { geometry, weight, taps, epilogue, out }
+        let parts = weight.chunks(out / geometry.groups * depth).map(|weight| Part::new(weight, depth)).collect();
+        Self { geometry, parts, epilogue, out }
+    }
+
+    /// Bytes of the weights.
+    pub(crate) fn bytes(&self) -> usize {
+        self.parts.iter().map(|part| part.weight.bytes()).sum()
+    }
+
+    /// Multiplies each filter by its factor.
+    pub(crate) fn scale_rows(&mut self, factors: &[f32]) {
+        let rows = self.out / self.parts.len();
+        self.parts.iter_mut().zip(factors.chunks(rows)).for_each(|(part, factors)| part.weight.scale_rows(factors));
     }
 
     /// `input` `[batch, channels, h, w]` to `output` `[batch, out, oh, ow]`.
     pub(crate) fn run(&self, input: &[f32], output: &mut [f32], threads: &Threads) {
         let g = &self.geometry;
         let positions = g.positions();
-        let depth = self.weight.columns();
-        let tile = (TILE / depth).clamp(64, 2048).min(LONGEST_TILE / depth).clamp(1, positions);
+        let deepest = self.parts.iter().map(|part| part.taps.len()).max().unwrap_or(1);
+        let tile = (TILE / deepest).clamp(64, 2048).min(LONGEST_TILE / deepest).clamp(1, positions);
         let tiles = positions.div_ceil(tile);
         let rows = self.out / g.groups;
         let some = (PIECES / (rows * tiles)).max(1);
@@ -112,7 +137,7 @@ impl Convolution {
     /// Some groups of some samples, from this one on, in tiles of so many positions.
     fn groups(&self, input: &[f32], output: &mut [f32], first_group: usize, tile: usize, threads: &Threads) {
         let g = &self.geometry;
-        let (positions, depth, rows) = (g.positions(), self.weight.columns(), self.out / g.groups);
+        let (positions, rows) = (g.positions(), self.out / g.groups);
         let tiles = positions.div_ceil(tile);
         let mut tasks: Vec<Vec<&mut [f32]>> = Vec::new();
         for group in output.chunks_mut(rows * positions) {
@@ -124,21 +149,22 @@ impl Convolution {
         }
         let group_size = g.channels / g.groups * g.input[0] * g.input[1];
         // A window of one pixel sees the input itself.
-        let whole = depth * g.groups == g.channels;
-        let direct = whole && g.kernel == [1, 1] && g.stride == [1, 1] && g.padding == [0, 0];
+        let pointwise = g.kernel == [1, 1] && g.stride == [1, 1] && g.padding == [0, 0];
         threads.each(tasks.into_iter().enumerate().collect(), |scratch: &mut Vec<f32>, (number, mut planes)| {
             let (sample_group, tile_number) = (first_group + number / tiles, number % tiles);
             let group = sample_group % g.groups;
+            let Part { weight, taps } = &self.parts[group];
+            let depth = taps.len();
             let input = &input[sample_group * group_size..][..group_size];
             let (begin, width) = (tile_number * tile, planes[0].len());
             scratch.resize(scratch.len().max((depth + rows) * width), 0.0);
             let (columns, product) = scratch.split_at_mut(depth * width);
             let product = &mut product[..rows * width];
-            if direct {
-                self.weight.times(group * rows, &input[begin..], positions, width, product);
+            if pointwise && depth * g.groups == g.channels {
+                weight.times(0, &input[begin..], positions, width, product);
             } else {
-                unfold(g, &self.taps, input, begin, width, columns);
-                self.weight.times(group * rows, columns, width, width, product);
+                unfold(g, taps, input, begin, width, columns);
+                weight.times(0, columns, width, width, product);
             }
             for (row, (plane, product)) in planes.iter_mut().zip(product.chunks(width)).enumerate() {
                 plane.copy_from_slice(product);

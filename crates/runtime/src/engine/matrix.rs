@@ -30,10 +30,6 @@ impl Matrix {
         Self { rows, columns, entries: if sparse { compress(columns, nonzero, &values) } else { Entries::Dense(values) } }
     }
 
-    pub(crate) fn columns(&self) -> usize {
-        self.columns
-    }
-
     /// Bytes that it takes in memory.
     pub(crate) fn bytes(&self) -> usize {
         match &self.entries {

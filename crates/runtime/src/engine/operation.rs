@@ -81,7 +81,7 @@ impl Operation {
     /// Bytes of its weights.
     pub(crate) fn bytes(&self) -> usize {
         match self {
-            Operation::Convolution(conv) => conv.weight.bytes() + 4 * conv.epilogue.bias.len(),
+            Operation::Convolution(conv) => conv.bytes() + 4 * conv.epilogue.bias.len(),
             Operation::Depthwise(conv) => 4 * (conv.weight.len() + conv.epilogue.bias.len()),
             Operation::Linear(linear) => linear.weight.bytes() + 4 * linear.epilogue.bias.len(),
             Operation::Quantized(layer) => layer.bytes(),
@@ -126,7 +126,7 @@ impl Operation {
         let bias = |channel: usize| epilogue.bias.get(channel).copied().unwrap_or(0.0);
         epilogue.bias = (0..scale.len()).map(|channel| bias(channel) * scale[channel] + shift[channel]).collect();
         match self {
-            Operation::Convolution(conv) => conv.weight.scale_rows(scale),
+            Operation::Convolution(conv) => conv.scale_rows(scale),
             Operation::Linear(linear) => linear.weight.scale_rows(scale),
             Operation::Quantized(layer) => layer.scale_rows(scale),
             Operation::Depthwise(conv) => {
