@@ -28,7 +28,7 @@
 //!
 //! Zhou, Alvarez, Porikli. "Less Is More: Towards Compact CNNs". ECCV 2016.
 //! Differs from the paper: the tensor low-rank penalty beside the group sparsity is left out, and the group has the neuron's bias too, so
-//! that an empty neuron gives nothing and its removal changes no output (unless a batch norm follows, whose shift goes with it).
+//! that an empty neuron gives nothing; what a batch norm behind it gives goes into what reads it, so that its removal changes no output.
 
 use std::collections::BTreeSet;
 
@@ -36,7 +36,7 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::surgery::ChannelGroup;
-use briquette_core::training::{Extras, Recipe, fit, tune};
+use briquette_core::training::{Extras, Recipe, fit, renew, tune};
 use briquette_core::types::PerLayer;
 use serde::Deserialize;
 
@@ -51,6 +51,9 @@ pub struct LessIsMore {
     lambda: PerLayer<f64>,
     /// The training with the penalty; `choose = "last"` keeps it from returning an early epoch with more neurons.
     train: Recipe,
+    /// Whether the statistics of batch norms are estimated anew when what is empty is gone.
+    #[serde(default)]
+    renew: bool,
     /// Training of what is left, without the penalty.
     tune: Option<Recipe>,
 }
@@ -67,6 +70,7 @@ impl Pass for LessIsMore {
         let mut proximal = Proximal::new(self.penalties(&net)?);
         let net = fit(net, &self.train, Extras { projections: vec![&mut proximal], ..Extras::default() }, cx)?;
         let net = remove_empty(net, "lower its `lambda`")?;
+        let net = if self.renew { renew(net, cx)? } else { net };
         tune(net, self.tune.as_ref(), cx)
     }
 

@@ -1,7 +1,10 @@
 //! Network slimming.
 //!
 //! Trains with the penalty `lambda * sum |gamma|` over the scales of the batch norms behind the layers that may lose channels, which
-//! drives the scales of dispensable channels to zero, then removes the channels of the smallest `|gamma|`.
+//! drives the scales of dispensable channels to zero, then removes the channels of the smallest `|gamma|`. Without its scale a channel
+//! still gives its shift `beta`: what the next layer computes of that goes into its bias or the mean of its batch norm, and where that
+//! layer pads zeros, which the shift does not reach, its mean over the layer's outputs (Ye, Lu, Lin, Wang, "Rethinking the
+//! Smaller-Norm-Less-Informative Assumption in Channel Pruning of Convolution Layers", ICLR 2018, arXiv:1802.00124, section 4.2).
 //!
 //! Liu, Li, Shen, Huang, Yan, Zhang. "Learning Efficient Convolutional Networks through Network Slimming". ICCV 2017. arXiv:1708.06519.
 //! Differs from the paper: layers joined by a residual are cut together by the mean of their scales instead of selecting channels in
@@ -36,12 +39,13 @@ use std::collections::BTreeMap;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
 use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::surgery::{Border, ChannelGroup, Keep};
 use briquette_core::training::{Extras, Objective, Recipe, fit};
 use briquette_core::types::Ratio;
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
-use crate::parts::channels::{Channels, FilterScores, norm_after};
+use crate::parts::channels::{Channels, FilterScores, norm_after, pairs};
 
 /// Trains the scales of channels towards zero and removes the channels of the smallest, physically.
 #[derive(Debug, Deserialize)]
@@ -70,8 +74,13 @@ impl Pass for Slimming {
         let norms = self.norms(&net)?;
         let mut penalty = Penalty { lambda: self.lambda, norms: norms.values().copied().collect() };
         let net = fit(net, &self.train, Extras { objectives: vec![&mut penalty], ..Extras::default() }, cx)?;
-        let scores = FilterScores(norms.into_iter().map(|(node, norm)| (node, scales(&net, norm))).collect());
-        let net = self.channels.cut_or_rank(Self::NAME, self.global, net, |_, group| scores.means(group))?;
+        let scores = FilterScores(norms.iter().map(|(node, norm)| (*node, scales(&net, *norm))).collect());
+        let groups = self.channels.groups(&net)?;
+        let means: Vec<Vec<f64>> = groups.iter().map(|group| scores.means(group)).collect();
+        let keeps = self.channels.keeps_or_ranks(Self::NAME, self.global, &net, &groups, &means)?;
+        let net = without_scales(net, &norms, &pairs(&groups, keeps.clone()))?;
+        let (net, cuts) = net.absorb(&pairs(&groups, keeps), Border::Mean)?;
+        let net = net.keep(&cuts)?;
         self.channels.tune(net, cx)
     }
 
@@ -120,13 +129,33 @@ fn scales(net: &Net, norm: usize) -> Vec<f64> {
     gamma.map_or(Vec::new(), |gamma| gamma.base.iter().map(|v| f64::from(v.abs())).collect())
 }
 
+/// The network with the scale 0 for the filters of every unit that does not stay; `norms` are the batch norms by layer.
+fn without_scales(mut net: Net, norms: &BTreeMap<usize, usize>, cuts: &[(&ChannelGroup, Keep)]) -> Result<Net> {
+    let device = net.device();
+    let mut gone: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (group, keep) in cuts {
+        for (layer, filter) in (0..group.len()).filter(|unit| !keep.keeps(*unit)).flat_map(|unit| group.filters(unit)) {
+            gone.entry(norms[layer]).or_default().push(*filter);
+        }
+    }
+    for (norm, filters) in gone {
+        let node = net.nodes.remove(norm);
+        let mut parameters = node.parameters();
+        for gamma in parameters.iter_mut().filter(|stored| stored.name == "gamma") {
+            filters.iter().for_each(|filter| gamma.base[*filter] = 0.0);
+        }
+        net.nodes.insert(norm, node.with(parameters, &device)?);
+    }
+    Ok(net)
+}
+
 #[cfg(test)]
 mod tests {
     use burn::module::Module;
     use burn::tensor::Device;
 
     use super::*;
-    use crate::handmade::{get, refusal, run, set, small};
+    use crate::handmade::{get, outputs, refusal, run, set, small};
 
     const GAMMA: [f32; 4] = [0.9, -0.2, 0.1, -0.5];
 
@@ -159,6 +188,17 @@ mod tests {
             assert_eq!(get(&net, "norm1", "gamma"), [0.9, -0.5]);
             assert_eq!(get(&net, "conv1", "weight").len(), 2 * 4);
         }
+    }
+
+    #[test]
+    fn the_shift_of_a_channel_without_scale_goes_into_what_reads_it() {
+        // Channels 0 and 2 have no scale, and shifts that the rectifier lets through or holds back.
+        let net = set(scaled(), "norm1", "gamma", &[0.0, -0.2, 0.0, -0.5]);
+        let net = set(set(net, "norm1", "beta", &[0.8, 0.1, -0.6, 0.3]), "norm1", "mean", &[0.2, 0.1, -0.3, 0.5]);
+        let cut = run::<Slimming>(net.deep_clone(), settings(&serde_json::json!({ "ratio": 0.5 }))).unwrap();
+        assert_eq!(get(&cut, "norm1", "gamma"), [-0.2, -0.5]);
+        assert!(outputs(&cut).iter().zip(outputs(&net)).all(|(a, b)| (a - b).abs() < 1e-5));
+        assert_ne!(get(&cut, "conv2", "bias"), get(&net, "conv2", "bias"));
     }
 
     #[test]

@@ -3,8 +3,9 @@
 //! Trains with the penalty `sum_l sum_g lambda_g ||w_g||` over groups of the weights of each layer: its filters, its input channels, the
 //! shapes of its filters (the weights of all filters at one input channel and place in the kernel), and, where a shortcut leads around,
 //! all weights between the ends of the shortcut (the depth). After each step of the optimizer comes the proximal step of each kind of
-//! groups (see [`proximal`](crate::parts::proximal)). Afterwards empty filters and channels are removed physically, a residual addition
-//! with an empty branch gives way to its shortcut, and empty shapes stay masked, which the engine multiplies as a thinner matrix.
+//! groups (see [`proximal`](crate::parts::proximal)). Afterwards empty filters and channels are removed physically, what batch norms and
+//! biases made of them going into what reads them; a residual addition with an empty branch gives way to its shortcut; and empty shapes
+//! stay masked, which the engine multiplies as a thinner matrix.
 //!
 //! ```
 //! use briquette_core::builder::{Builder, Conv};
@@ -30,15 +31,15 @@
 //!
 //! Wen, Wu, Wang, Chen, Li. "Learning Structured Sparsity in Deep Neural Networks". NIPS 2016. arXiv:1608.03665.
 //! Differs from the paper: a filter's group has its bias too; the weights of a whole branch are one group instead of those of each of its
-//! layers; the proximal steps of filters and channels, which overlap, follow each other; and the second penalty, on all weights, is the
+//! layers, with the shift of the batch norm at the branch's end, so that an empty branch adds nothing; the proximal steps of filters and channels, which overlap, follow each other; and the second penalty, on all weights, is the
 //! recipe's weight decay.
 
 use briquette_core::Layer;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Node, Op};
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Context, Event, Method, Pass};
 use briquette_core::surgery::ChannelGroup;
-use briquette_core::training::{Extras, Recipe, fit, tune};
+use briquette_core::training::{Extras, Recipe, fit, renew, tune};
 use serde::Deserialize;
 
 use crate::parts::empty::remove_empty;
@@ -66,6 +67,9 @@ pub struct StructuredSparsity {
     except: Vec<String>,
     /// The training with the penalty; `choose = "last"` keeps it from returning an early epoch with more weights.
     train: Recipe,
+    /// Whether the statistics of batch norms are estimated anew when what is empty is gone.
+    #[serde(default)]
+    renew: bool,
     /// Training of what is left, without the penalty.
     tune: Option<Recipe>,
 }
@@ -81,7 +85,8 @@ impl Pass for StructuredSparsity {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let mut proximal = Proximal::new(self.penalties(&net)?);
         let net = fit(net, &self.train, Extras { projections: vec![&mut proximal], ..Extras::default() }, cx)?;
-        let net = remove_empty(shorten(net)?, "lower the strengths, or name it in `except`")?;
+        let net = remove_empty(shorten(net, cx)?, "lower the strengths, or name it in `except`")?;
+        let net = if self.renew { renew(net, cx)? } else { net };
         tune(net, self.tune.as_ref(), cx)
     }
 
@@ -119,9 +124,10 @@ impl StructuredSparsity {
         ];
         let mut penalties: Vec<Penalty> =
             flat.into_iter().map(|(groups, strength, layers)| Penalty { groups, layers, strength }).collect();
-        let free = |layers: &Vec<usize>| !layers.iter().any(|layer| spared.contains(layer));
-        let branches = branches(net).into_iter().map(|branch| branch.layers).filter(free);
-        penalties.extend(branches.map(|layers| Penalty { groups: Groups::Whole, layers, strength: self.depth }));
+        let free = |branch: &Branch| !branch.layers.iter().any(|layer| spared.contains(layer));
+        let branches = branches(net).into_iter().filter(free);
+        let whole = |branch: Branch| branch.layers.into_iter().chain(branch.norm).collect();
+        penalties.extend(branches.map(|branch| Penalty { groups: Groups::Whole, layers: whole(branch), strength: self.depth }));
         penalties.iter().try_for_each(|penalty| penalty.check(Self::NAME, net))?;
         penalties.retain(|penalty| penalty.strength > 0.0 && !penalty.layers.is_empty());
         if penalties.is_empty() {
@@ -136,8 +142,12 @@ impl StructuredSparsity {
 struct Branch {
     addition: usize,
     shortcut: usize,
+    /// What the addition reads of it.
+    end: usize,
     /// Its convolutions and fully connected layers.
     layers: Vec<usize>,
+    /// A batch norm at its end.
+    norm: Option<usize>,
 }
 
 fn branches(net: &Net) -> Vec<Branch> {
@@ -156,9 +166,13 @@ fn branches(net: &Net) -> Vec<Branch> {
     };
     let branch = |(addition, node): (usize, &Node)| {
         let (Layer::Add, [a, b]) = (node.op.layer(), &node.inputs[..]) else { return None };
+        let branch = |end: usize, shortcut, layers| {
+            let norm = Some(end).filter(|end| matches!(net.nodes[*end].op, Op::BatchNorm(_)));
+            Some(Branch { addition, shortcut, end, layers, norm })
+        };
         match (chain(*a), chain(*b)) {
-            (layers, none) if none.is_empty() && !layers.is_empty() => Some(Branch { addition, shortcut: *b, layers }),
-            (none, layers) if none.is_empty() && !layers.is_empty() => Some(Branch { addition, shortcut: *a, layers }),
+            (layers, none) if none.is_empty() && !layers.is_empty() => branch(*a, *b, layers),
+            (none, layers) if none.is_empty() && !layers.is_empty() => branch(*b, *a, layers),
             _ => None,
         }
     };
@@ -166,13 +180,26 @@ fn branches(net: &Net) -> Vec<Branch> {
 }
 
 /// Puts the shortcut in the place of every addition of which a layer of the branch is zero, so that the branch gives a constant at most.
-fn shorten(mut net: Net) -> Result<Net> {
+/// Nothing takes that in, for a rectifier mostly follows: a note tells its size.
+fn shorten(mut net: Net, cx: &mut Context<'_>) -> Result<Net> {
     let zero = |net: &Net, layer: &usize| net.nodes[*layer].weight().is_some_and(|w| w.values().iter().all(|v| *v == 0.0));
     while let Some(branch) = branches(&net).into_iter().find(|branch| branch.layers.iter().any(|layer| zero(&net, layer))) {
+        let constants = net.constants()?.swap_remove(branch.end);
+        let largest = constants.iter().flatten().fold(0.0_f64, |most, constant| most.max(constant.abs()));
+        let name = &net.nodes[branch.addition].name;
+        if constants.contains(&None) || largest > NOTHING {
+            let detail = format!(
+                "structured-sparsity: the branch of '{name}' is empty and goes, with constants of up to {largest:.2e} per channel; `tune` makes up for them"
+            );
+            cx.host.event(Event::Note(&detail));
+        }
         net = net.bypass(branch.addition, branch.shortcut)?;
     }
     Ok(net)
 }
+
+/// What an empty branch may add without a note: what is left of the running means of its norms.
+const NOTHING: f64 = 1e-6;
 
 #[cfg(test)]
 mod tests {
@@ -180,7 +207,7 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::handmade::{get, outputs, refusal, run, set, small};
+    use crate::handmade::{get, outputs, refusal, run, set, small, stirred};
 
     fn agree(a: &Net, b: &Net) -> bool {
         outputs(a).iter().zip(outputs(b)).all(|(a, b)| (a - b).abs() < 1e-5)
@@ -225,6 +252,28 @@ mod tests {
         assert!(agree(&net, &cut));
     }
 
+    #[test]
+    fn what_a_norm_makes_of_empty_filters_goes_into_what_reads_them() {
+        // Filters 1 and 3 of conv1 are empty; behind the norm they give 0.5 and 0.2 but for what their means take away.
+        let net = without(stirred(), "conv1", |i| i / 4 % 2 == 1);
+        let cut = run::<StructuredSparsity>(net.deep_clone(), untrained()).unwrap();
+        assert_eq!((shape(&cut, "conv1"), shape(&cut, "conv2")), (vec![2, 1, 2, 2], vec![3, 2, 2, 2]));
+        assert!(agree(&net, &cut));
+        // With zeros padded the constant does not reach the border: one of the two filters stays for both.
+        let mut b = Builder::new([1, 4, 4], 11, &Device::flex());
+        let mut x = b.conv("conv1", b.input(), Conv::new(4, 3).no_bias().same());
+        x = b.batch_norm("norm1", x);
+        x = b.relu("relu1", x);
+        x = b.conv("conv2", x, Conv::new(3, 3).same());
+        x = b.flatten("flatten", x);
+        b.linear("fc", x, 3);
+        let net = set(b.finish().unwrap(), "norm1", "beta", &[0.3, 0.5, -0.1, 0.2]);
+        let net = without(net, "conv1", |i| i / 9 % 2 == 1);
+        let cut = run::<StructuredSparsity>(net.deep_clone(), untrained()).unwrap();
+        assert_eq!((shape(&cut, "conv1")[0], get(&cut, "norm1", "beta")), (3, vec![0.3, 0.5, -0.1]));
+        assert!(agree(&net, &cut));
+    }
+
     /// Two residual blocks, the second with two convolutions.
     fn residual() -> Net {
         let mut b = Builder::new([1, 4, 4], 5, &Device::flex());
@@ -249,6 +298,22 @@ mod tests {
         let names: Vec<&str> = cut.nodes.iter().map(|node| node.name.as_str()).collect();
         assert_eq!(names, ["input", "stem", "first", "add1", "pool", "fc"]);
         assert!(agree(&net, &cut));
+    }
+
+    #[test]
+    fn the_shift_at_the_end_of_a_branch_shrinks_with_its_weights() {
+        let mut b = Builder::new([1, 4, 4], 5, &Device::flex());
+        let stem = b.conv("stem", b.input(), Conv::new(3, 3).same());
+        let x = b.conv("branch", stem, Conv::new(3, 3).same().no_bias());
+        let x = b.batch_norm("norm", x);
+        let x = b.add("add", &[x, stem]);
+        let x = b.global_avg_pool("pool", x);
+        b.linear("fc", x, 3);
+        let net = set(b.finish().unwrap(), "norm", "beta", &[0.5, -0.5, 0.1]);
+        let settings = serde_json::json!({ "depth": 1.0, "train": { "epochs": 0 } });
+        let method: StructuredSparsity = serde_json::from_value(settings).unwrap();
+        let shrunk = method.penalties(&net).unwrap()[0].shrink(net, 1e3);
+        assert_eq!((get(&shrunk, "branch", "weight"), get(&shrunk, "norm", "beta")), (vec![0.0; 81], vec![0.0; 3]));
     }
 
     #[test]
