@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn to_second_order_no_move_of_a_centroid_lowers_the_loss() {
         let (data, mut silent) = (images(), Silent);
-        let curvature = diagonal(&stirred(), 100, HessianKmeans::NAME, &mut context(&data, &mut silent)).unwrap();
+        let curvature = diagonal(&stirred(), (100, None), HessianKmeans::NAME, &mut context(&data, &mut silent)).unwrap();
         let mean = curvature.values().flatten().sum::<f64>() / curvature.values().flatten().count() as f64;
         // The largest slope of `sum h (w - c)^2 / 2` by a centroid, in units of the mean curvature.
         let slope = |curvature_of: &str| -> f64 {

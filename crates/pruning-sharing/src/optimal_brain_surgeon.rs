@@ -4,8 +4,8 @@
 //! is lowest costs the saliency `L_q = w_q^2 / (2 [H^-1]_qq)`, and the move is `dw = -(w_q / [H^-1]_qq) H^-1 e_q`, where `e_q` is the unit
 //! vector of `w_q`. The weight of the lowest saliency goes, the others move, and so on. The inverse comes from the recursion
 //! `H^-1 <- H^-1 - H^-1 x x^T H^-1 / (P + x^T H^-1 x)` that starts at `I / alpha`, so that `H = alpha I + (1/P) sum x x^T`: the Gauss-Newton
-//! matrix, which is the Fisher information, of `P` training images, with a vector `x` for each image and class (see
-//! [`factors`]) and the damping `alpha`. After a deletion the inverse of `H` without row and column
+//! matrix, which is the Fisher information, of `P` training images, with a vector `x` for each image and class, or each label drawn (see
+//! [`factors`]), and the damping `alpha`. After a deletion the inverse of `H` without row and column
 //! `q` is `H^-1 - H^-1 e_q e_q^T H^-1 / [H^-1]_qq`.
 //!
 //! ```
@@ -28,11 +28,11 @@
 //!
 //! Hassibi, Stork. "Second Order Derivatives for Network Pruning: Optimal Brain Surgeon". NIPS 1992, Advances in Neural Information
 //! Processing Systems 5, 1993.
-//! Differs from the paper: `H` is cut into blocks (`blocks`) with zeros between them, the layers take their turns from input to output, `H`
-//! is updated instead of computed anew after each deletion of a round, how many weights go is set by `keep` instead of by a limit of the
-//! error, and biases stay.
+//! Differs from the paper: `H` is cut into blocks (`blocks`) with zeros between them and between layers, it is updated instead of computed
+//! anew after each deletion of a round, how many weights go is set by `keep` instead of by a limit of the error, and biases stay.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
 
 use briquette_core::coding::{Coding, Source};
 use briquette_core::error::{Error, Result};
@@ -40,6 +40,7 @@ use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::{Extras, Recipe, fit};
 use briquette_core::types::{PerLayer, Ratio};
+use rayon::prelude::*;
 use serde::Deserialize;
 
 use crate::parts::gauss_newton::factors;
@@ -57,10 +58,12 @@ pub struct OptimalBrainSurgeon {
     /// Training images over which the Hessian is averaged.
     #[serde(default = "hundred")]
     calibration_images: usize,
+    /// Labels drawn from the network's own distribution for each image, in place of all classes.
+    labels: Option<usize>,
     /// The damping `alpha`.
     #[serde(default = "ten_thousandth")]
     damping: f64,
-    /// Most memory for the inverses of one layer, in MiB.
+    /// Most memory for inverses, in MiB. One layer's have to fit; layers that do not fit together take several looks at the images.
     #[serde(default = "half_gibi")]
     memory_mib: usize,
     /// How many times pruning and tuning alternate; each removes the same share of what is left.
@@ -94,9 +97,9 @@ impl Pass for OptimalBrainSurgeon {
     fn run(&self, mut net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let shares = self.check(&net)?;
         for round in 1..=self.rounds {
-            for (index, share) in &shares {
-                net = self.operate(net, *index, share.get().powf(round as f64 / self.rounds as f64), cx)?;
-            }
+            let t = round as f64 / self.rounds as f64;
+            let wanted = shares.iter().map(|(index, share)| (*index, share.get().powf(t)));
+            net = self.operate(net, wanted, self.limit(), cx)?;
             if let Some(recipe) = &self.tune {
                 net = fit(net, recipe, Extras::default(), cx)?;
             }
@@ -128,10 +131,8 @@ impl Pass for OptimalBrainSurgeon {
 impl OptimalBrainSurgeon {
     /// The layers to prune, with what is kept of them.
     fn check(&self, net: &Net) -> Result<Vec<(usize, Ratio)>> {
-        if self.calibration_images == 0 || self.rounds == 0 || self.blocks == Blocks::Size(0) {
-            return Err(Error::Invalid(
-                "optimal-brain-surgeon: `calibration-images`, `rounds` and `size` must be at least 1".into(),
-            ));
+        if self.calibration_images == 0 || self.rounds == 0 || self.labels == Some(0) || self.blocks == Blocks::Size(0) {
+            return Err(Error::Invalid("optimal-brain-surgeon: `calibration-images`, `labels`, `rounds` and `size` must be at least 1".into()));
         }
         if !(self.damping.is_finite() && self.damping > 0.0) {
             return Err(Error::Invalid(format!("optimal-brain-surgeon: damping must be positive, is {}", self.damping)));
@@ -162,8 +163,8 @@ impl OptimalBrainSurgeon {
         let alive = |row: usize| (row * fan_in..(row + 1) * fan_in).filter(|i| values[*i] != 0.0).collect::<Vec<_>>();
         let rows: Vec<Vec<usize>> = (0..values.len() / fan_in).map(alive).collect();
         let blocks: Vec<Vec<usize>> = rows.iter().flat_map(|row| row.chunks(most).map(<[usize]>::to_vec)).collect();
-        let bytes: u128 = blocks.iter().map(|block| 8 * (block.len() as u128).pow(2)).sum();
-        let limit = (self.memory_mib as u128) << 20;
+        let bytes = inverses(&blocks);
+        let limit = self.limit();
         if bytes > limit {
             let weights = rows.iter().map(Vec::len).sum::<usize>();
             let detail = format!(
@@ -178,40 +179,108 @@ impl OptimalBrainSurgeon {
         Ok(blocks)
     }
 
-    /// Prunes one layer to this share of its weights.
-    fn operate(&self, mut net: Net, index: usize, share: f64, cx: &mut Context<'_>) -> Result<Net> {
-        let Some(weight) = net.nodes[index].weight() else { return Ok(net) };
-        let values = weight.values();
-        let blocks = self.blocks(&net.nodes[index].name, weight.shape[0], &values)?;
-        let excess = blocks.iter().map(Vec::len).sum::<usize>().saturating_sub(kept(share, values.len()));
-        if excess == 0 {
-            return Ok(net);
+    /// Prunes layers to these shares of their weights, all by the curvature of the network as it comes, as many at a time as the memory's
+    /// limit in bytes allows, one at least.
+    fn operate(
+        &self,
+        mut net: Net,
+        shares: impl Iterator<Item = (usize, f64)>,
+        limit: u128,
+        cx: &mut Context<'_>,
+    ) -> Result<Net> {
+        let mut wanted: Vec<Wanted> = Vec::new();
+        for (layer, share) in shares {
+            let Some(weight) = net.nodes[layer].weight() else { continue };
+            let values = weight.values();
+            let places = self.blocks(&net.nodes[layer].name, weight.shape[0], &values)?;
+            let excess = places.iter().map(Vec::len).sum::<usize>().saturating_sub(kept(share, values.len()));
+            if excess > 0 {
+                wanted.push(Wanted { layer, excess, values, places });
+            }
         }
-        let start = |places: Vec<usize>| Block {
+        let whole = net.deep_clone();
+        let count = self.calibration_images.min(cx.data.train.len()) as f64;
+        while !wanted.is_empty() {
+            let mut bytes = 0;
+            let fits = |wanted: &&Wanted| {
+                bytes += inverses(&wanted.places);
+                bytes <= limit
+            };
+            let together = wanted.iter().take_while(fits).count().max(1);
+            let mut operations: Vec<Operation> = wanted.drain(..together).map(|wanted| wanted.begin(self.damping)).collect();
+            let layers: Vec<usize> = operations.iter().map(|operation| operation.layer).collect();
+            factors(&whole, &layers, Self::NAME, (self.calibration_images, self.labels), cx, |factor| {
+                for operation in operations.iter_mut().filter(|operation| operation.layer == factor.layer) {
+                    let scratch = <(Vec<f64>, Vec<f64>)>::default;
+                    operation.blocks.par_iter_mut().with_min_len(64).for_each_init(scratch, |(x, y), block| {
+                        x.clear();
+                        x.extend(block.places.iter().map(|i| factor.scale * f64::from(factor.gradient[*i])));
+                        block.inverse.add(x, count, y);
+                    });
+                }
+            })?;
+            operations.par_iter_mut().for_each(|operation| delete(&mut operation.blocks, operation.excess));
+            for operation in operations {
+                net = operation.finish(net)?;
+            }
+        }
+        Ok(net)
+    }
+
+    /// Most bytes for inverses.
+    fn limit(&self) -> u128 {
+        (self.memory_mib as u128) << 20
+    }
+}
+
+/// Bytes of the inverses of blocks of weights.
+fn inverses(blocks: &[Vec<usize>]) -> u128 {
+    blocks.iter().map(|block| 8 * (block.len() as u128).pow(2)).sum()
+}
+
+/// A layer that is to lose weights.
+struct Wanted {
+    layer: usize,
+    /// How many go.
+    excess: usize,
+    values: Vec<f32>,
+    /// Those of each block.
+    places: Vec<Vec<usize>>,
+}
+
+impl Wanted {
+    fn begin(self, damping: f64) -> Operation {
+        let Self { layer, excess, values, places } = self;
+        let block = |places: Vec<usize>| Block {
             weights: places.iter().map(|i| f64::from(values[*i])).collect(),
-            inverse: Inverse::new(places.len(), self.damping),
+            inverse: Inverse::new(places.len(), damping),
             places,
         };
-        let mut blocks: Vec<Block> = blocks.into_iter().map(start).collect();
-        let count = self.calibration_images.min(cx.data.train.len()) as f64;
-        factors(&net, Self::NAME, self.calibration_images, cx, |layer, x| {
-            for block in blocks.iter_mut().filter(|_| layer == index) {
-                let x: Vec<f64> = block.places.iter().map(|i| x[*i]).collect();
-                block.inverse.add(&x, count);
-            }
-        })?;
-        delete(&mut blocks, excess);
+        Operation { layer, excess, blocks: places.into_iter().map(block).collect() }
+    }
+}
+
+/// A layer that loses weights.
+struct Operation {
+    layer: usize,
+    excess: usize,
+    blocks: Vec<Block>,
+}
+
+impl Operation {
+    /// The network with what the blocks now hold, the deleted weights masked.
+    fn finish(self, mut net: Net) -> Result<Net> {
         let device = net.device();
-        let node = net.nodes.remove(index);
+        let node = net.nodes.remove(self.layer);
         let mut parameters = node.parameters();
         for parameter in parameters.iter_mut().filter(|parameter| parameter.name == "weight") {
-            for block in &blocks {
+            for block in &self.blocks {
                 block.places.iter().zip(&block.weights).for_each(|(i, w)| parameter.base[*i] = *w as f32);
             }
             let mask = parameter.values().iter().map(|v| *v != 0.0).collect();
             parameter.coding = Coding { mask: Some(mask), source: Source::Free };
         }
-        net.nodes.insert(index, node.with(parameters, &device)?);
+        net.nodes.insert(self.layer, node.with(parameters, &device)?);
         Ok(net)
     }
 }
@@ -241,14 +310,39 @@ impl Block {
     }
 }
 
-/// Deletes as many weights, each the cheapest of all blocks.
+/// The cheapest deletion of a block; ordered by saliency, then by block.
+#[derive(Debug, PartialEq)]
+struct Deletion {
+    saliency: f64,
+    block: usize,
+    q: usize,
+}
+
+impl Eq for Deletion {}
+
+impl Ord for Deletion {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.saliency.total_cmp(&other.saliency).then(self.block.cmp(&other.block))
+    }
+}
+
+impl PartialOrd for Deletion {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// Deletes as many weights, each the cheapest of all blocks, of equals that of the first. A deletion changes its own block alone, so that a
+/// heap holds the cheapest of each.
 fn delete(blocks: &mut [Block], count: usize) {
-    let mut cheapest: Vec<Option<(f64, usize)>> = blocks.iter().map(Block::cheapest).collect();
+    let next = |(block, found): (usize, &Block)| {
+        found.cheapest().map(|(saliency, q)| Reverse(Deletion { saliency, block, q }))
+    };
+    let mut cheapest: BinaryHeap<Reverse<Deletion>> = blocks.iter().enumerate().filter_map(next).collect();
     for _ in 0..count {
-        let open = cheapest.iter().enumerate().filter_map(|(block, found)| found.map(|(saliency, q)| (saliency, block, q)));
-        let Some((_, block, q)) = open.min_by(|a, b| a.0.total_cmp(&b.0)) else { return };
+        let Some(Reverse(Deletion { block, q, .. })) = cheapest.pop() else { return };
         blocks[block].delete(q);
-        cheapest[block] = blocks[block].cheapest();
+        cheapest.extend(next((block, &blocks[block])));
     }
 }
 
@@ -269,14 +363,15 @@ impl Inverse {
         self.entries[row * self.size + column]
     }
 
-    /// After `x x^T / count` is added to the matrix.
-    fn add(&mut self, x: &[f64], count: f64) {
+    /// After `x x^T / count` is added to the matrix; `y` is scratch memory.
+    fn add(&mut self, x: &[f64], count: f64, y: &mut Vec<f64>) {
         if x.iter().all(|x| *x == 0.0) {
             return;
         }
         let dot = |row: &[f64]| row.iter().zip(x).map(|(h, x)| h * x).sum::<f64>();
-        let y: Vec<f64> = self.entries.chunks(self.size).map(dot).collect();
-        self.subtract(&y, count + dot(&y));
+        y.clear();
+        y.extend(self.entries.chunks(self.size).map(dot));
+        self.subtract(y, count + dot(y));
     }
 
     /// After row and column `q` are taken out of the matrix, where zeros take their place; returns the column of the inverse before.
@@ -325,7 +420,7 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::handmade::{context, get, refusal, run, set, small};
+    use crate::handmade::{context, get, images, refusal, run, set, small};
     use crate::magnitude;
 
     const DAMPING: f64 = 0.01;
@@ -343,7 +438,7 @@ mod tests {
 
     fn block() -> Block {
         let mut inverse = Inverse::new(SIZE, DAMPING);
-        hessian().0.iter().for_each(|x| inverse.add(x, 4.0));
+        hessian().0.iter().for_each(|x| inverse.add(x, 4.0, &mut Vec::new()));
         Block { places: (0..SIZE).collect(), weights: vec![0.5, -1.0, 0.2, 2.0, -0.3, 0.8], inverse }
     }
 
@@ -391,6 +486,51 @@ mod tests {
         assert_eq!(block.weights.iter().filter(|w| **w != 0.0).count(), 2);
     }
 
+    #[test]
+    fn the_heap_deletes_what_a_scan_of_all_blocks_would() {
+        let number = |i: usize| (i * i * 7919 + i * 104_729) % 1009;
+        let random = || -> Vec<Block> {
+            let block = |b: usize| {
+                let size = 1 + number(b) % 7;
+                let mut inverse = Inverse::new(size, 0.05);
+                for s in 0..4 {
+                    let x: Vec<f64> = (0..size).map(|i| number(b * 31 + s * 7 + i) as f64 / 500.0 - 1.0).collect();
+                    inverse.add(&x, 4.0, &mut Vec::new());
+                }
+                // Some blocks are twins, and some weights are gone already.
+                let weight = |i: usize| (number(b / 2 * 13 + i) % 40) as f64 / 20.0 - 1.0;
+                Block { places: (0..size).collect(), weights: (0..size).map(weight).collect(), inverse }
+            };
+            (0..60).map(block).collect()
+        };
+        let alive: usize = random().iter().map(|block| block.weights.iter().filter(|w| **w != 0.0).count()).sum();
+        for count in [1, alive / 3, alive - 5, alive + 9] {
+            let (mut by_heap, mut by_scan) = (random(), random());
+            delete(&mut by_heap, count);
+            for _ in 0..count {
+                let all = by_scan.iter().enumerate().filter_map(|(b, block)| block.cheapest().map(|(cost, q)| (cost, b, q)));
+                let Some((_, b, q)) = all.min_by(|a, b| a.0.total_cmp(&b.0)) else { break };
+                by_scan[b].delete(q);
+            }
+            let weights = |blocks: &[Block]| blocks.iter().flat_map(|block| block.weights.clone()).collect::<Vec<_>>();
+            assert_eq!(weights(&by_heap), weights(&by_scan), "{count}");
+        }
+    }
+
+    #[test]
+    fn how_many_looks_the_memory_allows_changes_no_deletion() {
+        let keep = serde_json::json!({ "conv1": 0.5, "conv2": 0.5, "fc1": 0.3, "fc2": 0.6 });
+        let settings = serde_json::json!({ "keep": keep, "blocks": { "size": 4 }, "calibration-images": 6 });
+        let method: OptimalBrainSurgeon = serde_json::from_value(settings).unwrap();
+        let pruned = |limit: u128| {
+            let (data, mut silent) = (images(), Silent);
+            let wanted = method.check(&small()).unwrap().into_iter().map(|(index, share)| (index, share.get()));
+            method.operate(small(), wanted, limit, &mut context(&data, &mut silent)).unwrap().to_state()
+        };
+        let together = pruned(u128::MAX);
+        assert!(pruned(0) == together && together != small().to_state());
+    }
+
     /// The four points of XOR.
     fn xor() -> Data {
         let all = Dataset::from_memory("xor", [2, 1, 1], 2, vec![0, 0, 0, 255, 255, 0, 255, 255], vec![0, 1, 1, 0]).unwrap();
@@ -436,12 +576,25 @@ mod tests {
     fn what_a_layer_keeps_is_its_share_whatever_the_blocks() {
         for blocks in [serde_json::json!("layer"), serde_json::json!("row"), serde_json::json!({ "size": 5 })] {
             for rounds in [1, 2] {
-                let settings = serde_json::json!({ "keep": { "fc1": 0.3, "conv2": 0.5 }, "blocks": blocks, "calibration-images": 4, "rounds": rounds });
+                let settings =
+                    serde_json::json!({ "keep": { "fc1": 0.3, "conv2": 0.5 }, "blocks": blocks, "calibration-images": 4, "rounds": rounds });
                 let net = run::<OptimalBrainSurgeon>(small(), settings).unwrap();
                 let left = |layer: &str| get(&net, layer, "weight").iter().filter(|w| **w != 0.0).count();
                 assert_eq!((left("fc1"), left("conv2"), left("fc2")), (18, 24, 15));
             }
         }
+    }
+
+    #[test]
+    #[ignore = "takes minutes and 6 GiB; prints the time"]
+    fn fc6_of_alexnet_is_operated_in_minutes() {
+        let ((net, data), mut silent, start) = (crate::handmade::alexnet(), Silent, std::time::Instant::now());
+        let settings = serde_json::json!({ "keep": { "fc6": 0.09 }, "blocks": { "size": 8 }, "memory-mib": 4096 });
+        let method: OptimalBrainSurgeon = serde_json::from_value(settings).unwrap();
+        let pruned = method.run(net, &mut context(&data, &mut silent)).unwrap();
+        let weights = get(&pruned, "fc6", "weight");
+        println!("fc6 of AlexNet, 100 images, one label each: {:.0} s", start.elapsed().as_secs_f64());
+        assert_eq!(weights.iter().filter(|w| **w != 0.0).count(), kept(0.09, weights.len()));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use briquette_core::net::Net;
 use briquette_core::pass::Context;
 use briquette_core::training::{cross_entropy, probe};
 use burn::tensor::Device;
+use rayon::prelude::*;
 use serde::Deserialize;
 
 use super::gauss_newton::factors;
@@ -34,7 +35,7 @@ impl Curvature {
     /// As [`probe`], and with the layer's name when the estimate is not finite.
     pub fn estimate(self, net: &Net, samples: usize, what: &str, cx: &mut Context<'_>) -> Result<PerWeight> {
         let found = match self {
-            Curvature::Diagonal => diagonal(net, samples, what, cx)?,
+            Curvature::Diagonal => diagonal(net, (samples, None), what, cx)?,
             Curvature::Adam => second_moment(net, samples, what, cx)?,
             Curvature::Flat => PerWeight::new(),
         };
@@ -49,15 +50,19 @@ impl Curvature {
 }
 
 /// The diagonal of the Gauss-Newton matrix of the mean loss: `h_ii = mean over samples of sum_k p_k (dL_k/dw_i)^2`, the squares of its
-/// [`factors`].
+/// [`factors`], which say what `labels` are.
 ///
 /// # Errors
 /// As [`factors`].
-pub fn diagonal(net: &Net, samples: usize, what: &str, cx: &mut Context<'_>) -> Result<PerWeight> {
+pub fn diagonal(net: &Net, size: (usize, Option<usize>), what: &str, cx: &mut Context<'_>) -> Result<PerWeight> {
     let mut sums = PerWeight::new();
-    let seen = factors(net, what, samples, cx, |index, factor| {
-        let sums = sums.entry(index).or_insert_with(|| vec![0.0; factor.len()]);
-        sums.iter_mut().zip(factor).for_each(|(sum, x)| *sum += x * x);
+    let layers: Vec<usize> = net.weighted().map(|(index, _)| index).collect();
+    let seen = factors(net, &layers, what, size, cx, |factor| {
+        let sums = sums.entry(factor.layer).or_insert_with(|| vec![0.0; factor.gradient.len()]);
+        sums.par_iter_mut().zip(factor.gradient).with_min_len(1 << 14).for_each(|(sum, g)| {
+            let x = factor.scale * f64::from(*g);
+            *sum += x * x;
+        });
     })?;
     sums.values_mut().flatten().for_each(|sum| *sum /= seen as f64);
     Ok(sums)
@@ -111,7 +116,7 @@ mod tests {
         let (data, mut silent) = (images(), Silent);
         let mut cx = context(&data, &mut silent);
         let net = stirred();
-        let found = diagonal(&net, SAMPLES, WHAT, &mut cx).unwrap();
+        let found = diagonal(&net, (SAMPLES, None), WHAT, &mut cx).unwrap();
         // The slope of the loss by a layer's weights, and which rectifiers are active.
         let mut look = |net: &Net, layer: &str| -> (Vec<f32>, Vec<bool>) {
             let (net, mut slope, mut active) = (net.probed(), Vec::new(), Vec::new());
