@@ -3,8 +3,10 @@
 //! Chooses the channels of a layer by what the next one computes of them: with `z_c` the part that channel `c` contributes to the next
 //! layer's output and `y` that output in the network before any cut, the factors `f` minimize
 //! `sum over places and outputs of (y - sum_c f_c z_c)^2 / 2 + lambda sum_c |f_c|`, by coordinate descent, and `lambda` grows until no more
-//! channels than wanted have a factor other than zero. The weights that read those channels are then fitted to `y` anew by least squares.
-//! Layer follows layer, each seeing its inputs as the cuts before have left them.
+//! channels than wanted have a factor other than zero. The weights that read those channels are then fitted to `y` anew by least squares,
+//! at `positions` places of each of `calibration-images` training images (of fully connected layers each image is one place), of which a tenth is held
+//! back: where the fit misses more of those than the weights as they were, it is pulled back to them. Layer follows layer, each seeing its
+//! inputs as the cuts before have left them.
 //!
 //! He, Zhang, Sun. "Channel Pruning for Accelerating Very Deep Neural Networks". ICCV 2017. arXiv:1707.06168.
 //! Differs from the paper: `lambda` is found by bisection, the weights are not normalized, for a factor of 1 is the channel as it is, and
@@ -43,7 +45,7 @@ pub struct Lasso;
 impl Choice for Lasso {
     const NAME: &'static str = "channel-lasso";
     const PAPER: &'static str = "He, Zhang, Sun, ICCV 2017, arXiv:1707.06168";
-    const IMAGES: usize = 500;
+    const IMAGES: usize = 5000;
 
     fn choose(moments: &Moments, count: usize) -> (Vec<bool>, Vec<f64>) {
         let stays = select(&moments.contributions(), count);
@@ -107,9 +109,12 @@ const SWEEPS: usize = 200;
 mod tests {
     use super::*;
     use briquette_core::net::Net;
+    use briquette_core::pass::{Data, Pass, Silent};
+    use briquette_data::Dataset;
+    use burn::tensor::Device;
 
-    use crate::handmade::{get, outputs, refusal, run, small};
-    use crate::parts::patches::tests::{agree, dependent, of_conv2};
+    use crate::handmade::{context, get, images, outputs, refusal, run, small};
+    use crate::parts::patches::tests::{agree, dependent, of_conv2, unfitted};
 
     /// Orthogonal contributions of these squared sizes, whose sum is the target.
     fn orthogonal(sizes: [f64; 4]) -> Contributions {
@@ -143,22 +148,34 @@ mod tests {
     }
 
     #[test]
-    fn every_layer_is_fitted_to_the_network_before_any_cut() {
+    fn every_layer_is_fitted_to_the_network_before_any_cut_on_other_images_too() {
+        // None of these is among the images whose outputs are compared.
+        let pixels = (0..400_usize * 16).map(|i| ((i * i * 37 + i / 16 * 11) % 241) as u8).collect();
+        let train = Dataset::from_memory("others", [1, 4, 4], 3, pixels, (0..400).map(|i| i % 3).collect()).unwrap();
+        let data = Data { train, ..images() };
         let error = |cut: &Net| -> f64 {
             let (a, b) = (outputs(&small()), outputs(cut));
             a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum()
         };
-        let settings = serde_json::json!({ "ratio": 0.4, "calibration-images": 40 });
-        let fitted = run::<ChannelLasso>(small(), settings).unwrap();
+        let mut silent = Silent;
+        let method: ChannelLasso = serde_json::from_value(serde_json::json!({ "ratio": 0.4 })).unwrap();
+        let fitted = method.run(small(), &mut context(&data, &mut silent)).unwrap();
         assert_eq!(["conv1", "conv2", "fc1"].map(|layer| get(&fitted, layer, "weight").len()), [2 * 4, 2 * 2 * 4, 3 * 8]);
+        let unfitted = unfitted(&method, small(), &mut context(&data, &mut silent));
+        assert!(error(&fitted) < 0.5 * error(&unfitted), "{} and {}", error(&fitted), error(&unfitted));
         let plain = run::<crate::filter_l1::FilterL1>(small(), serde_json::json!({ "ratio": 0.4 })).unwrap();
-        assert!(error(&fitted) < 0.5 * error(&plain), "{} and {}", error(&fitted), error(&plain));
+        assert!(error(&unfitted) < error(&plain), "{} and {}", error(&unfitted), error(&plain));
     }
 
     #[test]
     fn settings_that_do_not_fit_are_refused() {
         let none = refusal::<ChannelLasso>(small(), serde_json::json!({ "ratio": 0.4, "positions": 0 }));
         assert_eq!(none, "channel-lasso: `calibration-images` and `positions` must be at least 1");
+        let arch = briquette_core::zoo::Arch::named("lenet5").unwrap();
+        let lenet = arch.build(&arch.wanted(), &Device::flex()).unwrap();
+        let large = refusal::<ChannelLasso>(lenet, serde_json::json!({ "ratio": 0.5, "memory-mib": 9 }));
+        let facts = "node 'fc1': reads 800 numbers, whose products take 10 MiB, `memory-mib` allows 9; ";
+        assert_eq!(large, format!("{facts}raise it, or name the layer before it in `except`"));
         let both = refusal::<ChannelLasso>(small(), serde_json::json!({ "ratio": 0.4, "budget": { "macs": 0.5 } }));
         assert_eq!(both, "channel-lasso takes exactly one of `ratio` and `budget`");
     }

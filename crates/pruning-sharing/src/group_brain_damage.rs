@@ -150,9 +150,8 @@ fn groups(node: &Node) -> usize {
 fn columns(weight: &Stored, groups: usize) -> Vec<f64> {
     let values = weight.values();
     let depth = values.len() / weight.shape[0];
-    let norm = |part: &[f32], column: usize| {
-        part.iter().skip(column).step_by(depth).map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt()
-    };
+    let norm =
+        |part: &[f32], column: usize| part.iter().skip(column).step_by(depth).map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
     values.chunks(values.len() / groups).flat_map(|part| (0..depth).map(move |column| norm(part, column))).collect()
 }
 

@@ -46,6 +46,13 @@ pub struct Displacement {
     rank: Option<usize>,
     /// Pixels of a row of the images that two-level Toeplitz matrices take their features for.
     columns: Option<usize>,
+    /// Most memory for the displacement of a block, which a fit of a `rank` begins with, in MiB.
+    #[serde(default = "two_gibi")]
+    memory_mib: usize,
+}
+
+fn two_gibi() -> usize {
+    2048
 }
 
 impl Form for Displacement {
@@ -71,6 +78,16 @@ impl Form for Displacement {
         let n = structure.features()[0];
         if let Structure::TwoLevelToeplitz { columns, .. } = *structure {
             return Ok(Some(weight.chunks(n * n).flat_map(|block| means(block, n, columns)).collect()));
+        }
+        // The displacement in single precision and again in double.
+        let bytes = 12 * (n as u128).pow(2);
+        if bytes > (self.memory_mib as u128) << 20 {
+            let detail = format!(
+                "low-displacement: the displacement of {n} by {n} takes {} MiB, `memory-mib` allows {}; raise it, or set `init = \"random\"`",
+                bytes.div_ceil(1 << 20),
+                self.memory_mib
+            );
+            return Err(Error::Invalid(detail));
         }
         let rank = self.rank.unwrap_or(1);
         let (mut g, mut h) = (Vec::new(), Vec::new());
@@ -170,6 +187,17 @@ mod tests {
             json!({ "layers": ["fc1"], "rank": 2, "columns": 2 }),
         );
         assert_eq!(both, "low-displacement takes either `rank` or `columns`");
+    }
+
+    #[test]
+    fn a_displacement_beyond_the_memory_is_refused() {
+        let form = |memory_mib| Displacement { rank: Some(1), columns: None, memory_mib };
+        let structure = form(1).structure([400, 2], 0);
+        // 12 bytes for each of 400 by 400 entries.
+        let refused = form(1).closest(&structure, &[0.5; 800]).unwrap_err().to_string();
+        let facts = "low-displacement: the displacement of 400 by 400 takes 2 MiB, `memory-mib` allows 1; ";
+        assert_eq!(refused, format!("{facts}raise it, or set `init = \"random\"`"));
+        assert!(form(2).closest(&structure, &[0.5; 800]).is_ok());
     }
 
     #[test]

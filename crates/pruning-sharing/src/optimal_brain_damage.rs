@@ -111,7 +111,9 @@ impl OptimalBrainDamage {
             return Err(Error::Invalid("optimal-brain-damage takes exactly one of `keep` and `global`".into()));
         }
         if self.calibration_images == 0 || self.rounds == 0 || self.labels == Some(0) {
-            return Err(Error::Invalid("optimal-brain-damage: `calibration-images`, `labels` and `rounds` must be at least 1".into()));
+            return Err(Error::Invalid(
+                "optimal-brain-damage: `calibration-images`, `labels` and `rounds` must be at least 1".into(),
+            ));
         }
         check_shares(net, self.keep.as_ref(), self.global)
     }
@@ -174,7 +176,13 @@ mod tests {
             loss
         };
         let second = |i: usize| (loss(i, 0.05) - 2.0 * loss(i, 0.0) + loss(i, -0.05)) / 0.05_f64.powi(2);
-        (0..weights.len()).map(second).collect::<Vec<_>>().iter().zip(&weights).map(|(h, w)| 0.5 * h * f64::from(*w).powi(2)).collect()
+        (0..weights.len())
+            .map(second)
+            .collect::<Vec<_>>()
+            .iter()
+            .zip(&weights)
+            .map(|(h, w)| 0.5 * h * f64::from(*w).powi(2))
+            .collect()
     }
 
     #[test]
@@ -194,8 +202,9 @@ mod tests {
         let slopes: Vec<f64> = costs.iter().zip(&sizes).map(|(cost, size)| cost / size).collect();
         // Where the next costs clearly more than the last that goes.
         let clear = |gone: &usize| costs[expected[*gone]] > 1.1 * costs[expected[gone - 1]];
-        let (counts, first) =
-            ((1..15).filter(clear).collect::<Vec<_>>(), |order: &[usize], gone| order[..gone].iter().copied().collect::<BTreeSet<_>>());
+        let (counts, first) = ((1..15).filter(clear).collect::<Vec<_>>(), |order: &[usize], gone| {
+            order[..gone].iter().copied().collect::<BTreeSet<_>>()
+        });
         assert!(counts.len() >= 6, "{costs:?}");
         for &gone in &counts {
             let settings = serde_json::json!({ "keep": { "fc2": (15 - gone) as f64 / 15.0 }, "calibration-images": 40 });
@@ -214,7 +223,10 @@ mod tests {
             |net: &Net| net.weighted().map(|(_, n)| n.weight().unwrap().values().iter().filter(|v| **v != 0.0).count()).sum();
         let all: usize = count(&stirred());
         for rounds in [1, 3] {
-            let net = run::<OptimalBrainDamage>(stirred(), serde_json::json!({ "global": 0.4, "calibration-images": 5, "rounds": rounds }));
+            let net = run::<OptimalBrainDamage>(
+                stirred(),
+                serde_json::json!({ "global": 0.4, "calibration-images": 5, "rounds": rounds }),
+            );
             let kept: usize = count(&net.unwrap());
             assert_eq!(kept, (0.4 * all as f64).round() as usize, "of {all}");
         }

@@ -132,7 +132,9 @@ impl OptimalBrainSurgeon {
     /// The layers to prune, with what is kept of them.
     fn check(&self, net: &Net) -> Result<Vec<(usize, Ratio)>> {
         if self.calibration_images == 0 || self.rounds == 0 || self.labels == Some(0) || self.blocks == Blocks::Size(0) {
-            return Err(Error::Invalid("optimal-brain-surgeon: `calibration-images`, `labels`, `rounds` and `size` must be at least 1".into()));
+            return Err(Error::Invalid(
+                "optimal-brain-surgeon: `calibration-images`, `labels`, `rounds` and `size` must be at least 1".into(),
+            ));
         }
         if !(self.damping.is_finite() && self.damping > 0.0) {
             return Err(Error::Invalid(format!("optimal-brain-surgeon: damping must be positive, is {}", self.damping)));
@@ -335,9 +337,7 @@ impl PartialOrd for Deletion {
 /// Deletes as many weights, each the cheapest of all blocks, of equals that of the first. A deletion changes its own block alone, so that a
 /// heap holds the cheapest of each.
 fn delete(blocks: &mut [Block], count: usize) {
-    let next = |(block, found): (usize, &Block)| {
-        found.cheapest().map(|(saliency, q)| Reverse(Deletion { saliency, block, q }))
-    };
+    let next = |(block, found): (usize, &Block)| found.cheapest().map(|(saliency, q)| Reverse(Deletion { saliency, block, q }));
     let mut cheapest: BinaryHeap<Reverse<Deletion>> = blocks.iter().enumerate().filter_map(next).collect();
     for _ in 0..count {
         let Some(Reverse(Deletion { block, q, .. })) = cheapest.pop() else { return };
@@ -576,8 +576,7 @@ mod tests {
     fn what_a_layer_keeps_is_its_share_whatever_the_blocks() {
         for blocks in [serde_json::json!("layer"), serde_json::json!("row"), serde_json::json!({ "size": 5 })] {
             for rounds in [1, 2] {
-                let settings =
-                    serde_json::json!({ "keep": { "fc1": 0.3, "conv2": 0.5 }, "blocks": blocks, "calibration-images": 4, "rounds": rounds });
+                let settings = serde_json::json!({ "keep": { "fc1": 0.3, "conv2": 0.5 }, "blocks": blocks, "calibration-images": 4, "rounds": rounds });
                 let net = run::<OptimalBrainSurgeon>(small(), settings).unwrap();
                 let left = |layer: &str| get(&net, layer, "weight").iter().filter(|w| **w != 0.0).count();
                 assert_eq!((left("fc1"), left("conv2"), left("fc2")), (18, 24, 15));

@@ -97,7 +97,7 @@ impl Method for ResponseQuantization {
 
 impl Pass for ResponseQuantization {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        let sample = Sample { images: self.calibration_images, positions: self.positions };
+        let sample = Sample { images: self.calibration_images, positions: self.positions, hold_back: false };
         let original = net.deep_clone();
         let mut net = net;
         for (layer, pieces) in self.layers(&original)? {
@@ -369,7 +369,7 @@ mod tests {
     use crate::parts::products::proof::refuses;
     use crate::product_quantization::ProductQuantization;
 
-    const SAMPLE: Sample = Sample { images: 40, positions: 10 };
+    const SAMPLE: Sample = Sample { images: 40, positions: 10, hold_back: false };
 
     /// Centroids, width, and whether taps share centroids.
     const SETTINGS: [(usize, usize, bool); 9] = [

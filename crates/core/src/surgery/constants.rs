@@ -46,7 +46,11 @@ impl Net {
     ///
     /// # Errors
     /// Names a layer that reads a unit which is not constant.
-    pub fn absorb<'a>(mut self, cuts: &[(&'a ChannelGroup, Keep)], border: Border) -> Result<(Self, Vec<(&'a ChannelGroup, Keep)>)> {
+    pub fn absorb<'a>(
+        mut self,
+        cuts: &[(&'a ChannelGroup, Keep)],
+        border: Border,
+    ) -> Result<(Self, Vec<(&'a ChannelGroup, Keep)>)> {
         let readers = Readers::of(&self, cuts.iter().map(|(group, keep)| (*group, Some(keep))))?;
         let mut keeps: Vec<(&ChannelGroup, Keep)> = cuts.to_vec();
         let mut stay: BTreeSet<(usize, usize)> = BTreeSet::new();

@@ -8,12 +8,12 @@ use briquette_core::builder::stream;
 use briquette_core::coding::{Coding, floats};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Value};
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Context, Event, Method, Pass};
 use briquette_core::stored::Stored;
 use briquette_core::surgery::{ChannelGroup, Keep};
 use briquette_core::training::{Recipe, probe};
 use burn::tensor::Device;
-use nalgebra::{Cholesky, DMatrix, DMatrixView, DVector};
+use nalgebra::{Cholesky, DMatrix, DMatrixView, DMatrixViewMut, DVector};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -28,6 +28,8 @@ pub struct Sample {
     pub images: usize,
     /// Places of the output of a convolution in each image.
     pub positions: usize,
+    /// Whether every tenth image is held back to judge what is fitted to the others.
+    pub hold_back: bool,
 }
 
 /// The second moments of what a layer reads, `x = [channel, tap]` at each sampled place, and of what it is to compute there.
@@ -43,6 +45,17 @@ pub struct Moments {
     pub squares: f64,
     /// The layer's weights as they are, `[out, channel, tap]`.
     weights: Vec<f64>,
+    /// Number of places.
+    pub rows: usize,
+    /// What it reads and is to compute at places of images that are in none of the sums.
+    held: Rows,
+}
+
+/// Inputs `[place, channel, tap]` and outputs `[place, out]`.
+#[derive(Debug, Clone, Default)]
+struct Rows {
+    inputs: Vec<f32>,
+    outputs: Vec<f32>,
 }
 
 /// Sums over outputs and places of the products of what channels contribute to the output, `z_c = sum over taps of w x`.
@@ -66,6 +79,9 @@ pub struct ByNextLayer<C> {
     /// Places of each layer's output in an image.
     #[serde(default = "ten")]
     positions: usize,
+    /// Most memory for the products of the inputs of one layer, in MiB.
+    #[serde(default = "two_gibi")]
+    memory_mib: usize,
     #[serde(skip)]
     choice: PhantomData<C>,
 }
@@ -92,8 +108,9 @@ impl<C: Choice> Method for ByNextLayer<C> {
 
 impl<C: Choice> Pass for ByNextLayer<C> {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        let sample = Sample { images: self.calibration_images.unwrap_or(C::IMAGES), positions: self.positions };
-        let net = cut(C::NAME, &self.channels, net, sample, cx, C::choose)?;
+        let sample = Sample { images: self.calibration_images.unwrap_or(C::IMAGES), positions: self.positions, hold_back: true };
+        let groups = self.counts(&net)?;
+        let net = cut(C::NAME, groups, net, sample, cx, C::choose)?;
         self.channels.tune(net, cx)
     }
 
@@ -101,7 +118,9 @@ impl<C: Choice> Pass for ByNextLayer<C> {
         if self.calibration_images == Some(0) || self.positions == 0 {
             return Err(Error::Invalid(format!("{}: `calibration-images` and `positions` must be at least 1", C::NAME)));
         }
-        plan(C::NAME, &self.channels, net)
+        let (groups, counts): (Vec<ChannelGroup>, Vec<usize>) = self.counts(&net)?.into_iter().unzip();
+        let keeps = groups.iter().zip(counts).map(|(group, count)| group.best(&vec![0.0; group.len()], count)).collect();
+        net.keep(&pairs(&groups, keeps))
     }
 
     fn recipes(&mut self) -> Vec<&mut Recipe> {
@@ -113,8 +132,34 @@ impl<C: Choice> Pass for ByNextLayer<C> {
     }
 }
 
+impl<C: Choice> ByNextLayer<C> {
+    /// What is cut, in the order of the layers, and how many units of each group stay.
+    fn counts(&self, net: &Net) -> Result<Vec<(ChannelGroup, usize)>> {
+        let counts = counts(C::NAME, &self.channels, net)?;
+        for node in counts.iter().filter(|(group, count)| *count < group.len()).filter_map(|(group, _)| reader(net, group)) {
+            let node = &net.nodes[node];
+            let width: usize = node.op.weight_shape().map_or(0, |shape| shape[1..].iter().product());
+            // The products, and again as many while a system of those that stay is solved.
+            let bytes = 16 * (width as u128).pow(2);
+            if bytes > (self.memory_mib as u128) << 20 {
+                let detail = format!(
+                    "reads {width} numbers, whose products take {} MiB, `memory-mib` allows {}; raise it, or name the layer before it in `except`",
+                    bytes.div_ceil(1 << 20),
+                    self.memory_mib
+                );
+                return Err(Error::node(&node.name, detail));
+            }
+        }
+        Ok(counts)
+    }
+}
+
 fn ten() -> usize {
     10
+}
+
+fn two_gibi() -> usize {
+    2048
 }
 
 /// The groups that may be cut because one layer makes their channels and one reads them, and how many units of each stay.
@@ -139,24 +184,14 @@ fn counts(method: &str, channels: &Channels, net: &Net) -> Result<Vec<(ChannelGr
     Ok(groups.into_iter().zip(keeps.iter().map(Keep::count)).collect())
 }
 
-/// The network's shape after the cut: the last units of each group go.
-///
-/// # Errors
-/// As [`counts`].
-fn plan(method: &str, channels: &Channels, net: Net) -> Result<Net> {
-    let (groups, counts): (Vec<ChannelGroup>, Vec<usize>) = counts(method, channels, &net)?.into_iter().unzip();
-    let keeps = groups.iter().zip(counts).map(|(group, count)| group.best(&vec![0.0; group.len()], count)).collect();
-    net.keep(&pairs(&groups, keeps))
-}
-
-/// Cuts group after group. `choose` gets the moments of the layer that reads the group's channels, its inputs as the cuts before have left
+/// Cuts groups one after the other, of each so many units staying. `choose` gets the moments of the layer that reads the group's channels, its inputs as the cuts before have left
 /// them, and how many channels stay; it marks these and returns the layer's new weights, `[out, channel, tap]`.
 ///
 /// # Errors
-/// As [`counts`], and when the images give a layer inputs that are not finite.
+/// When the images give a layer inputs that are not finite.
 fn cut(
     method: &str,
-    channels: &Channels,
+    groups: Vec<(ChannelGroup, usize)>,
     net: Net,
     sample: Sample,
     cx: &mut Context<'_>,
@@ -164,10 +199,19 @@ fn cut(
 ) -> Result<Net> {
     let original = net.deep_clone();
     let mut net = net;
-    for (group, count) in counts(method, channels, &original)?.into_iter().filter(|(group, count)| *count < group.len()) {
+    for (group, count) in groups.into_iter().filter(|(group, count)| *count < group.len()) {
         let Some(reader) = reader(&net, &group) else { continue };
         let moments = moments(&net, &original, reader, group.len(), sample, method, cx)?;
         let (stays, weights) = choose(&moments, count);
+        if let Some(missed) = moments.missed(&weights) {
+            let (name, percent) = (&net.nodes[reader].name, 100.0 * missed);
+            let detail = format!(
+                "{method}: '{name}' misses {percent:.2} % of its output on images that its {} rows for {} inputs left out",
+                moments.rows,
+                moments.width()
+            );
+            cx.host.event(Event::Note(&detail));
+        }
         let device = net.device();
         let node = net.nodes.remove(reader);
         let mut parameters = node.parameters();
@@ -232,7 +276,9 @@ pub fn moments(
     let device: Device = net.device();
     let (net, original) = (net.deep_clone(), original.deep_clone());
     let (mut inputs, mut targets, mut squares) = (vec![0.0; width * width], vec![0.0; out * width], 0.0);
+    let (mut rows, mut image, mut held) = (0, 0, Rows::default());
     probe(cx, what, (sample.images.div_ceil(BATCH), BATCH.min(sample.images)), &device, |images, _| {
+        let count = images.dims()[0];
         let mut read = None;
         net.trace(images.clone(), |index, value| {
             if index == node.inputs[0] {
@@ -258,24 +304,61 @@ pub fn moments(
         if let Some(bias) = &bias {
             y.chunks_exact_mut(out).for_each(|row| row.iter_mut().zip(bias).for_each(|(y, bias)| *y -= bias));
         }
-        squares += y.iter().map(|y| f64::from(*y).powi(2)).sum::<f64>();
-        add_products(&mut inputs, (&x, width), (&x, width));
-        add_products(&mut targets, (&y, out), (&x, width));
+        let places = y.len() / out / count;
+        let mut kept = Rows::default();
+        for (x, y) in x.chunks_exact(places * width).zip(y.chunks_exact(places * out)) {
+            // More than these would take more memory than the products.
+            let full = held.outputs.len() / out >= width.max(HELD);
+            let back = sample.hold_back && image % TENTH == TENTH - 1 && !full;
+            let rows = if back { &mut held } else { &mut kept };
+            rows.inputs.extend(x);
+            rows.outputs.extend(y);
+            image += 1;
+        }
+        rows += kept.outputs.len() / out;
+        squares += kept.outputs.iter().map(|y| f64::from(*y).powi(2)).sum::<f64>();
+        add_products(&mut inputs, (&kept.inputs, width), (&kept.inputs, width));
+        add_products(&mut targets, (&kept.outputs, out), (&kept.inputs, width));
         Ok(())
     })?;
-    Ok(Moments { channels, inputs, targets, squares, weights: weight.base.iter().map(|w| f64::from(*w)).collect() })
+    let weights = weight.base.iter().map(|w| f64::from(*w)).collect();
+    Ok(Moments { channels, inputs, targets, squares, weights, rows, held })
 }
 
+/// Every so-manieth image is held back.
+const TENTH: usize = 10;
+
+/// Places of images held back that are always enough.
+const HELD: usize = 1000;
+
 /// Adds `sum over rows of a_i b_j` to `sums[i, j]`, in double precision: a matrix of squares must stay positive where inputs depend on each
-/// other. Each task has a row of the result, so that nothing depends on the number of threads.
+/// other. Each task has some rows of the result, so that nothing depends on the number of threads.
 fn add_products(sums: &mut [f64], (a, width): (&[f32], usize), (b, columns): (&[f32], usize)) {
-    sums.par_chunks_mut(columns).enumerate().for_each(|(i, sums)| {
-        for (a, b) in a.chunks_exact(width).zip(b.chunks_exact(columns)).filter(|(a, _)| a[i] != 0.0) {
-            let factor = f64::from(a[i]);
-            sums.iter_mut().zip(b).for_each(|(sum, b)| *sum += factor * f64::from(*b));
-        }
+    if sums.len() < SMALL {
+        sums.par_chunks_mut(columns).enumerate().for_each(|(i, sums)| {
+            for (a, b) in a.chunks_exact(width).zip(b.chunks_exact(columns)).filter(|(a, _)| a[i] != 0.0) {
+                let factor = f64::from(a[i]);
+                sums.iter_mut().zip(b).for_each(|(sum, b)| *sum += factor * f64::from(*b));
+            }
+        });
+        return;
+    }
+    let doubles = |values: &[f32], wide: usize| {
+        DMatrix::from_iterator(wide, values.len() / wide, values.iter().map(|value| f64::from(*value)))
+    };
+    let (a, b) = (doubles(a, width), doubles(b, columns));
+    sums.par_chunks_mut(PANEL * columns).enumerate().for_each(|(panel, sums)| {
+        let wide = sums.len() / columns;
+        let part = a.rows(panel * PANEL, wide).transpose();
+        DMatrixViewMut::from_slice(sums, columns, wide).gemm(1.0, &b, &part, 1.0);
     });
 }
+
+/// Rows of the result that one task computes.
+const PANEL: usize = 64;
+
+/// Sums that stay in the caches, and gain nothing by panels.
+const SMALL: usize = 1 << 14;
 
 /// What a convolution reads at one place.
 #[derive(Clone, Copy)]
@@ -339,13 +422,14 @@ impl Moments {
             sums
         });
         let weights = DMatrix::from_row_slice(self.weights.len() / width, width, &self.weights);
-        let weights = weights.transpose() * &weights;
         let inputs = DMatrixView::from_slice(&self.inputs, width, width);
-        let product = |c: usize, d: usize| {
-            let (start, taps) = ((c * taps, d * taps), (taps, taps));
-            weights.view(start, taps).dot(&inputs.view(start, taps))
+        // The products of the weights of one channel with all, so that no second matrix of all by all is held.
+        let row = |c: usize| -> Vec<f64> {
+            let own = weights.columns(c * taps, taps).tr_mul(&weights);
+            let product = |d: usize| own.columns(d * taps, taps).dot(&inputs.view((c * taps, d * taps), (taps, taps)));
+            (0..channels).map(product).collect()
         };
-        Contributions { products: DMatrix::from_fn(channels, channels, product).data.into(), with_target }
+        Contributions { products: (0..channels).into_par_iter().flat_map_iter(row).collect(), with_target }
     }
 
     /// The weights with those of each channel multiplied by its factor.
@@ -354,30 +438,66 @@ impl Moments {
         self.weights.iter().enumerate().map(|(i, w)| w * factors[i % width / taps]).collect()
     }
 
-    /// The weights of the channels that stay by which the output comes nearest to the original network's, those of the others 0.
+    /// The weights of the channels that stay by which the output comes nearest to the original network's, those of the others 0: the
+    /// solution of [`pulled`] that misses least on the images held back, of a growing pull towards the weights as they are, and these where
+    /// none misses less.
     pub fn reconstructed(&self, stays: &[bool]) -> Vec<f64> {
         let (width, taps) = (self.width(), self.width() / self.channels);
+        let guess = self.scaled(&stays.iter().map(|stays| f64::from(u8::from(*stays))).collect::<Vec<_>>());
         let kept: Vec<usize> = (0..width).filter(|i| stays[i / taps]).collect();
-        let matrix = kept.iter().flat_map(|i| kept.iter().map(move |j| self.inputs[i * width + j])).collect();
         let pick = |values: &[f64]| -> Vec<f64> { kept.iter().map(|&i| values[i]).collect() };
-        let rows = self.targets.chunks_exact(width).zip(self.weights.chunks_exact(width));
-        let solved = solve(matrix, rows.map(|(targets, weights)| (pick(targets), pick(weights))).collect());
-        let mut weights = vec![0.0; self.weights.len()];
-        for (row, solved) in weights.chunks_exact_mut(width).zip(solved) {
-            kept.iter().zip(solved).for_each(|(&i, w)| row[i] = w);
+        let fitted = |pull: f64| {
+            let matrix = kept.iter().flat_map(|i| kept.iter().map(move |j| self.inputs[i * width + j])).collect();
+            let rows = self.targets.chunks_exact(width).zip(self.weights.chunks_exact(width));
+            let solved = pulled(matrix, pull, rows.map(|(targets, weights)| (pick(targets), pick(weights))).collect());
+            let mut weights = vec![0.0; self.weights.len()];
+            for (row, solved) in weights.chunks_exact_mut(width).zip(solved) {
+                kept.iter().zip(solved).for_each(|(&i, w)| row[i] = w);
+            }
+            weights
+        };
+        let first = fitted(RIDGE);
+        let Some(mut least) = self.missed(&first) else { return first };
+        let mut best = first;
+        for pull in PULLS {
+            let next = fitted(pull);
+            match self.missed(&next) {
+                Some(missed) if missed < least => (best, least) = (next, missed),
+                _ => break,
+            }
         }
-        weights
+        if self.missed(&guess).is_some_and(|missed| missed < least) { guess } else { best }
+    }
+
+    /// The share of the squares of the output that these weights miss at the places held back; none where there are none.
+    pub fn missed(&self, weights: &[f64]) -> Option<f64> {
+        let (width, out) = (self.width(), weights.len() / self.width());
+        let rows = self.held.outputs.chunks_exact(out).zip(self.held.inputs.chunks_exact(width)).collect::<Vec<_>>();
+        let squares = |(y, x): &(&[f32], &[f32])| {
+            let miss = |(y, w): (&f32, &[f64])| f64::from(*y) - w.iter().zip(*x).map(|(w, x)| w * f64::from(*x)).sum::<f64>();
+            let missed: f64 = y.iter().zip(weights.chunks_exact(width)).map(miss).map(|miss| miss * miss).sum();
+            (missed, y.iter().map(|y| f64::from(*y).powi(2)).sum::<f64>())
+        };
+        let sums: Vec<(f64, f64)> = rows.par_iter().map(squares).collect();
+        let (missed, all) = sums.into_iter().fold((0.0, 0.0), |(a, b), (c, d)| (a + c, b + d));
+        (all > 0.0).then(|| missed / all)
     }
 }
 
 /// For each right-hand side `b` and guess `g`, the `x` that minimizes `x^T A x - 2 b^T x + r |x - g|^2`, by Cholesky's decomposition. `r` is
 /// a millionth of the mean of the diagonal of `A`: where the sample does not tell, the guess stays.
 pub fn solve(matrix: Vec<f64>, sides: Vec<(Vec<f64>, Vec<f64>)>) -> Vec<Vec<f64>> {
+    pulled(matrix, RIDGE, sides)
+}
+
+/// As [`solve`] with `r = pull` times the mean of the diagonal of `A`.
+fn pulled(matrix: Vec<f64>, pull: f64, sides: Vec<(Vec<f64>, Vec<f64>)>) -> Vec<Vec<f64>> {
     let n = matrix.len().isqrt();
-    let matrix = DMatrix::from_vec(n, n, matrix);
-    let ridge = if matrix.trace() > 0.0 { RIDGE * matrix.trace() / n as f64 } else { 1.0 };
+    let mut matrix = DMatrix::from_vec(n, n, matrix);
+    let ridge = if matrix.trace() > 0.0 { pull * matrix.trace() / n as f64 } else { 1.0 };
+    (0..n).for_each(|i| matrix[(i, i)] += ridge);
     // Rounding may turn the pivot of dependent inputs negative.
-    let factor = Cholesky::new_with_substitute(matrix + DMatrix::from_diagonal_element(n, n, ridge), ridge * f64::EPSILON);
+    let factor = Cholesky::new_with_substitute(matrix, ridge * f64::EPSILON);
     let solve = |(side, guess): (Vec<f64>, Vec<f64>)| match &factor {
         Some(factor) => factor.solve(&(DVector::from_vec(side) + DVector::from_vec(guess) * ridge)).data.into(),
         None => guess,
@@ -385,8 +505,11 @@ pub fn solve(matrix: Vec<f64>, sides: Vec<(Vec<f64>, Vec<f64>)>) -> Vec<Vec<f64>
     sides.into_par_iter().map(solve).collect()
 }
 
-/// Far above the rounding of the sums, far below what the output feels.
+/// A pull far above the rounding of the sums, far below what the output feels.
 const RIDGE: f64 = 1e-6;
+
+/// What [`Moments::reconstructed`] tries beyond it, where few rows tell less than they seem to.
+const PULLS: [f64; 4] = [1e-4, 1e-2, 0.1, 1.0];
 
 /// Images of one look at the network.
 const BATCH: usize = 50;
@@ -414,9 +537,20 @@ pub(crate) mod tests {
         set(set(small(), "conv1", "weight", &filters), "conv2", "weight", &readers)
     }
 
+    /// As the method's cut, but the weights of what stays remain as they are.
+    pub(crate) fn unfitted<C: Choice>(method: &ByNextLayer<C>, net: Net, cx: &mut Context<'_>) -> Net {
+        let sample = Sample { images: C::IMAGES, positions: method.positions, hold_back: true };
+        let choose = |moments: &Moments, count: usize| {
+            let stays = C::choose(moments, count).0;
+            let factors: Vec<f64> = stays.iter().map(|stays| f64::from(u8::from(*stays))).collect();
+            (stays, moments.scaled(&factors))
+        };
+        cut(C::NAME, method.counts(&net).unwrap(), net, sample, cx, choose).unwrap()
+    }
+
     pub(crate) fn of_conv2(net: &Net) -> Moments {
         let (data, mut silent) = (images(), Silent);
-        let sample = Sample { images: 40, positions: 20 };
+        let sample = Sample { images: 40, positions: 20, hold_back: false };
         let reader = net.index("conv2").unwrap();
         moments(net, net, reader, 4, sample, "patches", &mut context(&data, &mut silent)).unwrap()
     }
@@ -446,13 +580,92 @@ pub(crate) mod tests {
         let net = dependent();
         let cut = |stays: [bool; 4]| {
             let choose = |moments: &Moments, _: usize| (stays.to_vec(), moments.reconstructed(&stays));
-            let channels = serde_json::from_value(serde_json::json!({ "ratio": { "conv1": 0.5 } })).unwrap();
+            let channels: Channels = serde_json::from_value(serde_json::json!({ "ratio": { "conv1": 0.5 } })).unwrap();
             let (data, mut silent) = (images(), Silent);
-            let sample = Sample { images: 40, positions: 20 };
-            super::cut("patches", &channels, net.deep_clone(), sample, &mut context(&data, &mut silent), choose).unwrap()
+            let sample = Sample { images: 40, positions: 20, hold_back: false };
+            let groups = counts("patches", &channels, &net).unwrap();
+            super::cut("patches", groups, net.deep_clone(), sample, &mut context(&data, &mut silent), choose).unwrap()
         };
         assert!(agree(&net, &cut([true, true, false, false])) && agree(&net, &cut([true, false, false, true])));
         assert!(!agree(&net, &cut([false, true, false, true])));
+    }
+
+    /// Moments of `rows` places at which a layer of 2 outputs reads 12 numbers, and computes of them what `truth` says but for noise.
+    fn noisy(rows: usize, truth: &[f64]) -> Moments {
+        let mut rng = ChaCha8Rng::seed_from_u64(rows as u64);
+        let mut place = || {
+            let x: Vec<f32> = (0..12).map(|_| rng.random_range(-1.0..1.0)).collect();
+            let y: Vec<f32> = truth
+                .chunks(12)
+                .map(|w| w.iter().zip(&x).map(|(w, x)| *w as f32 * x).sum::<f32>() + rng.random_range(-0.4..0.4))
+                .collect();
+            (x, y)
+        };
+        let mut found = Moments {
+            channels: 6,
+            inputs: vec![0.0; 144],
+            targets: vec![0.0; 24],
+            squares: 0.0,
+            weights: truth.iter().map(|w| w * 1.1).collect(),
+            rows,
+            held: Rows::default(),
+        };
+        for _ in 0..rows {
+            let (x, y) = place();
+            add_products(&mut found.inputs, (&x, 12), (&x, 12));
+            add_products(&mut found.targets, (&y, 2), (&x, 12));
+        }
+        for _ in 0..200 {
+            let (x, y) = place();
+            found.held.inputs.extend(x);
+            found.held.outputs.extend(y);
+        }
+        found
+    }
+
+    #[test]
+    fn a_fit_to_fewer_rows_than_unknowns_is_held_to_what_other_images_say() {
+        let truth: Vec<f64> = (0..24).map(|i| ((i * i * 5 + 3) % 17) as f64 / 8.0 - 1.0).collect();
+        let all = [true; 6];
+        let off = |weights: &[f64]| weights.iter().zip(&truth).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
+        let unheld = |moments: &Moments| Moments { held: Rows::default(), ..moments.clone() }.reconstructed(&all);
+        // With rows enough the fit is right, and nothing pulls.
+        let many = noisy(2000, &truth);
+        assert!(off(&many.reconstructed(&all)) < 0.01 && off(&many.reconstructed(&all)) < off(&many.weights));
+        // With too few it follows the noise, and is worse than no fit at all, unless it is held.
+        let few = noisy(13, &truth);
+        assert!(off(&unheld(&few)) > off(&few.weights), "{} and {}", off(&unheld(&few)), off(&few.weights));
+        let held = few.reconstructed(&all);
+        assert!(off(&held) < 0.5 * off(&unheld(&few)), "{} and {}", off(&held), off(&unheld(&few)));
+        assert!(few.missed(&held).unwrap() <= few.missed(&few.weights).unwrap());
+    }
+
+    #[test]
+    fn products_are_sums_over_rows_in_panels_and_without() {
+        for (width, columns) in [(3, 5), (150, 131), (200, 97)] {
+            let value = |i: usize, by: usize| ((i * i * by + i) % 19) as f32 / 9.0 - 1.0;
+            let a: Vec<f32> = (0..7 * width).map(|i| value(i, 3)).collect();
+            let b: Vec<f32> = (0..7 * columns).map(|i| value(i, 5)).collect();
+            let mut sums = vec![0.5; width * columns];
+            add_products(&mut sums, (&a, width), (&b, columns));
+            for (at, sum) in sums.iter().enumerate() {
+                let (i, j) = (at / columns, at % columns);
+                let expected: f64 = (0..7).map(|row| f64::from(a[row * width + i]) * f64::from(b[row * columns + j])).sum();
+                assert!((sum - 0.5 - expected).abs() < 1e-9, "{width} {columns} {at}: {sum} and {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_tenth_image_is_held_back_and_not_fitted() {
+        let (data, mut silent, net) = (images(), Silent, small());
+        let sample = Sample { images: 40, positions: 3, hold_back: true };
+        let reader = net.index("conv2").unwrap();
+        let found = moments(&net, &net, reader, 4, sample, "patches", &mut context(&data, &mut silent)).unwrap();
+        assert_eq!((found.rows, found.held.outputs.len() / 3, found.held.inputs.len() / 16), (36 * 3, 4 * 3, 4 * 3));
+        assert!(found.missed(&found.weights).unwrap() < 1e-6);
+        let half: Vec<f64> = found.weights.iter().map(|w| 0.5 * w).collect();
+        assert!((found.missed(&half).unwrap() - 0.25).abs() < 1e-4);
     }
 
     #[test]

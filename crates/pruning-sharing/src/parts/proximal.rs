@@ -144,7 +144,15 @@ impl Weight {
             }
             Op::BatchNorm(norm) => {
                 let shift = plain(norm.beta.val()).reshape([-1, 1, 1, 1]);
-                Some(Self { id: norm.beta.id, base: shift.clone(), effective: shift, bias: None, outputs: 0, inputs: 1, groups: 1 })
+                Some(Self {
+                    id: norm.beta.id,
+                    base: shift.clone(),
+                    effective: shift,
+                    bias: None,
+                    outputs: 0,
+                    inputs: 1,
+                    groups: 1,
+                })
             }
             Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => None,
         }

@@ -15,14 +15,13 @@ pub fn low_rank(matrix: &[f32], columns: usize, rank: usize) -> Vec<(Vec<f32>, V
     let rows = matrix.len() / columns;
     let rank = rank.min(rows).min(columns);
     let matrix = DMatrix::from_row_iterator(rows, columns, matrix.iter().map(|m| f64::from(*m)));
-    let transposed = matrix.transpose();
     // A random start is not orthogonal to a leading vector; one seed serves all matrices, so that equal ones have equal factors.
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let mut right = DMatrix::from_fn(columns, rank, |_, _| standard_normal(&mut rng));
     let mut left = DMatrix::zeros(rows, rank);
     for _ in 0..ROUNDS {
         left = (&matrix * right.qr().q()).qr().q();
-        right = &transposed * &left;
+        right = matrix.tr_mul(&left);
     }
     let pair = |j: usize| {
         let scale = right.column(j).norm().sqrt();
