@@ -73,14 +73,14 @@ impl Bench {
     }
 }
 
-/// The rows of a finished run without what differs from run to run: times.
+/// The rows of a finished run without what differs from run to run: times and memory.
 pub(crate) fn rows(folder: &Path) -> serde_json::Value {
     let text = std::fs::read(folder.join("report.json")).unwrap();
     let mut report: serde_json::Value = serde_json::from_slice(&text).unwrap();
     for row in report["rows"].as_array_mut().unwrap() {
         let row = row.as_object_mut().unwrap();
         row.remove("seconds");
-        ["latency_ms", "latency_quartiles", "speedup"].iter().for_each(|time| drop(row.remove(*time)));
+        ["latency_ms", "latency_quartiles", "speedup", "peak_memory"].iter().for_each(|name| drop(row.remove(*name)));
         for epoch in row.get_mut("curve").and_then(|curve| curve.as_array_mut()).into_iter().flatten() {
             let epoch = epoch.as_object_mut().unwrap();
             epoch.remove("seconds");

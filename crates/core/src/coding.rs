@@ -189,20 +189,20 @@ impl Coding {
         source && self.mask.as_ref().is_none_or(|mask| mask.len() == count)
     }
 
-    /// The coding of the transposed matrix; `order` takes its elements from the flat one.
-    pub(crate) fn transposed(&self, order: &[usize]) -> Self {
-        let mask = self.mask.as_ref().map(|mask| order.iter().map(|&i| mask[i]).collect());
-        let source = match &self.source {
+    /// The coding of the transposed matrix.
+    pub(crate) fn transposed(self, rows: usize, columns: usize) -> Self {
+        let mask = self.mask.map(|mask| turned(&mask, rows, columns));
+        let source = match self.source {
+            Source::Codebook { centroids, assignment } => {
+                Source::Codebook { centroids, assignment: turned(&assignment, rows, columns) }
+            }
             Source::Grid { grid, rounding, learned } => {
-                let grid = Grid { axis: grid.axis.map(|axis| 1 - axis), ..grid.clone() };
-                Source::Grid { grid, rounding: *rounding, learned: *learned }
+                let grid = Grid { axis: grid.axis.map(|axis| 1 - axis), ..grid };
+                Source::Grid { grid, rounding, learned }
             }
-            Source::Hashed { seed, buckets, places } => {
-                let places = order.iter().map(|&i| places[i]).collect();
-                Source::Hashed { seed: *seed, buckets: buckets.clone(), places }
-            }
-            Source::Product { product, transposed } => Source::Product { product: product.clone(), transposed: !transposed },
-            Source::Free | Source::Codebook { .. } | Source::Ternary { .. } => self.select(order, |_| None).source,
+            Source::Hashed { seed, buckets, places } => Source::Hashed { seed, buckets, places: turned(&places, rows, columns) },
+            Source::Product { product, transposed } => Source::Product { product, transposed: !transposed },
+            source @ (Source::Free | Source::Ternary { .. }) => source,
         };
         Self { mask, source }
     }
@@ -260,6 +260,11 @@ impl Reparameterizer for Once {
     fn reparameterize<const D: usize>(&mut self, _: &str, param: Param<Tensor<D>>) -> (Param<Tensor<D>>, Option<Coded>) {
         (param, self.0.take())
     }
+}
+
+/// The elements of the transposed of a matrix.
+pub(crate) fn turned<T: Copy>(matrix: &[T], rows: usize, columns: usize) -> Vec<T> {
+    (0..matrix.len()).map(|i| matrix[i % rows * columns + i / rows]).collect()
 }
 
 /// Rows and columns of a product as a transposed matrix runs through them.

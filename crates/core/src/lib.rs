@@ -3,6 +3,7 @@
 //!
 //! The core reads no files and prints nothing; whatever happens outside goes through a [`pass::Host`].
 
+pub mod archive;
 pub mod builder;
 pub mod chance;
 pub mod coding;

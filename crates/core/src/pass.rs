@@ -1,6 +1,7 @@
 //! A pass changes a network; a method is a pass that a config can name.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
 
 use briquette_data::Dataset;
 use burn::tensor::Device;
@@ -172,6 +173,23 @@ pub enum Event<'a> {
     Note(&'a str),
 }
 
+/// Writes a state to where the host keeps it.
+pub type StateWriter<'a> = dyn FnMut(&mut dyn Write) -> Result<()> + 'a;
+
+/// A state that was saved.
+pub struct Saved<'a> {
+    /// The name that a user finds it by.
+    pub name: String,
+    /// What it holds.
+    pub bytes: Box<dyn Read + 'a>,
+}
+
+impl std::fmt::Debug for Saved<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Saved").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
 /// The program around the passes: it shows progress, keeps states and writes files, so that the core need not.
 pub trait Host {
     /// Something happened.
@@ -182,12 +200,12 @@ pub trait Host {
     ///
     /// # Errors
     /// When it cannot be read.
-    fn saved(&mut self, key: &str) -> Result<Option<Vec<u8>>>;
-    /// Keeps a state under this key, atomically.
+    fn saved(&mut self, key: &str) -> Result<Option<Saved<'_>>>;
+    /// Keeps under this key, atomically, the state that `state` writes, which it is asked for once.
     ///
     /// # Errors
     /// When it cannot be written.
-    fn save(&mut self, key: &str, state: &[u8]) -> Result<()>;
+    fn save(&mut self, key: &str, state: &mut StateWriter<'_>) -> Result<()>;
     /// Writes a file that the user asked for, atomically.
     ///
     /// # Errors
@@ -211,11 +229,11 @@ impl Host for Silent {
         false
     }
 
-    fn saved(&mut self, _: &str) -> Result<Option<Vec<u8>>> {
+    fn saved(&mut self, _: &str) -> Result<Option<Saved<'_>>> {
         Ok(None)
     }
 
-    fn save(&mut self, _: &str, _: &[u8]) -> Result<()> {
+    fn save(&mut self, _: &str, _: &mut StateWriter<'_>) -> Result<()> {
         Ok(())
     }
 
@@ -244,12 +262,14 @@ impl Host for Memory {
         false
     }
 
-    fn saved(&mut self, key: &str) -> Result<Option<Vec<u8>>> {
-        Ok(self.states.get(key).cloned())
+    fn saved(&mut self, key: &str) -> Result<Option<Saved<'_>>> {
+        Ok(self.states.get(key).map(|bytes| Saved { name: key.into(), bytes: Box::new(bytes.as_slice()) }))
     }
 
-    fn save(&mut self, key: &str, state: &[u8]) -> Result<()> {
-        self.states.insert(key.into(), state.into());
+    fn save(&mut self, key: &str, state: &mut StateWriter<'_>) -> Result<()> {
+        let mut bytes = Vec::new();
+        state(&mut bytes)?;
+        self.states.insert(key.into(), bytes);
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! A network as plain numbers: how it goes into a container, into a saved state, and back onto a device.
 
+mod state;
+
 use std::collections::BTreeMap;
 
 use briquette_runtime::{Coded, Coder, Hashed, Layer, Model, Plan, Structure, ValueFormat};
@@ -7,10 +9,9 @@ use burn::module::{Param, ParamId, RunningState};
 use burn::nn::conv::Conv2d;
 use burn::nn::{BatchNorm, BatchNormConfig, Linear, PaddingConfig2d};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
-use crate::coding::{Coding, Rounding, Source, coding_of, floats};
+use crate::coding::{Coding, Rounding, Source, coding_of, floats, turned};
 use crate::error::{Error, Result};
 use crate::kernels;
 use crate::net::{Net, Node, Op, Structured};
@@ -142,6 +143,12 @@ impl Node {
 
 /// A node from its description and its parameters in the container's layout.
 pub(crate) fn build(name: String, inputs: Vec<usize>, layer: &Layer, parameters: Vec<Stored>, device: &Device) -> Result<Node> {
+    let turn = |stored: Stored| if *layer == Layer::Linear && stored.name == "weight" { transposed(stored) } else { stored };
+    assemble(name, inputs, layer, parameters.into_iter().map(turn).collect(), device)
+}
+
+/// A node from its description and its parameters in Burn's layout.
+fn assemble(name: String, inputs: Vec<usize>, layer: &Layer, parameters: Vec<Stored>, device: &Device) -> Result<Node> {
     let mut parameters: BTreeMap<&str, Stored> = parameters.into_iter().map(|stored| (stored.name, stored)).collect();
     let mut need = |key: &str| parameters.remove(key).ok_or_else(|| Error::node(&name, format!("has no tensor '{key}'")));
     let op = match layer {
@@ -162,7 +169,7 @@ pub(crate) fn build(name: String, inputs: Vec<usize>, layer: &Layer, parameters:
             })
         }
         Layer::Linear => Op::Linear(Linear {
-            weight: transposed(need("weight")?).param(device)?,
+            weight: need("weight")?.param(device)?,
             bias: need("bias").ok().map(|bias| bias.param(device)).transpose()?,
         }),
         Layer::BatchNorm { epsilon } => {
@@ -204,17 +211,11 @@ pub(crate) fn build(name: String, inputs: Vec<usize>, layer: &Layer, parameters:
 
 /// Swaps the two dimensions of a matrix together with its coding. Burn keeps `[in, out]`, the field writes `[out, in]`.
 fn transposed(stored: Stored) -> Stored {
-    let [rows, cols] = stored.shape[..] else { return stored };
-    let order = || (0..rows * cols).map(|i| (i % rows) * cols + i / rows);
+    let [rows, columns] = stored.shape[..] else { return stored };
     Stored {
-        base: order().map(|i| stored.base[i]).collect(),
-        // Of a large layer the list of places would take twice the weights' memory.
-        coding: if stored.coding == Coding::default() {
-            stored.coding
-        } else {
-            stored.coding.transposed(&order().collect::<Vec<_>>())
-        },
-        shape: vec![cols, rows],
+        base: turned(&stored.base, rows, columns),
+        coding: stored.coding.transposed(rows, columns),
+        shape: vec![columns, rows],
         name: stored.name,
     }
 }
@@ -310,52 +311,6 @@ impl Net {
         Ok(net)
     }
 
-    /// The exact state: topology, values and codings, to go on from later.
-    pub fn to_state(&self) -> Vec<u8> {
-        let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
-        let mut nodes = Vec::new();
-        for (index, node) in self.nodes.iter().enumerate() {
-            let parameters = node.parameters();
-            let codings = parameters.iter().map(|s| (s.name.to_string(), s.coding.clone())).collect();
-            nodes.push(NodeState { name: node.name.clone(), inputs: node.inputs.clone(), layer: node.op.layer(), codings });
-            for stored in parameters {
-                let bytes = stored.base.iter().flat_map(|v| v.to_le_bytes()).collect();
-                tensors.push((format!("{index}.{}", stored.name), stored.shape, bytes));
-            }
-        }
-        let topology = serde_json::to_string(&nodes).expect("plain data serializes");
-        let views = tensors.iter().map(|(name, shape, bytes)| {
-            (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).expect("bytes were made from the shape"))
-        });
-        let meta = [("network".to_string(), topology)].into_iter().collect();
-        safetensors::serialize(views, Some(meta)).expect("f32 tensors serialize")
-    }
-
-    /// Reads [`Net::to_state`].
-    ///
-    /// # Errors
-    /// When the bytes are not a saved state.
-    pub fn from_state(bytes: &[u8], device: &Device) -> Result<Self> {
-        let wrong = |detail: String| Error::State(detail);
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| wrong(e.to_string()))?;
-        let topology = header.metadata().as_ref().and_then(|meta| meta.get("network"));
-        let topology = topology.ok_or_else(|| wrong("it holds no network".into()))?;
-        let nodes: Vec<NodeState> = serde_json::from_str(topology).map_err(|e| wrong(e.to_string()))?;
-        let tensors = SafeTensors::deserialize(bytes).map_err(|e| wrong(e.to_string()))?;
-        let build_node = |(index, node): (usize, NodeState)| {
-            let parameters = node.codings.into_iter().map(|(name, coding)| {
-                let view = tensors.tensor(&format!("{index}.{name}")).map_err(|e| wrong(e.to_string()))?;
-                let base = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-                Ok(Stored { name: known(&name)?, shape: view.shape().to_vec(), base, coding })
-            });
-            let parameters = parameters.collect::<Result<_>>()?;
-            build(node.name, node.inputs, &node.layer, parameters, device)
-        };
-        let net = Net { nodes: nodes.into_iter().enumerate().map(build_node).collect::<Result<_>>()? };
-        net.shapes()?;
-        Ok(net)
-    }
-
     /// Gives every parameter the id that follows from its path, so that a saved optimizer state finds its parameters again.
     pub(crate) fn with_stable_ids(self) -> Self {
         use burn::module::{Module, ModuleMapper};
@@ -383,28 +338,20 @@ impl Net {
     }
 }
 
-#[derive(Serialize, Deserialize)]
-struct NodeState {
-    name: String,
-    inputs: Vec<usize>,
-    layer: Layer,
-    codings: Vec<(String, Coding)>,
-}
-
 fn known(name: &str) -> Result<&'static str> {
     let names = || ["weight", "bias", "gamma", "beta", "mean", "var", "step", "alpha"].into_iter().chain(Structure::NAMES);
     names().find(|known| *known == name).ok_or_else(|| Error::unknown("tensor", name, names()))
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use briquette_runtime::{Grid, Product, StepGradient};
 
     use super::*;
     use crate::zoo::{Arch, Wanted};
 
     /// ResNet-20, narrow, with one layer of each coding.
-    fn coded() -> Net {
+    pub(crate) fn coded() -> Net {
         let arch = Arch::named("resnet20").unwrap();
         let net = arch.build(&Wanted { width: 0.25, ..arch.wanted() }, &Device::flex()).unwrap();
         let device = net.device();
@@ -483,17 +430,6 @@ mod tests {
             let back = Net::from_model(&Model::from_bytes(&bytes).unwrap(), &Device::flex()).unwrap();
             let weight = back.nodes[index].weight().unwrap();
             assert_eq!((&weight.coding, weight.values()), (&coding, values));
-        }
-    }
-
-    #[test]
-    fn a_state_gives_everything_back_and_a_damaged_one_is_refused() {
-        let net = coded();
-        let state = net.to_state();
-        let back = Net::from_state(&state, &Device::flex()).unwrap();
-        assert!(back.to_state() == state);
-        for len in [0, 7, 8, 100, state.len() / 2, state.len() - 1] {
-            assert!(matches!(Net::from_state(&state[..len], &Device::flex()), Err(Error::State(_))), "cut to {len} bytes");
         }
     }
 }

@@ -21,17 +21,19 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Gradients, Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 
+pub use optimizer::Descent;
 pub use probe::probe;
 pub use recipe::{Choose, Loss, Optimizer, Precision, Recipe, Schedule};
 pub use renew::renew;
 
+use crate::archive::Archive;
 use crate::builder::stream;
 use crate::chance;
 use crate::coding::floats;
 use crate::error::{Error, Result};
 use crate::kernels;
 use crate::net::Net;
-use crate::pass::{Context, Event, Host};
+use crate::pass::{Context, Event, Host, Saved};
 use crate::task::Task;
 use state::State;
 
@@ -42,6 +44,14 @@ pub trait Objective {
 
     /// Trains the tensors that the term has of its own, if any, by the gradients of the whole loss; `lr` is the network's rate.
     fn learn(&mut self, _gradients: &Gradients, _lr: f64) {}
+
+    /// Keeps in the training's state what outlives a step.
+    ///
+    /// # Errors
+    /// Those of the archive.
+    fn keep(&mut self, _archive: &mut Archive<'_>) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// What a method does around each optimizer step.
@@ -51,9 +61,17 @@ pub trait Projection {
 
     /// The projected network after the step. `step` counts from 0 over the whole training, of `steps`.
     fn project(&mut self, net: Net, step: usize, steps: usize) -> Net;
+
+    /// Keeps in the training's state what outlives a step.
+    ///
+    /// # Errors
+    /// Those of the archive.
+    fn keep(&mut self, _archive: &mut Archive<'_>) -> Result<()> {
+        Ok(())
+    }
 }
 
-/// How a method computes the logits while it trains, in the place of [`Net::forward`].
+/// How a method computes the logits while it trains, in the place of [`Net::forward`]; it draws from [`chance`] alone, and keeps nothing.
 pub trait Forward {
     /// `[batch, classes]` for images `[batch, channels, height, width]`.
     fn forward(&self, net: &Net, images: Tensor<4>) -> Tensor<2>;
@@ -81,6 +99,13 @@ pub struct Extras<'a> {
     pub forward: Option<&'a dyn Forward>,
     /// What is validated instead of the network in training.
     pub settle: Option<&'a dyn Settle>,
+}
+
+impl Extras<'_> {
+    fn keep(&mut self, archive: &mut Archive<'_>) -> Result<()> {
+        self.objectives.iter_mut().try_for_each(|objective| objective.keep(archive))?;
+        self.projections.iter_mut().try_for_each(|projection| projection.keep(archive))
+    }
 }
 
 impl std::fmt::Debug for Extras<'_> {
@@ -141,15 +166,17 @@ pub fn fit(net: Net, recipe: &Recipe, mut extras: Extras<'_>, cx: &mut Context<'
         return Ok(net);
     }
     let device = cx.device.clone();
+    let mut optimizer = recipe.optimizer();
     let mut state = match cx.host.saved(&key)? {
-        Some(bytes) => State::from_bytes(&bytes, &device)?,
-        None => State::start(net.deep_clone()),
+        None => State::start(&net),
+        Some(Saved { name, mut bytes }) => {
+            State::read(&mut bytes, &device, &mut optimizer, &mut extras).map_err(|error| match error {
+                Error::State(detail) => Error::State(format!("{name}: {detail}; remove the file, and this training begins anew")),
+                error => error,
+            })?
+        }
     };
-    let mut optimizer = recipe.optimizer(&state.net.clone().with_stable_ids());
-    if let Some(bytes) = state.optimizer.take() {
-        optimizer = optimizer.from_bytes(bytes).map_err(|error| Error::State(error.to_string()))?;
-    }
-    let mut net = state.net.clone().with_stable_ids().train();
+    let mut net = state.net.deep_clone().train();
     let steps_per_epoch = cx.data.train.len().div_ceil(recipe.batch).max(1);
     while state.curve.len() < recipe.epochs {
         let epoch = state.curve.len();
@@ -197,7 +224,7 @@ pub fn fit(net: Net, recipe: &Recipe, mut extras: Extras<'_>, cx: &mut Context<'
             cx.host.event(Event::Step { what: &what, done: seen, total: cx.data.train.len(), loss: loss_sum / seen as f64 });
         }
         let seconds = began.elapsed().as_secs_f64();
-        state.net = net.valid();
+        let last = std::mem::replace(&mut state.net, net.valid());
         let valid = match extras.settle {
             Some(settle) => evaluate(&settle.settle(state.net.deep_clone(), cx)?, &cx.data.valid, &device, cx.host)?,
             None => evaluate(&state.net, &cx.data.valid, &device, cx.host)?,
@@ -215,14 +242,17 @@ pub fn fit(net: Net, recipe: &Recipe, mut extras: Extras<'_>, cx: &mut Context<'
         cx.host.event(Event::Epoch(&row));
         if recipe.choose == Choose::Last || valid.accuracy >= state.best_accuracy {
             state.best_accuracy = valid.accuracy;
-            state.best = state.net.deep_clone();
+            state.best = None;
+        } else {
+            state.best.get_or_insert(last);
         }
         state.curve.push(row);
-        let optimizer_state = optimizer.into_bytes().map_err(|error| Error::State(error.to_string()))?;
-        cx.host.save(&key, &state.to_bytes(&optimizer_state))?;
+        cx.host.save(&key, &mut |to| state.write(&optimizer, &mut extras, to))?;
     }
+    // Whether the last epoch ran just now or in an earlier process, whatever draws next does so alike.
+    chance::seed(seed);
     cx.curve.extend(state.curve);
-    Ok(state.best)
+    Ok(state.best.unwrap_or(state.net))
 }
 
 /// [`fit`] with nothing added, where there is a recipe.

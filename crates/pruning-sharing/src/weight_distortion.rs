@@ -311,10 +311,8 @@ fn usual() -> Vec<Distortion> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use briquette_core::coding::floats;
-    use briquette_core::pass::{Data, Host, Silent};
+    use briquette_core::pass::{Data, Memory, Silent};
     use briquette_core::zoo::{Arch, Wanted};
     use burn::module::Module;
     use burn::tensor::{Device, TensorData};
@@ -389,45 +387,16 @@ mod tests {
         assert!(wrong.ends_with("a positive number, not round 1"), "{wrong}");
     }
 
-    /// Keeps what is written.
-    #[derive(Default)]
-    struct Files(BTreeMap<String, Vec<u8>>);
-
-    impl Host for Files {
-        fn event(&mut self, _: Event<'_>) {}
-
-        fn stop_requested(&self) -> bool {
-            false
-        }
-
-        fn saved(&mut self, key: &str) -> Result<Option<Vec<u8>>> {
-            Silent.saved(key)
-        }
-
-        fn save(&mut self, key: &str, state: &[u8]) -> Result<()> {
-            Silent.save(key, state)
-        }
-
-        fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-            self.0.insert(name.into(), bytes.to_vec());
-            Ok(())
-        }
-
-        fn read(&mut self, name: &str) -> Result<Vec<u8>> {
-            Silent.read(name)
-        }
-    }
-
     /// The table, and the accuracy of the network that leaves the pass.
     fn survivals(data: &Data, under: &serde_json::Value) -> (String, f64) {
         let arch = Arch::named("mlp").unwrap();
         let net = arch.build(&Wanted { width: 0.02, classes: 2, ..arch.wanted() }, &Device::flex()).unwrap();
-        let mut files = Files::default();
+        let mut host = Memory::default();
         let train = serde_json::json!({ "epochs": 6, "batch": 10, "lr": 0.01 });
         let settings = serde_json::json!({ "under": under, "table": "survivals.csv", "train": train });
         let method: WeightDistortion = serde_json::from_value(settings).unwrap();
-        let net = method.run(net, &mut context(data, &mut files)).unwrap();
-        let table = String::from_utf8(files.0.remove("survivals.csv").unwrap()).unwrap();
+        let net = method.run(net, &mut context(data, &mut host)).unwrap();
+        let table = String::from_utf8(host.files.remove("survivals.csv").unwrap()).unwrap();
         (table, evaluate(&net, &data.test, &Device::flex(), &mut Silent).unwrap().accuracy)
     }
 

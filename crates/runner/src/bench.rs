@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use briquette_core::cost::Cost;
 use briquette_core::kernels;
 use briquette_core::net::Net;
@@ -19,6 +19,7 @@ use burn::tensor::Device;
 use serde::Serialize;
 
 use crate::measure::median;
+use crate::memory;
 pub use coding::{CodingRow, coding};
 pub use integer::{IntegerRow, Integers, integers};
 use peer::Peer;
@@ -209,19 +210,10 @@ pub fn memory(name: &str, mode: Mode, batch: usize) -> Result<f64> {
     peak_mib()
 }
 
-/// Highest resident memory of this process since it began or [`forget_peak`] was called, in MiB.
+/// [`memory::peak`] in MiB.
 fn peak_mib() -> Result<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").context("this system does not tell a process's memory")?;
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse::<f64>().ok());
-    match peak {
-        Some(kib) => Ok(kib / 1024.0),
-        None => bail!("/proc/self/status has no line VmHWM"),
-    }
-}
-
-/// Lets the highest resident memory begin anew at what is resident now.
-fn forget_peak() -> Result<()> {
-    std::fs::write("/proc/self/clear_refs", "5").context("this system does not measure a process's memory anew")
+    let peak = memory::peak().context("this system does not tell a process's memory")?;
+    Ok(peak as f64 / (1 << 20) as f64)
 }
 
 /// The rows as text.

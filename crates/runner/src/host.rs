@@ -1,13 +1,17 @@
 //! What happens around the passes of a run: progress on the terminal, states in the checkpoint folder, files in the run's folder.
 
+use std::fs::File;
+use std::io::BufReader;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use briquette_core::error::{Error, Result};
-use briquette_core::pass::{Event, Host};
+use briquette_core::pass::{Event, Host, Saved, StateWriter};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::files;
+use crate::memory::{self, shown};
 
 /// Set by Ctrl-C.
 pub static STOP: AtomicBool = AtomicBool::new(false);
@@ -22,6 +26,25 @@ pub struct RunHost {
     /// Number of the pass, part of its states' names.
     pass: usize,
     bar: ProgressBar,
+    checkpoints: Checkpoints,
+}
+
+/// What the states of a pass took.
+#[derive(Debug, Default)]
+struct Checkpoints {
+    count: u32,
+    largest: u64,
+    time: Duration,
+}
+
+impl Checkpoints {
+    fn add(&mut self, bytes: u64, time: Duration) {
+        self.count += 1;
+        self.largest = self.largest.max(bytes);
+        self.time += time;
+        let peak = memory::peak().map_or(String::new(), |peak| format!("; peak memory {}", shown(peak)));
+        tracing::debug!("  checkpoint of {} in {:.2} s{peak}", shown(bytes), time.as_secs_f64());
+    }
 }
 
 impl RunHost {
@@ -30,7 +53,14 @@ impl RunHost {
         let bar = ProgressBar::no_length();
         let style = ProgressStyle::with_template("  {msg:28} [{bar:30}] {pos}/{len} {per_sec}, {eta} left");
         bar.set_style(style.expect("the template is well-formed").progress_chars("=> "));
-        Self { folder, base, pass, bar }
+        Self { folder, base, pass, bar, checkpoints: Checkpoints::default() }
+    }
+
+    /// What the checkpoints took in room and time, if there were any.
+    pub fn checkpoints(&self) -> Option<String> {
+        let Checkpoints { count, largest, time } = &self.checkpoints;
+        let each = time.as_secs_f64() / f64::from(*count);
+        (*count > 0).then(|| format!("{count} checkpoints of up to {}, {each:.2} s each", shown(*largest)))
     }
 
     fn state(&self, key: &str) -> Option<PathBuf> {
@@ -77,20 +107,21 @@ impl Host for RunHost {
         STOP.load(Ordering::Relaxed)
     }
 
-    fn saved(&mut self, key: &str) -> Result<Option<Vec<u8>>> {
-        match self.state(key) {
-            Some(path) if path.exists() => {
-                std::fs::read(&path).map(Some).map_err(|error| Error::Host(format!("cannot read {}: {error}", path.display())))
-            }
-            _ => Ok(None),
+    fn saved(&mut self, key: &str) -> Result<Option<Saved<'_>>> {
+        let Some(path) = self.state(key).filter(|path| path.exists()) else { return Ok(None) };
+        let name = path.display().to_string();
+        match File::open(&path) {
+            Ok(file) => Ok(Some(Saved { name, bytes: Box::new(BufReader::with_capacity(1 << 20, file)) })),
+            Err(error) => Err(Error::Host(format!("cannot read {name}: {error}"))),
         }
     }
 
-    fn save(&mut self, key: &str, state: &[u8]) -> Result<()> {
-        match self.state(key) {
-            Some(path) => files::write(&path, state).map_err(|error| Error::Host(format!("{error:#}"))),
-            None => Ok(()),
-        }
+    fn save(&mut self, key: &str, state: &mut StateWriter<'_>) -> Result<()> {
+        let Some(path) = self.state(key) else { return Ok(()) };
+        let began = Instant::now();
+        let bytes = files::stream(&path, |to| Ok(state(to)?)).map_err(|error| Error::Host(format!("{error:#}")))?;
+        self.checkpoints.add(bytes, began.elapsed());
+        Ok(())
     }
 
     fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {

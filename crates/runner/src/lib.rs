@@ -7,6 +7,7 @@ pub mod device;
 pub mod files;
 pub mod host;
 pub mod measure;
+pub mod memory;
 pub mod passes;
 pub mod plan;
 pub mod remeasure;

@@ -1,6 +1,8 @@
 //! Running an experiment: pass after pass, a row after each, a checkpoint after each, a report at the end.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -11,10 +13,12 @@ use briquette_core::pass::{Context, Data};
 use briquette_core::promises::Promises;
 use briquette_core::stored::Storage;
 use briquette_runtime::{Model, ValueFormat};
+use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, ValidFrom};
 use crate::host::RunHost;
+use crate::memory::{self, shown};
 use crate::report::{self, DataInfo, Metrics, Report, Row};
 use crate::{device, files, measure, remeasure, setup};
 
@@ -63,8 +67,8 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
     let (mut progress, mut net) = match load_progress(&checkpoint, &hash)? {
         Some(progress) => {
             tracing::info!("resuming after {} of {} passes", progress.done, config.passes.len());
-            let state = std::fs::read(net_file(&checkpoint, progress.done)).context("cannot read the checkpoint")?;
-            (progress, Net::from_state(&state, &device)?)
+            let net = load_net(&net_file(&checkpoint, progress.done), &device)?;
+            (progress, net)
         }
         None => {
             let normalization = (splits.mean.clone(), splits.std.clone());
@@ -103,8 +107,14 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
         row.scan = scan;
         row.curve = curve.into_iter().map(Into::into).collect();
         row.seconds = began.elapsed().as_secs_f64();
+        row.peak_memory = memory::peak();
         let accuracy = 100.0 * row.accuracy.unwrap_or(0.0);
         tracing::info!("  test {accuracy:.2} %, {} parameters of {}, {} bytes", row.nonzero, row.params, bytes.len());
+        let peak = row.peak_memory.map(|peak| format!("peak memory {}", shown(peak)));
+        let took: Vec<String> = peak.into_iter().chain(host.checkpoints()).collect();
+        if !took.is_empty() {
+            tracing::info!("  {}", took.join("; "));
+        }
         files::write(&folder.join("model.brq"), &bytes)?;
         progress.push(row, &bytes, &net, &folder).with_context(named)?;
         progress.done += 1;
@@ -191,9 +201,15 @@ fn load_progress(checkpoint: &Path, hash: &str) -> Result<Option<Progress>> {
     Ok(Some(progress))
 }
 
+fn load_net(path: &Path, device: &Device) -> Result<Net> {
+    let damaged = || format!("the checkpoint {} cannot be read; remove the folder to start anew", path.display());
+    let file = File::open(path).with_context(damaged)?;
+    Net::read_state(&mut BufReader::with_capacity(1 << 20, file), device).with_context(damaged)
+}
+
 /// The network first, under a name of its own, then the progress that points at it: whatever is interrupted, one pair is whole.
 fn save_progress(checkpoint: &Path, progress: &Progress, net: &Net) -> Result<()> {
-    files::write(&net_file(checkpoint, progress.done), &net.to_state())?;
+    files::stream(&net_file(checkpoint, progress.done), |to| Ok(net.write_state(to)?))?;
     files::write(&checkpoint.join("progress.json"), &serde_json::to_vec(progress)?)?;
     if let Some(before) = progress.done.checked_sub(1) {
         let _ = std::fs::remove_file(net_file(checkpoint, before));

@@ -8,7 +8,7 @@ use burn::module::{Module, ModuleVisitor, Param, ParamId, ParamMapper, Reparamet
 use burn::tensor::{Int, Tensor};
 
 use super::device::Form;
-use super::{Coded, Coding, Rounding, Source};
+use super::{Coded, Coding, Rounding, Source, turned};
 use crate::quantize::{OnGrid, view};
 use crate::values::{floats, plain, replace};
 
@@ -67,11 +67,6 @@ impl Weight {
             _ => each,
         }
     }
-}
-
-/// The elements of the transposed of a matrix.
-fn turned<T: Copy>(matrix: &[T], rows: usize, columns: usize) -> Vec<T> {
-    (0..matrix.len()).map(|i| matrix[i % rows * columns + i / rows]).collect()
 }
 
 /// Every tensor of rank 2 or more in a module, with its coding: the weights, without biases and normalization.

@@ -1,149 +1,182 @@
 //! Optimizers whose steps are one pass over the weights where our kernels take them, and the same formulas elsewhere.
 
+use std::collections::HashMap;
+
 use briquette_kernels::optimize::{Adam, Sgd};
-use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
-use burn::optim::{AdaptiveMomentumState, LearningRate, ModuleOptimizer, RecordState, StateSink, StateSource};
-use burn::tensor::{Device, Tensor};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::optim::GradientsParams;
+use burn::tensor::{Device, Tensor, TensorData};
 
 use super::{Optimizer, Recipe};
+use crate::archive::{Reader, Writer};
+use crate::error::Result;
 use crate::kernels::{adam_step, sgd_step, takes};
-use crate::net::Net;
+use crate::values::floats;
 
 impl Recipe {
-    /// The optimizer for this network. Weight decay applies to tensors of rank 2 or more unless the recipe says that all decay.
-    pub fn optimizer(&self, net: &Net) -> ModuleOptimizer {
-        let vectors = ParamGroup::from_paths(vector_paths(net));
-        let split = !self.decay_all && self.weight_decay > 0.0;
+    /// The optimizer, before its first step. Weight decay applies to tensors of rank 2 or more unless the recipe says that all decay.
+    pub fn optimizer(&self) -> Descent {
         let decay = self.weight_decay as f32;
-        match self.optimizer {
-            Optimizer::Sgd => {
-                let sgd =
-                    |decay: f32| Momentum(Sgd { rate: 0.0, momentum: self.momentum as f32, nesterov: self.nesterov, decay });
-                let all = ModuleOptimizer::from(sgd(decay));
-                if split { all.with_group(vectors, sgd(0.0), None) } else { all }
-            }
+        let rule = match self.optimizer {
+            Optimizer::Sgd => Rule::Sgd(Sgd { rate: 0.0, momentum: self.momentum as f32, nesterov: self.nesterov, decay }),
             Optimizer::Adam | Optimizer::Adamw => {
-                let decoupled = self.optimizer == Optimizer::Adamw;
-                let adam = |decay: f32| {
-                    let (decay, decoupled) = if decoupled { (0.0, decay) } else { (decay, 0.0) };
-                    Adaptive(Adam { rate: 0.0, beta_1: 0.9, beta_2: 0.999, epsilon: 1e-5, decay, decoupled, time: 0 })
-                };
-                let all = ModuleOptimizer::from(adam(decay));
-                if split { all.with_group(vectors, adam(0.0), None) } else { all }
+                let (decay, decoupled) = if self.optimizer == Optimizer::Adamw { (0.0, decay) } else { (decay, 0.0) };
+                Rule::Adam(Adam { rate: 0.0, beta_1: 0.9, beta_2: 0.999, epsilon: 1e-5, decay, decoupled, time: 0 })
+            }
+        };
+        Descent { rule, vectors_decay: self.decay_all, moments: HashMap::new() }
+    }
+}
+
+/// An optimizer with what it remembers of each parameter.
+#[derive(Debug, Clone)]
+pub struct Descent {
+    rule: Rule,
+    /// Whether biases and normalization parameters decay too.
+    vectors_decay: bool,
+    moments: HashMap<ParamId, Moments>,
+}
+
+/// How a parameter steps.
+#[derive(Debug, Clone, Copy)]
+enum Rule {
+    Sgd(Sgd),
+    Adam(Adam),
+}
+
+/// What an optimizer remembers of a parameter: its steps so far, and the velocity or both moments, flat.
+#[derive(Debug, Clone, Default)]
+struct Moments {
+    time: u32,
+    tensors: Vec<Tensor<1>>,
+}
+
+impl Descent {
+    /// The module after a step at this rate, in which the parameters that have a gradient take part.
+    pub fn step<M: Module>(&mut self, rate: f64, module: M, gradients: GradientsParams) -> M {
+        module.map(&mut Steps { descent: self, rate: rate as f32, gradients })
+    }
+
+    /// Writes what is remembered of the module's parameters, in their order.
+    pub(super) fn write<M: Module>(&self, module: &M, to: &mut Writer<'_>) -> Result<()> {
+        let mut visitor = Each(
+            |id, _| {
+                let none = Moments::default();
+                let moments = self.moments.get(&id).unwrap_or(&none);
+                to.numbers([moments.time])?;
+                moments.tensors.iter().try_for_each(|tensor| to.numbers(floats(tensor.clone())))
+            },
+            Ok(()),
+        );
+        module.visit(&mut visitor);
+        visitor.1
+    }
+
+    /// Reads what [`Descent::write`] has written for a module of the same parameters.
+    pub(super) fn read<M: Module>(&mut self, module: &M, from: &mut Reader<'_>, device: &Device) -> Result<()> {
+        let tensors = match self.rule {
+            Rule::Sgd(_) => 1,
+            Rule::Adam(_) => 2,
+        };
+        let mut visitor = Each(
+            |id, count| {
+                let time = from.numbers::<u32>(1)?[0];
+                let tensor = |_| Ok(Tensor::from_data(TensorData::new(from.numbers::<f32>(count)?, [count]), device));
+                if time > 0 {
+                    let tensors = (0..tensors).map(tensor).collect::<Result<_>>()?;
+                    self.moments.insert(id, Moments { time, tensors });
+                }
+                Ok(())
+            },
+            Ok(()),
+        );
+        module.visit(&mut visitor);
+        visitor.1
+    }
+}
+
+/// Shows every parameter's id and count of values, up to the first error.
+struct Each<F>(F, Result<()>);
+
+impl<F: FnMut(ParamId, usize) -> Result<()>> ModuleVisitor for Each<F> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if self.1.is_ok() {
+            self.1 = (self.0)(param.id, param.lazy_shape().num_elements());
+        }
+    }
+}
+
+/// A step of each parameter that has a gradient.
+struct Steps<'a> {
+    descent: &'a mut Descent,
+    rate: f32,
+    gradients: GradientsParams,
+}
+
+impl ModuleMapper for Steps<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let Some(gradient) = self.gradients.remove::<D>(param.id) else { return param };
+        let rule = if D < 2 && !self.descent.vectors_decay { self.descent.rule.without_decay() } else { self.descent.rule };
+        let moments = self.descent.moments.entry(param.id).or_default();
+        param.map(|old| {
+            let trained = old.is_require_grad();
+            Tensor::from_inner(rule.step(self.rate, old.inner(), gradient, moments)).set_require_grad(trained)
+        })
+    }
+}
+
+impl Rule {
+    fn without_decay(self) -> Self {
+        match self {
+            Rule::Sgd(sgd) => Rule::Sgd(Sgd { decay: 0.0, ..sgd }),
+            Rule::Adam(adam) => Rule::Adam(Adam { decay: 0.0, decoupled: 0.0, ..adam }),
+        }
+    }
+
+    /// The parameter after a step by its gradient.
+    fn step<const D: usize>(self, rate: f32, w: Tensor<D>, g: Tensor<D>, moments: &mut Moments) -> Tensor<D> {
+        moments.time += 1;
+        let mut before = std::mem::take(&mut moments.tensors).into_iter();
+        let mut moment = || before.next().map_or_else(|| w.zeros_like(), |moment| moment.reshape(w.shape()));
+        match self {
+            Rule::Sgd(sgd) => {
+                let velocity = moment();
+                let (w, velocity) = descend(Sgd { rate, ..sgd }, w, g, velocity);
+                moments.tensors = vec![velocity.reshape([-1])];
+                w
+            }
+            Rule::Adam(adam) => {
+                let both = [moment(), moment()];
+                let (w, both) = adapt(Adam { rate, time: moments.time as i32, ..adam }, w, g, both);
+                moments.tensors = both.map(|moment| moment.reshape([-1])).into();
+                w
             }
         }
     }
 }
 
-/// Gradient descent with momentum.
-#[derive(Debug, Clone)]
-struct Momentum(Sgd);
-
-#[derive(Debug, Clone)]
-struct Velocity<const D: usize>(Tensor<D>);
-
-impl<const D: usize> RecordState for Velocity<D> {
-    fn state_flatten(&self, prefix: &str, out: &mut StateSink) {
-        out.push_tensor(prefix, "velocity", self.0.to_data());
+/// A step of gradient descent with momentum: the weights and their velocity.
+fn descend<const D: usize>(sgd: Sgd, w: Tensor<D>, g: Tensor<D>, velocity: Tensor<D>) -> (Tensor<D>, Tensor<D>) {
+    if takes(&w) {
+        return sgd_step(w, g, velocity, sgd);
     }
-
-    fn state_unflatten(prefix: &str, src: &mut StateSource, device: &Device) -> Option<Self> {
-        Some(Self(Tensor::from_data(src.take_tensor(prefix, "velocity")?, device)))
-    }
+    let g = if sgd.decay > 0.0 { g + w.clone().mul_scalar(sgd.decay) } else { g };
+    let velocity = velocity.mul_scalar(sgd.momentum) + g.clone();
+    let step = if sgd.nesterov { velocity.clone().mul_scalar(sgd.momentum) + g } else { velocity.clone() };
+    (w - step.mul_scalar(sgd.rate), velocity)
 }
 
-impl burn::optim::Optimizer for Momentum {
-    type State<const D: usize> = Velocity<D>;
-
-    fn step<const D: usize>(
-        &self,
-        rate: LearningRate,
-        w: Tensor<D>,
-        g: Tensor<D>,
-        state: Option<Velocity<D>>,
-    ) -> (Tensor<D>, Option<Velocity<D>>) {
-        let sgd = Sgd { rate: rate as f32, ..self.0 };
-        let velocity = state.map_or_else(|| w.zeros_like(), |state| state.0);
-        let (w, velocity) = if takes(&w) {
-            sgd_step(w, g, velocity, sgd)
-        } else {
-            let g = if sgd.decay > 0.0 { g + w.clone().mul_scalar(sgd.decay) } else { g };
-            let velocity = velocity.mul_scalar(sgd.momentum) + g.clone();
-            let step = if sgd.nesterov { velocity.clone().mul_scalar(sgd.momentum) + g } else { velocity.clone() };
-            (w - step.mul_scalar(sgd.rate), velocity)
-        };
-        (w, Some(Velocity(velocity)))
+/// A step of Adam, with decay in the gradient or apart from it: the weights and both moments.
+fn adapt<const D: usize>(adam: Adam, w: Tensor<D>, g: Tensor<D>, [first, second]: [Tensor<D>; 2]) -> (Tensor<D>, [Tensor<D>; 2]) {
+    if takes(&w) {
+        return adam_step(w, g, [first, second], adam);
     }
-
-    fn to_device<const D: usize>(state: Velocity<D>, device: &Device) -> Velocity<D> {
-        Velocity(state.0.to_device(device))
-    }
-}
-
-/// Adam, with decay in the gradient or apart from it.
-#[derive(Debug, Clone)]
-struct Adaptive(Adam);
-
-impl burn::optim::Optimizer for Adaptive {
-    type State<const D: usize> = AdaptiveMomentumState<D>;
-
-    fn step<const D: usize>(
-        &self,
-        rate: LearningRate,
-        w: Tensor<D>,
-        g: Tensor<D>,
-        state: Option<AdaptiveMomentumState<D>>,
-    ) -> (Tensor<D>, Option<AdaptiveMomentumState<D>>) {
-        let (time, first, second) = match state {
-            Some(state) => (state.time + 1, state.moment_1, state.moment_2),
-            None => (1, w.zeros_like(), w.zeros_like()),
-        };
-        let adam = Adam { rate: rate as f32, time: time as i32, ..self.0 };
-        let (w, [first, second]) = if takes(&w) {
-            adam_step(w, g, [first, second], adam)
-        } else {
-            let g = if adam.decay > 0.0 { g + w.clone().mul_scalar(adam.decay) } else { g };
-            let first = first.mul_scalar(adam.beta_1) + g.clone().mul_scalar(1.0 - adam.beta_1);
-            let second = second.mul_scalar(adam.beta_2) + g.powi_scalar(2).mul_scalar(1.0 - adam.beta_2);
-            let root = second.clone().div_scalar(1.0 - adam.beta_2.powi(adam.time)).sqrt();
-            let step = first.clone().mul_scalar(adam.rate / (1.0 - adam.beta_1.powi(adam.time))) / root.add_scalar(adam.epsilon);
-            (w.mul_scalar(1.0 - adam.rate * adam.decoupled) - step, [first, second])
-        };
-        (w, Some(AdaptiveMomentumState::new(time, first, second)))
-    }
-
-    fn to_device<const D: usize>(state: AdaptiveMomentumState<D>, device: &Device) -> AdaptiveMomentumState<D> {
-        state.to_device(device)
-    }
-}
-
-/// Paths of the parameters of rank 1: biases, normalization, centroids.
-fn vector_paths(net: &Net) -> Vec<String> {
-    #[derive(Default)]
-    struct Paths {
-        path: Vec<String>,
-        vectors: Vec<String>,
-    }
-
-    impl ModuleVisitor for Paths {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name.to_string());
-        }
-
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.pop();
-        }
-
-        fn visit_float<const D: usize>(&mut self, _: &Param<Tensor<D>>) {
-            if D < 2 {
-                self.vectors.push(self.path.join("."));
-            }
-        }
-    }
-
-    let mut paths = Paths::default();
-    net.visit(&mut paths);
-    paths.vectors
+    let g = if adam.decay > 0.0 { g + w.clone().mul_scalar(adam.decay) } else { g };
+    let first = first.mul_scalar(adam.beta_1) + g.clone().mul_scalar(1.0 - adam.beta_1);
+    let second = second.mul_scalar(adam.beta_2) + g.powi_scalar(2).mul_scalar(1.0 - adam.beta_2);
+    let root = second.clone().div_scalar(1.0 - adam.beta_2.powi(adam.time)).sqrt();
+    let step = first.clone().mul_scalar(adam.rate / (1.0 - adam.beta_1.powi(adam.time))) / root.add_scalar(adam.epsilon);
+    (w.mul_scalar(1.0 - adam.rate * adam.decoupled) - step, [first, second])
 }
 
 #[cfg(test)]
@@ -153,18 +186,29 @@ mod tests {
     use burn::optim::{AdamConfig, AdamWConfig, SgdConfig};
 
     use super::*;
-    use crate::coding::floats;
 
     /// The weights after three steps by gradients that follow from them.
-    fn after<O: burn::optim::Optimizer>(optimizer: &O) -> Vec<f32> {
-        let device = Device::flex();
-        let mut w = Tensor::<2>::from_floats([[0.5, -1.0, 2.0], [0.1, 0.0, -0.3]], &device);
-        let mut state = None;
-        for step in 0..3 {
-            let g = w.clone().powi_scalar(2).add_scalar(f64::from(step) - 0.7);
-            (w, state) = optimizer.step(0.1, w, g, state);
+    fn after(mut step: impl FnMut(Tensor<2>, Tensor<2>) -> Tensor<2>) -> Vec<f32> {
+        let mut w = Tensor::<2>::from_floats([[0.5, -1.0, 2.0], [0.1, 0.0, -0.3]], &Device::flex());
+        for number in 0..3 {
+            let g = w.clone().powi_scalar(2).add_scalar(f64::from(number) - 0.7);
+            w = step(w, g);
         }
         floats(w)
+    }
+
+    fn ours(rule: Rule) -> Vec<f32> {
+        let mut moments = Moments::default();
+        after(|w, g| rule.step(0.1, w, g, &mut moments))
+    }
+
+    fn burns<O: burn::optim::Optimizer>(optimizer: &O) -> Vec<f32> {
+        let mut state = None;
+        after(|w, g| {
+            let (w, new) = optimizer.step(0.1, w, g, state.take());
+            state = new;
+            w
+        })
     }
 
     #[test]
@@ -174,13 +218,34 @@ mod tests {
         };
         for nesterov in [false, true] {
             let momentum = MomentumConfig::new().with_momentum(0.8).with_dampening(0.0).with_nesterov(nesterov);
-            let burns = SgdConfig::new().with_momentum(Some(momentum)).with_weight_decay(Some(WeightDecayConfig::new(0.01)));
-            near(after(&Momentum(Sgd { rate: 0.0, momentum: 0.8, nesterov, decay: 0.01 })), after(&burns.build()));
+            let sgd = SgdConfig::new().with_momentum(Some(momentum)).with_weight_decay(Some(WeightDecayConfig::new(0.01)));
+            near(ours(Rule::Sgd(Sgd { rate: 0.0, momentum: 0.8, nesterov, decay: 0.01 })), burns(&sgd.build()));
         }
         let adam = Adam { rate: 0.0, beta_1: 0.9, beta_2: 0.999, epsilon: 1e-5, decay: 0.01, decoupled: 0.0, time: 0 };
-        let burns = AdamConfig::new().with_weight_decay(Some(WeightDecayConfig::new(0.01)));
-        near(after(&Adaptive(adam)), after(&burns.build()));
+        let decaying = AdamConfig::new().with_weight_decay(Some(WeightDecayConfig::new(0.01)));
+        near(ours(Rule::Adam(adam)), burns(&decaying.build()));
         let adamw = Adam { decay: 0.0, decoupled: 0.02, ..adam };
-        near(after(&Adaptive(adamw)), after(&AdamWConfig::new().with_weight_decay(0.02).build()));
+        near(ours(Rule::Adam(adamw)), burns(&AdamWConfig::new().with_weight_decay(0.02).build()));
+    }
+
+    #[test]
+    fn vectors_decay_only_where_the_recipe_says_so() {
+        let layer = || burn::nn::LinearConfig::new(3, 2).init(&Device::flex()).train();
+        let after = |decay_all: bool| {
+            let layer = layer();
+            let [weight, bias] = [&layer.weight.val().flatten::<1>(0, 1), &layer.bias.as_ref().unwrap().val()]
+                .map(|tensor| floats(tensor.clone().inner()));
+            let recipe = Recipe { optimizer: Optimizer::Adamw, weight_decay: 0.5, decay_all, ..Recipe::default() };
+            // Nothing but the decay moves them.
+            let loss = (layer.weight.val().sum() + layer.bias.as_ref().unwrap().val().sum()).mul_scalar(0.0);
+            let gradients = GradientsParams::from_grads(loss.backward(), &layer);
+            let stepped = recipe.optimizer().step(0.1, layer, gradients);
+            let moved = |before: Vec<f32>, after: Vec<f32>| before.iter().zip(&after).all(|(a, b)| (b - 0.95 * a).abs() < 1e-6);
+            [
+                moved(weight, floats(stepped.weight.val().flatten::<1>(0, 1).inner())),
+                moved(bias, floats(stepped.bias.unwrap().val().inner())),
+            ]
+        };
+        assert_eq!((after(false), after(true)), ([true, false], [true, true]));
     }
 }

@@ -1,60 +1,60 @@
 //! The state of an unfinished training.
 
-use burn::tensor::{Bytes, Device};
+use std::io::{Read, Write};
+
+use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
-use super::Epoch;
-use crate::error::{Error, Result};
+use super::optimizer::Descent;
+use super::{Epoch, Extras};
+use crate::archive::{Archive, Reader, Writer};
+use crate::error::Result;
 use crate::net::Net;
 
-/// Everything that the next epoch depends on.
+/// What the next epoch depends on, besides the optimizer and what the method keeps.
 pub(super) struct State {
+    /// As the last epoch left it, its parameters under the ids that the optimizer knows.
     pub(super) net: Net,
-    pub(super) best: Net,
+    /// The one of the chosen epoch, where that is not the last.
+    pub(super) best: Option<Net>,
     pub(super) best_accuracy: f64,
     pub(super) curve: Vec<Epoch>,
-    pub(super) optimizer: Option<Bytes>,
 }
 
+/// Goes before the network, the chosen one if it is another, what the optimizer remembers, and what objectives and projections keep.
 #[derive(Serialize, Deserialize)]
-struct Header {
+struct Head {
     best_accuracy: f64,
     curve: Vec<Epoch>,
-    lengths: [usize; 3],
+    best_is_last: bool,
 }
 
 impl State {
-    pub(super) fn start(net: Net) -> Self {
-        Self { best: net.deep_clone(), net, best_accuracy: -1.0, curve: Vec::new(), optimizer: None }
+    pub(super) fn start(net: &Net) -> Self {
+        Self { net: net.deep_clone().with_stable_ids(), best: None, best_accuracy: -1.0, curve: Vec::new() }
     }
 
-    /// Length of the header in eight bytes, the header as JSON, then network, best network and optimizer.
-    pub(super) fn to_bytes(&self, optimizer: &[u8]) -> Vec<u8> {
-        let (net, best) = (self.net.to_state(), self.best.to_state());
-        let lengths = [net.len(), best.len(), optimizer.len()];
-        let header = Header { best_accuracy: self.best_accuracy, curve: self.curve.clone(), lengths };
-        let header = serde_json::to_vec(&header).expect("plain data serializes");
-        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-        for part in [header.as_slice(), &net, &best, optimizer] {
-            bytes.extend_from_slice(part);
-        }
-        bytes
+    pub(super) fn write(&self, optimizer: &Descent, extras: &mut Extras<'_>, to: &mut dyn Write) -> Result<()> {
+        let mut writer = Writer::new(to);
+        let best_is_last = self.best.is_none();
+        writer.describe(&Head { best_accuracy: self.best_accuracy, curve: self.curve.clone(), best_is_last })?;
+        self.net.write(&mut writer)?;
+        self.best.iter().try_for_each(|best| best.write(&mut writer))?;
+        optimizer.write(&self.net, &mut writer)?;
+        let mut archive = Archive::To(writer);
+        extras.keep(&mut archive)?;
+        archive.finish()
     }
 
-    pub(super) fn from_bytes(bytes: &[u8], device: &Device) -> Result<Self> {
-        let mut rest = bytes;
-        let header = u64::from_le_bytes(take(&mut rest, 8)?.try_into().expect("eight bytes were taken"));
-        let header = take(&mut rest, usize::try_from(header).unwrap_or(usize::MAX))?;
-        let header: Header = serde_json::from_slice(header).map_err(|error| Error::State(error.to_string()))?;
-        let net = Net::from_state(take(&mut rest, header.lengths[0])?, device)?;
-        let best = Net::from_state(take(&mut rest, header.lengths[1])?, device)?;
-        let optimizer = Some(Bytes::from_bytes_vec(take(&mut rest, header.lengths[2])?.to_vec()));
-        Ok(Self { net, best, best_accuracy: header.best_accuracy, curve: header.curve, optimizer })
+    pub(super) fn read(from: &mut dyn Read, device: &Device, optimizer: &mut Descent, extras: &mut Extras<'_>) -> Result<Self> {
+        let mut reader = Reader::new(from)?;
+        let Head { best_accuracy, curve, best_is_last } = reader.describe()?;
+        let net = Net::read(&mut reader, device)?.with_stable_ids();
+        let best = if best_is_last { None } else { Some(Net::read(&mut reader, device)?) };
+        optimizer.read(&net, &mut reader, device)?;
+        let mut archive = Archive::From(reader);
+        extras.keep(&mut archive)?;
+        archive.finish()?;
+        Ok(Self { net, best, best_accuracy, curve })
     }
-}
-
-fn take<'a>(rest: &mut &'a [u8], len: usize) -> Result<&'a [u8]> {
-    let (head, tail) = rest.split_at_checked(len).ok_or_else(|| Error::State("it is cut short".into()))?;
-    *rest = tail;
-    Ok(head)
 }

@@ -2,7 +2,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::net::Op;
-use crate::pass::{Data, Silent};
+use crate::pass::{Data, Memory, Silent};
 use crate::zoo::{Arch, Wanted};
 
 #[test]
@@ -152,4 +152,54 @@ fn validation_sees_the_network_as_it_is_used_and_training_goes_on_with_its_own()
     assert!(curve.iter().all(|epoch| epoch.valid_accuracy == 0.5), "{curve:?}");
     let (without, _) = trained(settings, Extras::default()).unwrap();
     assert!(net.to_state() == without.to_state());
+}
+
+/// The states that a training leaves, and its net.
+fn saved(settings: &serde_json::Value) -> Result<(Memory, Net)> {
+    let (data, mut host) = (halves(), Memory::default());
+    let recipe = serde_json::from_value(settings.clone()).unwrap();
+    let net = fit(net(), &recipe, Extras::default(), &mut Context::new(&Device::flex(), 7, &data, &mut host))?;
+    Ok((host, net))
+}
+
+#[test]
+fn a_state_holds_the_chosen_network_once_and_what_the_optimizer_remembers() {
+    let size = |optimizer: &str, choose: &str| {
+        // The rate is far too high from the second half on: the last epoch is not the best.
+        let schedule = serde_json::json!({ "step": { "at": [0.5], "factor": 3000.0 } });
+        let settings = serde_json::json!({
+            "epochs": 4, "batch": 10, "lr": 0.01, "optimizer": optimizer, "schedule": schedule, "choose": choose
+        });
+        saved(&settings).unwrap().0.states["training-0"].len() as f64 / net().to_state().len() as f64
+    };
+    let near = |found: f64, wanted: f64| assert!((found - wanted).abs() < 0.1, "{found} networks instead of {wanted}");
+    near(size("sgd", "last"), 2.0);
+    near(size("sgd", "best"), 3.0);
+    near(size("adam", "last"), 3.0);
+}
+
+#[test]
+fn a_damaged_state_is_one_error_that_says_what_to_do() {
+    let settings = serde_json::json!({ "epochs": 1, "batch": 10 });
+    let state = saved(&settings).unwrap().0.states.remove("training-0").unwrap();
+    let resumed = |state: Vec<u8>| {
+        let (data, mut host) = (halves(), Memory::default());
+        host.states.insert("training-0".into(), state);
+        let recipe = serde_json::from_value(settings.clone()).unwrap();
+        let mut cx = Context::new(&Device::flex(), 7, &data, &mut host);
+        fit(net(), &recipe, Extras::default(), &mut cx).map_or_else(|error| error.to_string(), |_| "trained".into())
+    };
+    assert_eq!(resumed(state.clone()), "trained");
+    let wrong = |detail: &str| format!("saved state: training-0: {detail}; remove the file, and this training begins anew");
+    for part in 0..20 {
+        let at = part * state.len() / 20;
+        assert_eq!(resumed(state[..at].to_vec()), wrong("it is cut short"));
+        let mut flipped = state.clone();
+        flipped[at] ^= 16;
+        assert!(resumed(flipped).ends_with("; remove the file, and this training begins anew"), "byte {at}");
+    }
+    let mut flipped = state.clone();
+    let last_moment = state.len() - 10;
+    flipped[last_moment] ^= 16;
+    assert_eq!(resumed(flipped), wrong("it is damaged: the checksum differs"));
 }

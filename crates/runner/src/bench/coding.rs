@@ -9,6 +9,8 @@ use briquette_runtime::{Coded, Coder, Model, Node, Plan, ValueFormat};
 use burn::tensor::Device;
 use serde::Serialize;
 
+use crate::memory::forget_peak;
+
 /// One codebook size's figures for one set of layers; peaks are of the whole process, the weights included.
 #[derive(Debug, Serialize)]
 pub struct CodingRow {
@@ -57,7 +59,7 @@ fn code(layers: &'static str, shapes: &[Vec<usize>], centroids: usize) -> Result
     let dense = (4 * weights) as f64 / (1 << 20) as f64;
     let mut net: Vec<Vec<f32>> = shapes.iter().map(|shape| (0..shape.iter().product()).map(bell).collect()).collect();
 
-    super::forget_peak()?;
+    forget_peak()?;
     let began = Instant::now();
     for values in &mut net {
         let found = cluster(values, centroids, Init::Linear, LLOYD_STEPS, 0);
@@ -65,7 +67,7 @@ fn code(layers: &'static str, shapes: &[Vec<usize>], centroids: usize) -> Result
     }
     let (clustered_per_s, clustering_peak) = (weights as f64 / began.elapsed().as_secs_f64(), super::peak_mib()? / dense);
 
-    super::forget_peak()?;
+    forget_peak()?;
     let began = Instant::now();
     let plan = Plan { values: ValueFormat::Codebook, coder: Coder::Entropy };
     let mut model = Model::default();

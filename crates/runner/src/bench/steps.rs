@@ -6,9 +6,9 @@ use std::time::Instant;
 use anyhow::Result;
 use briquette_core::kernels;
 use briquette_core::net::Net;
-use briquette_core::training::{Optimizer, Recipe, cross_entropy};
+use briquette_core::training::{Descent, Optimizer, Recipe, cross_entropy};
 use burn::module::Module;
-use burn::optim::{GradientsParams, ModuleOptimizer};
+use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::Mode;
@@ -16,7 +16,7 @@ use super::Mode;
 pub(super) struct Steps {
     /// Taken out during a step.
     net: Option<Net>,
-    optimizer: ModuleOptimizer,
+    optimizer: Descent,
     mode: Mode,
     pixels: TensorData,
     labels: Vec<u16>,
@@ -32,7 +32,7 @@ impl Steps {
         let recipe = Recipe { optimizer: Optimizer::Sgd, momentum: 0.9, ..Recipe::default() };
         let net = net.deep_clone();
         Ok(Self {
-            optimizer: recipe.optimizer(&net),
+            optimizer: recipe.optimizer(),
             net: Some(if mode == Mode::Train { net.train() } else { net }),
             mode,
             pixels: TensorData::new(pixels, [batch, shape[0], shape[1], shape[2]]),

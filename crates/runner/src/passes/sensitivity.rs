@@ -34,11 +34,12 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::num::NonZeroUsize;
 
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Entry, Event, Host, Method, Pass, find};
+use briquette_core::pass::{Context, Entry, Event, Host, Method, Pass, Saved, StateWriter, find};
 use briquette_core::scan::{Measured, Point, Scan};
 use briquette_core::training::{Recipe, evaluate};
 use serde::Deserialize;
@@ -177,8 +178,22 @@ impl Sensitivity {
         let settings = format!("{} {:?} {} {} {images} {seed}", probe.entry.name, probe.settings, probe.key, probe.trial);
         let mut hasher = Sha256::new();
         hasher.update(settings.as_bytes());
-        hasher.update(net.to_state());
+        net.write_state(&mut Hashing(&mut hasher)).expect("a hash takes all bytes");
         hasher.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// Hashes what is written.
+struct Hashing<'a>(&'a mut Sha256);
+
+impl Write for Hashing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -239,7 +254,10 @@ impl Known {
     fn load(fingerprint: &str, host: &mut dyn Host) -> Result<Self> {
         let key = format!("sensitivity-{fingerprint}");
         let points = match host.saved(&key)? {
-            Some(bytes) => serde_json::from_slice(&bytes).map_err(|error| Error::State(format!("{key}: {error}")))?,
+            Some(Saved { name, bytes }) => {
+                let damaged = |error| Error::State(format!("{name}: {error}; remove the file, and the scan begins anew"));
+                serde_json::from_reader(bytes).map_err(damaged)?
+            }
             None => BTreeMap::new(),
         };
         Ok(Self { key, points })
@@ -263,7 +281,8 @@ impl Known {
             found => found.map_err(|error| error.to_string()),
         };
         self.points.insert(name.to_string(), found.clone());
-        cx.host.save(&self.key, &serde_json::to_vec(&self.points).expect("plain data serializes"))?;
+        let points = serde_json::to_vec(&self.points).expect("plain data serializes");
+        cx.host.save(&self.key, &mut |to| to.write_all(&points).map_err(|error| Error::Host(error.to_string())))?;
         Ok(found)
     }
 }
@@ -280,11 +299,11 @@ impl Host for Aside<'_> {
         self.0.stop_requested()
     }
 
-    fn saved(&mut self, _: &str) -> Result<Option<Vec<u8>>> {
+    fn saved(&mut self, _: &str) -> Result<Option<Saved<'_>>> {
         Ok(None)
     }
 
-    fn save(&mut self, _: &str, _: &[u8]) -> Result<()> {
+    fn save(&mut self, _: &str, _: &mut StateWriter<'_>) -> Result<()> {
         Ok(())
     }
 
@@ -327,11 +346,11 @@ mod tests {
             self.evaluations >= self.allowed
         }
 
-        fn saved(&mut self, key: &str) -> Result<Option<Vec<u8>>> {
+        fn saved(&mut self, key: &str) -> Result<Option<Saved<'_>>> {
             self.memory.saved(key)
         }
 
-        fn save(&mut self, key: &str, state: &[u8]) -> Result<()> {
+        fn save(&mut self, key: &str, state: &mut StateWriter<'_>) -> Result<()> {
             self.memory.save(key, state)
         }
 

@@ -146,6 +146,9 @@ pub struct Row {
     /// Wall-clock time of the pass.
     #[serde(deserialize_with = "numbers::number")]
     pub seconds: f64,
+    /// Highest resident memory of the process up to the end of the pass, in bytes; none where the system does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_memory: Option<u64>,
     /// The layers that hold parameters.
     #[serde(default)]
     pub layers: Vec<LayerRow>,
