@@ -11,7 +11,7 @@ use briquette_core::coding::floats;
 use briquette_core::cost::Cost;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Data, Entry, Memory, Pass};
+use briquette_core::pass::{Context, Data, Entry, Event, Host, Memory, Pass, Saved, StateWriter};
 use briquette_core::promises::Promises;
 use briquette_core::stored::{Storage, Stored};
 use briquette_core::training::{cross_entropy, images};
@@ -107,6 +107,59 @@ fn a_container_holds_every_value() {
         ensure(values(&back) == values(&net), "the container gives other values back")?;
         Promises::of(&net).check(&back)
     });
+}
+
+/// Whatever a method keeps from step to step, or takes from one of its trainings into what follows, is part of the states that it saves.
+#[test]
+fn interrupted_at_any_state_and_resumed_a_method_ends_with_the_same_bits() {
+    every_case(|case| {
+        let mut calm = Torn { left: usize::MAX, memory: case.files(&case.start())? };
+        let ended = case.trained(&mut calm, 1)?;
+        let saves = usize::MAX - calm.left;
+        for left in 0..saves + usize::from(saves > 0) {
+            let mut torn = Torn { left, memory: case.files(&case.start())? };
+            let interrupted = case.trained(&mut torn, 2).is_err();
+            ensure(interrupted == (left < saves), "it goes on although its state cannot be saved")?;
+            torn.left = usize::MAX;
+            let resumed = case.trained(&mut torn, 3)?;
+            let after = format!("interrupted after {left} of {saves} states, the ");
+            ensure(resumed.0 == ended.0, &(after.clone() + "network differs"))?;
+            ensure(resumed.1 == ended.1, &format!("{after}curves differ: {:?} and {:?}", ended.1, resumed.1))?;
+            ensure(torn.memory.files == calm.memory.files, &(after + "files differ"))?;
+        }
+        Ok(())
+    });
+}
+
+/// A host under which a run ends once it wants to save more states than are left.
+struct Torn {
+    left: usize,
+    memory: Memory,
+}
+
+impl Host for Torn {
+    fn event(&mut self, _: Event<'_>) {}
+
+    fn stop_requested(&self) -> bool {
+        false
+    }
+
+    fn saved(&mut self, key: &str) -> Result<Option<Saved<'_>>> {
+        self.memory.saved(key)
+    }
+
+    fn save(&mut self, key: &str, state: &mut StateWriter<'_>) -> Result<()> {
+        self.left = self.left.checked_sub(1).ok_or_else(|| Error::Host("killed".into()))?;
+        self.memory.save(key, state)
+    }
+
+    fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.memory.write(name, bytes)
+    }
+
+    fn read(&mut self, name: &str) -> Result<Vec<u8>> {
+        self.memory.read(name)
+    }
 }
 
 #[test]
@@ -258,12 +311,32 @@ impl Case {
         Ok((Net::from_state(&state, &Device::flex())?, storage))
     }
 
-    fn run_on(&self, net: Net) -> Result<(Net, Storage)> {
+    /// The state and the curve that come out of two epochs of each training, in a process whose generator has drawn before.
+    fn trained(&self, host: &mut Torn, drawn: u64) -> Result<(Vec<u8>, Vec<[f64; 3]>)> {
+        let mut settings = example(self.entry);
+        if settings.get("tune").is_none() {
+            settings["tune"] = serde_json::json!({ "batch": 40 });
+        }
+        let mut pass = (self.entry.parse)(settings).unwrap_or_else(|_| pass(self.entry));
+        pass.shrink();
+        pass.recipes().into_iter().for_each(|recipe| recipe.epochs = 2);
+        briquette_core::chance::seed(drawn);
+        let mut cx = Context::new(&Device::flex(), 3, &DATA, host);
+        let net = pass.run(self.start(), &mut cx)?;
+        Ok((net.to_state(), cx.curve.iter().map(|epoch| [epoch.lr, epoch.train_loss, epoch.valid_accuracy]).collect()))
+    }
+
+    /// A file that is read has to be there; one that is written replaces it.
+    fn files(&self, net: &Net) -> Result<Memory> {
         let mut host = Memory::default();
         if let Some(name) = example(self.entry)["file"].as_str() {
-            // A file that is read has to be there; one that is written replaces it.
             host.files.insert(name.into(), net.to_model(Storage::default())?.to_bytes()?);
         }
+        Ok(host)
+    }
+
+    fn run_on(&self, net: Net) -> Result<(Net, Storage)> {
+        let mut host = self.files(&net)?;
         let mut cx = Context::new(&Device::flex(), 3, &DATA, &mut host);
         let net = pass(self.entry).run(net, &mut cx)?;
         Ok((net, cx.storage))

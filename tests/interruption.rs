@@ -41,6 +41,45 @@ fn killed_ten_times_and_resumed_a_run_ends_as_undisturbed() {
     }
 }
 
+/// Passes that keep something beside the network from step to step or from one training to the next.
+const KEEPING: [&str; 3] = [
+    r#"method = "movement"
+keep = 0.2
+train = { epochs = 3, batch = 32 }
+tune = { epochs = 1, batch = 32 }"#,
+    r#"method = "soft-weight-sharing"
+components = 4
+pi-zero = 0.7
+tau = 0.005
+rate = 0.01
+train = { epochs = 3, batch = 32, lr = 5e-3 }
+tune = { epochs = 1, batch = 32 }"#,
+    r#"method = "loss-aware-binarization"
+train = { epochs = 4, batch = 32 }"#,
+];
+
+#[test]
+fn killed_at_any_epoch_a_pass_goes_on_with_what_it_has_learned_beside_the_weights() {
+    for pass in KEEPING {
+        let head = "# a few seconds\nmodel = \"lenet300\"\ndata = { name = \"glyphs\", train = 400, test = 100 }\nseed = 5\n\n[[pass]]\n";
+        let bench = Bench::with(&format!("{head}{pass}\n"));
+        assert!(bench.call(&["run", "small.toml", "--out", "calm"]).status.success(), "{pass}");
+        let bytes = |run: &str| std::fs::read(bench.path(run).join("model.brq")).unwrap();
+        for epochs in 1..=4 {
+            let out = format!("torn-{epochs}");
+            let mut child = bench.command(&["run", "small.toml", "--out", &out]).stderr(Stdio::piped()).spawn().unwrap();
+            let lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+            // Before the state of the epoch is written, or after it, as it happens.
+            assert_eq!(lines.filter(|line| line.contains("  epoch ")).take(epochs).count(), epochs, "{pass}");
+            child.kill().unwrap();
+            child.wait().unwrap();
+            assert!(bench.call(&["run", "small.toml", "--resume", "--out", &out]).status.success(), "{pass}");
+            assert_eq!(rows(&bench.path(&out)), rows(&bench.path("calm")), "{pass}: killed after {epochs} epochs");
+            assert!(bytes(&out) == bytes("calm"), "{pass}: killed after {epochs} epochs, the containers differ");
+        }
+    }
+}
+
 #[test]
 fn the_same_seed_gives_the_same_bytes_and_another_seed_others() {
     let bench = Bench::with(SMALL);

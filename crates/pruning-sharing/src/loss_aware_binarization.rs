@@ -38,11 +38,11 @@
 //!
 //! Hou, Yao, Kwok. "Loss-aware Binarization of Deep Networks". ICLR 2017. arXiv:1611.01600.
 //! Differs from the paper: the step of the real weights is the recipe's optimizer's, which with Adam adds momentum to the Newton step; and the
-//! squared gradients are averaged here again with the decay `beta`, for an optimizer's are its own. They are no part of a saved state: a
-//! training that is interrupted goes on with those that it sees from then on.
+//! squared gradients are averaged here again with the decay `beta`, for an optimizer's are its own.
 
 use std::collections::BTreeMap;
 
+use briquette_core::archive::Archive;
 use briquette_core::coding::{self, Rounding};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
@@ -108,32 +108,34 @@ struct Newton {
     beta: f64,
     /// Mean squared gradients by layer, flat, biased towards 0 by the factor `1 - beta^seen`.
     squares: BTreeMap<usize, Tensor<1>>,
-    seen: i32,
+    /// Steps so far.
+    seen: u32,
 }
 
 impl Newton {
     fn new(net: &Net, layers: &[usize], beta: f64) -> Self {
-        Self { paths: paths(net, layers), beta, squares: BTreeMap::new(), seen: 0 }
+        let zeros = |layer: &usize| {
+            let count = net.nodes[*layer].op.weight_shape()?.iter().product::<usize>();
+            Some((*layer, Tensor::zeros([count], &net.device().inner())))
+        };
+        Self { paths: paths(net, layers), beta, squares: layers.iter().filter_map(zeros).collect(), seen: 0 }
     }
 
-    /// The diagonal curvature `d` of a layer.
+    /// The diagonal curvature `d` of a layer, after the first step.
     fn curvature(&self, layer: usize) -> Option<Tensor<1>> {
-        let unbiased = 1.0 / (1.0 - self.beta.powi(self.seen));
-        Some(self.squares.get(&layer)?.clone().mul_scalar(unbiased).sqrt().add_scalar(EPSILON))
+        let unbiased = 1.0 / (1.0 - self.beta.powi(self.seen as i32));
+        let squares = self.squares.get(&layer).filter(|_| self.seen > 0)?;
+        Some(squares.clone().mul_scalar(unbiased).sqrt().add_scalar(EPSILON))
     }
 }
 
 impl Projection for Newton {
     fn see(&mut self, net: &Net, gradients: &GradientsParams, _: f64) {
         self.seen += 1;
-        for layer in self.paths.values() {
-            let Some(gradient) = gradient(net, *layer, gradients) else { continue };
-            let new = gradient.square().mul_scalar(1.0 - self.beta);
-            let square = match self.squares.remove(layer) {
-                Some(old) => old.mul_scalar(self.beta) + new,
-                None => new,
-            };
-            self.squares.insert(*layer, square);
+        for (layer, squares) in &mut self.squares {
+            if let Some(gradient) = gradient(net, *layer, gradients) {
+                *squares = squares.clone().mul_scalar(self.beta) + gradient.square().mul_scalar(1.0 - self.beta);
+            }
         }
     }
 
@@ -145,6 +147,11 @@ impl Projection for Newton {
                 (base, alpha.mul_scalar(2.0))
             }
         })
+    }
+
+    fn keep(&mut self, archive: &mut Archive<'_>) -> Result<()> {
+        archive.numbers(std::slice::from_mut(&mut self.seen))?;
+        self.squares.values_mut().try_for_each(|squares| archive.tensor(squares))
     }
 }
 

@@ -27,11 +27,11 @@
 //! Sanh, Wolf, Rush. "Movement Pruning: Adaptive Sparsity by Fine-Tuning". NeurIPS 2020. arXiv:2005.07683. The cubic schedule is that of
 //! Zhu, Gupta. "To Prune, or Not to Prune". ICLR 2018 workshop. arXiv:1710.01878.
 //! Differs from the paper: scores take plain gradient steps at the network's rate whatever the optimizer, which scores of any scale order
-//! alike; the momentum of a weight goes on while it is out; and the last epoch is the result whatever the recipe chooses. Scores are no
-//! part of a saved state: a training that is interrupted goes on with the weights in use and scores of 0.
+//! alike; the momentum of a weight goes on while it is out; and the last epoch is the result whatever the recipe chooses.
 
 use std::collections::{BTreeMap, HashMap};
 
+use briquette_core::archive::Archive;
 use briquette_core::coding::{coding_of, floats};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Node, Op};
@@ -75,7 +75,9 @@ impl Method for Movement {
 impl Pass for Movement {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let keep = self.check(&net)?;
-        let mut scores = Scores { layers: BTreeMap::new(), keep, warmup: self.warmup.get(), cooldown: self.cooldown.get() };
+        let layer = |node: &Node| Some(Layer::new(weights(node)?.1, mask(node)));
+        let layers = keep.keys().filter_map(|index| Some((*index, layer(&net.nodes[*index])?))).collect();
+        let mut scores = Scores { layers, keep, warmup: self.warmup.get(), cooldown: self.cooldown.get() };
         let recipe = Recipe { choose: Choose::Last, ..self.train.clone() };
         let net = fit(net, &recipe, Extras { projections: vec![&mut scores], ..Extras::default() }, cx)?;
         let net = mask_zeros(net, |layer| scores.keep.contains_key(&layer))?;
@@ -161,11 +163,10 @@ impl Scores {
 
 impl Projection for Scores {
     fn see(&mut self, net: &Net, gradients: &GradientsParams, lr: f64) {
-        for index in self.keep.keys() {
-            let Some(gradient) = gradient(&net.nodes[*index], gradients) else { continue };
-            let node = &net.nodes[*index];
-            let weights = || weights(node).map(|(_, weights)| weights).unwrap_or_default();
-            self.layers.entry(*index).or_insert_with(|| Layer::new(weights(), mask(node))).move_scores(&gradient, lr);
+        for (index, layer) in &mut self.layers {
+            if let Some(gradient) = gradient(&net.nodes[*index], gradients) {
+                layer.move_scores(&gradient, lr);
+            }
         }
     }
 
@@ -178,6 +179,14 @@ impl Projection for Scores {
             values.insert(id, Tensor::from_floats(used.as_slice(), &net.device().inner()));
         }
         replace(net, values)
+    }
+
+    fn keep(&mut self, archive: &mut Archive<'_>) -> Result<()> {
+        self.layers.values_mut().try_for_each(|Layer { scores, weights, used }| {
+            archive.numbers(scores)?;
+            archive.numbers(weights)?;
+            archive.bits(used)
+        })
     }
 }
 

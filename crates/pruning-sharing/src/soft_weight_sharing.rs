@@ -47,6 +47,7 @@
 
 use std::collections::BTreeMap;
 
+use briquette_core::archive::Archive;
 use briquette_core::coding::{self, Coding, Source, Weight, floats};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
@@ -54,7 +55,7 @@ use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::{Choose, Extras, Objective, Recipe, fit, tune};
 use briquette_core::values::plain;
 use burn::module::Module;
-use burn::optim::{Adam, AdamConfig, Optimizer};
+use burn::optim::{Adam, AdamConfig, AdamState, AdaptiveMomentumState, Optimizer};
 use burn::tensor::{Device, Gradients, Tensor, TensorData, activation};
 use serde::Deserialize;
 
@@ -204,7 +205,7 @@ pub struct Mixture {
 /// A tensor that learns by Adam.
 struct Learned {
     values: Tensor<1>,
-    state: Option<<Adam as Optimizer>::State<1>>,
+    moments: AdaptiveMomentumState<1>,
 }
 
 impl std::fmt::Debug for Mixture {
@@ -216,13 +217,28 @@ impl std::fmt::Debug for Mixture {
 impl Learned {
     fn new(values: Vec<f32>, device: &Device) -> Self {
         let len = values.len();
-        Self { values: Tensor::from_data(TensorData::new(values, [len]), &device.clone().autodiff()).require_grad(), state: None }
+        let zeros = || Tensor::zeros([len], device);
+        Self {
+            values: Tensor::from_data(TensorData::new(values, [len]), &device.clone().autodiff()).require_grad(),
+            moments: AdaptiveMomentumState::new(0, zeros(), zeros()),
+        }
     }
 
     fn step(&mut self, adam: &Adam, rate: f64, gradients: &Gradients) {
         let Some(gradient) = self.values.grad(gradients) else { return };
-        let (values, state) = adam.step(rate, self.values.clone().inner(), gradient, self.state.take());
-        (self.values, self.state) = (Tensor::from_inner(values).require_grad(), state);
+        let moments = AdamState::new(self.moments.clone());
+        let (values, state) = adam.step(rate, self.values.clone().inner(), gradient, Some(moments));
+        self.values = Tensor::from_inner(values).require_grad();
+        self.moments = state.map_or_else(|| self.moments.clone(), |state| state.momentum);
+    }
+
+    fn keep(&mut self, archive: &mut Archive<'_>) -> Result<()> {
+        let mut time = [self.moments.time as u64];
+        archive.numbers(&mut time)?;
+        self.moments.time = time[0] as usize;
+        archive.tensor(&mut self.values)?;
+        archive.tensor(&mut self.moments.moment_1)?;
+        archive.tensor(&mut self.moments.moment_2)
     }
 }
 
@@ -295,6 +311,10 @@ impl Objective for Mixture {
 
     fn learn(&mut self, gradients: &Gradients, lr: f64) {
         self.learn(gradients, lr);
+    }
+
+    fn keep(&mut self, archive: &mut Archive<'_>) -> Result<()> {
+        [&mut self.means, &mut self.deviations, &mut self.shares].into_iter().try_for_each(|learned| learned.keep(archive))
     }
 }
 
