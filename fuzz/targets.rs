@@ -32,11 +32,13 @@ pub(crate) enum Target {
     Cifar,
     /// A config and what `--set` changes in it.
     Config,
+    /// A network as a run keeps it between its passes.
+    State,
 }
 
 /// All of them.
-pub(crate) const TARGETS: [Target; 6] =
-    [Target::Container, Target::Checkpoint, Target::Safetensors, Target::Idx, Target::Cifar, Target::Config];
+pub(crate) const TARGETS: [Target; 7] =
+    [Target::Container, Target::Checkpoint, Target::Safetensors, Target::Idx, Target::Cifar, Target::Config, Target::State];
 
 impl Target {
     /// Its name, which is also that of its folder in `fuzz/corpus`.
@@ -48,6 +50,7 @@ impl Target {
             Target::Idx => "idx",
             Target::Cifar => "cifar",
             Target::Config => "config",
+            Target::State => "state",
         }
     }
 
@@ -68,6 +71,7 @@ impl Target {
             Target::Idx => idx(bytes),
             Target::Cifar => cifar(bytes),
             Target::Config => config(bytes),
+            Target::State => state(bytes),
         }
     }
 
@@ -80,6 +84,7 @@ impl Target {
             Target::Idx => idx_files(),
             Target::Cifar => vec![[vec![0, 1], vec![7; 3 * 1024]].concat(), [vec![1, 2, 1], vec![9; 3 * 1024]].concat()],
             Target::Config => configs(),
+            Target::State => states(),
         }
     }
 }
@@ -262,6 +267,26 @@ fn configs() -> Vec<Vec<u8>> {
         format!("{head}[[pass]]\nmethod = \"train\"\nepochs = 3\0pass.0.epochs=1\0seed=9\0model=\"lenet300\"").into_bytes(),
     );
     texts
+}
+
+/// Reads a state twice: as it is, and with its checksum repaired.
+fn state(bytes: &[u8]) {
+    let mut forged = bytes.to_vec();
+    if let Some((body, checksum)) = forged.split_last_chunk_mut::<4>() {
+        *checksum = crc32fast::hash(body).to_le_bytes();
+    }
+    for bytes in [bytes, &forged] {
+        if let Ok(net) = Net::from_state(bytes, &Device::flex()) {
+            let again = net.to_state();
+            assert!(Net::from_state(&again, &Device::flex()).is_ok_and(|net| net.to_state() == again));
+        }
+    }
+}
+
+/// The networks of the containers.
+fn states() -> Vec<Vec<u8>> {
+    let net = |bytes: &Vec<u8>| Net::from_model(&Model::from_bytes(bytes).ok()?, &Device::flex()).ok();
+    containers().iter().filter_map(net).map(|net| net.to_state()).collect()
 }
 
 /// Containers with every layer and every way to store a tensor.

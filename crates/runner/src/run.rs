@@ -64,6 +64,7 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
 
     let base = config.path.parent().unwrap_or(Path::new("")).to_path_buf();
     let checkpoint = folder.join("checkpoint");
+    [&folder, &checkpoint].into_iter().for_each(|folder| files::sweep(folder));
     let (mut progress, mut net) = match load_progress(&checkpoint, &hash)? {
         Some(progress) => {
             tracing::info!("resuming after {} of {} passes", progress.done, config.passes.len());

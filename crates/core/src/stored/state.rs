@@ -350,7 +350,7 @@ mod tests {
                 let indices = prop::collection::vec(0..centroids as u16, columns.div_ceil(width) * rows);
                 let stage = (values(centroids * columns), indices).prop_map(|(centroids, indices)| Stage { centroids, indices });
                 prop::collection::vec(stage, stages)
-                    .prop_map(move |stages| Source::Product { product: Product { width, columns, taps, stages }, transposed })
+                    .prop_map(move |stages| Source::Product { product: Product { width, columns, taps: 1, stages }, transposed })
             });
         let source = prop_oneof![Just(Source::Free), codebook, grid, ternary, hashed, product];
         let mask = prop::option::of(prop::collection::vec(any::<bool>(), count));
