@@ -1,9 +1,10 @@
 //! How fast the training graph is, beside plain Burn and, where it is at hand, PyTorch; how much memory it takes; where its time goes. How fast
-//! coding is, and products of integers.
+//! coding is, and products of integers. What states of large networks take.
 
 mod coding;
 mod integer;
 mod peer;
+mod states;
 mod steps;
 
 use std::collections::BTreeMap;
@@ -23,6 +24,7 @@ use crate::memory;
 pub use coding::{CodingRow, coding};
 pub use integer::{IntegerRow, Integers, integers};
 use peer::Peer;
+pub use states::{StatesRow, StatesStep, states};
 use steps::Steps;
 
 /// What is measured.

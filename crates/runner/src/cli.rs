@@ -141,6 +141,8 @@ enum Bench {
     Coding,
     /// Speed of products of bytes and of bits beside those of floats.
     Integer,
+    /// Time and memory of states and containers of AlexNet and VGG-16, pruned and shared.
+    States,
 }
 
 #[derive(Debug, Subcommand)]
@@ -255,6 +257,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
             verbs::bench_memory(net.as_deref(), *mode, *batch, cli.json)?
         }
         Verb::Bench { what: Bench::Coding, .. } => verbs::bench_coding(cli.json)?,
+        Verb::Bench { what: Bench::States, net, .. } => verbs::bench_states(net.as_deref(), cli.json)?,
         Verb::Bench { what: Bench::Integer, .. } => verbs::bench_integer(cli.json)?,
     }
     Ok(ExitCode::SUCCESS)

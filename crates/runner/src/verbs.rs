@@ -17,6 +17,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::bench::Mode;
+use crate::memory::shown;
 use crate::plan::Planned;
 use crate::report::{Report, Row};
 use crate::{files, measure, methods as all_methods, remeasure, setup};
@@ -359,6 +360,25 @@ pub(crate) fn bench_coding(json: bool) -> Result<()> {
             row.encoding_peak,
             row.smaller
         ))?;
+    }
+    Ok(())
+}
+
+/// `bench states`.
+pub(crate) fn bench_states(net: Option<&str>, json: bool) -> Result<()> {
+    let rows = crate::bench::states(net)?;
+    if json {
+        return print_json(&rows);
+    }
+    for row in rows {
+        print(&format!("{}, {} as dense values", row.net, shown(row.dense as u64)))?;
+        for step in row.steps {
+            let bytes = step.bytes.map_or(String::new(), shown);
+            print(&format!(
+                "  {:12} {bytes:>10} {:8.2} s  peak {:.2} times the dense values",
+                step.what, step.seconds, step.peak
+            ))?;
+        }
     }
     Ok(())
 }
