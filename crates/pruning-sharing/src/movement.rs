@@ -182,7 +182,7 @@ impl Projection for Scores {
     }
 
     fn keep(&mut self, archive: &mut Archive<'_>) -> Result<()> {
-        self.layers.values_mut().try_for_each(|Layer { scores, weights, used }| {
+        self.layers.values_mut().try_for_each(|Layer { scores, weights, used, .. }| {
             archive.numbers(scores)?;
             archive.numbers(weights)?;
             archive.bits(used)
