@@ -149,6 +149,7 @@ pub(crate) fn build(name: String, inputs: Vec<usize>, layer: &Layer, parameters:
 
 /// A node from its description and its parameters in Burn's layout.
 fn assemble(name: String, inputs: Vec<usize>, layer: &Layer, parameters: Vec<Stored>, device: &Device) -> Result<Node> {
+    layer.check().map_err(|source| Error::Shape { node: name.clone(), source })?;
     let mut parameters: BTreeMap<&str, Stored> = parameters.into_iter().map(|stored| (stored.name, stored)).collect();
     let mut need = |key: &str| parameters.remove(key).ok_or_else(|| Error::node(&name, format!("has no tensor '{key}'")));
     let op = match layer {

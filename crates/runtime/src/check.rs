@@ -160,6 +160,11 @@ mod tests {
         assert!(of(&[1, 9, 9], window(9)) && !of(&[1, 9, 9], window(1 << 13)));
         let norm = |size: usize| Layer::LocalResponseNorm { size, alpha: 1.0, beta: 0.75, k: 1.0 };
         assert!(of(&[1, 9, 9], norm(usize::MAX >> 1)) && !of(&[1, 9, 9], norm(0)) && !of(&[9], norm(3)));
+        let epsilon = |epsilon: f64| Layer::BatchNorm { epsilon }.check().is_ok();
+        let slope = |slope: f64| Layer::Activation(crate::Activation::LeakyRelu { slope }).check().is_ok();
+        let p = |p: f64| Layer::Dropout { p }.check().is_ok();
+        assert!(epsilon(1e-5) && !epsilon(-1.2e-34) && !epsilon(0.0) && !epsilon(f64::NAN) && !epsilon(f64::INFINITY));
+        assert!(slope(-0.1) && !slope(f64::NAN) && p(0.0) && p(0.9) && !p(1.0) && !p(-0.1) && !p(f64::NAN));
         let pixels = |mean: f32, std: f32| Layer::Normalize { mean: vec![mean], std: vec![std] };
         assert!(of(&[1, 9, 9], pixels(0.5, 0.5)) && !of(&[1], pixels(0.5, 0.5)));
         for (mean, std) in [(f32::NAN, 1.0), (0.5, 0.0), (0.5, -1.0), (0.5, f32::INFINITY)] {

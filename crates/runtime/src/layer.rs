@@ -265,11 +265,49 @@ impl Layer {
         }
     }
 
+    /// Whether its settings are ones that a layer can have, whatever its inputs.
+    ///
+    /// # Errors
+    /// The setting, and what it may be.
+    pub fn check(&self) -> Result<(), ShapeError> {
+        let wrong = |detail: String| Err(ShapeError::Mismatch { layer: self.kind(), detail });
+        match self {
+            Layer::Normalize { mean, std } => {
+                if !mean.iter().all(|mean| mean.is_finite()) || !std.iter().all(|std| std.is_finite() && *std > 0.0) {
+                    return wrong(format!("means {mean:?} and deviations {std:?}; they are finite, deviations positive"));
+                }
+            }
+            Layer::BatchNorm { epsilon } if !(epsilon.is_finite() && *epsilon > 0.0) => {
+                return wrong(format!("an epsilon of {epsilon}; it is finite and positive"));
+            }
+            Layer::LocalResponseNorm { size: 0, .. } => return wrong("a window of 0 channels".into()),
+            Layer::LocalResponseNorm { alpha, beta, k, .. } if ![alpha, beta, k].iter().all(|value| value.is_finite()) => {
+                return wrong(format!("alpha {alpha}, beta {beta} and k {k}; they are finite"));
+            }
+            Layer::Activation(Activation::LeakyRelu { slope }) if !slope.is_finite() => {
+                return wrong(format!("a slope of {slope}; it is finite"));
+            }
+            Layer::Dropout { p } if !(0.0..1.0).contains(p) => {
+                return wrong(format!("a probability of {p}; it lies from 0 to below 1"));
+            }
+            Layer::MaxPool(window) | Layer::AvgPool { window, .. } if window.kernel.iter().any(|side| *side > MAX_WINDOW) => {
+                return wrong(format!("a window of {:?}; its sides are at most {MAX_WINDOW}", window.kernel));
+            }
+            Layer::Structured(structure) => return structure.check().or_else(|error| wrong(error.to_string())),
+            Layer::Quantize { levels, zero, .. } => {
+                return Grid::uniform(*levels, 1.0, *zero).check(&[]).or_else(|error| wrong(error.to_string()));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
     /// Shape of the output for inputs of these shapes and weights of the shape `weight` (conv2d and linear; ignored elsewhere).
     ///
     /// # Errors
     /// When the number of inputs or a shape does not fit. A custom kernel answers for itself and is an error here.
     pub fn output_shape(&self, inputs: &[&[usize]], weight: Option<&[usize]>) -> Result<Vec<usize>, ShapeError> {
+        self.check()?;
         let layer = self.kind();
         let bad = |detail: String| ShapeError::Mismatch { layer, detail };
         match self {
@@ -298,9 +336,6 @@ impl Layer {
             Layer::Normalize { mean, std } => {
                 if map()?.0 != mean.len() || mean.len() != std.len() {
                     return Err(bad(format!("{} means and {} deviations for the input {:?}", mean.len(), std.len(), inputs[0])));
-                }
-                if !mean.iter().all(|mean| mean.is_finite()) || !std.iter().all(|std| std.is_finite() && *std > 0.0) {
-                    return Err(bad(format!("means {mean:?} and deviations {std:?}; they are finite, deviations positive")));
                 }
                 inputs[0].to_vec()
             }
@@ -331,9 +366,6 @@ impl Layer {
             Layer::MaxPool(window) | Layer::AvgPool { window, .. } => {
                 let (c, h, w) = map()?;
                 let fits = |axis: usize| window.padding[axis] < window.kernel[axis];
-                if window.kernel.iter().any(|side| *side > MAX_WINDOW) {
-                    return Err(bad(format!("a window of {:?}; its sides are at most {MAX_WINDOW}", window.kernel)));
-                }
                 let oh = extent(h, window.kernel[0], window.stride[0], window.padding[0], 1);
                 let ow = extent(w, window.kernel[1], window.stride[1], window.padding[1], 1);
                 let (Some(oh), Some(ow), true, true) = (oh, ow, fits(0), fits(1)) else {
@@ -379,16 +411,11 @@ impl Layer {
             }
             Layer::Flatten => vec![inputs[0].iter().copied().fold(1_usize, usize::saturating_mul)],
             Layer::Structured(structure) => {
-                structure.check().map_err(|error| bad(error.to_string()))?;
                 let [features, outputs] = structure.features();
                 if inputs[0].first() != Some(&features) || !matches!(inputs[0].len(), 1 | 3) {
                     return Err(bad(format!("a matrix [{outputs}, {features}] does not take the input {:?}", inputs[0])));
                 }
                 std::iter::once(outputs).chain(inputs[0][1..].iter().copied()).collect()
-            }
-            Layer::Quantize { levels, zero, .. } => {
-                Grid::uniform(*levels, 1.0, *zero).check(&[]).map_err(|error| bad(error.to_string()))?;
-                inputs[0].to_vec()
             }
             Layer::MeanMagnitude => match inputs[0] {
                 [_, rest @ ..] => std::iter::once(1).chain(rest.iter().copied()).collect(),
@@ -402,14 +429,13 @@ impl Layer {
                 inputs[0].to_vec()
             }
             Layer::Custom { kernel, .. } => return Err(bad(format!("open kernel {kernel:?} is not known here"))),
-            Layer::LocalResponseNorm { size, .. } => {
+            Layer::LocalResponseNorm { .. } => {
                 map()?;
-                if *size == 0 {
-                    return Err(bad("a window of 0 channels".into()));
-                }
                 inputs[0].to_vec()
             }
-            Layer::BatchNorm { .. } | Layer::Activation(_) | Layer::Softmax | Layer::Dropout { .. } => inputs[0].to_vec(),
+            Layer::BatchNorm { .. } | Layer::Activation(_) | Layer::Softmax | Layer::Dropout { .. } | Layer::Quantize { .. } => {
+                inputs[0].to_vec()
+            }
         };
         match shape.iter().copied().fold(1_usize, usize::saturating_mul) {
             0 => Err(bad(format!("the output {shape:?} is empty"))),
