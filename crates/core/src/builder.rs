@@ -9,7 +9,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::error::Result;
-use crate::net::{Net, Node, Op};
+use crate::net::{Net, Node, Op, padded};
 
 /// Appends nodes and infers the number of input channels of each.
 #[derive(Debug)]
@@ -155,15 +155,21 @@ impl Builder {
         self.push(name, at, Op::fixed(layer))
     }
 
-    /// Any operation.
+    /// Any operation. A convolution's `Same` padding becomes the numbers that it is for this input.
     ///
     /// # Panics
     /// If the operation does not fit its inputs, which is a fault of the program that builds.
     pub fn push(&mut self, name: &str, at: &[At], op: Op) -> At {
+        let op = match (op, at) {
+            (Op::Conv2d(conv), &[at]) => Op::Conv2d(padded(conv, self.shape(at))),
+            (op, _) => op,
+        };
         let inputs: Vec<&[usize]> = at.iter().map(|at| self.shape(*at)).collect();
         let shape = match &op {
             Op::Custom(custom) => custom.kernel.output_shape(&inputs),
-            op => op.layer().output_shape(&inputs, op.weight_shape().as_deref()).map_err(|error| error.to_string()),
+            op => op.check_padding().and_then(|()| {
+                op.layer().output_shape(&inputs, op.weight_shape().as_deref()).map_err(|error| error.to_string())
+            }),
         };
         self.shapes.push(shape.unwrap_or_else(|error| panic!("node '{name}': {error}")));
         self.nodes.push(Node { op, name: name.into(), inputs: at.iter().map(|at| at.0).collect() });

@@ -37,7 +37,7 @@ pub struct Node {
 /// The operations that carry trainable tensors, and one variant for all that do not.
 #[derive(Module, Debug)]
 pub enum Op {
-    /// Convolution with symmetric explicit padding; weight `[out, in / groups, kh, kw]`.
+    /// Convolution, its padding the same on both sides; weight `[out, in / groups, kh, kw]`.
     Conv2d(Conv2d),
     /// Fully connected layer; Burn stores the weight as `[in, out]`.
     Linear(Linear),
@@ -121,6 +121,7 @@ impl Net {
             if !names.insert(node.name.as_str()) {
                 return Err(Error::node(&node.name, "the name is taken by an earlier node"));
             }
+            node.op.check_padding().map_err(|detail| Error::node(&node.name, detail))?;
             if (index == 0) != matches!(node.op.layer(), Layer::Input { .. }) {
                 return Err(Error::node(&node.name, "node 0, and no other, is the input"));
             }
@@ -201,11 +202,14 @@ impl Op {
     }
 
     /// The operation without its weights.
+    ///
+    /// # Panics
+    /// If it is a convolution whose padding is not the same on both sides; [`Net::shapes`] rules that out.
     pub fn layer(&self) -> Layer {
         match self {
             Op::Conv2d(conv) => Layer::Conv2d {
                 stride: conv.stride,
-                padding: padding(&conv.padding),
+                padding: padding(conv).unwrap_or_else(|found| panic!("{found}: only what is the same on both sides is carried")),
                 dilation: conv.dilation,
                 groups: conv.groups,
             },
@@ -228,6 +232,12 @@ impl Op {
             }
             Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => None,
         }
+    }
+
+    pub(crate) fn check_padding(&self) -> std::result::Result<(), String> {
+        let Op::Conv2d(conv) = self else { return Ok(()) };
+        let advice = "only padding that is the same on both sides is carried; enlarge the kernel by taps of zero, or pad by other numbers";
+        padding(conv).map(drop).map_err(|found| format!("has {found}; {advice}"))
     }
 
     fn check_channels(&self, output: &[usize]) -> std::result::Result<(), String> {
@@ -293,10 +303,111 @@ impl Value {
     }
 }
 
-/// The symmetric `[vertical, horizontal]` padding of a convolution; the builder and the readers make no other.
-pub(crate) fn padding(config: &PaddingConfig2d) -> [usize; 2] {
-    match config {
-        PaddingConfig2d::Explicit(top, left, _, _) => [*top, *left],
-        PaddingConfig2d::Valid | PaddingConfig2d::Same => [0, 0],
+/// The padding of a convolution, `[vertical, horizontal]`, where it is the same on both sides and does not depend on the input; otherwise
+/// what it is. Burn's `Same` adds `kernel - 1` zeros at stride 1, half of them on each side; at other strides their number follows from the input.
+pub(crate) fn padding(conv: &Conv2d) -> std::result::Result<[usize; 2], String> {
+    match conv.padding {
+        PaddingConfig2d::Valid => Ok([0, 0]),
+        PaddingConfig2d::Explicit(top, left, bottom, right) if (top, left) == (bottom, right) => Ok([top, left]),
+        PaddingConfig2d::Explicit(top, left, bottom, right) => {
+            Err(format!("padding of {top} above, {bottom} below, {left} on the left and {right} on the right"))
+        }
+        PaddingConfig2d::Same if conv.stride == [1, 1] && conv.kernel_size.iter().all(|size| size % 2 == 1) => {
+            Ok(conv.kernel_size.map(|size| (size - 1) / 2))
+        }
+        PaddingConfig2d::Same => Err(format!("padding `Same` of a kernel {:?} at stride {:?}", conv.kernel_size, conv.stride)),
+    }
+}
+
+/// The convolution with `Same` padding spelled out for inputs of this shape.
+pub(crate) fn padded(mut conv: Conv2d, input: &[usize]) -> Conv2d {
+    if let (PaddingConfig2d::Same, &[_, height, width]) = (&conv.padding, input) {
+        let total = |axis: usize, length: usize| {
+            let stride = conv.stride[axis].max(1);
+            (length.div_ceil(stride).saturating_sub(1) * stride + conv.kernel_size[axis]).saturating_sub(length)
+        };
+        let (rows, columns) = (total(0, height), total(1, width));
+        conv.padding = PaddingConfig2d::Explicit(rows / 2, columns / 2, rows - rows / 2, columns - columns / 2);
+    }
+    conv
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::nn::conv::Conv2dConfig;
+    use burn::tensor::Distribution;
+
+    use super::*;
+    use crate::builder::Builder;
+    use crate::stored::Storage;
+
+    fn same(kernel: [usize; 2], stride: usize, device: &Device) -> Conv2d {
+        let config = Conv2dConfig::new([2, 3], kernel).with_stride([stride; 2]).with_padding(PaddingConfig2d::Same);
+        config.init(device)
+    }
+
+    /// A net of this convolution alone, its channels averaged, put together without the builder.
+    fn around(conv: Conv2d, size: usize) -> Net {
+        let node = |name: &str, inputs, op| Node { op, name: name.into(), inputs };
+        let input = Op::fixed(Layer::Input { shape: vec![2, size, size] });
+        let mean = Op::fixed(Layer::GlobalAvgPool);
+        Net { nodes: vec![node("input", vec![], input), node("conv", vec![0], Op::Conv2d(conv)), node("mean", vec![1], mean)] }
+    }
+
+    fn agrees(net: &Net, conv: &Conv2d, size: usize) {
+        let x = Tensor::<4>::random([2, 2, size, size], Distribution::Normal(0.0, 1.0), &net.device());
+        let expected = conv.forward(x.clone()).mean_dim(3).mean_dim(2).reshape([2, 3]);
+        let model = net.to_model(Storage::default()).unwrap();
+        let engine = briquette_runtime::Engine::new(&model, 1).unwrap();
+        let stored = engine.run(&crate::values::floats(x.clone()), 2).unwrap();
+        let expected = crate::values::floats(expected);
+        for found in [crate::values::floats(net.forward(x)), stored] {
+            let off = expected.iter().zip(&found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(found.len() == expected.len() && off < 1e-5, "{expected:?} and {found:?}");
+        }
+    }
+
+    #[test]
+    fn same_padding_of_a_convolution_is_carried_where_both_sides_get_as_much() {
+        let device = Device::flex();
+        device.seed(8);
+        for kernel in [[3, 3], [5, 1], [1, 7]] {
+            let conv = same(kernel, 1, &device);
+            let net = around(conv.clone(), 6);
+            assert_eq!(net.shapes().unwrap()[1], [3, 6, 6]);
+            agrees(&net, &conv, 6);
+        }
+        // With the builder the input's size is known, hence also what `Same` is at a stride.
+        for (kernel, size) in [([3, 3], 7), ([4, 4], 8)] {
+            let conv = same(kernel, 2, &device);
+            let mut b = Builder::new([2, size, size], 1, &device);
+            let at = b.push("conv", &[b.input()], Op::Conv2d(conv.clone()));
+            b.global_avg_pool("mean", at);
+            agrees(&b.finish().unwrap(), &conv, size);
+        }
+    }
+
+    #[test]
+    fn padding_that_differs_from_side_to_side_is_refused() {
+        let device = Device::flex();
+        let explicit = Conv2dConfig::new([2, 3], [3, 3]).with_padding(PaddingConfig2d::Explicit(1, 0, 2, 0)).init(&device);
+        for (conv, said) in [
+            (explicit, "padding of 1 above, 2 below, 0 on the left and 0 on the right"),
+            (same([2, 3], 1, &device), "padding `Same` of a kernel [2, 3] at stride [1, 1]"),
+            (same([3, 3], 2, &device), "padding `Same` of a kernel [3, 3] at stride [2, 2]"),
+        ] {
+            let net = around(conv, 8);
+            for error in [net.shapes().unwrap_err(), net.to_model(Storage::default()).unwrap_err()] {
+                let error = error.to_string();
+                assert!(error.contains("'conv'") && error.contains(said), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "node 'conv': has padding of 0 above, 1 below, 0 on the left and 1 on the right")]
+    fn the_builder_takes_no_padding_that_differs_from_side_to_side() {
+        let mut b = Builder::new([2, 8, 8], 1, &Device::flex());
+        b.push("conv", &[b.input()], Op::Conv2d(same([3, 3], 2, &Device::flex())));
     }
 }

@@ -51,7 +51,7 @@ impl Steps {
     fn of(conv: &Conv2d, rectify: bool) -> Self {
         Self {
             stride: conv.stride,
-            padding: padding(&conv.padding),
+            padding: padding(conv).expect(CHECKED),
             dilation: conv.dilation,
             groups: conv.groups,
             rectify,
