@@ -1,6 +1,8 @@
 //! What a network costs: parameters, non-zeros and multiply-accumulates, layer by layer.
 
+use briquette_runtime::Model;
 use burn::module::Param;
+use burn::tensor::Device;
 
 use crate::error::Result;
 use crate::net::{Net, Op};
@@ -33,6 +35,14 @@ pub struct LayerCost {
 }
 
 impl Cost {
+    /// The cost of a container's network.
+    ///
+    /// # Errors
+    /// When the network does not hold together.
+    pub fn of_model(model: &Model) -> Result<Self> {
+        Self::of(&Net::assembled(model, &Device::flex())?)
+    }
+
     /// Counts from shapes alone; no weight is read.
     ///
     /// # Errors

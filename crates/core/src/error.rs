@@ -50,6 +50,14 @@ pub enum Error {
     /// The container or the engine refused.
     #[error(transparent)]
     Runtime(#[from] briquette_runtime::Error),
+    /// A file that a pass was told to read does not hold what it should; what is wrong is the source.
+    #[error("{file}")]
+    File {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        source: Box<Error>,
+    },
     /// A saved state does not fit.
     #[error("saved state: {0}")]
     State(String),

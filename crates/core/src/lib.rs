@@ -9,6 +9,7 @@ pub mod chance;
 pub mod coding;
 pub mod cost;
 pub mod error;
+mod finite;
 mod forward;
 pub mod kernels;
 pub mod net;

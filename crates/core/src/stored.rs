@@ -4,7 +4,7 @@ mod state;
 
 use std::collections::BTreeMap;
 
-use briquette_runtime::{Coded, Coder, Hashed, Layer, Model, Plan, Structure, ValueFormat};
+use briquette_runtime::{Coded, Coder, Hashed, Layer, Model, NotFinite, Plan, Structure, ValueFormat};
 use burn::module::{Param, ParamId, RunningState};
 use burn::nn::conv::Conv2d;
 use burn::nn::{BatchNorm, BatchNormConfig, Linear, PaddingConfig2d};
@@ -236,17 +236,38 @@ impl Default for Storage {
     }
 }
 
+/// Refuses finite values of a tensor that rounding to 16-bit floats made infinite.
+fn representable(node: &str, tensor: &str, coded: &Coded) -> Result<()> {
+    let values = coded.decode();
+    match values.iter().filter(|value| !value.is_finite()).count() {
+        0 => Ok(()),
+        lost => {
+            let of = values.len();
+            let detail = format!("{lost} of {of} value(s) of '{tensor}' are beyond 65504, the largest 16-bit float; store floats as f32");
+            Err(Error::node(node, detail))
+        }
+    }
+}
+
 impl Net {
     /// The network as a container's contents: weights with a mask without those that it removed, weights with a codebook as indices.
     ///
     /// # Errors
-    /// When a weight cannot be coded as asked.
+    /// When a weight cannot be coded as asked, values are not finite, or too large for 16-bit floats where these are asked for.
     pub fn to_model(&self, storage: Storage) -> Result<Model> {
+        self.shapes()?;
         let mut nodes = Vec::with_capacity(self.nodes.len());
+        let mut unusable = Vec::new();
         for node in &self.nodes {
             let mut tensors = Vec::new();
+            let layer = node.op.layer();
+            unusable.extend(NotFinite::settings(&node.name, &layer));
             for stored in node.parameters() {
                 let (shape, values, mask) = (&stored.shape, stored.values(), stored.coding.mask.as_deref());
+                if let Some(found) = NotFinite::of(&node.name, &layer, stored.name, &values) {
+                    unusable.push(found);
+                    continue;
+                }
                 let plan = |values| Plan { values, coder: storage.coder };
                 let coded = match &stored.coding.source {
                     Source::Free if matches!(node.op, Op::Quantize(_)) => {
@@ -263,15 +284,19 @@ impl Net {
                     }
                     Source::Product { product, .. } => Coded::product(shape, &values, mask, product, &plan(storage.float)),
                 }?;
+                if storage.float == ValueFormat::F16 {
+                    representable(&node.name, stored.name, &coded)?;
+                }
                 tensors.push((stored.name.to_string(), coded));
             }
             nodes.push(briquette_runtime::Node {
                 name: node.name.clone(),
                 inputs: node.inputs.clone(),
-                layer: node.op.layer(),
+                layer,
                 tensors,
             });
         }
+        briquette_runtime::Error::unless_finite(unusable)?;
         Ok(Model { nodes, meta: BTreeMap::new() })
     }
 
@@ -279,8 +304,14 @@ impl Net {
     /// zero without a mask, like the code of 0 on a grid, stays free to become another.
     ///
     /// # Errors
-    /// When the container's network does not hold together.
+    /// When the container's network does not hold together or has values that are not finite.
     pub fn from_model(model: &Model, device: &Device) -> Result<Self> {
+        model.finite()?;
+        Self::assembled(model, device)
+    }
+
+    /// [`Net::from_model`], whatever the values are.
+    pub(crate) fn assembled(model: &Model, device: &Device) -> Result<Self> {
         let mut nodes = Vec::with_capacity(model.nodes.len());
         for node in &model.nodes {
             let parameters = node.tensors.iter().map(|(name, coded)| {

@@ -5,7 +5,7 @@ use std::error::Error as _;
 
 use crate::bytes::{Put as _, Reader};
 use crate::topology::{self, Outline};
-use crate::{Coded, Error, Model, Node};
+use crate::{Coded, Error, Model, Node, lfs};
 
 /// The first bytes of every container.
 pub(crate) const MAGIC: &str = "BRIQ";
@@ -55,13 +55,14 @@ impl Model {
         }
     }
 
-    /// Every fault of a container and of the model in it, one line each; none if it is whole.
+    /// Every fault of a container and of the model in it, values that are not finite included, one line each; none if it is whole.
     pub fn verify(bytes: &[u8]) -> Vec<String> {
         let (model, mut faults) = read(bytes);
         if faults.is_empty() {
             faults.extend(model.check().err());
         }
-        faults.iter().map(chain).collect()
+        let unusable = model.not_finite();
+        faults.iter().map(chain).chain(unusable.iter().map(ToString::to_string)).collect()
     }
 }
 
@@ -69,6 +70,9 @@ impl Model {
 fn read(bytes: &[u8]) -> (Model, Vec<Error>) {
     let mut reader = Reader::new(bytes);
     if reader.bytes(MAGIC.len()).ok() != Some(MAGIC.as_bytes()) {
+        if lfs::is_pointer(bytes) {
+            return (Model::default(), vec![Error::LfsPointer]);
+        }
         return (Model::default(), vec![Error::Magic]);
     }
     match reader.byte() {

@@ -1,5 +1,6 @@
 //! What can go wrong with a container or a run.
 
+use crate::NotFinite;
 use crate::layer::ShapeError;
 
 /// Why a model could not be encoded, read, checked or run.
@@ -80,6 +81,15 @@ pub enum Error {
     /// Shapes that do not fit.
     #[error(transparent)]
     Shape(#[from] ShapeError),
+    /// Values that no network can compute with.
+    #[error("{}; every output would be wrong: get the weights again, or train anew", listed(tensors))]
+    NotFinite {
+        /// The tensors, with counts.
+        tensors: Vec<NotFinite>,
+    },
+    /// A pointer that git-LFS leaves in place of a large file.
+    #[error("{}", crate::lfs::ADVICE)]
+    LfsPointer,
     /// A custom layer without code here.
     #[error("unknown kernel {kernel:?}")]
     UnknownKernel {
@@ -121,4 +131,12 @@ impl Error {
     pub(crate) fn corrupt(detail: impl Into<String>) -> Self {
         Error::Corrupt { detail: detail.into() }
     }
+}
+
+/// The first few of the tensors, and how many more there are.
+fn listed(tensors: &[NotFinite]) -> String {
+    const SHOWN: usize = 8;
+    let shown: Vec<String> = tensors.iter().take(SHOWN).map(ToString::to_string).collect();
+    let more = if tensors.len() > SHOWN { format!("; and of {} more", tensors.len() - SHOWN) } else { String::new() };
+    shown.join("; ") + &more
 }

@@ -51,7 +51,9 @@ impl Method for Load {
 
 impl Pass for Load {
     fn run(&self, _: Net, cx: &mut Context<'_>) -> Result<Net> {
-        let loaded = Net::from_model(&Model::from_bytes(&cx.host.read(&self.file)?)?, &cx.device)?;
+        let bytes = cx.host.read(&self.file)?;
+        let loaded = Model::from_bytes(&bytes).map_err(Error::from).and_then(|model| Net::from_model(&model, &cx.device));
+        let loaded = loaded.map_err(|source| Error::File { file: self.file.clone(), source: Box::new(source) })?;
         let fits = Task::of(&loaded)?.check(&cx.data.train);
         fits.map_err(|error| Error::Invalid(format!("{}: {error}", self.file)))?;
         Ok(loaded)
@@ -70,6 +72,7 @@ mod tests {
     use crate::pass::{Host, Memory};
     use crate::stored::Storage;
     use crate::zoo::Arch;
+    use briquette_runtime::{Coded, Plan};
 
     #[test]
     fn the_network_of_the_file_takes_the_place_of_the_one_at_hand() {
@@ -100,6 +103,20 @@ mod tests {
         let expected =
             format!("other.brq: the network does not fit the data 'handmade': {images}; {classes}; name a pair that fits");
         assert_eq!(refusal("other.brq"), expected);
-        assert!(!refusal("damaged.brq").is_empty());
+        assert_eq!(refusal("damaged.brq"), "damaged.brq");
+    }
+
+    #[test]
+    fn a_container_with_values_that_are_not_finite_is_refused_with_their_number() {
+        let (data, mut host) = (images(), Memory::default());
+        let mut model = coded(Coding::default()).to_model(Storage::default()).unwrap();
+        let (_, weight) = &mut model.nodes[2].tensors[0];
+        let values: Vec<f32> = weight.decode().iter().enumerate().map(|(i, v)| if i % 5 == 1 { f32::NAN } else { *v }).collect();
+        *weight = Coded::encode(weight.shape(), &values, None, &Plan::default()).unwrap();
+        host.files.insert("nan.brq".into(), model.to_bytes().unwrap());
+        let load = Load { file: "nan.brq".into() };
+        let error = load.run(coded(Coding::default()), &mut context(&data, &mut host)).unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(error.to_string() == "nan.brq" && cause.contains("3 of 12 value(s)") && cause.contains(".weight'"), "{cause}");
     }
 }

@@ -14,8 +14,9 @@ impl Net {
     /// mirrored. What was underneath them is then lost. Norms behind anything else stay as well.
     ///
     /// # Errors
-    /// Names a layer whose weights are shared.
+    /// Names a layer whose weights are shared, and tensors with values that are not finite.
     pub fn fold_norms(mut self) -> Result<Self> {
+        self.finite()?;
         let device = self.device();
         while let Some((norm, layer)) = self.foldable() {
             let parameters = folded(&self.nodes[layer], &self.nodes[norm])?;
