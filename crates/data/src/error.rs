@@ -48,6 +48,12 @@ pub enum Error {
         /// Bytes on disk.
         found: u64,
     },
+    /// A pointer that git-LFS leaves in place of a large file.
+    #[error("{}: a git-LFS pointer, not the file itself: `git lfs pull` in its repository fetches that", path.display())]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
+    },
     /// A file's SHA-256 is not the manifest's.
     #[error(
         "{}: expected SHA-256 {expected}, found {found}; the file is damaged or another one: delete it and fetch it again",

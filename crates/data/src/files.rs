@@ -118,7 +118,7 @@ pub(crate) fn checked(path: &Path, bytes: u64, sha256: &str) -> Result<Checked, 
     let length = file.metadata().map_err(Error::io(path))?.len();
     let size = |found| Error::Size { path: path.into(), expected: bytes, found };
     if length != bytes {
-        return Err(size(length));
+        return Err(if is_lfs_pointer(path) { Error::LfsPointer { path: path.into() } } else { size(length) });
     }
     let mut content = Vec::with_capacity(bytes as usize);
     file.take(bytes + 1).read_to_end(&mut content).map_err(Error::io(path))?;
@@ -130,6 +130,13 @@ pub(crate) fn checked(path: &Path, bytes: u64, sha256: &str) -> Result<Checked, 
         return Err(Error::Checksum { path: path.into(), expected: sha256.into(), found });
     }
     Ok(Checked { path: path.into(), bytes: content, sha256: found })
+}
+
+/// Whether git-LFS has left its pointer of a few lines in place of the file.
+pub(crate) fn is_lfs_pointer(path: &Path) -> bool {
+    let mut start = Vec::new();
+    let read = fs::File::open(path).and_then(|file| file.take(64).read_to_end(&mut start));
+    read.is_ok() && start.starts_with(b"version https://git-lfs.github.com/spec/")
 }
 
 /// SHA-256 in hexadecimal.
@@ -210,5 +217,8 @@ mod tests {
         let error = checked(&path, 3, sha256).err().expect("changed");
         assert!(matches!(&error, Error::Checksum { expected, .. } if expected == sha256), "{error}");
         assert!(matches!(checked(&dir.path().join("none"), 3, sha256), Err(Error::Io { .. })));
+        fs::write(&path, b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n").expect("write");
+        let error = checked(&path, 3, sha256).err().expect("a pointer").to_string();
+        assert!(error.contains("git-LFS pointer") && error.contains("git lfs pull"), "{error}");
     }
 }
