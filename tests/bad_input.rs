@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use briquette_runtime::{Coded, Model, Plan};
 use safetensors::tensor::{Dtype, TensorView};
 
 use crate::program::{Bench, SMALL};
@@ -108,6 +109,120 @@ fn safetensors_of_lenet300(classes: usize) -> Vec<u8> {
         (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), &zeros[..bytes]).unwrap())
     });
     safetensors::serialize(views.collect::<HashMap<_, _>>(), None).unwrap()
+}
+
+/// LeNet-300-100 in a container, one of its weights not a number, as another writer might leave it.
+fn unsound(bench: &Bench) {
+    std::fs::write(bench.path("net.safetensors"), safetensors_of_lenet300(10)).unwrap();
+    assert!(bench.call(&["import", "net.safetensors", "--arch", "lenet300", "--out", "net.brq"]).status.success());
+    let mut model = Model::from_bytes(&std::fs::read(bench.path("net.brq")).unwrap()).unwrap();
+    let node = model.nodes.iter_mut().find(|node| node.name == "fc2").unwrap();
+    let weight = &mut node.tensors.iter_mut().find(|(name, _)| name == "weight").unwrap().1;
+    let mut values = weight.decode();
+    values[7] = f32::NAN;
+    values[9] = f32::NEG_INFINITY;
+    *weight = Coded::encode(weight.shape(), &values, None, &Plan::default()).unwrap();
+    std::fs::write(bench.path("net.brq"), model.to_bytes().unwrap()).unwrap();
+}
+
+#[test]
+fn a_container_that_is_not_finite_is_never_sound() {
+    let bench = Bench::with(SMALL);
+    unsound(&bench);
+    let said = "2 of 30000 value(s) of 'fc2.weight' are not finite";
+    let verified = bench.call(&["verify", "net.brq"]);
+    assert_eq!((verified.status.code(), String::from_utf8(verified.stdout).unwrap().trim()), (Some(1), said));
+    let inspected = bench.call(&["inspect", "net.brq"]);
+    assert!(inspected.status.success() && String::from_utf8(inspected.stdout).unwrap().contains(&format!("NOT SOUND: {said}")));
+    let (error, code) = bench.refusal(&["eval", "net.brq", "--data", "glyphs"]);
+    assert!(error.contains("net.brq") && error.contains(said) && code == 1, "{error}");
+    let load = "model = \"lenet300\"\ndata = { name = \"glyphs\", train = 120, test = 60 }\n[[pass]]\nmethod = \"load\"\nfile = \"net.brq\"\n";
+    std::fs::write(bench.path("load.toml"), load).unwrap();
+    let (error, _) = bench.refusal(&["run", "load.toml"]);
+    assert!(error.contains("(load)") && error.contains("net.brq") && error.contains(said), "{error}");
+    std::fs::write(bench.path("start.toml"), SMALL.replace("\"lenet300\"", "{ file = \"net.brq\" }")).unwrap();
+    let (error, _) = bench.refusal(&["run", "start.toml"]);
+    assert!(error.contains("net.brq") && error.contains(said), "{error}");
+}
+
+#[test]
+fn pointers_of_git_lfs_and_onnx_files_are_named_as_such() {
+    let bench = Bench::with(&SMALL.replace("glyphs", "mnist"));
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n";
+    for name in ["net.brq", "net.pt", "net.safetensors"] {
+        std::fs::write(bench.path(name), pointer).unwrap();
+        let (error, code) = bench.refusal(&["inspect", name]);
+        assert!(error.contains(name) && error.contains("a git-LFS pointer") && error.contains("git lfs pull") && code == 1, "{error}");
+    }
+    let (error, _) = bench.refusal(&["import", "net.pt", "--arch", "lenet5", "--out", "out.brq"]);
+    assert!(error.contains("net.pt: a git-LFS pointer"), "{error}");
+    for file in ["train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"] {
+        std::fs::write(bench.path(file), pointer).unwrap();
+    }
+    let (error, code) = bench.refusal(&["run", "small.toml", "--data-dir", "."]);
+    assert!(error.contains("ubyte.gz: a git-LFS pointer") && code == 1, "{error}");
+    std::fs::write(bench.path("net.onnx"), b"\x08\x07\x12\x07pytorch").unwrap();
+    for verb in [&["inspect", "net.onnx"][..], &["import", "net.onnx", "--arch", "lenet5", "--out", "out.brq"]] {
+        let (error, code) = bench.refusal(verb);
+        assert!(error.contains("net.onnx: ONNX files cannot be read yet") && code == 1, "{error}");
+    }
+}
+
+#[test]
+fn a_scalar_is_printed_as_one() {
+    let bench = Bench::with(SMALL);
+    let one = 2.5_f32.to_le_bytes();
+    let views = [("temperature", TensorView::new(Dtype::F32, vec![], &one).unwrap())];
+    std::fs::write(bench.path("net.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    let text = String::from_utf8(bench.call(&["inspect", "net.safetensors"]).stdout).unwrap();
+    assert!(text.contains("scalar") && !text.contains("[]"), "{text}");
+}
+
+#[test]
+fn a_table_and_a_prefix_lead_to_the_weights() {
+    let bench = Bench::with(SMALL);
+    let (zeros, ones) = (vec![0; 4 * 784 * 300], [1.0_f32; 784 * 300].iter().flat_map(|one| one.to_le_bytes()).collect::<Vec<u8>>());
+    let mut tensors = Vec::new();
+    for (group, values) in [("model", &zeros), ("ema", &ones)] {
+        for (name, shape) in [("in", vec![300, 784]), ("mid", vec![100, 300]), ("out", vec![10, 100])] {
+            for (part, shape) in [("weight", shape.clone()), ("bias", shape[..1].to_vec())] {
+                let bytes = 4 * shape.iter().product::<usize>();
+                tensors.push((format!("{group}.{name}.{part}"), TensorView::new(Dtype::F32, shape, &values[..bytes]).unwrap()));
+            }
+        }
+    }
+    std::fs::write(bench.path("both.safetensors"), safetensors::serialize(tensors, None).unwrap()).unwrap();
+    let import = ["import", "both.safetensors", "--arch", "lenet300", "--out", "net.brq"];
+    let (error, _) = bench.refusal(&import);
+    assert!(error.contains("holds 6 module(s)") && error.contains("--prefix 'ema'"), "{error}");
+    let with = |more: &[&str]| bench.call(&[&import[..], more].concat());
+    assert!(with(&["--prefix", "ema"]).status.success());
+    let weight = |node: &str| {
+        let model = Model::from_bytes(&std::fs::read(bench.path("net.brq")).unwrap()).unwrap();
+        let node = model.nodes.into_iter().find(|own| own.name == node).unwrap();
+        node.tensor("weight").unwrap().decode()
+    };
+    assert!(weight("fc1").iter().all(|w| *w == 1.0));
+    std::fs::write(bench.path("table.toml"), "fc1 = \"in\"\nfc2 = \"mid\"\nfc3 = \"out\"\n").unwrap();
+    assert!(with(&["--prefix", "model", "--table", "table.toml"]).status.success());
+    assert!(weight("fc1").iter().all(|w| *w == 0.0));
+    std::fs::write(bench.path("table.toml"), "fc1 = \"in\"\nfc2 = \"mid\"\nfc4 = \"out\"\n").unwrap();
+    let (error, _) = bench.refusal(&[&import[..], &["--prefix", "model", "--table", "table.toml"]].concat());
+    assert!(error.contains("unknown layer 'fc4'; did you mean"), "{error}");
+    std::fs::write(bench.path("table.toml"), "layer1.0 = \"in\"\n").unwrap();
+    let (error, _) = bench.refusal(&[&import[..], &["--table", "table.toml"]].concat());
+    assert!(error.contains("table.toml: a table has lines like") && error.contains("in quotes"), "{error}");
+    let (error, _) = bench.refusal(&["inspect", "both.safetensors", "--prefix", "mode"]);
+    assert!(error.contains("no tensor's name begins with 'mode.'"), "{error}");
+    let inspected = bench.call(&["inspect", "both.safetensors", "--prefix", "model"]).stdout;
+    assert!(String::from_utf8(inspected).unwrap().contains("both.safetensors: 6 tensors, 266610 values"));
+    let (error, _) = bench.refusal(&[&import[..], &["--prefix", "ema", "--mean", "0.1", "--std", "0"]].concat());
+    assert!(error.contains("a deviation must be positive, not 0"), "{error}");
+    // In a config the model's table says the same.
+    let model = "{ arch = \"lenet300\", file = \"both.safetensors\", prefix = \"ema\" }";
+    std::fs::write(bench.path("ema.toml"), SMALL.replace("\"lenet300\"", model)).unwrap();
+    let planned = bench.call(&["plan", "ema.toml"]);
+    assert!(planned.status.success(), "{}", String::from_utf8_lossy(&planned.stderr));
 }
 
 #[test]

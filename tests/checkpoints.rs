@@ -11,6 +11,7 @@ use briquette_runtime::Engine;
 use burn::tensor::Device;
 
 use crate::engine::difference;
+use crate::program::{Bench, SMALL};
 
 #[test]
 #[ignore = "needs the checkpoints in BRIQUETTE_MODELS"]
@@ -56,4 +57,43 @@ fn a_resnet_trained_with_pytorch_keeps_its_accuracy() {
     }
     // 99.80 % of the 4,000 images, as an independent forward pass measured.
     assert_eq!((data.len(), right), (4000, 3992));
+}
+
+/// A checkpoint among the cases that were found in use.
+fn case(name: &str) -> String {
+    let cases = PathBuf::from(std::env::var_os("BRIQUETTE_MODELS").unwrap()).with_file_name("cases");
+    cases.join(name).to_str().unwrap().to_string()
+}
+
+/// Arguments that import a ResNet-20 as its author trained it.
+fn import<'a>(file: &'a str, out: &'a str) -> [&'a str; 10] {
+    let [mean, std] = ["0.485,0.456,0.406", "0.229,0.224,0.225"];
+    ["import", file, "--arch", "resnet20", "--mean", mean, "--std", std, "--out", out]
+}
+
+#[test]
+#[ignore = "needs the cases beside BRIQUETTE_MODELS and the data sets in BRIQUETTE_DATA"]
+fn biases_that_the_architecture_has_no_place_for_count() {
+    let bench = Bench::with(SMALL);
+    for name in ["a1_conv_bias", "a1_twin"] {
+        let (file, out) = (case(&format!("{name}.safetensors")), format!("{name}.brq"));
+        let output = bench.call(&import(&file, &out));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let output = bench.call(&["eval", &out, "--data", "cifar10-exact4000", "--split", "train", "--json"]);
+        let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        // As an independent forward pass counted.
+        assert_eq!((&found["correct"], &found["samples"]), (&1233.into(), &4000.into()), "{name}");
+    }
+}
+
+#[test]
+#[ignore = "needs the cases beside BRIQUETTE_MODELS"]
+fn a_value_that_is_not_finite_is_named_and_counted() {
+    let bench = Bench::with(SMALL);
+    let file = case("a3_nan.safetensors");
+    let said = "1 of 4608 value(s) of 'layer2.0.conv1.weight' are not finite";
+    let (error, code) = bench.refusal(&import(&file, "nan.brq"));
+    assert!(error.contains(said) && code == 1 && !bench.path("nan.brq").exists(), "{error}");
+    let inspected = bench.call(&["inspect", &file]);
+    assert!(inspected.status.success() && String::from_utf8_lossy(&inspected.stdout).contains(&format!("NOT SOUND: {said}")));
 }

@@ -1,55 +1,97 @@
-//! Which tensor of a checkpoint belongs to which layer.
+//! The network with a checkpoint's weights.
 //!
-//! Checkpoints name their tensors as the original program did. Without a table, the file's modules are put in natural order of their names
-//! (`layer2` before `layer10`) and dealt out to the network's layers in order of execution, kind by kind: convolutions, fully connected
-//! layers, batch norms. Every shape must fit, and nothing may be left over.
+//! Checkpoints name their tensors as the original program did. Without a table, modules are found by the names or the order of the layers
+//! ([`order`](crate::order)). Every shape must fit, and no floating-point tensor of the model may be left over.
 
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use briquette_core::coding::Coding;
-use briquette_core::net::{Net, Op};
+use briquette_core::net::{Net, Node, Op};
 use briquette_core::stored::Stored;
+use briquette_runtime::NotFinite;
 
+use crate::masks::called;
+use crate::names::bookkeeping;
+use crate::order::{self, Prefixes};
 use crate::{Checkpoint, Error, Foreign};
 
 /// Layer name to the prefix of its tensors' names in the file: `{"conv1" = "module.conv1"}`.
 pub type Table = BTreeMap<String, String>;
 
-/// The network with the checkpoint's weights.
+/// The network with the checkpoint's weights. A mask that the file holds becomes the mask of the weight. The bias of a layer that has none
+/// here, `y = w x + b`, moves into the batch norm that alone reads it: `mean - b` instead of `mean`.
 ///
 /// # Errors
-/// A layer without weights, weights without a layer, shapes that differ, a table that names what is not there.
+/// A layer without weights, weights without a layer, shapes that differ, values that are not finite, a table that names what is not there, and
+/// modules whose order does not follow from the file.
 pub fn assign(net: Net, checkpoint: &Checkpoint, table: Option<&Table>) -> Result<Net, Error> {
+    let mismatch = |detail: String| Error::Mismatch { path: checkpoint.path.clone(), detail };
     let prefixes = match table {
         Some(table) => by_table(&net, checkpoint, table)?,
-        None => by_order(&net, checkpoint)?,
+        None => order::find(&net, checkpoint).map_err(|detail| mismatch(detail + &unread(checkpoint)))?,
     };
-    let device = net.device();
-    let mut nodes = Vec::with_capacity(net.nodes.len());
-    for (index, node) in net.nodes.into_iter().enumerate() {
-        let Some(prefix) = prefixes.get(&index) else {
-            nodes.push(node);
-            continue;
-        };
-        let mut parameters = Vec::new();
+    let mut used = BTreeSet::new();
+    let mut unusable = Vec::new();
+    let mut parameters: BTreeMap<usize, Vec<Stored>> = BTreeMap::new();
+    for (&index, prefix) in &prefixes {
+        let node = &net.nodes[index];
+        let mut own = Vec::new();
         for stored in node.parameters() {
-            let name = format!("{prefix}.{}", foreign_name(&node.op, stored.name));
-            let found = checkpoint.tensors.get(&name);
-            let found = found.ok_or_else(|| mismatch(checkpoint, format!("layer '{}' needs the tensor '{name}'", node.name)))?;
-            if found.shape != stored.shape {
-                let (has, wants) = (&found.shape, &stored.shape);
-                let detail = format!("tensor '{name}' has shape {has:?}, layer '{}' takes {wants:?}", node.name);
-                return Err(mismatch(checkpoint, detail));
-            }
-            let Foreign { shape, values } = found.clone();
-            parameters.push(Stored { name: stored.name, shape, base: values, coding: Coding::default() });
+            let part = foreign_name(&node.op, stored.name);
+            let name = format!("{prefix}.{part}");
+            let found = take(checkpoint, node, &name, &stored.shape).map_err(mismatch)?;
+            let not_finite = NotFinite::of(prefix, &node.op.layer(), stored.name, &found.values);
+            unusable.extend(not_finite.map(|found| NotFinite { tensor: part.into(), ..found }));
+            let mask = checkpoint.masks.get(&name).filter(|mask| stored.shape.len() >= 2 && mask.contains(&false)).cloned();
+            let Foreign { shape, values } = found;
+            own.push(Stored { name: stored.name, shape, base: values, coding: Coding { mask, ..Coding::default() } });
+            used.insert(name);
         }
-        nodes.push(node.with(parameters, &device)?);
+        parameters.insert(index, own);
     }
-    let net = Net { nodes };
+    for (bias, norm) in movable(&net, checkpoint, &prefixes) {
+        let shift = &checkpoint.tensors[&bias].values;
+        unusable.extend(NotFinite::of(bias.trim_end_matches(".bias"), &net.nodes[norm].op.layer(), "bias", shift));
+        let mean = parameters.get_mut(&norm).and_then(|own| own.iter_mut().find(|stored| stored.name == "mean"));
+        if let Some(mean) = mean.filter(|mean| mean.base.len() == shift.len()) {
+            mean.base.iter_mut().zip(shift).for_each(|(mean, bias)| *mean -= bias);
+            used.insert(bias);
+        }
+    }
+    nothing_left(checkpoint, &used).map_err(mismatch)?;
+    briquette_runtime::Error::unless_finite(unusable).map_err(|error| mismatch(error.to_string()))?;
+
+    let device = net.device();
+    let nodes = net.nodes.into_iter().enumerate().map(|(index, node)| match parameters.remove(&index) {
+        Some(own) => node.with(own, &device),
+        None => Ok(node),
+    });
+    let net = Net { nodes: nodes.collect::<Result<_, _>>()? };
     net.shapes()?;
     Ok(net)
+}
+
+/// What of the file could not be read, to follow a fault that may come of it.
+fn unread(checkpoint: &Checkpoint) -> String {
+    let list: Vec<String> = checkpoint.strangers.iter().map(|(name, class)| stranger(name, class)).collect();
+    if list.is_empty() { String::new() } else { format!("; not read: {}", list.join(", ")) }
+}
+
+fn stranger(name: &str, class: &str) -> String {
+    format!("'{name}' (an object of the class {class})")
+}
+
+fn take(checkpoint: &Checkpoint, node: &Node, name: &str, shape: &[usize]) -> Result<Foreign, String> {
+    let Some(found) = checkpoint.tensors.get(name) else {
+        return Err(match checkpoint.strangers.get(name) {
+            Some(class) => format!("layer '{}' needs '{name}', which is an object of the class {class} that cannot be read", node.name),
+            None => format!("layer '{}' needs the tensor '{name}'", node.name),
+        });
+    };
+    if found.shape != shape {
+        return Err(format!("tensor '{name}' has shape {:?}, layer '{}' takes {shape:?}", found.shape, node.name));
+    }
+    Ok(found.clone())
 }
 
 fn foreign_name(op: &Op, name: &'static str) -> &'static str {
@@ -62,90 +104,66 @@ fn foreign_name(op: &Op, name: &'static str) -> &'static str {
     }
 }
 
-fn by_table(net: &Net, checkpoint: &Checkpoint, table: &Table) -> Result<BTreeMap<usize, String>, Error> {
-    let mut prefixes = BTreeMap::new();
+fn by_table(net: &Net, checkpoint: &Checkpoint, table: &Table) -> Result<Prefixes, Error> {
+    let mismatch = |detail: String| Error::Mismatch { path: checkpoint.path.clone(), detail };
+    let mut prefixes = Prefixes::new();
+    let mut layers: BTreeMap<&str, &str> = BTreeMap::new();
     for (layer, prefix) in table {
-        prefixes.insert(net.index(layer)?, prefix.clone());
+        let index = net.index(layer)?;
+        if net.nodes[index].stored().is_empty() {
+            return Err(mismatch(format!("the table gives '{prefix}' to '{layer}', which has no weights")));
+        }
+        if let Some(other) = layers.insert(prefix, layer) {
+            return Err(mismatch(format!("the table gives '{prefix}' to two layers, '{other}' and '{layer}'")));
+        }
+        prefixes.insert(index, prefix.clone());
     }
     match net.nodes.iter().enumerate().find(|(index, node)| !node.stored().is_empty() && !prefixes.contains_key(index)) {
-        Some((_, node)) => Err(mismatch(checkpoint, format!("the table has no entry for layer '{}'", node.name))),
+        Some((_, node)) => Err(mismatch(format!("the table has no entry for layer '{}'", node.name))),
         None => Ok(prefixes),
     }
 }
 
-const CONVOLUTION: &str = "convolution";
-const FULLY_CONNECTED: &str = "fully connected layer";
-const BATCH_NORM: &str = "batch norm";
-
-fn by_order(net: &Net, checkpoint: &Checkpoint) -> Result<BTreeMap<usize, String>, Error> {
-    let mut prefixes = BTreeMap::new();
-    let kind_of = |op: &Op| match op {
-        Op::Conv2d(_) => Some(CONVOLUTION),
-        Op::Linear(_) => Some(FULLY_CONNECTED),
-        Op::BatchNorm(_) => Some(BATCH_NORM),
-        Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => None,
-    };
-    for kind in [CONVOLUTION, FULLY_CONNECTED, BATCH_NORM] {
-        let layers: Vec<usize> = (0..net.nodes.len()).filter(|&index| kind_of(&net.nodes[index].op) == Some(kind)).collect();
-        let modules = modules(checkpoint, kind);
-        if layers.len() != modules.len() {
-            let detail = format!(
-                "holds {} module(s) of the kind '{kind}', the network has {}; name the right `arch`, or give a table",
-                modules.len(),
-                layers.len()
-            );
-            return Err(mismatch(checkpoint, detail));
-        }
-        prefixes.extend(layers.into_iter().zip(modules));
-    }
-    Ok(prefixes)
-}
-
-/// Prefixes of the file's modules of one kind, in natural order.
-fn modules(checkpoint: &Checkpoint, kind: &str) -> Vec<String> {
-    let mut found = BTreeSet::new();
-    for (name, tensor) in &checkpoint.tensors {
-        let Some((prefix, "weight")) = name.rsplit_once('.') else { continue };
-        let this = match tensor.shape.len() {
-            4 => CONVOLUTION,
-            2 => FULLY_CONNECTED,
-            1 if checkpoint.tensors.contains_key(&format!("{prefix}.running_mean")) => BATCH_NORM,
-            _ => continue,
+/// Biases of the file whose layers have none, and the batch norm that alone reads each of these layers.
+fn movable(net: &Net, checkpoint: &Checkpoint, prefixes: &Prefixes) -> Vec<(String, usize)> {
+    let biased = |(&index, prefix): (&usize, &String)| {
+        let node = &net.nodes[index];
+        let without = match &node.op {
+            Op::Conv2d(conv) => conv.bias.is_none(),
+            Op::Linear(linear) => linear.bias.is_none(),
+            Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => false,
         };
-        if this == kind {
-            found.insert(prefix.to_string());
-        }
-    }
-    let mut modules: Vec<String> = found.into_iter().collect();
-    modules.sort_by(|a, b| natural(a, b));
-    modules
-}
-
-/// Compares names part by part; parts that are numbers compare as numbers.
-fn natural(a: &str, b: &str) -> Ordering {
-    let split = |name: &str| -> Vec<(String, u64)> {
-        let part = |part: &str| {
-            let digits = part.len() - part.trim_end_matches(|c: char| c.is_ascii_digit()).len();
-            let (word, number) = part.split_at(part.len() - digits);
-            (word.to_string(), number.parse().unwrap_or(0))
-        };
-        name.split('.').map(part).collect()
+        let bias = format!("{prefix}.bias");
+        let mut readers = net.nodes.iter().enumerate().filter(|(_, reader)| reader.inputs.contains(&index));
+        let only = readers.next().filter(|(_, reader)| matches!(reader.op, Op::BatchNorm(_)))?.0;
+        (without && readers.next().is_none() && checkpoint.tensors.contains_key(&bias)).then_some((bias, only))
     };
-    split(a).cmp(&split(b))
+    prefixes.iter().filter_map(biased).collect()
 }
 
-fn mismatch(checkpoint: &Checkpoint, detail: String) -> Error {
-    Error::Mismatch { path: checkpoint.path.clone(), detail }
+/// Whether every tensor of the part of the file that the used ones are in was used, but for what optimizers and counters keep.
+fn nothing_left(checkpoint: &Checkpoint, used: &BTreeSet<String>) -> Result<(), String> {
+    let part = |name: &str| name.split_once('.').map(|(root, _)| root.to_string()).filter(|root| checkpoint.roots.contains(root));
+    let parts: BTreeSet<Option<String>> = used.iter().map(|name| part(name)).collect();
+    let ours = |name: &&String| !bookkeeping(name) && parts.contains(&part(name));
+    let left = checkpoint.tensors.keys().filter(|name| !used.contains(*name) && ours(name)).map(|name| format!("'{name}'"));
+    let strangers = checkpoint.strangers.iter().filter(|(name, _)| ours(name));
+    let strangers = strangers.map(|(name, class)| stranger(name, class));
+    let stray = checkpoint.stray.iter().filter(ours).map(|name| format!("'{name}'"));
+    let left: Vec<String> = left.chain(strangers).chain(stray).collect();
+    if left.is_empty() {
+        return Ok(());
+    }
+    const SHOWN: usize = 12;
+    let more = if left.len() > SHOWN { format!(" and {} more", left.len() - SHOWN) } else { String::new() };
+    let mask = left.iter().any(|name| called(name));
+    let masks = if mask { "; a mask is one of zeros and ones that is named and shaped after its weight" } else { "" };
+    Err(format!(
+        "the network has no place for {}{more}, and would be another one without{masks}; name the right architecture, choose the part of the \
+         file that is meant by `--prefix P`, or save the file without",
+        left[..left.len().min(SHOWN)].join(", ")
+    ))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_in_names_count_as_numbers() {
-        let mut names = ["layer10.conv1", "layer2.conv1", "conv1", "features.3", "features.12", "layer2.conv2"];
-        names.sort_by(|a, b| natural(a, b));
-        assert_eq!(names, ["conv1", "features.3", "features.12", "layer2.conv1", "layer2.conv2", "layer10.conv1"]);
-    }
-}
+mod tests;

@@ -3,7 +3,11 @@
 //! Nothing in a file is executed: pickles are parsed, never run, by `pytorch-reader`, which bounds what it allocates.
 
 mod assign;
+mod masks;
+mod names;
+mod order;
 mod read;
+mod strangers;
 
 use std::path::PathBuf;
 

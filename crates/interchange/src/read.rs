@@ -1,21 +1,34 @@
 //! Reading a checkpoint's tensors as `f32`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use briquette_runtime::lfs;
 use half::{bf16, f16};
-use pytorch_reader::{DType, PytorchReader};
+use pytorch_reader::{DType, PickleValue, PytorchError, PytorchReader};
 use safetensors::{Dtype, SafeTensors};
 
-use crate::Error;
+use crate::masks;
+use crate::names::{below, shared};
+use crate::strangers::{self, without};
+use crate::{Error, masks::called};
 
-/// The floating-point tensors of a file, by name. Integer tensors (counters) are left out.
-#[derive(Debug, Clone)]
+/// The floating-point tensors of a file, by name. Integer tensors are left out, but for those that are called masks.
+#[derive(Debug, Clone, Default)]
 pub struct Checkpoint {
     /// The file.
     pub path: PathBuf,
-    /// The tensors.
+    /// The tensors; what has a mask is zero where the mask is.
     pub tensors: BTreeMap<String, Foreign>,
+    /// Which values of a tensor are kept, for tensors that the file holds a mask of.
+    pub masks: BTreeMap<String, Vec<bool>>,
+    /// Integer tensors that are called masks and are of no tensor of the file.
+    pub stray: BTreeSet<String>,
+    /// Dictionaries at the top of the file, such as `state_dict` and `optimizer`.
+    pub roots: BTreeSet<String>,
+    /// Objects whose tensors cannot be read: where they are and of what class.
+    pub strangers: BTreeMap<String, String>,
 }
 
 /// A tensor from elsewhere.
@@ -30,60 +43,157 @@ pub struct Foreign {
 /// Reads a `.safetensors` file or, under any other name, a PyTorch checkpoint.
 ///
 /// # Errors
-/// When the file is missing, damaged or holds no floating-point tensor.
+/// When the file is missing, damaged, of another kind or holds no floating-point tensor.
 pub fn read(path: &Path) -> Result<Checkpoint, Error> {
     let wrong = |detail: String| Error::File { path: path.to_path_buf(), detail };
     if !path.is_file() {
         return Err(wrong("no such file".into()));
     }
-    let tensors = if path.extension().is_some_and(|e| e == "safetensors") { safe(path) } else { torch(path) };
-    let tensors = tensors.map_err(wrong)?;
-    if tensors.is_empty() {
+    let mut start = Vec::new();
+    let opened = std::fs::File::open(path).and_then(|file| file.take(64).read_to_end(&mut start));
+    opened.map_err(|error| wrong(error.to_string()))?;
+    if lfs::is_pointer(&start) {
+        return Err(wrong(lfs::ADVICE.into()));
+    }
+    let ends = |ending: &str| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(ending));
+    if ends("onnx") {
+        let detail = "ONNX files cannot be read yet; save the weights with PyTorch or as .safetensors";
+        return Err(wrong(detail.into()));
+    }
+    let (checkpoint, mut integers) = if ends("safetensors") { safe(path) } else { torch(path) }.map_err(wrong)?;
+    let mut checkpoint = Checkpoint { path: path.to_path_buf(), ..checkpoint };
+    checkpoint.masks = masks::apply(&mut checkpoint.tensors, &mut integers);
+    checkpoint.stray = integers.into_keys().collect();
+    if checkpoint.tensors.is_empty() {
         return Err(wrong("it holds no floating-point tensor".into()));
     }
-    Ok(Checkpoint { path: path.to_path_buf(), tensors })
+    Ok(checkpoint)
 }
 
-fn torch(path: &Path) -> Result<BTreeMap<String, Foreign>, String> {
-    let reader = PytorchReader::new(path).map_err(|error| format!("not a PyTorch checkpoint that can be read: {error}"))?;
-    let mut tensors = BTreeMap::new();
+impl Checkpoint {
+    /// What lies below a dotted prefix, without it, as if it were the whole file.
+    ///
+    /// # Errors
+    /// When nothing does, with the prefixes that there are.
+    pub fn under(self, prefix: &str) -> Result<Self, Error> {
+        let prefix = prefix.trim_end_matches('.');
+        let inside = |name: String| below(&name, prefix).map(str::to_string);
+        let names: Vec<String> = self.tensors.keys().cloned().collect();
+        let tensors: BTreeMap<_, _> = self.tensors.into_iter().filter_map(|(name, t)| Some((inside(name)?, t))).collect();
+        if tensors.is_empty() {
+            let common = shared(names.iter().map(String::as_str));
+            let first = |name: &String| below(name, common).and_then(|rest| Some(rest.split_once('.')?.0.to_string()));
+            let firsts: BTreeSet<String> = names.iter().filter_map(first).collect();
+            let joined = |part: &String| if common.is_empty() { part.clone() } else { format!("{common}.{part}") };
+            let known: Vec<String> = firsts.iter().map(|part| format!("'{}'", joined(part))).take(12).collect();
+            let detail = format!("no tensor's name begins with '{prefix}.'; there are names below {}", known.join(", "));
+            return Err(Error::File { path: self.path, detail });
+        }
+        Ok(Self {
+            tensors,
+            masks: masks::under(self.masks, prefix),
+            stray: self.stray.into_iter().filter_map(inside).collect(),
+            roots: BTreeSet::new(),
+            strangers: self.strangers.into_iter().filter_map(|(name, class)| Some((inside(name)?, class))).collect(),
+            path: self.path,
+        })
+    }
+}
+
+/// What is read of a file, and its integer tensors that are called masks.
+type Parts = (Checkpoint, BTreeMap<String, Foreign>);
+
+fn torch(path: &Path) -> Result<Parts, String> {
+    let unreadable = |error: PytorchError| format!("not a PyTorch checkpoint that can be read: {error}");
+    match PytorchReader::new(path) {
+        Ok(reader) => torch_parts(&reader, path, &BTreeSet::new()),
+        Err(error @ PytorchError::Pickle(_)) => {
+            let without = without(path).map_err(|io| format!("{error}; and it cannot be read without what is unknown: {io}"))?;
+            let Some(strangers::Without { file, dropped }) = without else { return Err(unreadable(error)) };
+            torch_parts(&PytorchReader::new(file.path()).map_err(unreadable)?, file.path(), &dropped)
+        }
+        Err(error) => Err(unreadable(error)),
+    }
+}
+
+fn torch_parts(reader: &PytorchReader, path: &Path, dropped: &BTreeSet<String>) -> Result<Parts, String> {
+    let mut checkpoint = Checkpoint::default();
+    let mut masks = BTreeMap::new();
     for (name, tensor) in reader.tensors() {
-        let size = match tensor.dtype() {
-            DType::F64 => 8,
-            DType::F32 => 4,
-            DType::F16 | DType::BF16 => 2,
-            _ => continue,
-        };
+        let float = matches!(tensor.dtype(), DType::F64 | DType::F32 | DType::F16 | DType::BF16);
+        if !float && !called(name) {
+            continue;
+        }
         let bytes = tensor.read().map_err(|error| format!("tensor '{name}': {error}"))?;
-        let values = bytes.chunks_exact(size);
+        let values = bytes.chunks_exact(tensor.dtype().size());
         // The reader hands bytes over in the machine's own order.
         let values = match tensor.dtype() {
             DType::F64 => values.map(|b| f64::from_ne_bytes(b.try_into().expect("eight bytes")) as f32).collect(),
             DType::F16 => values.map(|b| f16::from_ne_bytes([b[0], b[1]]).to_f32()).collect(),
             DType::BF16 => values.map(|b| bf16::from_ne_bytes([b[0], b[1]]).to_f32()).collect(),
-            _ => values.map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            DType::F32 => values.map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            _ => values.map(|b| whole(b, cfg!(target_endian = "little"))).collect(),
         };
-        tensors.insert(name.clone(), Foreign { shape: tensor.shape().to_vec(), values });
+        let home = if float { &mut checkpoint.tensors } else { &mut masks };
+        home.insert(name.clone(), Foreign { shape: tensor.shape().to_vec(), values });
     }
-    Ok(tensors)
+    if let Ok(PickleValue::Dict(top)) = PytorchReader::read_pickle_data(path, None) {
+        checkpoint.roots = top.iter().filter(|(_, value)| matches!(value, PickleValue::Dict(_))).map(|(key, _)| key.clone()).collect();
+        unread(&PickleValue::Dict(top), "", dropped, &mut checkpoint.strangers);
+    }
+    Ok((checkpoint, masks))
 }
 
-fn safe(path: &Path) -> Result<BTreeMap<String, Foreign>, String> {
+/// The objects of these classes, with the names that their tensors would begin with.
+fn unread(value: &PickleValue, at: &str, classes: &BTreeSet<String>, found: &mut BTreeMap<String, String>) {
+    let inside = |key: &str| if at.is_empty() { key.to_string() } else { format!("{at}.{key}") };
+    match value {
+        PickleValue::Dict(entries) => entries.iter().for_each(|(key, value)| unread(value, &inside(key), classes, found)),
+        PickleValue::List(items) => {
+            items.iter().enumerate().for_each(|(index, value)| unread(value, &inside(&index.to_string()), classes, found));
+        }
+        PickleValue::Unsupported(class) if classes.contains(class) => {
+            found.insert(at.to_string(), class.clone());
+        }
+        _ => {}
+    }
+}
+
+fn safe(path: &Path) -> Result<Parts, String> {
     let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
     let file = SafeTensors::deserialize(&bytes).map_err(|error| format!("not a safetensors file that can be read: {error}"))?;
-    let mut tensors = BTreeMap::new();
+    let mut checkpoint = Checkpoint::default();
+    let mut masks = BTreeMap::new();
     for (name, view) in file.tensors() {
         let data = view.data();
-        let values = match view.dtype() {
-            Dtype::F64 => data.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("eight bytes")) as f32).collect(),
-            Dtype::F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-            Dtype::F16 => data.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            Dtype::BF16 => data.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        let (float, values) = match view.dtype() {
+            Dtype::F64 => (true, data.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("eight bytes")) as f32).collect()),
+            Dtype::F32 => (true, data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
+            Dtype::F16 => (true, data.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()),
+            Dtype::BF16 => (true, data.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()),
+            Dtype::BOOL | Dtype::U8 | Dtype::I8 | Dtype::I16 | Dtype::U16 | Dtype::I32 | Dtype::U32 | Dtype::I64 | Dtype::U64
+                if called(&name) =>
+            {
+                let size = data.len() / view.shape().iter().product::<usize>().max(1);
+                (false, data.chunks_exact(size.max(1)).map(|b| whole(b, true)).collect())
+            }
             _ => continue,
         };
-        tensors.insert(name, Foreign { shape: view.shape().to_vec(), values });
+        let home = if float { &mut checkpoint.tensors } else { &mut masks };
+        home.insert(name, Foreign { shape: view.shape().to_vec(), values });
     }
-    Ok(tensors)
+    Ok((checkpoint, masks))
+}
+
+/// An integer of a mask: 0, 1, or that it is neither.
+fn whole(bytes: &[u8], little: bool) -> f32 {
+    let lowest = if little { bytes.first() } else { bytes.last() }.copied().unwrap_or(0);
+    let rest = bytes.iter().map(|byte| u32::from(*byte)).sum::<u32>() - u32::from(lowest);
+    match (lowest, rest) {
+        (0, 0) => 0.0,
+        (1, 0) => 1.0,
+        _ => f32::NAN,
+    }
 }
 
 #[cfg(test)]
@@ -92,11 +202,32 @@ mod tests {
 
     #[test]
     fn a_file_that_is_no_checkpoint_is_named_in_the_error() {
-        let path = std::env::temp_dir().join(format!("briquette-no-checkpoint-{}.pt", std::process::id()));
-        std::fs::write(&path, b"certainly not a pickle").unwrap();
-        let error = read(&path).unwrap_err().to_string();
-        assert!(error.contains("briquette-no-checkpoint") && error.contains("not a PyTorch checkpoint"), "{error}");
-        std::fs::remove_file(&path).unwrap();
-        assert!(read(&path).unwrap_err().to_string().contains("no such file"));
+        let folder = tempfile::tempdir().unwrap();
+        let refusal = |name: &str, bytes: &[u8]| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            let error = read(&path).unwrap_err().to_string();
+            assert!(error.contains(name), "{error}");
+            error
+        };
+        assert!(refusal("none.pt", b"certainly not a pickle").contains("not a PyTorch checkpoint"));
+        assert!(refusal("none.safetensors", b"certainly not").contains("not a safetensors file"));
+        assert!(refusal("net.onnx", b"\x08\x07").contains("ONNX files cannot be read yet"));
+        for name in ["net.pt", "net.safetensors", "net.onnx"] {
+            let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1093000\n";
+            assert!(refusal(name, pointer).contains("git-LFS pointer"), "{name}");
+        }
+        assert!(read(&folder.path().join("missing.pt")).unwrap_err().to_string().contains("no such file"));
+    }
+
+    #[test]
+    fn a_prefix_selects_a_part_of_the_file() {
+        let tensor = || Foreign { shape: vec![1], values: vec![1.0] };
+        let tensors = ["net.model.fc.weight", "net.ema.fc.weight"].map(|name| (name.to_string(), tensor()));
+        let whole = Checkpoint { tensors: tensors.into_iter().collect(), ..Checkpoint::default() };
+        let part = whole.clone().under("net.ema.").unwrap();
+        assert_eq!(part.tensors.into_keys().collect::<Vec<_>>(), ["fc.weight"]);
+        let error = whole.under("net.em").unwrap_err().to_string();
+        assert!(error.contains("'net.em.'") && error.contains("below 'net.ema', 'net.model'"), "{error}");
     }
 }

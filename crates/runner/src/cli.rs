@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::Config;
 use crate::host::STOP;
-use crate::{bench, plan, remeasure, run, verbs};
+use crate::{bench, plan, remeasure, run, setup, verbs};
 
 /// Model compression for CNNs: TOML in, a smaller and faster network out.
 #[derive(Debug, Parser)]
@@ -63,6 +63,9 @@ enum Verb {
     Inspect {
         /// The file.
         file: PathBuf,
+        /// Of a checkpoint: only what lies below this dotted prefix.
+        #[arg(long)]
+        prefix: Option<String>,
     },
     /// Measure a container's accuracy through the runtime.
     Eval {
@@ -107,6 +110,12 @@ enum Verb {
         /// Number of classes [default: the architecture's].
         #[arg(long)]
         classes: Option<usize>,
+        /// Take only the tensors below this dotted prefix, such as `state_dict_ema`.
+        #[arg(long)]
+        prefix: Option<String>,
+        /// A TOML file that says which module of the checkpoint is which layer: `"layer1.0.conv1" = "features.3"`.
+        #[arg(long, value_name = "FILE")]
+        table: Option<PathBuf>,
         /// Where the container goes.
         #[arg(long)]
         out: PathBuf,
@@ -240,7 +249,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
         Verb::Models => verbs::models(cli.json)?,
         Verb::Data { action: None } => verbs::data_list(cli.json, data_dir)?,
         Verb::Data { action: Some(DataAction::Get { name }) } => verbs::data_get(name, data_dir)?,
-        Verb::Inspect { file } => verbs::inspect(file, cli.json)?,
+        Verb::Inspect { file, prefix } => verbs::inspect(file, prefix.as_deref(), cli.json)?,
         Verb::Eval { file, data, split } => verbs::eval(file, data, split, data_dir, cli.json)?,
         Verb::Latency { files } => verbs::latency(files, cli.json)?,
         Verb::Remeasure { record } => {
@@ -248,9 +257,10 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
             verbs::print(&format!("{rows} rows measured"))?;
         }
         Verb::Verify { file } => return Ok(if verbs::verify(file, cli.json)? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
-        Verb::Import { file, arch, mean, std, classes, out } => {
-            let normalization = mean.clone().zip(std.clone());
-            verbs::import(file, arch, normalization, *classes, out, cli.json)?;
+        Verb::Import { file, arch, mean, std, classes, prefix, table, out } => {
+            let normalization = setup::normalized(mean.clone().zip(std.clone()))?;
+            let names = setup::Names { prefix: prefix.clone(), table: table.as_deref().map(setup::table).transpose()? };
+            verbs::import(file, &names, arch, normalization, *classes, out, cli.json)?;
         }
         Verb::Bench { what: Bench::Training, net, peer, .. } => verbs::bench_training(net.as_deref(), peer.as_deref(), cli.json)?,
         Verb::Bench { what: Bench::Memory, net, mode, batch, .. } => {

@@ -54,6 +54,8 @@ pub struct ModelSpec {
     pub width: Option<f64>,
     /// Checkpoint (`.safetensors`, PyTorch) or container (`.brq`) with the weights.
     pub file: Option<PathBuf>,
+    /// Only the checkpoint's tensors below this dotted prefix are taken.
+    pub prefix: Option<String>,
     /// Layer name to the prefix of its tensors in the checkpoint.
     pub table: Option<briquette_interchange::Table>,
     /// Channel means of the input in pixels / 255; the data set's own without it.
@@ -98,11 +100,12 @@ impl ModelSpec {
         self.file.as_deref().filter(|file| is_container(file))
     }
 
-    /// Refuses what a container brings itself.
+    /// Refuses what a container brings itself, and names of a checkpoint that is not there.
     fn check(&self) -> Result<()> {
         let given = [
             ("arch", self.arch.is_some()),
             ("width", self.width.is_some()),
+            ("prefix", self.prefix.is_some()),
             ("table", self.table.is_some()),
             ("mean", self.mean.is_some()),
             ("std", self.std.is_some()),
@@ -110,6 +113,9 @@ impl ModelSpec {
         match (self.container(), given.iter().find(|(_, given)| *given)) {
             (Some(file), Some((key, _))) => {
                 bail!("{} brings its own layers and normalization: leave out `{key}`", file.display())
+            }
+            _ if self.file.is_none() && (self.prefix.is_some() || self.table.is_some()) => {
+                bail!("`prefix` and `table` find weights in a checkpoint: name its `file`")
             }
             _ => Ok(()),
         }

@@ -9,6 +9,7 @@ use briquette_core::pass::Data;
 use briquette_core::task::Task;
 use briquette_core::zoo::{Arch, Wanted};
 use briquette_data::{Dataset, GlyphCounts, Locations, Outline, Splits, Status};
+use briquette_interchange::{Checkpoint, Table};
 use burn::tensor::Device;
 
 use crate::config::{Config, DataSpec, ModelSpec, ValidFrom};
@@ -116,7 +117,7 @@ pub fn fetch(name: &str, at: &Locations) -> Result<PathBuf> {
 ///
 /// # Errors
 /// Unknown architectures, files that do not fit, networks for other images or classes.
-pub fn model(config: &Config, outline: &Outline, normalization: Option<(Vec<f32>, Vec<f32>)>, device: &Device) -> Result<Net> {
+pub fn model(config: &Config, outline: &Outline, normalization: Normalization, device: &Device) -> Result<Net> {
     let spec = &config.model;
     let suits = |task: Task| task.suits(&outline.name, &outline.shape, outline.classes);
     if let Some(file) = spec.container() {
@@ -141,24 +142,78 @@ pub fn model(config: &Config, outline: &Outline, normalization: Option<(Vec<f32>
     match &spec.file {
         None => Ok(net),
         Some(file) => {
-            let checkpoint = briquette_interchange::read(&find(file, &config.path)?)?;
-            Ok(briquette_interchange::assign(net, &checkpoint, spec.table.as_ref())?)
+            Names { prefix: spec.prefix.clone(), table: spec.table.clone() }.assign(net, &find(file, &config.path)?)
         }
     }
 }
 
+/// Which part of a checkpoint is the network, and which of its modules are which layers.
+#[derive(Debug, Clone, Default)]
+pub struct Names {
+    /// Only the tensors below this dotted prefix are looked at.
+    pub prefix: Option<String>,
+    /// Layer name to the prefix of its tensors; found by names and order without it.
+    pub table: Option<Table>,
+}
+
+impl Names {
+    /// The network with the weights of this file.
+    ///
+    /// # Errors
+    /// A file that cannot be read or does not fit.
+    pub fn assign(&self, net: Net, file: &Path) -> Result<Net> {
+        let checkpoint = checkpoint(file, self.prefix.as_deref())?;
+        Ok(briquette_interchange::assign(net, &checkpoint, self.table.as_ref())?)
+    }
+}
+
+/// A checkpoint, or what lies below a prefix in it.
+///
+/// # Errors
+/// A file that cannot be read or has nothing below the prefix.
+pub fn checkpoint(file: &Path, prefix: Option<&str>) -> Result<Checkpoint> {
+    let checkpoint = briquette_interchange::read(file)?;
+    Ok(match prefix {
+        Some(prefix) => checkpoint.under(prefix)?,
+        None => checkpoint,
+    })
+}
+
+/// Reads a table of layers and modules.
+///
+/// # Errors
+/// A file that cannot be read or is no such table.
+pub fn table(file: &Path) -> Result<Table> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read the table {}", file.display()))?;
+    let wanted = "a table has lines like `\"layer1.0.conv1\" = \"features.3\"`, names with dots in quotes";
+    toml::from_str(&text).with_context(|| format!("{}: {wanted}", file.display()))
+}
+
 /// The normalization that the config sets.
-fn given(spec: &ModelSpec) -> Result<Option<(Vec<f32>, Vec<f32>)>> {
+fn given(spec: &ModelSpec) -> Result<Normalization> {
     match (&spec.mean, &spec.std) {
-        (Some(mean), Some(std)) => {
-            if let Some(bad) = std.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
-                bail!("model: a deviation must be positive, not {bad}");
-            }
-            Ok(Some((mean.clone(), std.clone())))
-        }
+        (Some(mean), Some(std)) => normalized(Some((mean.clone(), std.clone()))).context("model"),
         (None, None) => Ok(None),
         _ => bail!("model: `mean` and `std` go together"),
     }
+}
+
+/// Means and deviations of the input's channels.
+pub type Normalization = Option<(Vec<f32>, Vec<f32>)>;
+
+/// A normalization that a user gave, if it can be computed with.
+///
+/// # Errors
+/// Means that are not finite and deviations that are not positive.
+pub fn normalized(given: Normalization) -> Result<Normalization> {
+    let (means, deviations) = given.as_ref().map_or((&[][..], &[][..]), |(means, deviations)| (means, deviations));
+    if let Some(bad) = means.iter().find(|mean| !mean.is_finite()) {
+        bail!("a mean must be finite, not {bad}");
+    }
+    if let Some(bad) = deviations.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
+        bail!("a deviation must be positive, not {bad}");
+    }
+    Ok(given)
 }
 
 /// A file named in a config: as it stands, beside the config, or in the folder of models (`BRIQUETTE_MODELS`).

@@ -3,14 +3,14 @@
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use briquette_core::cost::Cost;
-use briquette_core::net::Net;
 use briquette_core::stored::Storage;
 use briquette_core::task::Task;
 use briquette_core::training::hits;
 use briquette_core::zoo::{Arch, ZOO};
 use briquette_data::{Loader, Locations, Status};
+use briquette_interchange::Foreign;
 use briquette_runtime::{Engine, Model};
 use burn::tensor::Device;
 use serde::Serialize;
@@ -170,9 +170,12 @@ fn container(file: &Path) -> Result<(Model, usize)> {
 }
 
 /// `inspect`.
-pub(crate) fn inspect(file: &Path, json: bool) -> Result<()> {
+pub(crate) fn inspect(file: &Path, prefix: Option<&str>, json: bool) -> Result<()> {
     if file.extension().is_none_or(|e| e != "brq") {
-        return inspect_checkpoint(file, json);
+        return inspect_checkpoint(file, prefix, json);
+    }
+    if prefix.is_some() {
+        bail!("{}: `--prefix` selects a part of a checkpoint, this is a container", file.display());
     }
     let (model, len) = container(file)?;
     let shapes = model.check()?;
@@ -188,13 +191,15 @@ pub(crate) fn inspect(file: &Path, json: bool) -> Result<()> {
             }));
         }
     }
-    let net = Net::from_model(&model, &Device::flex())?;
-    let cost = Cost::of(&net)?;
+    let cost = Cost::of_model(&model)?;
+    let unusable: Vec<String> = model.not_finite().iter().map(ToString::to_string).collect();
     if json {
-        let doc = json!({"file_bytes": len, "params": cost.params(), "macs": cost.macs(), "tensors": rows});
+        let doc =
+            json!({"file_bytes": len, "params": cost.params(), "macs": cost.macs(), "tensors": rows, "not_finite": unusable});
         return print_json(&doc);
     }
     let mut lines = vec![format!("{}: {len} bytes, {} parameters, {} MACs", file.display(), cost.params(), cost.macs())];
+    lines.extend(unusable.into_iter().map(alarm));
     lines.push(format!(
         "{:24} {:8} {:18} {:>10} {:>10} {:>8} {:>8} {:>9} {:>10} {:>7}",
         "layer", "tensor", "shape", "values", "non-zero", "format", "coder", "codebook", "bits", "ratio"
@@ -203,6 +208,7 @@ pub(crate) fn inspect(file: &Path, json: bool) -> Result<()> {
         let text = |key: &str| match &row[key] {
             serde_json::Value::String(text) => text.clone(),
             serde_json::Value::Null => "-".to_string(),
+            serde_json::Value::Array(list) if list.is_empty() => dimensions(&[]),
             other => other.to_string().replace(' ', ""),
         };
         let ratio = 32.0 * row["values"].as_f64().unwrap_or(0.0) / row["bits"].as_f64().unwrap_or(1.0).max(1.0);
@@ -222,21 +228,43 @@ pub(crate) fn inspect(file: &Path, json: bool) -> Result<()> {
     print(&lines.join("\n"))
 }
 
-fn inspect_checkpoint(file: &Path, json: bool) -> Result<()> {
-    let checkpoint = briquette_interchange::read(file)?;
+/// A line that cannot be overlooked.
+fn alarm(what: String) -> String {
+    format!("NOT SOUND: {what}")
+}
+
+fn inspect_checkpoint(file: &Path, prefix: Option<&str>, json: bool) -> Result<()> {
+    let checkpoint = setup::checkpoint(file, prefix)?;
     let total: usize = checkpoint.tensors.values().map(|tensor| tensor.values.len()).sum();
+    let not_finite = |t: &Foreign| t.values.iter().filter(|value| !value.is_finite()).count();
+    let masked = |name: &String| checkpoint.masks.get(name).map(|mask| mask.iter().filter(|keep| !**keep).count());
     if json {
-        let rows: Vec<_> = checkpoint.tensors.iter().map(|(name, t)| json!({"tensor": name, "shape": t.shape})).collect();
-        return print_json(&json!({"values": total, "tensors": rows}));
+        let row = |(name, t): (&String, &Foreign)| {
+            json!({"tensor": name, "shape": t.shape, "not_finite": not_finite(t), "masked": masked(name)})
+        };
+        let rows: Vec<_> = checkpoint.tensors.iter().map(row).collect();
+        return print_json(&json!({"values": total, "tensors": rows, "unread": checkpoint.strangers}));
     }
     let mut lines = vec![format!("{}: {} tensors, {total} values", file.display(), checkpoint.tensors.len())];
-    lines.extend(checkpoint.tensors.iter().map(|(name, t)| format!("{name:48} {:?}", t.shape)));
+    let bad = checkpoint.tensors.iter().map(|(name, t)| (name, not_finite(t), t.values.len())).filter(|(_, bad, _)| *bad > 0);
+    lines.extend(bad.map(|(name, bad, of)| alarm(format!("{bad} of {of} value(s) of '{name}' are not finite"))));
+    lines.extend(checkpoint.tensors.iter().map(|(name, t)| {
+        let mask = masked(name).map_or(String::new(), |gone| format!("  {gone} of {} masked", t.values.len()));
+        format!("{name:48} {}{mask}", dimensions(&t.shape))
+    }));
+    lines.extend(checkpoint.strangers.iter().map(|(name, class)| format!("{name:48} not read, an object of the class {class}")));
     print(&lines.join("\n"))
+}
+
+/// A shape as it is printed; `[]` would look like nothing.
+fn dimensions(shape: &[usize]) -> String {
+    if shape.is_empty() { "scalar".into() } else { format!("{shape:?}") }
 }
 
 /// `eval`.
 pub(crate) fn eval(file: &Path, data: &str, split: &str, data_dir: Option<&Path>, json: bool) -> Result<()> {
     let (model, _) = container(file)?;
+    model.finite().with_context(|| file.display().to_string())?;
     let splits = briquette_data::open(data, &Locations::from_env(data_dir))?;
     let half = || setup::halves(&splits.test, splits.test.len() / 2);
     let set = match split {
@@ -304,6 +332,7 @@ pub(crate) fn verify(file: &Path, json: bool) -> Result<bool> {
 /// `import`.
 pub(crate) fn import(
     file: &Path,
+    names: &setup::Names,
     arch: &str,
     normalization: Option<(Vec<f32>, Vec<f32>)>,
     classes: Option<usize>,
@@ -315,7 +344,7 @@ pub(crate) fn import(
     wanted.classes = classes.unwrap_or(wanted.classes);
     wanted.normalization = normalization;
     let net = arch.build(&wanted, &Device::flex())?;
-    let net = briquette_interchange::assign(net, &briquette_interchange::read(file)?, None)?;
+    let net = names.assign(net, file)?;
     let (row, bytes) = measure::size(&net, Storage::default(), 0, "import")?;
     files::write(out, &bytes)?;
     if json {
