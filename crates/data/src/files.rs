@@ -118,7 +118,9 @@ pub(crate) fn checked(path: &Path, bytes: u64, sha256: &str) -> Result<Checked, 
     let length = file.metadata().map_err(Error::io(path))?.len();
     let size = |found| Error::Size { path: path.into(), expected: bytes, found };
     if length != bytes {
-        return Err(if is_lfs_pointer(path) { Error::LfsPointer { path: path.into() } } else { size(length) });
+        let mut start = Vec::new();
+        file.take(64).read_to_end(&mut start).map_err(Error::io(path))?;
+        return Err(if is_lfs_pointer(&start) { Error::LfsPointer { path: path.into() } } else { size(length) });
     }
     let mut content = Vec::with_capacity(bytes as usize);
     file.take(bytes + 1).read_to_end(&mut content).map_err(Error::io(path))?;
@@ -132,11 +134,9 @@ pub(crate) fn checked(path: &Path, bytes: u64, sha256: &str) -> Result<Checked, 
     Ok(Checked { path: path.into(), bytes: content, sha256: found })
 }
 
-/// Whether git-LFS has left its pointer of a few lines in place of the file.
-pub(crate) fn is_lfs_pointer(path: &Path) -> bool {
-    let mut start = Vec::new();
-    let read = fs::File::open(path).and_then(|file| file.take(64).read_to_end(&mut start));
-    read.is_ok() && start.starts_with(b"version https://git-lfs.github.com/spec/")
+/// Whether these are the few lines that git-LFS leaves in place of a file.
+pub(crate) fn is_lfs_pointer(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"version https://git-lfs.github.com/spec/")
 }
 
 /// SHA-256 in hexadecimal.

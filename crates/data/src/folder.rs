@@ -16,7 +16,7 @@ use rayon::prelude::*;
 
 use crate::{
     Dataset, Error, Outline, Splits,
-    files::sha256_of,
+    files::{is_lfs_pointer, sha256_of},
     jpeg::{is_whole, planes},
 };
 
@@ -116,6 +116,9 @@ fn read(name: &str, shape: [usize; 3], classes: usize, files: &[Sample]) -> Resu
 
 fn decode(path: &Path) -> Result<DynamicImage, Error> {
     let bytes = fs::read(path).map_err(Error::io(path))?;
+    if is_lfs_pointer(&bytes) {
+        return Err(Error::LfsPointer { path: path.into() });
+    }
     let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format().map_err(Error::io(path))?;
     if reader.format() == Some(ImageFormat::Jpeg) && !is_whole(&bytes) {
         return Err(Error::malformed(path, "the file is cut short: it does not reach the end of its image; fetch it again"));

@@ -198,6 +198,8 @@ fn what_does_not_fit_is_refused() {
     assert!(error.contains("test/cat/0.png: 2x2 pixels where ") && error.contains("has 3x2; bring all"), "{error}");
     fs::write(dir.path().join("test/cat/0.png"), "no image").expect("written");
     assert!(refusal(&dir).contains("test/cat/0.png: "));
+    fs::write(dir.path().join("test/cat/0.png"), "version https://git-lfs.github.com/spec/v1\nsize 9\n").expect("written");
+    assert!(refusal(&dir).contains("test/cat/0.png: a git-LFS pointer"));
 
     let dir = toy();
     fs::write(at(&dir, "train/cat/2.webp"), "an image that would be left out").expect("written");
