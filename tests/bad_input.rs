@@ -152,11 +152,16 @@ fn pointers_of_git_lfs_and_onnx_files_are_named_as_such() {
     for name in ["net.brq", "net.pt", "net.safetensors"] {
         std::fs::write(bench.path(name), pointer).unwrap();
         let (error, code) = bench.refusal(&["inspect", name]);
-        assert!(error.contains(name) && error.contains("a git-LFS pointer") && error.contains("git lfs pull") && code == 1, "{error}");
+        assert!(
+            error.contains(name) && error.contains("a git-LFS pointer") && error.contains("git lfs pull") && code == 1,
+            "{error}"
+        );
     }
     let (error, _) = bench.refusal(&["import", "net.pt", "--arch", "lenet5", "--out", "out.brq"]);
     assert!(error.contains("net.pt: a git-LFS pointer"), "{error}");
-    for file in ["train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"] {
+    for file in
+        ["train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"]
+    {
         std::fs::write(bench.path(file), pointer).unwrap();
     }
     let (error, code) = bench.refusal(&["run", "small.toml", "--data-dir", "."]);
@@ -181,7 +186,8 @@ fn a_scalar_is_printed_as_one() {
 #[test]
 fn a_table_and_a_prefix_lead_to_the_weights() {
     let bench = Bench::with(SMALL);
-    let (zeros, ones) = (vec![0; 4 * 784 * 300], [1.0_f32; 784 * 300].iter().flat_map(|one| one.to_le_bytes()).collect::<Vec<u8>>());
+    let (zeros, ones) =
+        (vec![0; 4 * 784 * 300], [1.0_f32; 784 * 300].iter().flat_map(|one| one.to_le_bytes()).collect::<Vec<u8>>());
     let mut tensors = Vec::new();
     for (group, values) in [("model", &zeros), ("ema", &ones)] {
         for (name, shape) in [("in", vec![300, 784]), ("mid", vec![100, 300]), ("out", vec![10, 100])] {

@@ -10,7 +10,7 @@ use briquette_core::builder::{Builder, Conv};
 use briquette_core::coding::floats;
 use briquette_core::cost::Cost;
 use briquette_core::error::{Error, Result};
-use briquette_core::net::Net;
+use briquette_core::net::{Net, Node};
 use briquette_core::pass::{Context, Data, Entry, Event, Host, Memory, Pass, Saved, StateWriter};
 use briquette_core::promises::Promises;
 use briquette_core::stored::{Storage, Stored};
@@ -195,6 +195,30 @@ fn earlier_masks_and_codebooks_are_kept_or_refused() {
     });
 }
 
+/// The network with one weight of each layer that has any replaced.
+fn poisoned(net: Net, by: f32) -> Net {
+    let device = net.device();
+    let poison = |node: Node| {
+        let mut parameters = node.parameters();
+        parameters.iter_mut().filter(|stored| stored.name == "weight").for_each(|stored| stored.base[1] = by);
+        node.with(parameters, &device).unwrap()
+    };
+    Net { nodes: net.nodes.into_iter().map(|node| if node.weight().is_some() { poison(node) } else { node }).collect() }
+}
+
+#[test]
+fn weights_that_are_not_finite_are_refused_or_stay_to_be_seen() {
+    every_case(|case| {
+        for by in [f32::NAN, f32::INFINITY] {
+            let Ok((net, _)) = case.run_on(poisoned(case.start(), by)) else { continue };
+            for (_, node) in net.weighted().filter(|(_, node)| node.weight().is_some()) {
+                ensure(!node.not_finite().is_empty(), &format!("the weight {by} of '{}' has become a number", node.name))?;
+            }
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn whatever_trains_on_has_its_gradient() {
     every_case(|case| {
@@ -372,7 +396,7 @@ pub(crate) fn file(home: &str, path: &str) -> Option<String> {
 
 fn values(net: &Net) -> Vec<Vec<u32>> {
     let bits = |stored: Stored| stored.values().iter().map(|v| v.to_bits()).collect();
-    net.nodes.iter().flat_map(briquette_core::net::Node::parameters).map(bits).collect()
+    net.nodes.iter().flat_map(Node::parameters).map(bits).collect()
 }
 
 pub(crate) fn ensure(holds: bool, otherwise: &str) -> Result<()> {

@@ -167,9 +167,9 @@ impl Builder {
         let inputs: Vec<&[usize]> = at.iter().map(|at| self.shape(*at)).collect();
         let shape = match &op {
             Op::Custom(custom) => custom.kernel.output_shape(&inputs),
-            op => op.check_padding().and_then(|()| {
-                op.layer().output_shape(&inputs, op.weight_shape().as_deref()).map_err(|error| error.to_string())
-            }),
+            op => op
+                .check_padding()
+                .and_then(|()| op.layer().output_shape(&inputs, op.weight_shape().as_deref()).map_err(|error| error.to_string())),
         };
         self.shapes.push(shape.unwrap_or_else(|error| panic!("node '{name}': {error}")));
         self.nodes.push(Node { op, name: name.into(), inputs: at.iter().map(|at| at.0).collect() });

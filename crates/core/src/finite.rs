@@ -78,7 +78,10 @@ mod tests {
     fn values_beyond_half_precision_are_refused_and_not_made_infinite() {
         let half = Storage { coder: Coder::Packed, float: ValueFormat::F16 };
         let refused = net(2, "var", 1e5).to_model(half).unwrap_err().to_string();
-        assert!(refused.contains("'norm'") && refused.contains("1 of 4 value(s) of 'var'") && refused.contains("f32"), "{refused}");
+        assert!(
+            refused.contains("'norm'") && refused.contains("1 of 4 value(s) of 'var'") && refused.contains("f32"),
+            "{refused}"
+        );
         assert!(net(2, "var", 65504.0).to_model(half).is_ok());
         assert!(net(2, "var", 1e5).to_model(Storage::default()).is_ok());
     }

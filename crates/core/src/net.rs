@@ -236,7 +236,8 @@ impl Op {
 
     pub(crate) fn check_padding(&self) -> std::result::Result<(), String> {
         let Op::Conv2d(conv) = self else { return Ok(()) };
-        let advice = "only padding that is the same on both sides is carried; enlarge the kernel by taps of zero, or pad by other numbers";
+        let advice =
+            "only padding that is the same on both sides is carried; enlarge the kernel by taps of zero, or pad by other numbers";
         padding(conv).map(drop).map_err(|found| format!("has {found}; {advice}"))
     }
 

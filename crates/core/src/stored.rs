@@ -243,7 +243,8 @@ fn representable(node: &str, tensor: &str, coded: &Coded) -> Result<()> {
         0 => Ok(()),
         lost => {
             let of = values.len();
-            let detail = format!("{lost} of {of} value(s) of '{tensor}' are beyond 65504, the largest 16-bit float; store floats as f32");
+            let detail =
+                format!("{lost} of {of} value(s) of '{tensor}' are beyond 65504, the largest 16-bit float; store floats as f32");
             Err(Error::node(node, detail))
         }
     }
@@ -289,12 +290,7 @@ impl Net {
                 }
                 tensors.push((stored.name.to_string(), coded));
             }
-            nodes.push(briquette_runtime::Node {
-                name: node.name.clone(),
-                inputs: node.inputs.clone(),
-                layer,
-                tensors,
-            });
+            nodes.push(briquette_runtime::Node { name: node.name.clone(), inputs: node.inputs.clone(), layer, tensors });
         }
         briquette_runtime::Error::unless_finite(unusable)?;
         Ok(Model { nodes, meta: BTreeMap::new() })

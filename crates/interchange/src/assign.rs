@@ -84,7 +84,9 @@ fn stranger(name: &str, class: &str) -> String {
 fn take(checkpoint: &Checkpoint, node: &Node, name: &str, shape: &[usize]) -> Result<Foreign, String> {
     let Some(found) = checkpoint.tensors.get(name) else {
         return Err(match checkpoint.strangers.get(name) {
-            Some(class) => format!("layer '{}' needs '{name}', which is an object of the class {class} that cannot be read", node.name),
+            Some(class) => {
+                format!("layer '{}' needs '{name}', which is an object of the class {class} that cannot be read", node.name)
+            }
             None => format!("layer '{}' needs the tensor '{name}'", node.name),
         });
     };

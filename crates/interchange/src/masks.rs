@@ -83,7 +83,9 @@ mod tests {
     use super::*;
 
     fn tensors(list: &[(&str, &[f32])]) -> BTreeMap<String, Foreign> {
-        list.iter().map(|(name, values)| (name.to_string(), Foreign { shape: vec![values.len()], values: values.to_vec() })).collect()
+        list.iter()
+            .map(|(name, values)| (name.to_string(), Foreign { shape: vec![values.len()], values: values.to_vec() }))
+            .collect()
     }
 
     #[test]
@@ -102,7 +104,10 @@ mod tests {
                 home.extend(tensors(&[(mask, &[1.0, 0.0, 1.0])]));
                 let masks = apply(&mut floats, &mut others);
                 assert_eq!(masks.into_iter().collect::<Vec<_>>(), [(plain.to_string(), vec![true, false, true])], "{mask}");
-                assert_eq!(floats.into_iter().collect::<Vec<_>>(), tensors(&[(plain, &[3.0, 0.0, 5.0])]).into_iter().collect::<Vec<_>>());
+                assert_eq!(
+                    floats.into_iter().collect::<Vec<_>>(),
+                    tensors(&[(plain, &[3.0, 0.0, 5.0])]).into_iter().collect::<Vec<_>>()
+                );
                 assert!(others.is_empty());
             }
         }

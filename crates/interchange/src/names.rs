@@ -120,7 +120,9 @@ mod tests {
 
     #[test]
     fn only_numbers_tell_an_order() {
-        assert!(numbered("stage1_unit9_conv2", "stage1_unit10_conv1") && numbered("dense", "dense_1") && numbered("conv_a", "conv_b"));
+        assert!(
+            numbered("stage1_unit9_conv2", "stage1_unit10_conv1") && numbered("dense", "dense_1") && numbered("conv_a", "conv_b")
+        );
         assert!(!numbered("encoder.0", "decoder.0") && !numbered("stem", "stage1_unit1") && !numbered("a.0", "a.weight"));
     }
 

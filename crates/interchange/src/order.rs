@@ -120,7 +120,9 @@ fn by_order(net: &Net, layers: &[Layer<'_>], modules: &[Unit<'_>]) -> Result<Pre
         if found != wanted {
             let detail = format!("holds {found} module(s) of the kind '{}', the network has {wanted}", kind.name());
             return Err(match &parts(layers, modules)[..] {
-                [] => format!("{detail}; name the right architecture, or say by a table (`--table FILE`, `[model.table]`) which module is which layer"),
+                [] => format!(
+                    "{detail}; name the right architecture, or say by a table (`--table FILE`, `[model.table]`) which module is which layer"
+                ),
                 several => chosen(&detail, several),
             });
         }
@@ -161,13 +163,21 @@ fn parts<'a>(layers: &[Layer<'_>], modules: &[Unit<'a>]) -> Vec<&'a str> {
     };
     let fitting: Vec<&str> = prefixes.into_iter().filter(fits).collect();
     // Of `ema` and `ema.module`, which hold the same, the first is enough.
-    fitting.iter().copied().filter(|prefix| !fitting.iter().any(|other| other != prefix && below(prefix, other).is_some())).collect()
+    fitting
+        .iter()
+        .copied()
+        .filter(|prefix| !fitting.iter().any(|other| other != prefix && below(prefix, other).is_some()))
+        .collect()
 }
 
 /// A refusal that leads to `--prefix`.
 fn chosen(detail: &str, prefixes: &[&str]) -> String {
     let list: Vec<String> = prefixes.iter().map(|prefix| format!("'{prefix}'")).collect();
-    let (it, first) = if let [one] = &list[..] { (format!("it fits below {one}"), one) } else { (format!("it fits below each of {}", list.join(", ")), &list[0]) };
+    let (it, first) = if let [one] = &list[..] {
+        (format!("it fits below {one}"), one)
+    } else {
+        (format!("it fits below each of {}", list.join(", ")), &list[0])
+    };
     format!("{detail}; {it}: choose by `--prefix {first}`, or `prefix` of a config's model")
 }
 
@@ -177,7 +187,8 @@ fn doubt(net: &Net, dealt: &[(&Layer<'_>, &Unit<'_>)]) -> Option<String> {
     let own = |module: &Unit<'_>| below(module.name, common).unwrap_or(module.name).to_string();
     let misnamed = dealt.iter().find_map(|((_, layer), module)| {
         let other = dealt.iter().find(|((_, other), _)| (other.kind, other.name) == (module.kind, &own(module)))?.0;
-        (other.1.name != layer.name).then(|| format!("'{}' would go by its place to '{}', by its name to '{}'", module.name, layer.name, other.1.name))
+        (other.1.name != layer.name)
+            .then(|| format!("'{}' would go by its place to '{}', by its name to '{}'", module.name, layer.name, other.1.name))
     });
     if misnamed.is_some() {
         return misnamed.map(|how| format!("order and names disagree: {how}"));
@@ -191,13 +202,18 @@ fn doubt(net: &Net, dealt: &[(&Layer<'_>, &Unit<'_>)]) -> Option<String> {
     let free: Vec<&(&Layer<'_>, &Unit<'_>)> = dealt.iter().filter(|pair| !pinned(pair)).collect();
     for (position, (_, later)) in free.iter().enumerate() {
         let earlier = free[..position].iter().map(|(_, module)| module).filter(|module| module.kind == later.kind);
-        if let Some(earlier) = earlier.clone().find(|earlier| natural(earlier.name, later.name).is_gt() && numbered(earlier.name, later.name)) {
+        if let Some(earlier) =
+            earlier.clone().find(|earlier| natural(earlier.name, later.name).is_gt() && numbered(earlier.name, later.name))
+        {
             return Some(format!("order and names disagree: '{}' would come before '{}'", earlier.name, later.name));
         }
         let alike = earlier.rev().find(|earlier| earlier.shape == later.shape);
         if let Some(earlier) = alike.filter(|earlier| !numbered(earlier.name, later.name)) {
             let shape = &later.shape;
-            return Some(format!("'{}' and '{}' have one shape, {shape:?}, and their names tell no order", earlier.name, later.name));
+            return Some(format!(
+                "'{}' and '{}' have one shape, {shape:?}, and their names tell no order",
+                earlier.name, later.name
+            ));
         }
     }
     None

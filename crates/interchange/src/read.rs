@@ -138,7 +138,8 @@ fn torch_parts(reader: &PytorchReader, path: &Path, dropped: &BTreeSet<String>) 
         home.insert(name.clone(), Foreign { shape: tensor.shape().to_vec(), values });
     }
     if let Ok(PickleValue::Dict(top)) = PytorchReader::read_pickle_data(path, None) {
-        checkpoint.roots = top.iter().filter(|(_, value)| matches!(value, PickleValue::Dict(_))).map(|(key, _)| key.clone()).collect();
+        checkpoint.roots =
+            top.iter().filter(|(_, value)| matches!(value, PickleValue::Dict(_))).map(|(key, _)| key.clone()).collect();
         unread(&PickleValue::Dict(top), "", dropped, &mut checkpoint.strangers);
     }
     Ok((checkpoint, masks))
@@ -167,7 +168,9 @@ fn safe(path: &Path) -> Result<Parts, String> {
     for (name, view) in file.tensors() {
         let data = view.data();
         let (float, values) = match view.dtype() {
-            Dtype::F64 => (true, data.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("eight bytes")) as f32).collect()),
+            Dtype::F64 => {
+                (true, data.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("eight bytes")) as f32).collect())
+            }
             Dtype::F32 => (true, data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
             Dtype::F16 => (true, data.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()),
             Dtype::BF16 => (true, data.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()),

@@ -340,8 +340,12 @@ impl Walk {
         }
         let known = match (op, &*class) {
             (OpCode::Reduce, "collections.OrderedDict") => Some(Kind::Dict([false; 3])),
-            (OpCode::Reduce, "builtins.set" | "builtins.frozenset" | "__builtin__.set" | "__builtin__.frozenset") => Some(Kind::List),
-            (OpCode::Reduce, class) if class.starts_with("torch._utils._rebuild_") && READ.iter().any(|read| class.ends_with(read)) => {
+            (OpCode::Reduce, "builtins.set" | "builtins.frozenset" | "__builtin__.set" | "__builtin__.frozenset") => {
+                Some(Kind::List)
+            }
+            (OpCode::Reduce, class)
+                if class.starts_with("torch._utils._rebuild_") && READ.iter().any(|read| class.ends_with(read)) =>
+            {
                 Some(Kind::Tensor)
             }
             (OpCode::Reduce, "torch._tensor._rebuild_from_type_v2") => Some(Kind::Tensor),

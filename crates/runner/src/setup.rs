@@ -141,9 +141,7 @@ pub fn model(config: &Config, outline: &Outline, normalization: Normalization, d
     let net = arch.build(&wanted, device)?;
     match &spec.file {
         None => Ok(net),
-        Some(file) => {
-            Names { prefix: spec.prefix.clone(), table: spec.table.clone() }.assign(net, &find(file, &config.path)?)
-        }
+        Some(file) => Names { prefix: spec.prefix.clone(), table: spec.table.clone() }.assign(net, &find(file, &config.path)?),
     }
 }
 

@@ -239,9 +239,7 @@ fn inspect_checkpoint(file: &Path, prefix: Option<&str>, json: bool) -> Result<(
     let not_finite = |t: &Foreign| t.values.iter().filter(|value| !value.is_finite()).count();
     let masked = |name: &String| checkpoint.masks.get(name).map(|mask| mask.iter().filter(|keep| !**keep).count());
     if json {
-        let row = |(name, t): (&String, &Foreign)| {
-            json!({"tensor": name, "shape": t.shape, "not_finite": not_finite(t), "masked": masked(name)})
-        };
+        let row = |(name, t): (&String, &Foreign)| json!({"tensor": name, "shape": t.shape, "not_finite": not_finite(t), "masked": masked(name)});
         let rows: Vec<_> = checkpoint.tensors.iter().map(row).collect();
         return print_json(&json!({"values": total, "tensors": rows, "unread": checkpoint.strangers}));
     }

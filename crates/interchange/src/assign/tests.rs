@@ -62,7 +62,8 @@ fn every_tensor_of_the_model_is_used_or_named() {
         more.tensors.insert(extra.into(), tensor(&[1.0, 2.0]));
         let error = refusal(&more, None);
         assert!(error.contains(&format!("no place for '{extra}', ")), "{error}");
-        let table = ["conv1", "conv2", "conv1.norm", "conv2.norm", "fc"].map(|name| (name.to_string(), format!("state_dict.{name}")));
+        let table =
+            ["conv1", "conv2", "conv1.norm", "conv2.norm", "fc"].map(|name| (name.to_string(), format!("state_dict.{name}")));
         assert!(refusal(&more, Some(&table.into())).contains(extra));
     }
     checkpoint.strangers.insert("state_dict.conv1.observer".into(), "torch.ao.Observer".into());
@@ -129,16 +130,22 @@ fn modules_that_could_change_places_are_refused_with_the_mapping() {
     let checkpoint = file(&net(), rename);
     let error = refusal(&checkpoint, None);
     assert!(error.contains("'first' and 'second' have one shape, [2, 2, 3, 3], and their names tell no order"), "{error}");
-    assert!(error.contains("--table FILE") && error.contains("\"conv1\" = \"first\"\n\"conv1.norm\" = \"first.norm\""), "{error}");
+    assert!(
+        error.contains("--table FILE") && error.contains("\"conv1\" = \"first\"\n\"conv1.norm\" = \"first.norm\""),
+        "{error}"
+    );
     // The table from the text, put right.
-    let table: Table = error.lines().filter_map(|line| {
-        let (layer, module) = line.split_once(" = ")?;
-        let swap = |name: &str| match name.trim_matches('"').split_once("first") {
-            Some((_, rest)) => format!("second{rest}"),
-            None => name.trim_matches('"').replace("second", "first"),
-        };
-        Some((layer.trim_matches('"').to_string(), swap(module)))
-    }).collect();
+    let table: Table = error
+        .lines()
+        .filter_map(|line| {
+            let (layer, module) = line.split_once(" = ")?;
+            let swap = |name: &str| match name.trim_matches('"').split_once("first") {
+                Some((_, rest)) => format!("second{rest}"),
+                None => name.trim_matches('"').replace("second", "first"),
+            };
+            Some((layer.trim_matches('"').to_string(), swap(module)))
+        })
+        .collect();
     assert_eq!(table.len(), 5);
     let expected = values(&assign(net(), &file(&net(), plain), None).unwrap());
     assert_eq!(values(&assign(net(), &checkpoint, Some(&table)).unwrap()), expected);
@@ -159,7 +166,10 @@ fn an_order_against_the_names_is_refused() {
         other => other.to_string(),
     };
     let error = assign(build(), &file(&build(), swap), None).unwrap_err().to_string();
-    assert!(error.contains("order and names disagree: 'c2' would come before 'c1'") && error.contains("\"conv1\" = \"c2\""), "{error}");
+    assert!(
+        error.contains("order and names disagree: 'c2' would come before 'c1'") && error.contains("\"conv1\" = \"c2\""),
+        "{error}"
+    );
     // The one is called as the other layer is.
     let shifted = |name: &str| name.replace("conv2", "conv3").replace("conv1", "conv2");
     let error = refusal(&file(&net(), |name| format!("module.{}", shifted(name))), None);
@@ -174,7 +184,12 @@ fn a_network_that_is_there_twice_is_chosen_by_prefix() {
     both.tensors.extend(ema.tensors);
     both.roots = ["state_dict", "state_dict_ema"].map(str::to_string).into();
     let error = refusal(&both, None);
-    assert!(error.contains("more than once") && error.contains("--prefix 'state_dict.module'") && error.contains("'state_dict_ema.module'"), "{error}");
+    assert!(
+        error.contains("more than once")
+            && error.contains("--prefix 'state_dict.module'")
+            && error.contains("'state_dict_ema.module'"),
+        "{error}"
+    );
     let at = |prefix: &str| values(&assign(net(), &both.clone().under(prefix).unwrap(), None).unwrap());
     assert_eq!(at("state_dict"), values(&assign(net(), &file(&net(), plain), None).unwrap()));
     assert_ne!(at("state_dict"), at("state_dict_ema.module"));

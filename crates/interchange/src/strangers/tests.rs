@@ -18,8 +18,23 @@ fn dict(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
 
 /// A vector of so many 32-bit floats in the storage of this key.
 fn tensor(key: &str, count: u8) -> Vec<u8> {
-    let storage = [b"((".to_vec(), text("storage"), class("torch", "FloatStorage"), text(key), text("cpu"), vec![b'K', count], b"tQ".to_vec()];
-    let rest = [b"K\0".to_vec(), vec![b'K', count, 0x85], b"K\x01\x85".to_vec(), vec![0x89], class("collections", "OrderedDict"), b")RtR".to_vec()];
+    let storage = [
+        b"((".to_vec(),
+        text("storage"),
+        class("torch", "FloatStorage"),
+        text(key),
+        text("cpu"),
+        vec![b'K', count],
+        b"tQ".to_vec(),
+    ];
+    let rest = [
+        b"K\0".to_vec(),
+        vec![b'K', count, 0x85],
+        b"K\x01\x85".to_vec(),
+        vec![0x89],
+        class("collections", "OrderedDict"),
+        b")RtR".to_vec(),
+    ];
     [class("torch._utils", "_rebuild_tensor_v2"), storage.concat(), rest.concat()].concat()
 }
 
@@ -29,7 +44,8 @@ fn zipped(object: &[u8]) -> Vec<u8> {
     let stored = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
     let numbers = |from: f32| (0..3).flat_map(|i| (from + i as f32).to_le_bytes()).collect::<Vec<u8>>();
     let pickle = [b"\x80\x02", object, b"."].concat();
-    for (name, bytes) in [("data.pkl", pickle), ("version", b"3\n".to_vec()), ("data/0", numbers(1.0)), ("data/1", numbers(7.0))] {
+    for (name, bytes) in [("data.pkl", pickle), ("version", b"3\n".to_vec()), ("data/0", numbers(1.0)), ("data/1", numbers(7.0))]
+    {
         out.start_file(format!("net/{name}"), stored).unwrap();
         std::io::Write::write_all(&mut out, &bytes).unwrap();
     }
@@ -50,7 +66,16 @@ fn legacy(object: &[u8]) -> Vec<u8> {
 #[test]
 fn objects_of_the_writer_s_own_classes_do_not_hide_the_weights() {
     let weights = || dict(&[("fc.bias", tensor("0", 3))]);
-    let recipe = |call: &[u8]| [class("distiller.thinning", "ThinningRecipe"), b"(".to_vec(), dict(&[("fc", tensor("1", 3))]), b"t".to_vec(), call.to_vec()].concat();
+    let recipe = |call: &[u8]| {
+        [
+            class("distiller.thinning", "ThinningRecipe"),
+            b"(".to_vec(),
+            dict(&[("fc", tensor("1", 3))]),
+            b"t".to_vec(),
+            call.to_vec(),
+        ]
+        .concat()
+    };
     let filled = |items: Vec<u8>| [class("my", "Table"), b")\x81".to_vec(), items].concat();
     let state = [class("my", "Trainer"), b")\x81".to_vec(), dict(&[("best", tensor("1", 3))]), b"b".to_vec()].concat();
     let entry = [b"(".to_vec(), text("a"), tensor("1", 3), b"u".to_vec()].concat();
@@ -61,11 +86,16 @@ fn objects_of_the_writer_s_own_classes_do_not_hide_the_weights() {
         ("attributes", state, "my.Trainer"),
         ("a dictionary of its own", filled(entry), "my.Table"),
         ("a list of its own", filled([tensor("1", 3), b"a".to_vec()].concat()), "my.Table"),
-        ("a namespace", [class("argparse", "Namespace"), b")\x81".to_vec(), dict(&[("lr", b"K\x01".to_vec())]), b"b".to_vec()].concat(), ""),
+        (
+            "a namespace",
+            [class("argparse", "Namespace"), b")\x81".to_vec(), dict(&[("lr", b"K\x01".to_vec())]), b"b".to_vec()].concat(),
+            "",
+        ),
     ] {
         // First what is unknown, so that what it made of the memo matters to the weights behind it.
         let noted = [object, b"q\x05".to_vec()].concat();
-        let whole = dict(&[("extras", noted), ("state_dict", weights()), ("again", b"h\x05".to_vec()), ("spare", tensor("1", 3))]);
+        let whole =
+            dict(&[("extras", noted), ("state_dict", weights()), ("again", b"h\x05".to_vec()), ("spare", tensor("1", 3))]);
         for (ending, bytes) in [("pt", zipped(&whole)), ("th", legacy(&whole))] {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join(format!("net.{ending}"));
@@ -82,7 +112,15 @@ fn objects_of_the_writer_s_own_classes_do_not_hide_the_weights() {
 
 #[test]
 fn a_dictionary_with_defaults_is_a_dictionary() {
-    let defaults = [class("collections", "defaultdict"), class("builtins", "list"), b"\x85R(".to_vec(), text("fc.bias"), tensor("0", 3), b"u".to_vec()].concat();
+    let defaults = [
+        class("collections", "defaultdict"),
+        class("builtins", "list"),
+        b"\x85R(".to_vec(),
+        text("fc.bias"),
+        tensor("0", 3),
+        b"u".to_vec(),
+    ]
+    .concat();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("net.pt");
     std::fs::write(&path, zipped(&dict(&[("state_dict", defaults)]))).unwrap();
@@ -106,7 +144,10 @@ fn keys_that_are_no_texts_do_not_hide_what_they_lead_to() {
 
 #[test]
 fn damaged_pickles_are_refused_and_never_walked_out_of() {
-    let whole = dict(&[("extras", [class("my", "Own"), tensor("1", 3), b"\x85R".to_vec()].concat()), ("state_dict", dict(&[("b", tensor("0", 3))]))]);
+    let whole = dict(&[
+        ("extras", [class("my", "Own"), tensor("1", 3), b"\x85R".to_vec()].concat()),
+        ("state_dict", dict(&[("b", tensor("0", 3))])),
+    ]);
     let pickle = [b"\x80\x02", &whole[..], b"."].concat();
     assert!(super::Walk::of(&pickle).is_some_and(|walk| walk.changed() && walk.length == pickle.len()));
     for length in 0..pickle.len() {

@@ -71,8 +71,9 @@ impl Channels {
     /// Removes the units of the lowest scores from every group that may be cut. All scores come from the network as it is.
     ///
     /// # Errors
-    /// When the settings, of the method of this name, do not fit the network.
+    /// When the settings, of the method of this name, do not fit the network, or its weights are not finite: then scores say nothing.
     pub fn cut(&self, method: &str, net: Net, score: impl Fn(&Net, &ChannelGroup) -> Vec<f64>) -> Result<Net> {
+        net.finite()?;
         let groups = self.groups(&net)?;
         let scores: Vec<Vec<f64>> = groups.iter().map(|group| score(&net, group)).collect();
         let keeps = self.keeps(method, &net, &groups, &scores)?;
@@ -83,7 +84,7 @@ impl Channels {
     /// one threshold, every layer always keeping a filter.
     ///
     /// # Errors
-    /// When the settings do not fit the network or each other.
+    /// When the settings do not fit the network or each other, or weights are not finite.
     pub fn cut_or_rank(
         &self,
         method: &str,
@@ -91,6 +92,7 @@ impl Channels {
         net: Net,
         score: impl Fn(&Net, &ChannelGroup) -> Vec<f64>,
     ) -> Result<Net> {
+        net.finite()?;
         let groups = self.groups(&net)?;
         let scores: Vec<Vec<f64>> = groups.iter().map(|group| score(&net, group)).collect();
         let keeps = self.keeps_or_ranks(method, global, &net, &groups, &scores)?;
