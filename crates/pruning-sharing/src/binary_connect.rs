@@ -96,11 +96,7 @@ impl Pass for BinaryConnect {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let binary = layers(&net, &self.except, Self::NAME)?;
         let net = spread(binarize_layers(net, &binary, Scale::One, self.rounding()), &binary)?;
-        let settled = match (self.real, self.stochastic) {
-            (true, _) => Some(Settled { real: binary.clone() }),
-            (false, true) => Some(Settled { real: Vec::new() }),
-            (false, false) => None,
-        };
+        let settled = (self.real || self.stochastic).then(|| Settled { layers: binary.clone(), real: self.real });
         train(net, &binary, (Scale::One, self.glorot), &self.train, settled.as_ref(), cx)
     }
 

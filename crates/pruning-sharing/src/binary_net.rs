@@ -73,7 +73,7 @@ impl Pass for BinaryNet {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let (net, binary) = self.binary(net)?;
         let net = spread(net, &binary)?;
-        let settled = self.stochastic.then(|| Settled { real: Vec::new() });
+        let settled = self.stochastic.then(|| Settled { layers: binary.clone(), real: false });
         train(net, &binary, (Scale::One, self.glorot), &self.train, settled.as_ref(), cx)
     }
 

@@ -101,9 +101,10 @@ impl Pass for FewMultiplications {
         let drawn = layers(&net, &self.except, Self::NAME)?;
         let net = spread(self.plan(net)?, &drawn)?;
         let mut bounds = Bounds::new(&net, &drawn, Scale::One, self.glorot);
+        let settled = Settled { layers: drawn.clone(), real: false };
         let forward = Shifts { layers: drawn, exponents: self.exponents };
         let extras = Extras { projections: vec![&mut bounds], forward: Some(&forward), ..Extras::default() };
-        fit_settled(net, &self.train, extras, Some(&Settled { real: Vec::new() }), cx)
+        fit_settled(net, &self.train, extras, Some(&settled), cx)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {

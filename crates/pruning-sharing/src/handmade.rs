@@ -1,9 +1,9 @@
 //! Networks with weights set by hand, and a few images, for the tests of the methods.
 
 use briquette_core::builder::{Builder, Conv};
-use briquette_core::coding::floats;
+use briquette_core::coding::{Rounding, Source, floats};
 use briquette_core::error::Result;
-use briquette_core::net::Net;
+use briquette_core::net::{Net, Node};
 use briquette_core::pass::{Context, Data, Host, Pass, Silent};
 use briquette_core::training::{evaluate, probe, renew};
 use briquette_data::Dataset;
@@ -82,6 +82,9 @@ pub(crate) fn settles<P: Pass + DeserializeOwned>(net: Net, settings: serde_json
     let net = serde_json::from_value::<P>(settings).unwrap().run(net, &mut cx).unwrap();
     let score = evaluate(&net, &data.valid, &device, &mut Silent).unwrap();
     assert_eq!(cx.curve.last().unwrap().valid_accuracy, score.accuracy);
+    let drawn =
+        |node: &Node| matches!(node.weight()?.coding.source, Source::Grid { rounding: Rounding::Stochastic, .. }).then_some(());
+    assert_eq!(net.nodes.iter().find_map(drawn), None, "a later training would draw");
     let anew = renew(net.deep_clone(), &mut cx).unwrap();
     for parameter in ["mean", "var"] {
         assert_eq!(get(&net, "norm1", parameter), get(&anew, "norm1", parameter), "{parameter}");

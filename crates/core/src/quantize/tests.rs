@@ -254,6 +254,8 @@ fn a_clip_value_has_the_gradient_of_its_surrogate() {
     let surrogate = |alpha: f64| x.iter().zip(factors).map(|(x, f)| f64::from(f) * f64::from(*x).clamp(0.0, alpha)).sum::<f64>();
     for levels in [4, 16, 256] {
         let alpha = 2.0_f32;
+        let step = Quantize::new(Param::from_tensor(Tensor::from_floats([1.7], &device)), levels, 0.0, StepGradient::Clip).step();
+        assert_eq!(floats(step.inner()), [1.7 / StepGradient::Clip.steps(levels, 0.0)], "as the engine has it");
         let clip = Quantize::new(Param::from_tensor(Tensor::from_floats([alpha], &device)), levels, 0.0, StepGradient::Clip);
         let pixels = Tensor::<2>::from_floats([x], &device);
         for y in [clip.forward(pixels.clone()), clip.composed(pixels)] {

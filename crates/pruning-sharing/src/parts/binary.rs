@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use briquette_core::coding::{self, Coding, Rounding, Weight};
+use briquette_core::coding::{self, Rounding, Source, Weight};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
 use briquette_core::pass::Context;
@@ -116,14 +116,6 @@ pub fn spread(net: Net, layers: &[usize]) -> Result<Net> {
     })
 }
 
-/// The network with the real weights in the place of the binary ones.
-///
-/// # Errors
-/// When the network does not hold together.
-pub fn real(net: Net, layers: &[usize]) -> Result<Net> {
-    with_weights(net, layers, |weight| weight.coding = Coding::default())
-}
-
 /// The network with changed weights in these layers.
 ///
 /// # Errors
@@ -212,17 +204,23 @@ impl Projection for Bounds {
     }
 }
 
-/// The network as it is used after a training whose forward pass draws, or which is tested by the real weights underneath: batch norms have the
-/// statistics of what the weights in use make, where those of the training are of drawn ones.
+/// The network as it is used after a training whose forward pass draws, or which is tested by the real weights underneath: nothing is drawn any
+/// more, by later trainings neither, and batch norms have the statistics of what the weights in use make.
 #[derive(Debug)]
 pub struct Settled {
-    /// Layers whose real weights take the place of their signs.
-    pub real: Vec<usize>,
+    /// The layers whose weights are drawn.
+    pub layers: Vec<usize>,
+    /// Whether the real weights take the place of the nearest values.
+    pub real: bool,
 }
 
 impl Settle for Settled {
     fn settle(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        renew(real(net, &self.real)?, cx)
+        let net = with_weights(net, &self.layers, |weight| match &mut weight.coding.source {
+            Source::Grid { rounding, .. } if !self.real => *rounding = Rounding::Nearest,
+            source => *source = Source::Free,
+        })?;
+        renew(net, cx)
     }
 }
 
