@@ -103,6 +103,17 @@ impl<T: Copy> PerLayer<T> {
         };
         Ok(net.weighted().filter_map(|(index, node)| value(node).map(|value| (index, value))).collect())
     }
+
+    /// Refuses a layer that a table names, by its very name, of which `done` does not hold; `why` says what keeps a method from it. What
+    /// only a kind or `rest` names, a method may leave alone.
+    ///
+    /// # Errors
+    /// Names the layer.
+    pub fn all_done(&self, net: &Net, done: impl Fn(usize) -> bool, why: &str) -> Result<()> {
+        let PerLayer::Each(each) = self else { return Ok(()) };
+        let missed = net.weighted().find(|(index, node)| each.contains_key(&node.name) && !done(*index));
+        missed.map_or(Ok(()), |(_, node)| Err(Error::node(&node.name, why)))
+    }
 }
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for PerLayer<T> {
@@ -141,6 +152,18 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for PerLayerVisitor<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_named_and_cannot_be_done_is_refused_and_what_a_kind_names_is_not() {
+        let arch = crate::zoo::Arch::named("lenet5").unwrap();
+        let net = arch.build(&arch.wanted(), &burn::tensor::Device::flex()).unwrap();
+        let conv = |index: usize| matches!(net.nodes[index].op, Op::Conv2d(_));
+        let refused = |table: &str| serde_json::from_str::<PerLayer<Ratio>>(table).unwrap().all_done(&net, conv, "is none");
+        assert_eq!(refused(r#"{ "conv1": 0.5, "fc1": 0.5 }"#).unwrap_err().to_string(), "node 'fc1': is none");
+        for fine in [r#"{ "conv1": 0.5, "fc": 0.5 }"#, r#"{ "rest": 0.5 }"#, "0.5"] {
+            assert!(refused(fine).is_ok(), "{fine}");
+        }
+    }
 
     #[test]
     fn ranges_are_checked_where_a_value_is_read() {

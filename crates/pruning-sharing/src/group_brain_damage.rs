@@ -105,6 +105,10 @@ impl GroupBrainDamage {
         self.train.check()?;
         let spared = excepted(net, &self.except)?;
         let convolution = |index: &usize| matches!(&net.nodes[*index].op, Op::Conv2d(_));
+        if let Some(ratio) = &self.ratio {
+            let why = "is no convolution, whose columns alone go; use structured-sparsity for it";
+            ratio.all_done(net, |index| convolution(&index), why)?;
+        }
         let named: BTreeMap<usize, f64> = match &self.ratio {
             Some(ratio) => ratio.resolve(net)?.into_iter().map(|(index, ratio)| (index, ratio.get())).collect(),
             None => net.weighted().map(|(index, _)| (index, 0.0)).collect(),
@@ -157,11 +161,12 @@ fn columns(weight: &Stored, groups: usize) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
+    use briquette_core::builder::{Builder, Conv};
     use briquette_core::coding::floats;
     use briquette_core::stored::Storage;
     use briquette_core::training::probe;
     use briquette_runtime::Engine;
-    use burn::tensor::Device;
+    use burn::tensor::{Device, Tensor, TensorData};
 
     use super::*;
     use crate::handmade::{context, get, images, refusal, run, set, small};
@@ -187,6 +192,29 @@ mod tests {
             assert_eq!(left, (0..48).map(|i| i % 16 < 4).collect::<Vec<_>>());
             assert_eq!(get(&net, "conv1", "weight"), get(&small(), "conv1", "weight"));
         }
+    }
+
+    #[test]
+    fn a_convolution_in_groups_that_is_named_loses_columns_of_each_group() {
+        let mut b = Builder::new([1, 4, 4], 2, &Device::flex());
+        let x = b.conv("first", b.input(), Conv::new(2, 1));
+        let x = b.conv("grouped", x, Conv::new(4, 2).groups(2));
+        let x = b.flatten("flatten", x);
+        b.linear("fc", x, 3);
+        // [out 4, in 1, 2, 2]: the first two filters read one channel, the others the other.
+        let rows = [[8.0, 1.0, 6.0, 2.0], [8.0, 1.0, 6.0, 2.0], [3.0, 7.0, 4.0, 5.0], [3.0, 7.0, 4.0, 5.0]];
+        let net = set(b.finish().unwrap(), "grouped", "weight", &rows.concat());
+        let settings = serde_json::json!({ "lambda": 0.0, "ratio": { "grouped": 0.5 }, "train": { "epochs": 0 } });
+        let masked = run::<GroupBrainDamage>(net.deep_clone(), settings).unwrap();
+        let left = [[8.0, 0.0, 6.0, 0.0], [8.0, 0.0, 6.0, 0.0], [0.0, 7.0, 0.0, 5.0], [0.0, 7.0, 0.0, 5.0]];
+        assert_eq!(get(&masked, "grouped", "weight"), left.concat());
+        let engine = |net: &Net| Engine::new(&net.to_model(Storage::default()).unwrap(), 1).unwrap();
+        let pixels: Vec<f32> = (0..16).map(|i| (i * i % 7) as f32 / 7.0).collect();
+        let found = engine(&masked).run(&pixels, 1).unwrap();
+        let input = Tensor::<4>::from_data(TensorData::new(pixels, [1, 1, 4, 4]), &Device::flex());
+        assert!(found.iter().zip(floats(masked.forward(input))).all(|(a, b)| (a - b).abs() < 1e-4));
+        // The engine holds neither these columns nor what they multiply.
+        assert_eq!(engine(&net).peak_bytes(1) - engine(&masked).peak_bytes(1), 4 * 2 * 4);
     }
 
     #[test]
@@ -227,6 +255,8 @@ mod tests {
         assert_eq!(both, "group-brain-damage takes exactly one of `ratio` and `threshold`");
         let all = refusal::<GroupBrainDamage>(small(), settings(&serde_json::json!({ "ratio": 1.0 })));
         assert_eq!(all, "node 'conv2': ratio = 1 would remove every column; remove a share below 1");
+        let named = refusal::<GroupBrainDamage>(small(), settings(&serde_json::json!({ "ratio": { "conv2": 0.5, "fc1": 0.5 } })));
+        assert_eq!(named, "node 'fc1': is no convolution, whose columns alone go; use structured-sparsity for it");
         let fc = refusal::<GroupBrainDamage>(small(), settings(&serde_json::json!({ "ratio": { "fc": 0.5 } })));
         assert!(fc.starts_with("group-brain-damage: no convolution"), "{fc}");
         let strength = refusal::<GroupBrainDamage>(small(), settings(&serde_json::json!({ "ratio": 0.5, "lambda": -1.0 })));

@@ -108,6 +108,7 @@ impl Pass for Hashed {
 
 impl Hashed {
     fn share(&self, net: Net, seed: u64) -> Result<Net> {
+        refuse::weightless(&net, &self.keep)?;
         let shares: BTreeMap<usize, f64> = self.keep.resolve(&net)?.into_iter().map(|(i, keep)| (i, keep.get())).collect();
         refuse::shared(&net, shares.keys(), Self::NAME)?;
         for weight in coding::weights(&net) {

@@ -95,6 +95,7 @@ impl Pass for KmeansSharing {
 
 impl KmeansSharing {
     fn share(&self, net: Net, seed: u64) -> Result<Net> {
+        refuse::weightless(&net, &self.bits)?;
         let levels: BTreeMap<usize, usize> = self.bits.resolve(&net)?.into_iter().map(|(i, bits)| (i, bits.levels())).collect();
         for weight in coding::weights(&net) {
             if let Some(node) = weight.node() {

@@ -11,6 +11,7 @@ use briquette_core::types::{PerLayer, Ratio};
 use burn::module::Module;
 
 use super::blocks::Blocks;
+use super::refuse;
 
 /// Masks all but the highest-scored weights of each tensor of rank 2 or more in any Burn module. `choose` gives the scores of a tensor's
 /// weights and the share that stays, of which at least one weight is kept; tensors for which it gives none are left alone. Weights that
@@ -128,7 +129,7 @@ pub fn kept(share: f64, len: usize) -> usize {
     ((share * len as f64).round() as usize).clamp(1, len)
 }
 
-/// Refuses shares that leave a layer, or the whole network, without weights.
+/// Refuses shares that leave a layer, or the whole network, without weights, and those of a layer that has none.
 ///
 /// # Errors
 /// Names the layer.
@@ -140,6 +141,7 @@ pub fn check_shares(net: &Net, keep: Option<&PerLayer<Ratio>>, global: Option<Ra
             Err(Error::node(layer, "keep = 0 would remove every weight; keep a share above 0"))
         }
     };
+    keep.map_or(Ok(()), |keep| refuse::weightless(net, keep))?;
     for (index, share) in keep.map_or(Ok(Vec::new()), |keep| keep.resolve(net))? {
         nothing_left(&net.nodes[index].name, share)?;
     }

@@ -36,6 +36,7 @@ impl Products {
         if !(1..=16).contains(&stages) {
             return Err(Error::Invalid(format!("{method}: `stages` lies in 1..=16, not {stages}")));
         }
+        refuse::weightless(net, &self.centroids)?;
         let widths = self.width.resolve(net)?;
         let mut layers = Vec::new();
         for (index, centroids) in self.centroids.resolve(net)? {

@@ -63,6 +63,7 @@ pub fn layers(
     (allowed, range): (impl Fn(u32) -> bool, &str),
 ) -> Result<BTreeMap<usize, u32>> {
     let spared = excepted(net, except)?;
+    refuse::weightless(net, bits)?;
     let mut layers = BTreeMap::new();
     for (index, bits) in bits.resolve(net)? {
         let node = &net.nodes[index];

@@ -3,6 +3,7 @@
 use briquette_core::coding::Source;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
+use briquette_core::types::PerLayer;
 
 /// Refuses weights that are not finite.
 ///
@@ -13,6 +14,15 @@ pub fn not_finite(layer: &str, values: &[f32]) -> Result<()> {
         Some(bad) => Err(Error::node(layer, format!("holds the weight {bad}; train it anew or clip it"))),
         None => Ok(()),
     }
+}
+
+/// Refuses a table that names a layer without weights of its own.
+///
+/// # Errors
+/// Names the layer.
+pub fn weightless<T: Copy>(net: &Net, table: &PerLayer<T>) -> Result<()> {
+    let why = "has no weights of its own, for its matrix is structural or an open kernel's; leave it out";
+    table.all_done(net, |layer| net.nodes[layer].op.weight_shape().is_some(), why)
 }
 
 /// Refuses layers, by index, whose weights an earlier pass shares; `method` names the one that must come before.
@@ -42,5 +52,32 @@ pub fn pruned<'a>(net: &Net, layers: impl IntoIterator<Item = &'a usize>, method
             Err(Error::node(&net.nodes[*layer].name, detail))
         }
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use briquette_core::pass::Pass;
+
+    use super::*;
+    use crate::circulant::Circulant;
+    use crate::handmade::{refusal, small};
+    use crate::{hashed::Hashed, kmeans_sharing::KmeansSharing, magnitude::Magnitude, optimal_brain_damage::OptimalBrainDamage};
+
+    #[test]
+    fn a_structural_matrix_that_is_named_has_no_weights_to_prune_or_share() {
+        let structural = || {
+            let circulant: Circulant = serde_json::from_value(serde_json::json!({ "layers": ["fc1"] })).unwrap();
+            circulant.plan(small()).unwrap()
+        };
+        let keep = || serde_json::json!({ "keep": { "fc1": 0.5, "fc2": 0.5 } });
+        let refused = [
+            refusal::<Magnitude>(structural(), keep()),
+            refusal::<OptimalBrainDamage>(structural(), keep()),
+            refusal::<Hashed>(structural(), keep()),
+            refusal::<KmeansSharing>(structural(), serde_json::json!({ "bits": { "fc1": 2, "fc2": 2 } })),
+        ];
+        let why = "node 'fc1': has no weights of its own, for its matrix is structural or an open kernel's; leave it out";
+        assert!(refused.iter().all(|refused| refused == why), "{refused:?}");
     }
 }
