@@ -59,7 +59,6 @@ pub fn pruned<'a>(net: &Net, layers: impl IntoIterator<Item = &'a usize>, method
 mod tests {
     use briquette_core::pass::Pass;
 
-    use super::*;
     use crate::circulant::Circulant;
     use crate::handmade::{refusal, small};
     use crate::{hashed::Hashed, kmeans_sharing::KmeansSharing, magnitude::Magnitude, optimal_brain_damage::OptimalBrainDamage};
