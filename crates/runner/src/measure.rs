@@ -123,7 +123,7 @@ pub fn beside(baseline: &Model, model: &Model) -> Result<Times> {
     Ok(times)
 }
 
-const LEAST_TURNS: usize = 4;
+const LEAST_TURNS: usize = 6;
 const MOST_TURNS: usize = 200;
 const BUDGET: Duration = Duration::from_millis(400);
 
