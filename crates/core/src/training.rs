@@ -176,6 +176,8 @@ pub fn fit(net: Net, recipe: &Recipe, mut extras: Extras<'_>, cx: &mut Context<'
             })?
         }
     };
+    // Of a large network the one at the start would be another copy.
+    drop(net);
     let mut net = state.net.deep_clone().train();
     let steps_per_epoch = cx.data.train.len().div_ceil(recipe.batch).max(1);
     while state.curve.len() < recipe.epochs {
