@@ -6,8 +6,8 @@
 //! whole takes no more memory than one copy of the numbers besides the assignment. Nothing depends on the number of threads.
 //!
 //! A cluster that runs empty takes the point whose error is largest, so that no centroid is lost: starts that are evenly spaced over a range
-//! with an outlier would leave most of theirs in the gap. Where that happened, borders between neighbours are moved to their best places in
-//! the end.
+//! with an outlier would leave most of theirs in the gap. Where that happened to few points, borders between neighbours are
+//! moved to their best places in the end.
 //!
 //! S. Lloyd. "Least Squares Quantization in PCM". IEEE Transactions on Information Theory 28(2), 1982.
 
@@ -135,7 +135,7 @@ fn centroids<P: Point>(points: &[P], k: usize, init: Init, iterations: usize, se
         before = centroids.len();
         centroids = refilled(&sorted, centroids, wanted);
     }
-    if lost && iterations > 0 {
+    if lost && iterations > 0 && sorted.len() <= SETTLED {
         centroids = settled(&sorted, &centroids);
     }
     let mut centroids: Vec<f32> = centroids.into_iter().map(|c| c as f32).collect();
@@ -318,6 +318,9 @@ fn nearest(centroids: &[f32], value: f32) -> u32 {
 
 /// Enough for convergence on every layer of the zoo; a bound for the ones nobody has seen.
 pub const LLOYD_STEPS: usize = 300;
+
+/// Most points whose borders are moved to their best places. Of more, Lloyd's iteration is near enough, and evener clusters take more bits.
+const SETTLED: usize = 1 << 12;
 
 /// Points of one task; fixed, so that no result depends on the number of threads.
 pub const TASK: usize = 1 << 18;
