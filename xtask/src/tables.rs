@@ -138,7 +138,7 @@ pub(crate) fn all(root: &Path) -> Result<Vec<(PathBuf, String)>> {
                 details += &run.by_pass();
             }
             if let Some(paper) = run.paper.filter(|paper| !paper.layers.is_empty()) {
-                details += &by_layer(&run.records[0], paper);
+                details += &by_layer(run.records[0], paper);
             }
         }
         for (head, rows) in [(GOALS, goals), (HEAD, rows)].into_iter().filter(|(_, rows)| !rows.is_empty()) {

@@ -91,11 +91,13 @@ impl OnGrid {
         let zeros = self.zeros.val().reshape([1, channels, 1]);
         let mut steps = self.steps.val();
         if self.learned {
-            let values = match &mask {
-                None => Values::Each(outer * inner),
-                Some(mask) => Values::Counted(mask.clone().sum_dim(0).sum_dim(2).reshape([channels])),
-            };
-            steps = scaled_gradient(steps, self.levels, values);
+            steps = scaled_gradient(steps, |steps| match &mask {
+                None => steps.mul_scalar(gradient_scale(self.levels, outer * inner)),
+                Some(mask) => {
+                    let kept = mask.clone().sum_dim(0).sum_dim(2).reshape([channels]).clamp_min(1.0);
+                    steps * kept.sqrt().recip().mul_scalar(gradient_scale(self.levels, 1))
+                }
+            });
         }
         let steps = steps.reshape([1, channels, 1]);
         // Two levels have no inside: all weights learn, and whoever trains them keeps them in bounds.
@@ -231,7 +233,9 @@ impl Quantize {
         let step = self.step();
         let step = match self.train {
             StepGradient::Fixed => step,
-            StepGradient::Learned => scaled_gradient(step, self.levels, Values::Each(features(shape.as_slice()))),
+            StepGradient::Learned => {
+                scaled_gradient(step, |step| step.mul_scalar(gradient_scale(self.levels, features(shape.as_slice()))))
+            }
             StepGradient::Clip => {
                 // Only through the upper end: a clip value that no rounding error pulls at.
                 let last = (self.levels - 1) as f32 - self.zero;
@@ -325,23 +329,12 @@ fn gradient_scale(levels: u32, values: usize) -> f64 {
     1.0 / (values as f64 * f64::from(levels - 1) / 2.0).sqrt()
 }
 
-/// How many values a step quantizes.
-enum Values {
-    /// As many each.
-    Each(usize),
-    /// `[channels]`.
-    Counted(Tensor<1>),
-}
-
-/// The same steps, whose gradient is scaled so that they move in proportion to what they quantize.
-fn scaled_gradient(steps: Tensor<1>, levels: u32, values: Values) -> Tensor<1> {
+/// The same steps, whose gradient is that of what `scaled` makes of them: they move in proportion to what they quantize.
+fn scaled_gradient(steps: Tensor<1>, scaled: impl FnOnce(Tensor<1>) -> Tensor<1>) -> Tensor<1> {
     if !steps.is_autodiff() {
         return steps;
     }
-    let part = match values {
-        Values::Each(values) => steps.clone().mul_scalar(gradient_scale(levels, values)),
-        Values::Counted(counts) => steps.clone() * counts.clamp_min(1.0).sqrt().recip().mul_scalar(gradient_scale(levels, 1)),
-    };
+    let part = scaled(steps.clone());
     let rest = steps.detach() - part.clone().detach();
     part + rest
 }

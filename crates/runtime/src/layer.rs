@@ -272,10 +272,10 @@ impl Layer {
     pub fn check(&self) -> Result<(), ShapeError> {
         let wrong = |detail: String| Err(ShapeError::Mismatch { layer: self.kind(), detail });
         match self {
-            Layer::Normalize { mean, std } => {
-                if !mean.iter().all(|mean| mean.is_finite()) || !std.iter().all(|std| std.is_finite() && *std > 0.0) {
-                    return wrong(format!("means {mean:?} and deviations {std:?}; they are finite, deviations positive"));
-                }
+            Layer::Normalize { mean, std }
+                if mean.iter().chain(std).any(|value| !value.is_finite()) || std.iter().any(|std| *std <= 0.0) =>
+            {
+                return wrong(format!("means {mean:?} and deviations {std:?}; they are finite, deviations positive"));
             }
             Layer::BatchNorm { epsilon } if !(epsilon.is_finite() && *epsilon > 0.0) => {
                 return wrong(format!("an epsilon of {epsilon}; it is finite and positive"));

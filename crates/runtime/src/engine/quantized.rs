@@ -19,7 +19,7 @@ const MOST_GROUPS: usize = 1 << 12;
 /// A layer in integers.
 #[derive(Debug)]
 pub(crate) struct Quantized {
-    product: Product,
+    product: Box<Product>,
     /// The grid of its input.
     input: Grid,
     channels: usize,
@@ -65,7 +65,7 @@ impl Quantized {
         if signs(grid) && signs(input) {
             let values: Vec<f32> = codes.iter().map(|code| f32::from(*code) - 0.5).collect();
             let matrix = bits::Matrix::of_signs(out, depth, &values, 1).ok()?;
-            let product = Product::Signs(bits::Convolution::pack(shape, &matrix).ok()?);
+            let product = Box::new(Product::Signs(bits::Convolution::pack(shape, &matrix).ok()?));
             let scales: Vec<f32> = (0..out).map(|row| 0.25 * step(row)).collect();
             let scaling = Scaling::new(1, &scales, &vec![0; out], None);
             return Some(Self { product, input: input.clone(), channels: geometry.channels, out, scaling, epilogue });
@@ -108,13 +108,13 @@ impl Quantized {
         let offsets: Vec<i32> = (0..out).map(offset).collect();
         let scales: Vec<f32> = (0..out).map(|row| step(row) / (factor * between(zeros[row])) as f32).collect();
         let scaling = Scaling::new(factor, &scales, &offsets, window_factors.as_deref());
-        let product = Product::Bytes(filters);
+        let product = Box::new(Product::Bytes(filters));
         Some(Self { product, input: input.clone(), channels: geometry.channels, out, scaling, epilogue })
     }
 
     /// Bytes that it takes in memory.
     pub(crate) fn bytes(&self) -> usize {
-        let weights = match &self.product {
+        let weights = match &*self.product {
             Product::Signs(filters) => filters.bytes(),
             Product::Bytes(filters) => filters.bytes(),
         };
@@ -150,7 +150,7 @@ impl Quantized {
         let map = output.len() / batch;
         let of_image = map / self.out * self.scaling.stride();
         scratch.sums.resize(batch * of_image, 0);
-        match &self.product {
+        match &*self.product {
             Product::Signs(filters) => {
                 scratch.last.resize(input.len(), 0.0);
                 for (input, last) in input.chunks_exact(image).zip(scratch.last.chunks_exact_mut(image)) {
