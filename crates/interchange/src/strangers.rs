@@ -180,7 +180,7 @@ impl Walk {
     }
 
     /// What lies above the last mark, and where that is.
-    fn to_mark(&mut self) -> Option<(Vec<Thing>, usize)> {
+    fn pop_to_mark(&mut self) -> Option<(Vec<Thing>, usize)> {
         let (height, start) = self.marks.pop()?;
         Some((self.stack.split_off(height), start))
     }
@@ -213,7 +213,7 @@ impl Walk {
             O::EmptyList | O::EmptySet => self.push(Kind::List),
             O::EmptyDict => self.push(Kind::Dict([false; 3])),
             O::Tuple | O::List | O::FrozenSet => {
-                let (items, start) = self.to_mark()?;
+                let (items, start) = self.pop_to_mark()?;
                 self.made(if op == O::Tuple { Kind::Tuple } else { Kind::List }, hold(&items), start);
             }
             O::Tuple1 | O::Tuple2 | O::Tuple3 => {
@@ -222,13 +222,13 @@ impl Walk {
                 self.made(Kind::Tuple, hold(&items), items[count - 1].start);
             }
             O::Dict => {
-                let (items, start) = self.to_mark()?;
+                let (items, start) = self.pop_to_mark()?;
                 self.name(&items);
                 self.made(Kind::Dict(tables([false; 3], &items)), hold(&items), start);
             }
             O::Pop if self.on_mark() => drop(self.marks.pop()),
             O::Pop => drop(self.pop()?),
-            O::PopMark => drop(self.to_mark()?),
+            O::PopMark => drop(self.pop_to_mark()?),
             O::Dup => {
                 let top = self.stack.last()?.clone();
                 self.stack.push(Thing { start: self.at, ..top });
@@ -291,7 +291,7 @@ impl Walk {
                 vec![self.pop()?, value]
             }
             (true, false) => vec![self.pop()?],
-            (false, _) => self.to_mark()?.0,
+            (false, _) => self.pop_to_mark()?.0,
         };
         let top = self.stack.last_mut()?;
         match &mut top.kind {

@@ -100,11 +100,3 @@ pub(crate) fn refusal<P: Pass + DeserializeOwned>(net: Net, settings: serde_json
 pub(crate) fn context<'a>(data: &'a Data, host: &'a mut dyn Host) -> Context<'a> {
     Context::new(&Device::flex(), 3, data, host)
 }
-
-/// AlexNet with weights as drawn, and 100 images of its size in its 1000 classes.
-pub(crate) fn alexnet() -> (Net, Data) {
-    let arch = briquette_core::zoo::Arch::named("alexnet").unwrap();
-    let pixels = (0..100_usize * 3 * 227 * 227).map(|i| (i * i / 7 * 31 % 251) as u8).collect();
-    let all = Dataset::from_memory("noise", [3, 227, 227], 1000, pixels, (0..100).map(|i| i * 10).collect()).unwrap();
-    (arch.build(&arch.wanted(), &Device::flex()).unwrap(), Data { train: all.clone(), valid: all.clone(), test: all })
-}

@@ -233,18 +233,6 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "takes minutes; prints the time"]
-    fn alexnet_of_a_thousand_classes_is_damaged_in_minutes() {
-        let ((net, data), mut silent, start) = (crate::handmade::alexnet(), Silent, std::time::Instant::now());
-        let method: OptimalBrainDamage = serde_json::from_value(serde_json::json!({ "global": 0.11 })).unwrap();
-        let pruned = method.run(net, &mut context(&data, &mut silent)).unwrap();
-        println!("AlexNet, 100 images, one label each: {:.0} s", start.elapsed().as_secs_f64());
-        let values: Vec<f32> = pruned.weighted().filter_map(|(_, node)| Some(node.weight()?.values())).flatten().collect();
-        let left = values.iter().filter(|w| **w != 0.0).count() as f64 / values.len() as f64;
-        assert!((left - 0.11).abs() < 1e-3, "{left}");
-    }
-
-    #[test]
     fn settings_that_cannot_be_met_are_refused() {
         let none = refusal::<OptimalBrainDamage>(small(), serde_json::json!({}));
         assert_eq!(none, "optimal-brain-damage takes exactly one of `keep` and `global`");

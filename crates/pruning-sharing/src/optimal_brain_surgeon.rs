@@ -585,18 +585,6 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "takes minutes and 6 GiB; prints the time"]
-    fn fc6_of_alexnet_is_operated_in_minutes() {
-        let ((net, data), mut silent, start) = (crate::handmade::alexnet(), Silent, std::time::Instant::now());
-        let settings = serde_json::json!({ "keep": { "fc6": 0.09 }, "blocks": { "size": 8 }, "memory-mib": 4096 });
-        let method: OptimalBrainSurgeon = serde_json::from_value(settings).unwrap();
-        let pruned = method.run(net, &mut context(&data, &mut silent)).unwrap();
-        let weights = get(&pruned, "fc6", "weight");
-        println!("fc6 of AlexNet, 100 images, one label each: {:.0} s", start.elapsed().as_secs_f64());
-        assert_eq!(weights.iter().filter(|w| **w != 0.0).count(), kept(0.09, weights.len()));
-    }
-
-    #[test]
     fn settings_that_cannot_be_met_are_refused() {
         let none = refusal::<OptimalBrainSurgeon>(small(), serde_json::json!({ "keep": { "fc1": 0.0 } }));
         assert_eq!(none, "node 'fc1': keep = 0 would remove every weight; keep a share above 0");

@@ -206,7 +206,7 @@ impl<'a> Response<'a> {
         let moments: Vec<f64> = places.iter().flat_map(|&place| pick(&inputs[place * columns..][..columns])).collect();
         let own = Block { width, taps, moments };
         let rows = self.weights.par_chunks_exact(columns).zip(self.missing.par_chunks_exact(columns));
-        let mut rows: Vec<Output> = rows.map(|(weights, missing)| own.output(pick(weights), pick(missing))).collect();
+        let mut rows: Vec<Output> = rows.map(|(weights, missing)| own.output(pick(weights), &pick(missing))).collect();
 
         let all = product.rows();
         let stage = &mut product.stages[0];
@@ -246,7 +246,7 @@ struct Output {
 }
 
 impl Block {
-    fn output(&self, weights: Vec<f64>, missing: Vec<f64>) -> Output {
+    fn output(&self, weights: Vec<f64>, missing: &[f64]) -> Output {
         let rows = self.moments.chunks_exact(weights.len());
         let pull = missing.iter().zip(rows).map(|(missing, moments)| missing + dot(moments, &weights)).collect();
         Output { weights, pull }

@@ -1,7 +1,8 @@
 //! How fast the training graph is, beside plain Burn and, where it is at hand, PyTorch; how much memory it takes; where its time goes. How fast
-//! coding is, and products of integers. What states of large networks take.
+//! coding is, and products of integers. What states of large networks take, and pruning them by curvature.
 
 mod coding;
+mod curvature;
 mod integer;
 mod peer;
 mod states;
@@ -22,6 +23,7 @@ use serde::Serialize;
 use crate::measure::median;
 use crate::memory;
 pub use coding::{CodingRow, coding};
+pub use curvature::{CurvatureRow, curvature};
 pub use integer::{IntegerRow, Integers, integers};
 use peer::Peer;
 pub use states::{StatesRow, StatesStep, states};

@@ -152,6 +152,8 @@ enum Bench {
     Integer,
     /// Time and memory of states and containers of AlexNet and VGG-16, pruned and shared.
     States,
+    /// Time and memory of pruning AlexNet by curvature.
+    Curvature,
 }
 
 #[derive(Debug, Subcommand)]
@@ -268,6 +270,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
         }
         Verb::Bench { what: Bench::Coding, .. } => verbs::bench_coding(cli.json)?,
         Verb::Bench { what: Bench::States, net, .. } => verbs::bench_states(net.as_deref(), cli.json)?,
+        Verb::Bench { what: Bench::Curvature, .. } => verbs::bench_curvature(cli.json)?,
         Verb::Bench { what: Bench::Integer, .. } => verbs::bench_integer(cli.json)?,
     }
     Ok(ExitCode::SUCCESS)

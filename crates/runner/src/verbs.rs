@@ -410,6 +410,19 @@ pub(crate) fn bench_states(net: Option<&str>, json: bool) -> Result<()> {
     Ok(())
 }
 
+/// `bench curvature`.
+pub(crate) fn bench_curvature(json: bool) -> Result<()> {
+    let rows = crate::bench::curvature()?;
+    if json {
+        return print_json(&rows);
+    }
+    for row in rows {
+        let left = 100.0 * row.left;
+        print(&format!("{}\n  {:.1} s  peak {:.2} times the dense values, {left:.1} % left", row.what, row.seconds, row.peak))?;
+    }
+    Ok(())
+}
+
 /// `bench integer`.
 pub(crate) fn bench_integer(json: bool) -> Result<()> {
     let integers = crate::bench::integers()?;

@@ -4,7 +4,7 @@ use crate::read::read;
 
 /// Pickles, instruction by instruction, as Python writes them.
 fn text(text: &str) -> Vec<u8> {
-    [&[b'X'], &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat()
+    [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat()
 }
 
 fn class(module: &str, name: &str) -> Vec<u8> {

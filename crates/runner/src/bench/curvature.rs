@@ -1,0 +1,72 @@
+//! Pruning by curvature where layers are large and classes are many: AlexNet with weights as drawn, on images of noise in its 1000 classes.
+
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use briquette_core::net::{Net, Node};
+use briquette_core::pass::{Context, Data, Silent};
+use briquette_core::zoo::Arch;
+use briquette_data::Dataset;
+use burn::tensor::Device;
+use serde::Serialize;
+
+use crate::memory::{forget_peak, peak};
+use crate::methods;
+
+/// One method's figures.
+#[derive(Debug, Serialize)]
+pub struct CurvatureRow {
+    /// The method and its settings.
+    pub what: String,
+    /// Wall-clock time.
+    pub seconds: f64,
+    /// Highest resident memory of the process, over the bytes of the dense network.
+    pub peak: f64,
+    /// Share of the weights of all layers that is not zero afterwards.
+    pub left: f64,
+}
+
+const IMAGES: usize = 100;
+
+/// Optimal brain damage of all of AlexNet, and optimal brain surgery on its first fully connected layer.
+///
+/// # Errors
+/// When a method fails, or the system does not tell a process's memory.
+pub fn curvature() -> Result<Vec<CurvatureRow>> {
+    [
+        ("optimal-brain-damage", serde_json::json!({ "global": 0.11, "calibration-images": IMAGES })),
+        (
+            "optimal-brain-surgeon",
+            serde_json::json!({ "keep": { "fc6": 0.09 }, "blocks": { "size": 8 }, "memory-mib": 4096, "calibration-images": IMAGES }),
+        ),
+    ]
+    .into_iter()
+    .map(|(name, settings)| row(name, settings))
+    .collect()
+}
+
+fn row(name: &str, settings: serde_json::Value) -> Result<CurvatureRow> {
+    let arch = Arch::named("alexnet")?;
+    let net = arch.build(&arch.wanted(), &Device::flex())?;
+    let [c, h, w] = net.input_shape()[..] else { anyhow::bail!("AlexNet takes no images") };
+    let pixels = (0..IMAGES * c * h * w).map(|i| (i * i / 7 * 31 % 251) as u8).collect();
+    let labels = (0..IMAGES).map(|i| (i * 1000 / IMAGES) as u16).collect();
+    let images = Dataset::from_memory("noise", [c, h, w], 1000, pixels, labels)?;
+    let data = Data { train: images.clone(), valid: images.clone(), test: images };
+    let what = format!("{name} {settings}");
+    let entry = *methods().iter().find(|entry| entry.name == name).context("the method has another name now")?;
+    let method = (entry.parse)(settings)?;
+    let dense = 4.0 * values(&net).count() as f64;
+    forget_peak()?;
+    let began = Instant::now();
+    let net = method.run(net, &mut Context::new(&Device::flex(), 1, &data, &mut Silent))?;
+    let seconds = began.elapsed().as_secs_f64();
+    let peak = peak().context("this system does not tell a process's memory")? as f64 / dense;
+    let left = values(&net).filter(|value| *value != 0.0).count() as f64 / values(&net).count() as f64;
+    ensure!(left < 1.0, "{what} left every weight");
+    Ok(CurvatureRow { what, seconds, peak, left })
+}
+
+fn values(net: &Net) -> impl Iterator<Item = f32> {
+    net.nodes.iter().filter_map(Node::weight).flat_map(|weight| weight.values())
+}
