@@ -199,7 +199,7 @@ pub(crate) fn inspect(file: &Path, prefix: Option<&str>, json: bool) -> Result<(
         return print_json(&doc);
     }
     let mut lines = vec![format!("{}: {len} bytes, {} parameters, {} MACs", file.display(), cost.params(), cost.macs())];
-    lines.extend(unusable.into_iter().map(alarm));
+    lines.extend(unusable.iter().map(|what| alarm(what)));
     lines.push(format!(
         "{:24} {:8} {:18} {:>10} {:>10} {:>8} {:>8} {:>9} {:>10} {:>7}",
         "layer", "tensor", "shape", "values", "non-zero", "format", "coder", "codebook", "bits", "ratio"
@@ -229,7 +229,7 @@ pub(crate) fn inspect(file: &Path, prefix: Option<&str>, json: bool) -> Result<(
 }
 
 /// A line that cannot be overlooked.
-fn alarm(what: String) -> String {
+fn alarm(what: &str) -> String {
     format!("NOT SOUND: {what}")
 }
 
@@ -245,7 +245,7 @@ fn inspect_checkpoint(file: &Path, prefix: Option<&str>, json: bool) -> Result<(
     }
     let mut lines = vec![format!("{}: {} tensors, {total} values", file.display(), checkpoint.tensors.len())];
     let bad = checkpoint.tensors.iter().map(|(name, t)| (name, not_finite(t), t.values.len())).filter(|(_, bad, _)| *bad > 0);
-    lines.extend(bad.map(|(name, bad, of)| alarm(format!("{bad} of {of} value(s) of '{name}' are not finite"))));
+    lines.extend(bad.map(|(name, bad, of)| alarm(&format!("{bad} of {of} value(s) of '{name}' are not finite"))));
     lines.extend(checkpoint.tensors.iter().map(|(name, t)| {
         let mask = masked(name).map_or(String::new(), |gone| format!("  {gone} of {} masked", t.values.len()));
         format!("{name:48} {}{mask}", dimensions(&t.shape))
