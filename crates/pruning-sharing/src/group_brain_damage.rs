@@ -197,24 +197,24 @@ mod tests {
     #[test]
     fn a_convolution_in_groups_that_is_named_loses_columns_of_each_group() {
         let mut b = Builder::new([1, 4, 4], 2, &Device::flex());
-        let x = b.conv("first", b.input(), Conv::new(2, 1));
-        let x = b.conv("grouped", x, Conv::new(4, 2).groups(2));
+        let x = b.conv("first", b.input(), Conv::new(4, 1));
+        let x = b.conv("grouped", x, Conv::new(2, 2).groups(2));
         let x = b.flatten("flatten", x);
         b.linear("fc", x, 3);
-        // [out 4, in 1, 2, 2]: the first two filters read one channel, the others the other.
-        let rows = [[8.0, 1.0, 6.0, 2.0], [8.0, 1.0, 6.0, 2.0], [3.0, 7.0, 4.0, 5.0], [3.0, 7.0, 4.0, 5.0]];
+        // [out 2, in 2, 2, 2]: each filter reads two channels of its own.
+        let rows = [[16.0, 1.0, 14.0, 3.0, 12.0, 5.0, 10.0, 7.0], [2.0, 15.0, 4.0, 13.0, 6.0, 11.0, 8.0, 9.0]];
         let net = set(b.finish().unwrap(), "grouped", "weight", &rows.concat());
         let settings = serde_json::json!({ "lambda": 0.0, "ratio": { "grouped": 0.5 }, "train": { "epochs": 0 } });
         let masked = run::<GroupBrainDamage>(net.deep_clone(), settings).unwrap();
-        let left = [[8.0, 0.0, 6.0, 0.0], [8.0, 0.0, 6.0, 0.0], [0.0, 7.0, 0.0, 5.0], [0.0, 7.0, 0.0, 5.0]];
+        let left = [[16.0, 0.0, 14.0, 0.0, 12.0, 0.0, 10.0, 0.0], [0.0, 15.0, 0.0, 13.0, 0.0, 11.0, 0.0, 9.0]];
         assert_eq!(get(&masked, "grouped", "weight"), left.concat());
         let engine = |net: &Net| Engine::new(&net.to_model(Storage::default()).unwrap(), 1).unwrap();
         let pixels: Vec<f32> = (0..16).map(|i| (i * i % 7) as f32 / 7.0).collect();
         let found = engine(&masked).run(&pixels, 1).unwrap();
         let input = Tensor::<4>::from_data(TensorData::new(pixels, [1, 1, 4, 4]), &Device::flex());
         assert!(found.iter().zip(floats(masked.forward(input))).all(|(a, b)| (a - b).abs() < 1e-4));
-        // The engine holds neither these columns nor what they multiply.
-        assert_eq!(engine(&net).peak_bytes(1) - engine(&masked).peak_bytes(1), 4 * 2 * 4);
+        // Four columns of a filter each are gone from both groups.
+        assert_eq!(engine(&net).peak_bytes(1) - engine(&masked).peak_bytes(1), 2 * 4 * 4);
     }
 
     #[test]
