@@ -6,9 +6,11 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
 
-use briquette_core::builder::Builder;
+use briquette_core::builder::{Builder, Conv};
 use briquette_core::net::Net;
+use briquette_core::pass::{Context, Data, Memory};
 use briquette_core::stored::Storage;
+use briquette_core::training::{Extras, Recipe, fit};
 use briquette_data::Dataset;
 use briquette_runner::config::Config;
 use briquette_runtime::{
@@ -280,13 +282,38 @@ fn state(bytes: &[u8]) {
             let again = net.to_state();
             assert!(Net::from_state(&again, &Device::flex()).is_ok_and(|net| net.to_state() == again));
         }
+        let mut host = Memory { states: [(STATE.to_string(), bytes.to_vec())].into(), ..Memory::default() };
+        let _ = train(&mut host);
     }
 }
 
-/// The networks of the containers.
+/// Where a training keeps its state.
+const STATE: &str = "training-0";
+
+/// One epoch of a small network, or what is left of it.
+fn train(host: &mut Memory) -> briquette_core::Result<Net> {
+    let mut b = Builder::new([1, 3, 3], 1, &Device::flex());
+    let x = b.conv("conv", b.input(), Conv::new(2, 3).same());
+    let x = b.batch_norm("norm", x);
+    let x = b.flatten("flatten", x);
+    b.linear("fc", x, 2);
+    let images = Dataset::from_memory("dots", [1, 3, 3], 2, (0..36).map(|i| i * 3 % 251).collect(), vec![0, 1, 0, 1]);
+    let images = images.expect("four images");
+    let data = Data { train: images.clone(), valid: images.clone(), test: images };
+    let recipe = Recipe { batch: 2, ..Recipe::default() };
+    fit(b.finish()?, &recipe, Extras::default(), &mut Context::new(&Device::flex(), 1, &data, host))
+}
+
+fn saved_state() -> Vec<u8> {
+    let mut host = Memory::default();
+    train(&mut host).expect("a small network trains");
+    host.states.remove(STATE).expect("a training keeps its state")
+}
+
+/// The networks of the containers, and a training's.
 fn states() -> Vec<Vec<u8>> {
     let net = |bytes: &Vec<u8>| Net::from_model(&Model::from_bytes(bytes).ok()?, &Device::flex()).ok();
-    containers().iter().filter_map(net).map(|net| net.to_state()).collect()
+    containers().iter().filter_map(net).map(|net| net.to_state()).chain([saved_state()]).collect()
 }
 
 /// Containers with every layer and every way to store a tensor.

@@ -195,6 +195,14 @@ impl Net {
     }
 }
 
+impl Node {
+    /// Whether it is another node, or has parameters of other shapes; values do not count.
+    pub(crate) fn differs(&self, other: &Node) -> bool {
+        let outline = |node: &Node| (node.op.layer(), node.op.weight_shape());
+        self.name != other.name || self.inputs != other.inputs || outline(self) != outline(other)
+    }
+}
+
 impl Op {
     /// A parameter-free operation.
     pub fn fixed(layer: Layer) -> Self {

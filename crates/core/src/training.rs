@@ -176,6 +176,11 @@ pub fn fit(net: Net, recipe: &Recipe, mut extras: Extras<'_>, cx: &mut Context<'
             })?
         }
     };
+    let other =
+        |saved: &Net| saved.nodes.len() != net.nodes.len() || saved.nodes.iter().zip(&net.nodes).any(|(a, b)| a.differs(b));
+    if other(&state.net) || state.best.as_ref().is_some_and(other) {
+        return Err(Error::State(format!("that of {key} is of another network; remove the file, and this training begins anew")));
+    }
     // Of a large network the one at the start would be another copy.
     drop(net);
     let mut net = state.net.deep_clone().train();

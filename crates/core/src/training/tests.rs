@@ -203,3 +203,15 @@ fn a_damaged_state_is_one_error_that_says_what_to_do() {
     flipped[last_moment] ^= 16;
     assert_eq!(resumed(flipped), wrong("it is damaged: the checksum differs"));
 }
+
+#[test]
+fn a_state_of_another_network_is_refused() {
+    let (data, mut host, recipe) = (halves(), Memory::default(), Recipe::default());
+    let mut run = |net: Net| fit(net, &recipe, Extras::default(), &mut Context::new(&Device::flex(), 3, &data, &mut host));
+    run(net()).unwrap();
+    assert!(run(net()).is_ok());
+    let arch = Arch::named("lenet300").unwrap();
+    let wider = arch.build(&Wanted { width: 0.2, classes: 2, ..arch.wanted() }, &Device::flex()).unwrap();
+    let error = run(wider).unwrap_err().to_string();
+    assert!(error.contains("training-0 is of another network; remove the file"), "{error}");
+}
