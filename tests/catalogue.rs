@@ -116,6 +116,28 @@ fn every_config_with_a_checkpoint_holds_together() {
 }
 
 #[test]
+fn a_plan_says_which_passes_it_only_estimates() {
+    let estimated = |settings: &str| {
+        let text = format!("model = \"lenet300\"\ndata = \"glyphs\"\n[[pass]]\n{settings}\n");
+        let config = Config::parse(Path::new("one.toml"), &text, &[], false, None).unwrap();
+        let rows = briquette_runner::plan::plan(config, None).unwrap();
+        assert_eq!(rows[0].estimate, None);
+        rows[1].estimate.is_some()
+    };
+    for exact in ["method = \"magnitude\"\nkeep = 0.1", "method = \"filter-l1\"\nbudget = { macs = 0.5 }", "method = \"encode\""]
+    {
+        assert!(!estimated(exact), "{exact}");
+    }
+    for estimate in [
+        "method = \"magnitude\"\nglobal = 0.1",
+        "method = \"taylor\"\nglobal = 0.5",
+        "method = \"biased-decay\"\nlambda = 1e-5\nthreshold = 0.01\ntrain = { epochs = 1 }",
+    ] {
+        assert!(estimated(estimate), "{estimate}");
+    }
+}
+
+#[test]
 fn vgg_16_a_is_planned_as_li_et_al_count_it() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/vgg16_pruning.toml");
     let rows = briquette_runner::plan::plan(Config::read(&path, &[], false, None).unwrap(), None).unwrap();

@@ -10,3 +10,4 @@ mod kernels;
 mod own_module;
 mod passes;
 mod program;
+mod vocabulary;

@@ -30,6 +30,12 @@ pub trait Pass: Send + std::fmt::Debug {
         Ok(net)
     }
 
+    /// What of [`Pass::plan`] is an estimate, where the structure or the number of weights that stay follows from training or from data.
+    /// The default says that nothing is.
+    fn estimate(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Whether another network takes the place of the one at hand, and owes nothing to its masks and codebooks.
     fn replaces(&self) -> bool {
         false

@@ -31,10 +31,13 @@
 //! # }
 //! ```
 
+use std::collections::BTreeSet;
+
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::{Extras, Objective, Recipe, fit, tune};
+use briquette_core::types::Layers;
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
@@ -51,6 +54,12 @@ pub struct BiasedDecay {
     b: f64,
     /// Weights of smaller magnitude go after the training; each layer keeps at least its largest.
     threshold: f64,
+    /// Layers to work on, all without it.
+    #[serde(default)]
+    layers: Layers,
+    /// Layers that are left alone.
+    #[serde(default)]
+    except: Layers,
     /// The training with the penalty.
     train: Recipe,
     /// Training of what is left, without the penalty.
@@ -66,11 +75,12 @@ impl Method for BiasedDecay {
 
 impl Pass for BiasedDecay {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        let mut penalty = Hyperbolic { lambda: self.lambda, b: self.b };
+        let chosen = self.layers.without(&self.except, &net)?;
+        let mut penalty = Hyperbolic { lambda: self.lambda, b: self.b, layers: chosen.clone() };
         let net = fit(net, &self.train, Extras { objectives: vec![&mut penalty], ..Extras::default() }, cx)?;
         let net = prune(net, |weight| {
             let kept = weight.values.iter().filter(|v| f64::from(v.abs()) >= self.threshold).count();
-            Some(kept as f64 / weight.values.len() as f64)
+            weight.node().is_some_and(|node| chosen.contains(&node)).then_some(kept as f64 / weight.values.len() as f64)
         });
         tune(net, self.tune.as_ref(), cx)
     }
@@ -82,7 +92,12 @@ impl Pass for BiasedDecay {
             }
         }
         self.train.check()?;
+        self.layers.without(&self.except, &net)?;
         Ok(net)
+    }
+
+    fn estimate(&self) -> Option<&'static str> {
+        Some("nothing is removed here; how much is follows from the training")
     }
 
     fn recipes(&mut self) -> Vec<&mut Recipe> {
@@ -94,6 +109,7 @@ impl Pass for BiasedDecay {
 struct Hyperbolic {
     lambda: f64,
     b: f64,
+    layers: BTreeSet<usize>,
 }
 
 impl Objective for Hyperbolic {
@@ -104,7 +120,8 @@ impl Objective for Hyperbolic {
             Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => None,
         };
         let zero = Tensor::zeros([1], &logits.device());
-        net.nodes.iter().filter_map(|node| of(&node.op)).fold(zero, |sum, term| sum + term).mul_scalar(self.lambda)
+        let terms = self.layers.iter().filter_map(|layer| of(&net.nodes[*layer].op));
+        terms.fold(zero, |sum, term| sum + term).mul_scalar(self.lambda)
     }
 }
 
@@ -131,7 +148,8 @@ mod tests {
     fn the_gradient_of_the_hyperbolic_penalty_agrees_with_differences_and_with_its_formula() {
         let (lambda, b) = (0.3, 4.0);
         let value = |net: &Net, device: &Device| {
-            Hyperbolic { lambda, b }.term(net, &Tensor::zeros([1, 1, 4, 4], device), &Tensor::zeros([1, 3], device))
+            let layers = net.weighted().map(|(index, _)| index).collect();
+            Hyperbolic { lambda, b, layers }.term(net, &Tensor::zeros([1, 1, 4, 4], device), &Tensor::zeros([1, 3], device))
         };
         let net = small();
         let trained = net.deep_clone().train();

@@ -60,6 +60,7 @@ use briquette_core::error::Result;
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::Recipe;
+use briquette_core::types::Layers;
 use serde::Deserialize;
 
 use crate::parts::binary::{Scale, Settled, binarize_layers, layers, spread, train};
@@ -75,9 +76,12 @@ pub struct BinaryConnect {
     /// Whether the network leaves with the real weights underneath, as the paper tests what it trained stochastically.
     #[serde(default)]
     real: bool,
-    /// Layers that stay real; a trailing `*` stands for any ending.
+    /// Layers to work on, all without it.
     #[serde(default)]
-    except: Vec<String>,
+    layers: Layers,
+    /// Layers that are left alone.
+    #[serde(default)]
+    except: Layers,
     /// Whether the steps of each layer are longer by the inverse of Glorot's range, `sqrt((inputs + outputs) / 1.5)`, as in the paper's code.
     #[serde(default = "yes")]
     glorot: bool,
@@ -94,7 +98,7 @@ impl Method for BinaryConnect {
 
 impl Pass for BinaryConnect {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        let binary = layers(&net, &self.except, Self::NAME)?;
+        let binary = layers(&net, (&self.layers, &self.except), Self::NAME)?;
         let net = spread(binarize_layers(net, &binary, Scale::One, self.rounding()), &binary)?;
         let settled = (self.real || self.stochastic).then(|| Settled { layers: binary.clone(), real: self.real });
         train(net, &binary, (Scale::One, self.glorot), &self.train, settled.as_ref(), cx)
@@ -102,7 +106,7 @@ impl Pass for BinaryConnect {
 
     fn plan(&self, net: Net) -> Result<Net> {
         self.train.check()?;
-        let binary = layers(&net, &self.except, Self::NAME)?;
+        let binary = layers(&net, (&self.layers, &self.except), Self::NAME)?;
         if self.real { Ok(net) } else { Ok(binarize_layers(net, &binary, Scale::One, self.rounding())) }
     }
 
@@ -181,7 +185,7 @@ mod tests {
     fn real_weights_stay_in_bounds_and_the_forward_pass_sees_signs() {
         for rounding in [Rounding::Nearest, Rounding::Stochastic] {
             let net = small();
-            let binary = layers(&net, &[], "it").unwrap();
+            let binary = layers(&net, (&Layers::default(), &Layers::default()), "it").unwrap();
             let net = binarize_layers(net, &binary, Scale::One, rounding);
             let mut watch = Watch { inner: Bounds::new(&net, &binary, Scale::One, true), largest: 0.0, steps: 0 };
             let recipe: Recipe = serde_json::from_str(r#"{ "epochs": 5, "batch": 10, "lr": 0.1 }"#).unwrap();

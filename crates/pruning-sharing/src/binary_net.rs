@@ -40,6 +40,7 @@ use briquette_core::error::Result;
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::Recipe;
+use briquette_core::types::Layers;
 use serde::Deserialize;
 
 use crate::parts::binary::{Scale, Settled, binarize_layers, layers, signs, spread, train};
@@ -52,9 +53,12 @@ pub struct BinaryNet {
     /// Whether the signs of weights are drawn while training, as in BinaryConnect.
     #[serde(default)]
     stochastic: bool,
-    /// Layers whose weights and inputs stay real; a trailing `*` stands for any ending.
+    /// Layers to work on, all without it.
     #[serde(default)]
-    except: Vec<String>,
+    layers: Layers,
+    /// Layers that are left alone.
+    #[serde(default)]
+    except: Layers,
     /// Whether the steps of each layer are longer by the inverse of Glorot's range, `sqrt((inputs + outputs) / 1.5)`, as in the paper's code.
     #[serde(default = "yes")]
     glorot: bool,
@@ -90,7 +94,7 @@ impl BinaryNet {
     /// The network with signs, and its binary layers.
     fn binary(&self, net: Net) -> Result<(Net, Vec<usize>)> {
         self.train.check()?;
-        let binary = layers(&net, &self.except, Self::NAME)?;
+        let binary = layers(&net, (&self.layers, &self.except), Self::NAME)?;
         let (net, binary) = signs(net, &binary)?;
         let rounding = if self.stochastic { Rounding::Stochastic } else { Rounding::Nearest };
         Ok((binarize_layers(net, &binary, Scale::One, rounding), binary))
@@ -144,7 +148,7 @@ mod tests {
     #[test]
     fn the_gradient_passes_where_the_activation_is_at_most_one() {
         let net = small();
-        let all = layers(&net, &[], "it").unwrap();
+        let all = layers(&net, (&Layers::default(), &Layers::default()), "it").unwrap();
         let (net, _) = signs(net, &all).unwrap();
         let device = Device::flex().autodiff();
         let Op::Quantize(sign) = &net.nodes[net.index("fc1-sign").unwrap()].op else { panic!("no quantizer") };

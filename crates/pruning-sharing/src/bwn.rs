@@ -50,6 +50,7 @@ use briquette_core::error::Result;
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::Recipe;
+use briquette_core::types::Layers;
 use serde::Deserialize;
 
 use crate::parts::binary::{Scale, binarize_layers, inner_layers, train};
@@ -58,8 +59,12 @@ use crate::parts::binary::{Scale, binarize_layers, inner_layers, train};
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Bwn {
-    /// Layers that stay real, the first and the last unless given; a trailing `*` stands for any ending.
-    except: Option<Vec<String>>,
+    /// Layers to work on, all without it.
+    #[serde(default)]
+    layers: Layers,
+    /// Layers that are left alone.
+    #[serde(default)]
+    except: Layers,
     /// The training.
     train: Recipe,
 }
@@ -90,7 +95,7 @@ impl Bwn {
     /// The network with binary weights, and the layers that have them.
     fn binary(&self, net: Net) -> Result<(Net, Vec<usize>)> {
         self.train.check()?;
-        let binary = inner_layers(&net, self.except.as_deref(), Self::NAME)?;
+        let binary = inner_layers(&net, (&self.layers, &self.except), Self::NAME)?;
         Ok((binarize_layers(net, &binary, Scale::PerFilter, Rounding::Nearest), binary))
     }
 }

@@ -49,6 +49,7 @@ use briquette_core::net::{Net, Op, Value};
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::quantize::straight;
 use briquette_core::training::{Extras, Forward, Recipe};
+use briquette_core::types::Layers;
 use burn::module::{Module, Param, ParamId};
 use burn::nn::conv::Conv2d;
 use burn::tensor::Tensor;
@@ -68,9 +69,12 @@ pub struct FewMultiplications {
     /// The least and the largest exponent of what a layer read, when its weights' gradients are computed.
     #[serde(default = "exponents")]
     exponents: [i32; 2],
-    /// Layers that stay as they are; a trailing `*` stands for any ending.
+    /// Layers to work on, all without it.
     #[serde(default)]
-    except: Vec<String>,
+    layers: Layers,
+    /// Layers that are left alone.
+    #[serde(default)]
+    except: Layers,
     /// Whether the steps of each layer are longer by the inverse of Glorot's range, `sqrt((inputs + outputs) / 1.5)`.
     #[serde(default = "yes")]
     glorot: bool,
@@ -98,7 +102,7 @@ impl Method for FewMultiplications {
 
 impl Pass for FewMultiplications {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        let drawn = layers(&net, &self.except, Self::NAME)?;
+        let drawn = layers(&net, (&self.layers, &self.except), Self::NAME)?;
         let net = spread(self.plan(net)?, &drawn)?;
         let mut bounds = Bounds::new(&net, &drawn, Scale::One, self.glorot);
         let settled = Settled { layers: drawn.clone(), real: false };
@@ -114,7 +118,7 @@ impl Pass for FewMultiplications {
             let detail = format!("exponents are the least and the largest, in -64..=64, not {:?}", self.exponents);
             return Err(Error::Invalid(format!("few-multiplications: {detail}")));
         }
-        let drawn = layers(&net, &self.except, Self::NAME)?;
+        let drawn = layers(&net, (&self.layers, &self.except), Self::NAME)?;
         Ok(draw(net, self.weights, |weight| weight.node().is_some_and(|node| drawn.contains(&node))))
     }
 

@@ -53,14 +53,14 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Event, Method, Pass};
 use briquette_core::training::{Extras, Recipe, fit};
-use briquette_core::types::{Bits, PerLayer};
+use briquette_core::types::{Bits, Layers, PerLayer};
 use burn::module::Module;
 use serde::Deserialize;
 
 use crate::parts::bias_correction::{correct, output_means};
 use crate::parts::equalize::equalize;
 use crate::parts::observers::{Calibration, Percentile, Scale, observe};
-use crate::parts::quantizers::{Site, layers, on_grids, place, sites, weight_grid};
+use crate::parts::quantizers::{Site, activation_levels, chosen, layers, on_grids, place, sites, weight_grid};
 use crate::parts::steps::Positive;
 use crate::parts::yes;
 
@@ -74,7 +74,7 @@ pub struct FixedPoint {
     /// Bits of the weights: 2 to 8, or 16.
     bits: PerLayer<Bits>,
     /// Bits of the values that the layers read, 2 to 8; without, they stay in floating point.
-    activations: Option<Bits>,
+    activations: Option<PerLayer<Bits>>,
     /// What has a step of its own.
     #[serde(default)]
     per: Per,
@@ -105,9 +105,12 @@ pub struct FixedPoint {
     /// Whether biases are corrected.
     #[serde(default)]
     bias_correction: bool,
-    /// Layers that are left alone, inputs included; a trailing `*` stands for any ending.
+    /// Layers to work on, all without it.
     #[serde(default)]
-    except: Vec<String>,
+    layers: Layers,
+    /// Layers that are left alone.
+    #[serde(default)]
+    except: Layers,
     /// Whether the training moves the steps too.
     #[serde(default)]
     learned: bool,
@@ -164,9 +167,6 @@ impl FixedPoint {
     /// The network whose weights and activations are rounded, and what the user should know.
     fn prepare(&self, net: Net) -> Result<(Net, Vec<String>)> {
         Calibration { images: self.calibration_images, batch: self.batch }.check(Self::NAME)?;
-        if let Some(bits) = self.activations.filter(|bits| !(2..=8).contains(&bits.get())) {
-            return Err(Error::Invalid(format!("fixed-point: `activations` takes 2 to 8 bits, not {}", bits.get())));
-        }
         if self.learned && self.tune.is_none() {
             return Err(Error::Invalid("fixed-point: `learned` takes a training; add `tune` or leave it out".into()));
         }
@@ -179,10 +179,10 @@ impl FixedPoint {
     /// The layers with their bits, and where their inputs are quantized.
     fn targets(&self, net: &Net) -> Result<(BTreeMap<usize, u32>, Vec<Site>)> {
         let allowed = |bits| (2..=8).contains(&bits) || bits == 16;
-        let layers = layers(Self::NAME, net, &self.bits, &self.except, (allowed, "2 to 8 or 16"))?;
-        let levels = self.activations.map(|bits| 1_u32 << bits.get());
-        let sites = levels.map_or_else(Vec::new, |levels| sites(net, layers.keys().map(|layer| (*layer, levels))));
-        Ok((layers, sites))
+        let layers = layers(Self::NAME, net, &self.bits, &chosen(net, (&self.layers, &self.except))?, (allowed, "2 to 8 or 16"))?;
+        let eight = |bits| (2..=8).contains(&bits);
+        let levels = activation_levels(Self::NAME, net, self.activations.as_ref(), &layers, (eight, "2 to 8"))?;
+        Ok((layers, sites(net, levels)))
     }
 
     fn quantize(&self, net: Net, layers: &BTreeMap<usize, u32>, sites: Vec<Site>, scale: impl Fn(&Site) -> Scale) -> Result<Net> {
@@ -236,6 +236,27 @@ mod tests {
             all.extend(more);
         }
         all
+    }
+
+    #[test]
+    fn activations_have_bits_by_layer() {
+        let levels = |activations: serde_json::Value| -> Vec<(String, u32)> {
+            let net = run::<FixedPoint>(small(), settings(serde_json::json!({ "activations": activations }))).unwrap();
+            let reads = |(_, node): (usize, &briquette_core::net::Node)| match net.nodes[node.inputs[0]].op.layer() {
+                briquette_core::Layer::Quantize { levels, .. } => Some((node.name.clone(), levels)),
+                _ => None,
+            };
+            net.weighted().filter_map(reads).collect()
+        };
+        let found = levels(serde_json::json!({ "conv1": 8, "fc*": 4 }));
+        assert_eq!(found, [("conv1", 256), ("fc1", 16), ("fc2", 16)].map(|(name, levels)| (name.to_string(), levels)));
+        assert_eq!(levels(serde_json::json!(5)).len(), 4);
+        let more = serde_json::json!({ "activations": { "conv1": 8 }, "except": ["conv1"] });
+        let error = refusal::<FixedPoint>(small(), settings(more));
+        assert_eq!(
+            error,
+            "node 'conv1': has bits for the activations that it reads, but its weights are left alone; quantize both or neither"
+        );
     }
 
     /// Root of the mean squared error of the outputs, over the deviation of the outputs.

@@ -38,11 +38,10 @@ use briquette_core::net::{Net, Node, Op};
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::stored::Stored;
 use briquette_core::training::{Extras, Recipe, fit, tune};
-use briquette_core::types::{PerLayer, Ratio};
+use briquette_core::types::{Layers, PerLayer, Ratio};
 use serde::Deserialize;
 
 use crate::parts::empty::refuse_empty;
-use crate::parts::except::excepted;
 use crate::parts::masks::{highest, mask_layers};
 use crate::parts::proximal::{Groups, Penalty, Proximal};
 
@@ -56,9 +55,12 @@ pub struct GroupBrainDamage {
     ratio: Option<PerLayer<Ratio>>,
     /// In place of `ratio`: columns of a norm up to this go.
     threshold: Option<f64>,
-    /// Layers that are left alone; a trailing `*` stands for any ending.
+    /// Layers to work on, all without it.
     #[serde(default)]
-    except: Vec<String>,
+    layers: Layers,
+    /// Layers that are left alone.
+    #[serde(default)]
+    except: Layers,
     /// The training with the penalty; `choose = "last"` keeps it from returning an early epoch.
     train: Recipe,
     /// Training of what is left, without the penalty.
@@ -88,6 +90,10 @@ impl Pass for GroupBrainDamage {
         if self.threshold.is_some() { Ok(net) } else { self.mask(net) }
     }
 
+    fn estimate(&self) -> Option<&'static str> {
+        self.threshold.map(|_| "how many columns fall to the threshold follows from the training")
+    }
+
     fn recipes(&mut self) -> Vec<&mut Recipe> {
         std::iter::once(&mut self.train).chain(&mut self.tune).collect()
     }
@@ -103,18 +109,19 @@ impl GroupBrainDamage {
             return Err(Error::Invalid(format!("group-brain-damage: threshold must be 0 or more, is {threshold}")));
         }
         self.train.check()?;
-        let spared = excepted(net, &self.except)?;
+        let chosen = self.layers.without(&self.except, net)?;
         let convolution = |index: &usize| matches!(&net.nodes[*index].op, Op::Conv2d(_));
         if let Some(ratio) = &self.ratio {
             let why = "is no convolution, whose columns alone go; use structured-sparsity for it";
             ratio.all_done(net, |index| convolution(&index), why)?;
         }
+        self.layers.all_done(net, |index| convolution(&index), "is no convolution; use structured-sparsity for it")?;
         let named: BTreeMap<usize, f64> = match &self.ratio {
-            Some(ratio) => ratio.resolve(net)?.into_iter().map(|(index, ratio)| (index, ratio.get())).collect(),
+            Some(ratio) => ratio.resolve_within(net, &chosen)?.into_iter().map(|(index, ratio)| (index, ratio.get())).collect(),
             None => net.weighted().map(|(index, _)| (index, 0.0)).collect(),
         };
         let shares: BTreeMap<usize, f64> =
-            named.into_iter().filter(|(index, _)| convolution(index) && !spared.contains(index)).collect();
+            named.into_iter().filter(|(index, _)| convolution(index) && chosen.contains(index)).collect();
         if shares.is_empty() {
             let detail = "group-brain-damage: no convolution is named; use structured-sparsity for other layers";
             return Err(Error::Invalid(detail.into()));

@@ -52,7 +52,7 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::{Recipe, tune};
-use briquette_core::types::{PerLayer, Ratio};
+use briquette_core::types::{Layers, PerLayer, Ratio};
 use burn::module::Module;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -66,6 +66,12 @@ use crate::parts::refuse;
 pub struct Hashed {
     /// Share of each layer's number of values that stays.
     keep: PerLayer<Ratio>,
+    /// Layers to work on, all without it.
+    #[serde(default)]
+    layers: Layers,
+    /// Layers that are left alone.
+    #[serde(default)]
+    except: Layers,
     /// Where the buckets start.
     #[serde(default)]
     init: Init,
@@ -109,7 +115,12 @@ impl Pass for Hashed {
 impl Hashed {
     fn share(&self, net: Net, seed: u64) -> Result<Net> {
         refuse::weightless(&net, &self.keep)?;
-        let shares: BTreeMap<usize, f64> = self.keep.resolve(&net)?.into_iter().map(|(i, keep)| (i, keep.get())).collect();
+        let shares: BTreeMap<usize, f64> = self
+            .keep
+            .resolve_within(&net, &self.layers.without(&self.except, &net)?)?
+            .into_iter()
+            .map(|(i, keep)| (i, keep.get()))
+            .collect();
         refuse::shared(&net, shares.keys(), Self::NAME)?;
         for weight in coding::weights(&net) {
             let Some((node, share)) = weight.node().and_then(|node| Some((node, shares.get(&node)?))) else { continue };

@@ -49,7 +49,7 @@ use briquette_core::error::Result;
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::{Recipe, tune};
-use briquette_core::types::{Bits, PerLayer};
+use briquette_core::types::{Bits, Layers, PerLayer};
 use burn::module::Module;
 use serde::Deserialize;
 
@@ -64,6 +64,12 @@ pub use crate::parts::kmeans::Init;
 pub struct KmeansSharing {
     /// Bits of an index; a layer gets at most `2^bits` centroids.
     bits: PerLayer<Bits>,
+    /// Layers to work on, all without it.
+    #[serde(default)]
+    layers: Layers,
+    /// Layers that are left alone.
+    #[serde(default)]
+    except: Layers,
     /// Where the centroids start.
     #[serde(default)]
     init: Init,
@@ -96,7 +102,12 @@ impl Pass for KmeansSharing {
 impl KmeansSharing {
     fn share(&self, net: Net, seed: u64) -> Result<Net> {
         refuse::weightless(&net, &self.bits)?;
-        let levels: BTreeMap<usize, usize> = self.bits.resolve(&net)?.into_iter().map(|(i, bits)| (i, bits.levels())).collect();
+        let levels: BTreeMap<usize, usize> = self
+            .bits
+            .resolve_within(&net, &self.layers.without(&self.except, &net)?)?
+            .into_iter()
+            .map(|(i, bits)| (i, bits.levels()))
+            .collect();
         for weight in coding::weights(&net) {
             if let Some(node) = weight.node() {
                 refuse::not_finite(&net.nodes[node].name, &weight.values)?;

@@ -55,12 +55,12 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::{Extras, Recipe, fit};
-use briquette_core::types::{Bits, PerLayer};
+use briquette_core::types::{Bits, Fit, Layers, PerLayer};
 use burn::module::Module;
 use serde::Deserialize;
 
 use crate::parts::observers::{Calibration, LEAST_STEP, Scale, observe};
-use crate::parts::quantizers::{Site, ends, grid, layers, on_grids, place, sites};
+use crate::parts::quantizers::{Site, activation_levels, chosen, ends, grid, layers, on_grids, place, sites};
 use crate::parts::steps::Positive;
 
 pub use crate::parts::quantizers::Per;
@@ -72,8 +72,8 @@ pub struct LearnedStep {
     /// Bits of the weights, 2 to 8.
     bits: PerLayer<Bits>,
     /// Bits of the values that the layers read, 2 to 8; without, they stay in floating point.
-    activations: Option<Bits>,
-    /// Bits of both in the first and the last layer, 2 to 8.
+    activations: Option<PerLayer<Bits>>,
+    /// Bits of both in the first and the last layer, 2 to 8, unless tables name these layers.
     #[serde(default = "eight")]
     ends: Bits,
     /// What has a step of its own.
@@ -82,9 +82,12 @@ pub struct LearnedStep {
     /// Training images from which the steps of the activations begin.
     #[serde(default = "images")]
     calibration_images: usize,
-    /// Layers that are left alone; a trailing `*` stands for any ending.
+    /// Layers to work on, all without it.
     #[serde(default)]
-    except: Vec<String>,
+    layers: Layers,
+    /// Layers that are left alone.
+    #[serde(default)]
+    except: Layers,
     /// The training.
     train: Recipe,
 }
@@ -125,24 +128,28 @@ impl LearnedStep {
     /// The layers with their bits, and where their inputs are quantized.
     fn targets(&self, net: &Net) -> Result<(BTreeMap<usize, u32>, Vec<Site>)> {
         Calibration { images: self.calibration_images, batch: 32 }.check(Self::NAME)?;
-        for (setting, bits) in [("activations", self.activations), ("ends", Some(self.ends))] {
-            if let Some(bits) = bits.filter(|bits| !(2..=8).contains(&bits.get())) {
-                return Err(Error::Invalid(format!("learned-step: `{setting}` takes 2 to 8 bits, not {}", bits.get())));
+        let eight = |bits| (2..=8).contains(&bits);
+        if !eight(self.ends.get()) {
+            return Err(Error::Invalid(format!("learned-step: `ends` takes 2 to 8 bits, not {}", self.ends.get())));
+        }
+        let which = chosen(net, (&self.layers, &self.except))?;
+        let mut layers = layers(Self::NAME, net, &self.bits, &which, (eight, "2 to 8"))?;
+        let mut levels = activation_levels(Self::NAME, net, self.activations.as_ref(), &layers, (eight, "2 to 8"))?;
+        // What a table says of a layer by its name goes before `ends`.
+        let named = |bits: &PerLayer<Bits>| -> Result<BTreeSet<usize>> {
+            Ok(bits.fits(net)?.into_iter().filter(|(_, (fit, _))| *fit == Fit::Name).map(|(layer, _)| layer).collect())
+        };
+        let weights = named(&self.bits)?;
+        let activations = self.activations.as_ref().map_or(Ok(BTreeSet::new()), named)?;
+        for end in ends(net) {
+            if !weights.contains(&end) {
+                layers.entry(end).and_modify(|bits| *bits = self.ends.get());
+            }
+            if !activations.contains(&end) {
+                levels.entry(end).and_modify(|levels| *levels = 1 << self.ends.get());
             }
         }
-        let mut layers = layers(Self::NAME, net, &self.bits, &self.except, (|bits| (2..=8).contains(&bits), "2 to 8"))?;
-        let ends = ends(net);
-        let levels = |layer: &usize| {
-            let bits = if ends.contains(layer) { self.ends } else { self.activations? };
-            Some((*layer, 1_u32 << bits.get()))
-        };
-        let sites = match self.activations {
-            Some(_) => sites(net, layers.keys().filter_map(levels)),
-            None => Vec::new(),
-        };
-        for end in ends {
-            layers.entry(end).and_modify(|bits| *bits = self.ends.get());
-        }
+        let sites = sites(net, levels);
         Ok((layers, sites))
     }
 
@@ -213,6 +220,20 @@ mod tests {
             Source::Grid { grid, .. } => grid,
             other => panic!("{layer} is {other:?}"),
         }
+    }
+
+    #[test]
+    fn a_table_that_names_the_last_layer_goes_before_its_usual_bits() {
+        let settings = serde_json::json!({
+            "bits": { "rest": 4, "fc2": 3 }, "activations": { "conv": 4, "fc2": 2 }, "train": { "epochs": 0 }
+        });
+        let net = run::<LearnedStep>(small(), settings).unwrap();
+        assert_eq!(["conv1", "conv2", "fc1", "fc2"].map(|layer| grid(&net, layer).levels), [256, 16, 16, 8]);
+        let reads = |layer: &str| match net.nodes[net.nodes[net.index(layer).unwrap()].inputs[0]].op.layer() {
+            briquette_core::Layer::Quantize { levels, .. } => levels,
+            _ => 0,
+        };
+        assert_eq!(["conv1", "conv2", "fc1", "fc2"].map(reads), [256, 16, 0, 4]);
     }
 
     #[test]

@@ -37,7 +37,7 @@ use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::surgery::ChannelGroup;
 use briquette_core::training::{Extras, Recipe, fit, renew, tune};
-use briquette_core::types::PerLayer;
+use briquette_core::types::{Fit, Layers, PerLayer};
 use serde::Deserialize;
 
 use crate::parts::empty::remove_empty;
@@ -49,6 +49,12 @@ use crate::parts::proximal::{Groups, Penalty, Proximal};
 pub struct LessIsMore {
     /// Strength of the penalty, for all layers or by name.
     lambda: PerLayer<f64>,
+    /// Layers to work on, all without it.
+    #[serde(default)]
+    layers: Layers,
+    /// Layers that are left alone.
+    #[serde(default)]
+    except: Layers,
     /// The training with the penalty; `choose = "last"` keeps it from returning an early epoch with more neurons.
     train: Recipe,
     /// Whether the statistics of batch norms are estimated anew when what is empty is gone.
@@ -81,6 +87,10 @@ impl Pass for LessIsMore {
         Ok(net)
     }
 
+    fn estimate(&self) -> Option<&'static str> {
+        Some("nothing is removed here; how much is follows from the training")
+    }
+
     fn recipes(&mut self) -> Vec<&mut Recipe> {
         std::iter::once(&mut self.train).chain(&mut self.tune).collect()
     }
@@ -92,15 +102,18 @@ impl LessIsMore {
         let groups = net.channel_groups()?;
         let free: BTreeSet<usize> =
             groups.iter().filter(|group| group.frozen.is_none()).flat_map(ChannelGroup::producers).collect();
-        if let PerLayer::Each(each) = &self.lambda
-            && let Some((_, node)) = net.weighted().find(|(index, node)| each.contains_key(&node.name) && !free.contains(index))
+        let why = "its neurons cannot go: they are the output, or something that cannot lose them reads them";
+        self.layers.all_done(net, |layer| free.contains(&layer), why)?;
+        if let Some((layer, _)) =
+            self.lambda.fits(net)?.iter().find(|(layer, (fit, _))| *fit == Fit::Name && !free.contains(layer))
         {
-            return Err(Error::node(
-                &node.name,
-                "its neurons cannot go: they are the output, or something that cannot lose them reads them",
-            ));
+            return Err(Error::node(&net.nodes[*layer].name, why));
         }
-        let named = self.lambda.resolve(net)?.into_iter().filter(|(layer, _)| free.contains(layer));
+        let named = self
+            .lambda
+            .resolve_within(net, &self.layers.without(&self.except, net)?)?
+            .into_iter()
+            .filter(|(layer, _)| free.contains(layer));
         let penalty = |(layer, strength)| Penalty { groups: Groups::Filters, layers: vec![layer], strength };
         let penalties: Vec<Penalty> = named.map(penalty).collect();
         penalties.iter().try_for_each(|penalty| penalty.check(Self::NAME, net))?;

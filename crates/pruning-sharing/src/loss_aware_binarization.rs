@@ -48,6 +48,7 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::{Extras, Projection, Recipe, fit};
+use briquette_core::types::Layers;
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use serde::Deserialize;
@@ -63,9 +64,12 @@ const SMALLEST: f64 = 1e-12;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct LossAwareBinarization {
-    /// Layers that stay real; a trailing `*` stands for any ending.
+    /// Layers to work on, all without it.
     #[serde(default)]
-    except: Vec<String>,
+    layers: Layers,
+    /// Layers that are left alone.
+    #[serde(default)]
+    except: Layers,
     /// Share of the mean of squared gradients that a step keeps.
     #[serde(default = "beta")]
     beta: f64,
@@ -82,7 +86,7 @@ impl Method for LossAwareBinarization {
 
 impl Pass for LossAwareBinarization {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        let binary = layers(&net, &self.except, Self::NAME)?;
+        let binary = layers(&net, (&self.layers, &self.except), Self::NAME)?;
         let mut newton = Newton::new(&net, &binary, self.beta);
         let net = newton.project(self.plan(net)?, 0, 1);
         fit(net, &self.train, Extras { projections: vec![&mut newton], ..Extras::default() }, cx)
@@ -93,7 +97,7 @@ impl Pass for LossAwareBinarization {
         if !(0.0..1.0).contains(&self.beta) {
             return Err(Error::Invalid(format!("loss-aware-binarization: beta lies in [0, 1), not {}", self.beta)));
         }
-        let binary = layers(&net, &self.except, Self::NAME)?;
+        let binary = layers(&net, (&self.layers, &self.except), Self::NAME)?;
         Ok(binarize_layers(net, &binary, Scale::One, Rounding::Nearest))
     }
 

@@ -50,7 +50,7 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::{Extras, Recipe, fit};
-use briquette_core::types::{PerLayer, Ratio};
+use briquette_core::types::{Layers, PerLayer, Ratio};
 use burn::module::Module;
 use serde::Deserialize;
 
@@ -71,6 +71,12 @@ pub struct Magnitude {
     /// products of bytes take at once.
     #[serde(default = "one")]
     block: usize,
+    /// Layers to work on, all without it.
+    #[serde(default)]
+    layers: Layers,
+    /// Layers that are left alone.
+    #[serde(default)]
+    except: Layers,
     /// How many times pruning and tuning alternate.
     #[serde(default = "one")]
     rounds: usize,
@@ -116,6 +122,10 @@ impl Pass for Magnitude {
         self.prune(net, Falling::end())
     }
 
+    fn estimate(&self) -> Option<&'static str> {
+        (self.keep.is_none()).then_some("the threshold parts the layers by the weights at hand, which training may still change")
+    }
+
     fn recipes(&mut self) -> Vec<&mut Recipe> {
         self.tune.iter_mut().collect()
     }
@@ -140,7 +150,10 @@ impl Magnitude {
         }
         check_shares(net, self.keep.as_ref(), self.global)?;
         if let Some(quality) = &self.quality
-            && let Some((index, q)) = quality.resolve(net)?.into_iter().find(|(_, q)| !(q.is_finite() && *q >= 0.0))
+            && let Some((index, q)) = quality
+                .resolve_within(net, &self.layers.without(&self.except, net)?)?
+                .into_iter()
+                .find(|(_, q)| !(q.is_finite() && *q >= 0.0))
         {
             return Err(Error::node(&net.nodes[index].name, format!("quality must be 0 or more, is {q}")));
         }
@@ -150,11 +163,13 @@ impl Magnitude {
     fn prune(&self, net: Net, falling: impl Fn(f64) -> f64) -> Result<Net> {
         let chosen = |weight: &Weight, share: f64| highest_blocks(weight, sizes(&weight.values), self.block, share);
         if let Some(keep) = &self.keep {
-            let each: BTreeMap<usize, Ratio> = keep.resolve(&net)?.into_iter().collect();
+            let each: BTreeMap<usize, Ratio> =
+                keep.resolve_within(&net, &self.layers.without(&self.except, &net)?)?.into_iter().collect();
             return Ok(mask(net, |weight| Some(chosen(weight, falling(each.get(&weight.node()?)?.get())))));
         }
         if let Some(quality) = &self.quality {
-            let each: BTreeMap<usize, f64> = quality.resolve(&net)?.into_iter().collect();
+            let each: BTreeMap<usize, f64> =
+                quality.resolve_within(&net, &self.layers.without(&self.except, &net)?)?.into_iter().collect();
             let names: Vec<String> = net.nodes.iter().map(|node| node.name.clone()).collect();
             let mut empty = None;
             let pruned = mask(net, |weight| {
@@ -171,7 +186,10 @@ impl Magnitude {
             return empty.map_or(Ok(pruned), Err);
         }
         let share = falling(self.global.map_or(1.0, Ratio::get));
-        Ok(keep_highest_of_all(net, share, self.block, |weight| sizes(&weight.values)))
+        let within = self.layers.without(&self.except, &net)?;
+        Ok(keep_highest_of_all(net, share, self.block, |weight| {
+            weight.node().is_some_and(|node| within.contains(&node)).then(|| sizes(&weight.values))
+        }))
     }
 }
 
@@ -210,7 +228,7 @@ fn one() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::handmade::{run, set, small};
+    use crate::handmade::{refusal, run, set, small};
     use briquette_core::coding;
     use burn::module::Param;
     use burn::tensor::{Device, Tensor};
@@ -294,6 +312,24 @@ mod tests {
             net.nodes[net.index("fc1").unwrap()].weight().unwrap().coding.kept(60)
         };
         assert_eq!((left(1.0, 1), left(1.0, 2)), (20, 10));
+    }
+
+    #[test]
+    fn layers_and_except_bound_every_form_of_the_threshold() {
+        let kept = |settings: serde_json::Value| -> Vec<bool> {
+            let net = run::<Magnitude>(small(), settings).unwrap();
+            net.weighted().map(|(_, node)| node.weight().unwrap().values().iter().all(|w| *w != 0.0)).collect()
+        };
+        for how in ["keep", "global", "quality"] {
+            assert_eq!(
+                kept(serde_json::json!({ how: 0.5, "layers": ["conv", "fc2"], "except": ["*1"] })),
+                [true, false, true, false]
+            );
+        }
+        let error = refusal::<Magnitude>(small(), serde_json::json!({ "keep": { "fc1": 0.5 }, "except": ["fc1"] }));
+        assert_eq!(error, "node 'fc1': has a value of its own, but `layers` and `except` leave it out; name it in `layers`");
+        let error = refusal::<Magnitude>(small(), serde_json::json!({ "keep": 0.5, "layers": ["layer1.*"] }));
+        assert!(error.starts_with("unknown layer 'layer1.*'"), "{error}");
     }
 
     #[test]

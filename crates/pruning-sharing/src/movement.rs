@@ -37,7 +37,7 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Node, Op};
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::{Choose, Extras, Projection, Recipe, fit, tune};
-use briquette_core::types::{PerLayer, Ratio};
+use briquette_core::types::{Layers, PerLayer, Ratio};
 use burn::module::ParamId;
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
@@ -53,6 +53,12 @@ use briquette_core::values::{plain, replace};
 pub struct Movement {
     /// Share of each layer's weights that stays.
     keep: PerLayer<Ratio>,
+    /// Layers to work on, all without it.
+    #[serde(default)]
+    layers: Layers,
+    /// Layers that are left alone.
+    #[serde(default)]
+    except: Layers,
     /// Share of the training before the first weight goes.
     #[serde(default = "tenth")]
     warmup: Ratio,
@@ -105,7 +111,12 @@ impl Movement {
             let detail = "movement: `train` needs an epoch, and `warmup` and `cooldown` together must leave a part of it";
             return Err(Error::Invalid(detail.into()));
         }
-        let keep: BTreeMap<usize, f64> = self.keep.resolve(net)?.into_iter().map(|(layer, keep)| (layer, keep.get())).collect();
+        let keep: BTreeMap<usize, f64> = self
+            .keep
+            .resolve_within(net, &self.layers.without(&self.except, net)?)?
+            .into_iter()
+            .map(|(layer, keep)| (layer, keep.get()))
+            .collect();
         refuse::shared(net, keep.keys(), Self::NAME)?;
         Ok(keep)
     }

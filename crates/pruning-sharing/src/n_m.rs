@@ -41,11 +41,11 @@ use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::rank;
 use briquette_core::training::{Recipe, tune};
+use briquette_core::types::Layers;
 use burn::module::Module;
 use serde::Deserialize;
 
 use crate::parts::blocks::Blocks;
-use crate::parts::except::excepted;
 use crate::parts::masks::{mask, sizes};
 
 /// Masks all but the largest `n` of every `m` consecutive weights.
@@ -59,9 +59,12 @@ pub struct NM {
     /// What blocks of a convolution run along: `fan-in`, or `channels`, as tensor cores take them.
     #[serde(default)]
     along: Along,
-    /// Layers left alone; a trailing `*` stands for any ending.
+    /// Layers to work on, all without it.
     #[serde(default)]
-    except: Vec<String>,
+    layers: Layers,
+    /// Layers that are left alone.
+    #[serde(default)]
+    except: Layers,
     /// Training afterwards.
     tune: Option<Recipe>,
 }
@@ -94,8 +97,8 @@ impl Pass for NM {
         if self.n == 0 || self.n > self.m {
             return Err(Error::Invalid(format!("n-m: {} of {} weights cannot stay; n lies in 1..=m", self.n, self.m)));
         }
-        let spared = excepted(&net, &self.except)?;
-        for (index, node) in net.weighted().filter(|(index, _)| !spared.contains(index)) {
+        let chosen = self.layers.without(&self.except, &net)?;
+        for (index, node) in net.weighted().filter(|(index, _)| chosen.contains(index)) {
             let Some(shape) = net.nodes[index].op.weight_shape() else { continue };
             let (run, what) = match self.along {
                 Along::FanIn => (shape[1..].iter().product(), "a fan-in of"),
@@ -106,7 +109,7 @@ impl Pass for NM {
                 return Err(Error::node(&node.name, detail));
             }
         }
-        let free = |weight: &Weight| weight.node().is_some_and(|node| !spared.contains(&node));
+        let free = |weight: &Weight| weight.node().is_some_and(|node| chosen.contains(&node));
         let blocks = |weight: &Weight| match self.along {
             Along::FanIn => Blocks::along_fan_in(weight, self.m),
             Along::Channels => Blocks::along_channels(weight, self.m),

@@ -39,7 +39,7 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::{Extras, Recipe, fit};
-use briquette_core::types::{PerLayer, Ratio};
+use briquette_core::types::{Layers, PerLayer, Ratio};
 use serde::Deserialize;
 
 use crate::parts::curvature::diagonal;
@@ -58,6 +58,12 @@ pub struct OptimalBrainDamage {
     calibration_images: usize,
     /// Labels drawn from the network's own distribution for each image, in place of all classes.
     labels: Option<usize>,
+    /// Layers to work on, all without it.
+    #[serde(default)]
+    layers: Layers,
+    /// Layers that are left alone.
+    #[serde(default)]
+    except: Layers,
     /// How many times pruning and tuning alternate; each removes the same share of what is left.
     #[serde(default = "one")]
     rounds: usize,
@@ -89,6 +95,10 @@ impl Pass for OptimalBrainDamage {
     fn plan(&self, net: Net) -> Result<Net> {
         self.check(&net)?;
         self.prune(net, &BTreeMap::new(), 1.0)
+    }
+
+    fn estimate(&self) -> Option<&'static str> {
+        self.global.map(|_| "the layers' shares are those of equal curvature; data give others")
     }
 
     fn recipes(&mut self) -> Vec<&mut Recipe> {
@@ -125,11 +135,13 @@ impl OptimalBrainDamage {
             let h = |i: usize| h.as_ref().map_or(1.0, |h| h[i]);
             weight.values.iter().enumerate().map(|(i, w)| 0.5 * h(i) * f64::from(*w).powi(2)).collect()
         };
+        let within = self.layers.without(&self.except, &net)?;
         let Some(keep) = &self.keep else {
             let share = self.global.map_or(1.0, Ratio::get).powf(t);
-            return Ok(keep_highest_of_all(net, share, 1, saliencies));
+            let within = |weight: &Weight| weight.node().is_some_and(|node| within.contains(&node));
+            return Ok(keep_highest_of_all(net, share, 1, |weight| within(weight).then(|| saliencies(weight))));
         };
-        let shares: BTreeMap<usize, Ratio> = keep.resolve(&net)?.into_iter().collect();
+        let shares: BTreeMap<usize, Ratio> = keep.resolve_within(&net, &within)?.into_iter().collect();
         Ok(keep_highest(net, |weight| Some((saliencies(weight), shares.get(&weight.node()?)?.get().powf(t)))))
     }
 }

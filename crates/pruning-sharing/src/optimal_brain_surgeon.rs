@@ -39,7 +39,7 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::{Extras, Recipe, fit};
-use briquette_core::types::{PerLayer, Ratio};
+use briquette_core::types::{Layers, PerLayer, Ratio};
 use rayon::prelude::*;
 use serde::Deserialize;
 
@@ -52,6 +52,12 @@ use crate::parts::masks::{check_shares, highest, kept, mask_layers};
 pub struct OptimalBrainSurgeon {
     /// Share of each layer's weights that stays.
     keep: PerLayer<Ratio>,
+    /// Layers to work on, all without it.
+    #[serde(default)]
+    layers: Layers,
+    /// Layers that are left alone.
+    #[serde(default)]
+    except: Layers,
     /// Which weights know of each other.
     #[serde(default)]
     blocks: Blocks,
@@ -140,7 +146,7 @@ impl OptimalBrainSurgeon {
             return Err(Error::Invalid(format!("optimal-brain-surgeon: damping must be positive, is {}", self.damping)));
         }
         check_shares(net, Some(&self.keep), None)?;
-        let shares = self.keep.resolve(net)?;
+        let shares = self.keep.resolve_within(net, &self.layers.without(&self.except, net)?)?;
         for (index, share) in &shares {
             let Some(weight) = net.nodes[*index].weight() else { continue };
             if weight.coding.source != Source::Free {

@@ -210,6 +210,25 @@ mod tests {
     }
 
     #[test]
+    fn activations_have_bits_by_layer() {
+        let with = |activations: serde_json::Value| {
+            let mut all = settings(0, 3.0, 0.0);
+            all["activations"] = activations;
+            all
+        };
+        let net = run::<Pact>(small(), with(serde_json::json!({ "conv": 3, "fc": 5 }))).unwrap();
+        let levels = net.nodes.iter().filter_map(|node| match &node.op {
+            Op::Quantize(own) => Some(own.levels),
+            _ => None,
+        });
+        assert_eq!(levels.collect::<Vec<_>>(), [8, 32]);
+        assert_eq!(
+            refusal::<Pact>(small(), with(serde_json::json!({ "fc1": 9 }))),
+            "pact: `activations` takes 2 to 8 bits, not 9"
+        );
+    }
+
+    #[test]
     fn clip_values_that_are_none_are_refused() {
         let error = refusal::<Pact>(small(), settings(1, 0.0, 1e-4));
         assert_eq!(error, "pact: alpha must be above 0 and decay 0 or more, they are 0 and 0.0001");

@@ -9,7 +9,6 @@ pub mod codebooks;
 pub mod curvature;
 pub mod empty;
 pub mod equalize;
-pub mod except;
 pub mod gauss_newton;
 pub mod kmeans;
 pub mod masks;

@@ -91,11 +91,10 @@ impl Random {
             return Err(Error::Invalid("random takes exactly one of `ratio`, `budget` and `keep`".into()));
         }
         check_shares(&net, Some(keep), None)?;
-        let each: BTreeMap<usize, Ratio> = keep.resolve(&net)?.into_iter().collect();
-        let spared = self.channels.spared(&net)?;
+        let each: BTreeMap<usize, Ratio> = keep.resolve_within(&net, &self.channels.chosen(&net)?)?.into_iter().collect();
         let names: Vec<String> = net.nodes.iter().map(|node| node.name.clone()).collect();
         mask_layers(net, |index, weight| {
-            let share = each.get(&index).filter(|_| !spared.contains(&index))?;
+            let share = each.get(&index)?;
             let drawn = scores(seed, &names[index], weight.base.len());
             Some(highest(drawn, weight.coding.mask.as_deref(), share.get()))
         })

@@ -93,6 +93,10 @@ impl Pass for Slimming {
         self.channels.plan(Self::NAME, self.global, net)
     }
 
+    fn estimate(&self) -> Option<&'static str> {
+        self.channels.estimate(self.global)
+    }
+
     fn recipes(&mut self) -> Vec<&mut Recipe> {
         std::iter::once(&mut self.train).chain(self.channels.recipes()).collect()
     }

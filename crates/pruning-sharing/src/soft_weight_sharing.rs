@@ -45,7 +45,7 @@
 //! # }
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use briquette_core::archive::Archive;
 use briquette_core::coding::{self, Coding, Source, Weight, floats};
@@ -53,6 +53,7 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::{Choose, Extras, Objective, Recipe, fit, tune};
+use briquette_core::types::Layers;
 use briquette_core::values::plain;
 use burn::module::Module;
 use burn::optim::{Adam, AdamConfig, AdamState, AdaptiveMomentumState, Optimizer};
@@ -61,6 +62,7 @@ use serde::Deserialize;
 
 use crate::parts::codebooks::used;
 use crate::parts::mixture::{Component, Slopes, merge};
+use crate::parts::quantizers::chosen;
 use crate::parts::refuse;
 
 /// Trains weights towards the means of a mixture that is trained with them.
@@ -84,6 +86,12 @@ pub struct SoftWeightSharing {
     /// Components that differ by less merge, in nats.
     #[serde(default = "tenth")]
     merge: f64,
+    /// Layers to work on, all without it.
+    #[serde(default)]
+    layers: Layers,
+    /// Layers that are left alone.
+    #[serde(default)]
+    except: Layers,
     /// The training with the mixture, of which the last epoch counts.
     train: Recipe,
     /// Training of the centroids.
@@ -109,18 +117,23 @@ impl Method for SoftWeightSharing {
 
 impl Pass for SoftWeightSharing {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        self.check(&net)?;
-        let mut mixture = self.mixture(&tensors(&net), cx.data.train.len())?;
+        let layers = self.check(&net)?;
+        let mut mixture = self.mixture(&tensors(&net, Some(&layers)), cx.data.train.len())?;
+        mixture.layers = Some(layers.clone());
         let recipe = Recipe { choose: Choose::Last, ..self.train.clone() };
         let net = fit(net, &recipe, Extras { objectives: vec![&mut mixture], ..Extras::default() }, cx)?;
-        let layers = layers(&net);
-        let net = harden(net, &mixture.merged(), |weight| layers.get(&weight.node()?).cloned())?;
+        let names: BTreeMap<usize, String> = layers.into_iter().map(|layer| (layer, net.nodes[layer].name.clone())).collect();
+        let net = harden(net, &mixture.merged(), |weight| names.get(&weight.node()?).cloned())?;
         tune(net, self.tune.as_ref(), cx)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
         self.check(&net)?;
         Ok(net)
+    }
+
+    fn estimate(&self) -> Option<&'static str> {
+        Some("nothing is removed here; how much is follows from the training")
     }
 
     fn recipes(&mut self) -> Vec<&mut Recipe> {
@@ -141,6 +154,7 @@ impl SoftWeightSharing {
         let means = (0..self.components).map(|j| min + gap * (j as f32 + 0.5)).collect();
         let device = weights.first().map(|weights| plain(weights.clone()).device()).unwrap_or_default();
         Ok(Mixture {
+            layers: None,
             scale: self.tau / images.max(1) as f64,
             pi_zero: self.pi_zero,
             prior: self.prior,
@@ -170,9 +184,11 @@ impl SoftWeightSharing {
         self.train.check()
     }
 
-    fn check(&self, net: &Net) -> Result<()> {
+    /// The layers whose weights the mixture is about.
+    fn check(&self, net: &Net) -> Result<BTreeSet<usize>> {
         self.check_settings()?;
-        for (_, node) in net.weighted() {
+        let layers = chosen(net, (&self.layers, &self.except))?;
+        for node in layers.iter().map(|layer| &net.nodes[*layer]) {
             let Some(weight) = node.weight() else { continue };
             if weight.coding.source != Source::Free {
                 let detail = "its weights are shared already; put soft-weight-sharing before the pass that does so";
@@ -180,12 +196,14 @@ impl SoftWeightSharing {
             }
             refuse::not_finite(&node.name, &weight.base)?;
         }
-        Ok(())
+        Ok(layers)
     }
 }
 
 /// The prior and what is learned of it.
 pub struct Mixture {
+    /// The layers of a network that it is about; all of them without.
+    layers: Option<BTreeSet<usize>>,
     /// `tau / N`.
     scale: f64,
     pi_zero: f64,
@@ -306,7 +324,7 @@ impl Mixture {
 
 impl Objective for Mixture {
     fn term(&self, net: &Net, _: &Tensor<4>, _: &Tensor<2>) -> Tensor<1> {
-        self.term(tensors(net))
+        self.term(tensors(net, self.layers.as_ref()))
     }
 
     fn learn(&mut self, gradients: &Gradients, lr: f64) {
@@ -318,19 +336,15 @@ impl Objective for Mixture {
     }
 }
 
-/// The weights of the convolutions and fully connected layers.
-fn tensors(net: &Net) -> Vec<Tensor<1>> {
+/// The weights of the convolutions and fully connected layers, those of `layers` where there are some.
+fn tensors(net: &Net, layers: Option<&BTreeSet<usize>>) -> Vec<Tensor<1>> {
     let flat = |op: &Op| match op {
         Op::Conv2d(conv) => Some(conv.weight.val().flatten::<1>(0, 3)),
         Op::Linear(linear) => Some(linear.weight.val().flatten::<1>(0, 1)),
         Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => None,
     };
-    net.nodes.iter().filter_map(|node| flat(&node.op)).collect()
-}
-
-/// The names of the layers that have a weight.
-fn layers(net: &Net) -> BTreeMap<usize, String> {
-    net.weighted().filter(|(_, node)| node.weight().is_some()).map(|(index, node)| (index, node.name.clone())).collect()
+    let chosen = |index: &usize| layers.is_none_or(|layers| layers.contains(index));
+    net.nodes.iter().enumerate().filter(|(index, _)| chosen(index)).filter_map(|(_, node)| flat(&node.op)).collect()
 }
 
 /// As [`Mixture::harden`], for these components and the tensors for which `layer` gives a name.
@@ -398,12 +412,12 @@ mod tests {
             means: Learned::new(vec![-0.3, 0.1, 0.4], &device),
             deviations: Learned::new(vec![-1.5, -1.0, -1.2, -0.8], &device),
             shares: Learned::new(vec![0.2, -0.3, 0.5], &device),
-            ..settings().mixture(&tensors(net), 40).unwrap()
+            ..settings().mixture(&tensors(net, None), 40).unwrap()
         }
     }
 
     fn value(mixture: &Mixture, net: &Net) -> f64 {
-        f64::from(mixture.term(tensors(&net.deep_clone().train())).into_scalar::<f32>())
+        f64::from(mixture.term(tensors(&net.deep_clone().train(), None)).into_scalar::<f32>())
     }
 
     #[test]
@@ -411,7 +425,7 @@ mod tests {
         let net = small();
         let trained = net.deep_clone().train();
         let before = mixture(&net);
-        let gradients = before.term(tensors(&trained)).backward();
+        let gradients = before.term(tensors(&trained, None)).backward();
         let check = |what: &str, gradient: f32, moved: &dyn Fn(f32) -> f64| {
             let difference = (moved(4e-3) - moved(-4e-3)) / 8e-3;
             assert!(
@@ -455,8 +469,8 @@ mod tests {
         weights[..5].copy_from_slice(&[0.30, 0.32, -0.31, 0.9, -0.05]);
         let hard = |weights: &[f32]| {
             let net = set(small(), "fc2", "weight", weights);
-            let layers = layers(&net);
-            harden(net, &components, |weight| layers.get(&weight.node()?).cloned())
+            let names: Vec<String> = net.nodes.iter().map(|node| node.name.clone()).collect();
+            harden(net, &components, |weight| Some(names[weight.node()?].clone()))
         };
         let net = hard(&weights).unwrap();
         assert_eq!(get(&net, "fc2", "weight")[..5], [0.0, 0.5, -0.5, 0.5, 0.0]);
@@ -474,7 +488,7 @@ mod tests {
             let method: SoftWeightSharing = serde_json::from_value(settings).unwrap();
             let (data, mut silent) = (images(), briquette_core::pass::Silent);
             let mut cx = crate::handmade::context(&data, &mut silent);
-            let mut mixture = method.mixture(&tensors(&small()), 40).unwrap();
+            let mut mixture = method.mixture(&tensors(&small(), None), 40).unwrap();
             let start = mixture.components();
             let net =
                 fit(small(), &method.train, Extras { objectives: vec![&mut mixture], ..Extras::default() }, &mut cx).unwrap();

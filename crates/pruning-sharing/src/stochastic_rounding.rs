@@ -50,14 +50,14 @@ use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::quantize::CoarseGradient;
 use briquette_core::stored::Stored;
 use briquette_core::training::{Extras, Forward, Projection, Recipe, fit};
-use briquette_core::types::{Bits, PerLayer};
+use briquette_core::types::{Bits, Layers, PerLayer};
 use briquette_core::{Grid, StepGradient};
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
 use crate::parts::observers::Scale;
-use crate::parts::quantizers::{Site, layers, on_grids, place, sites};
+use crate::parts::quantizers::{Site, chosen, layers, on_grids, place, sites};
 use crate::parts::steps::paths;
 use briquette_core::values::{plain, replace};
 
@@ -76,9 +76,12 @@ pub struct StochasticRounding {
     /// How values are rounded while the network trains.
     #[serde(default)]
     rounding: By,
-    /// Layers that are left alone; a trailing `*` stands for any ending.
+    /// Layers to work on, all without it.
     #[serde(default)]
-    except: Vec<String>,
+    layers: Layers,
+    /// Layers that are left alone.
+    #[serde(default)]
+    except: Layers,
     /// The training.
     train: Recipe,
 }
@@ -185,7 +188,7 @@ impl StochasticRounding {
         self.gradients.map_or(Ok(()), |format| format.check("gradients"))?;
         self.coarse(net)?;
         let bits = Bits::try_from(self.weights.integer + self.weights.fraction).map_err(Error::Invalid)?;
-        layers(Self::NAME, net, &PerLayer::All(bits), &self.except, (|_| true, "2 to 16"))
+        layers(Self::NAME, net, &PerLayer::All(bits), &chosen(net, (&self.layers, &self.except))?, (|_| true, "2 to 16"))
     }
 
     fn coarse(&self, net: &Net) -> Result<Option<CoarseGradient>> {

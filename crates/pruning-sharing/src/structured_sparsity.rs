@@ -40,10 +40,10 @@ use briquette_core::net::{Net, Node, Op};
 use briquette_core::pass::{Context, Event, Method, Pass};
 use briquette_core::surgery::ChannelGroup;
 use briquette_core::training::{Extras, Recipe, fit, renew, tune};
+use briquette_core::types::Layers;
 use serde::Deserialize;
 
 use crate::parts::empty::remove_empty;
-use crate::parts::except::excepted;
 use crate::parts::proximal::{Groups, Penalty, Proximal};
 
 /// Trains groups of weights to zero and removes them, physically where the shape of a network can tell.
@@ -62,9 +62,12 @@ pub struct StructuredSparsity {
     /// On the branches beside shortcuts.
     #[serde(default)]
     depth: f64,
-    /// Layers that are left alone; a trailing `*` stands for any ending.
+    /// Layers to work on, all without it.
     #[serde(default)]
-    except: Vec<String>,
+    layers: Layers,
+    /// Layers that are left alone.
+    #[serde(default)]
+    except: Layers,
     /// The training with the penalty; `choose = "last"` keeps it from returning an early epoch with more weights.
     train: Recipe,
     /// Whether the statistics of batch norms are estimated anew when what is empty is gone.
@@ -97,6 +100,10 @@ impl Pass for StructuredSparsity {
         Ok(net)
     }
 
+    fn estimate(&self) -> Option<&'static str> {
+        Some("nothing is removed here; how much is follows from the training")
+    }
+
     fn recipes(&mut self) -> Vec<&mut Recipe> {
         std::iter::once(&mut self.train).chain(&mut self.tune).collect()
     }
@@ -105,7 +112,7 @@ impl Pass for StructuredSparsity {
 impl StructuredSparsity {
     /// The penalties, those on smaller groups first.
     fn penalties(&self, net: &Net) -> Result<Vec<Penalty>> {
-        let spared = excepted(net, &self.except)?;
+        let chosen = self.layers.without(&self.except, net)?;
         let groups = net.channel_groups()?;
         let frozen: Vec<usize> = groups.iter().filter(|group| group.frozen.is_some()).flat_map(ChannelGroup::producers).collect();
         let one_group = |index: usize| match &net.nodes[index].op {
@@ -114,7 +121,7 @@ impl StructuredSparsity {
             Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => false,
         };
         let layers = |fits: &dyn Fn(usize) -> bool| -> Vec<usize> {
-            net.weighted().map(|(index, _)| index).filter(|index| !spared.contains(index) && fits(*index)).collect()
+            net.weighted().map(|(index, _)| index).filter(|index| chosen.contains(index) && fits(*index)).collect()
         };
         let convolution = |index: usize| one_group(index) && matches!(net.nodes[index].op, Op::Conv2d(_));
         let flat = [
@@ -124,7 +131,7 @@ impl StructuredSparsity {
         ];
         let mut penalties: Vec<Penalty> =
             flat.into_iter().map(|(groups, strength, layers)| Penalty { groups, layers, strength }).collect();
-        let free = |branch: &Branch| !branch.layers.iter().any(|layer| spared.contains(layer));
+        let free = |branch: &Branch| branch.layers.iter().all(|layer| chosen.contains(layer));
         let branches = branches(net).into_iter().filter(free);
         let whole = |branch: Branch| branch.layers.into_iter().chain(branch.norm).collect();
         penalties.extend(branches.map(|branch| Penalty { groups: Groups::Whole, layers: whole(branch), strength: self.depth }));

@@ -82,6 +82,10 @@ impl Pass for Taylor {
         self.channels.plan(Self::NAME, self.global, net)
     }
 
+    fn estimate(&self) -> Option<&'static str> {
+        self.channels.estimate(self.global)
+    }
+
     fn recipes(&mut self) -> Vec<&mut Recipe> {
         self.channels.recipes()
     }

@@ -53,13 +53,13 @@ use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::quantize::mean;
 use briquette_core::training::{Extras, Projection, Recipe, fit};
-use briquette_core::types::{Bits, PerLayer};
+use briquette_core::types::{Bits, Layers, PerLayer};
 use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
 use crate::parts::observers::{LEAST_STEP, Scale};
-use crate::parts::quantizers::{grid, layers, on_grids};
+use crate::parts::quantizers::{chosen, grid, layers, on_grids};
 use crate::parts::steps::paths;
 
 pub use crate::parts::quantizers::Per;
@@ -75,9 +75,12 @@ pub struct Ternary {
     per: Option<Per>,
     /// Share of the layer's largest weight below which a weight becomes zero, where scales are learned.
     threshold: Option<f64>,
-    /// Layers that are left alone; a trailing `*` stands for any ending.
+    /// Layers to work on, all without it.
     #[serde(default)]
-    except: Vec<String>,
+    layers: Layers,
+    /// Layers that are left alone.
+    #[serde(default)]
+    except: Layers,
     /// The training.
     train: Recipe,
 }
@@ -122,7 +125,7 @@ impl Pass for Ternary {
             _ => {}
         }
         let two = PerLayer::All(Bits::try_from(2).map_err(Error::Invalid)?);
-        let layers = layers(Self::NAME, &net, &two, &self.except, (|_| true, "2"))?;
+        let layers = layers(Self::NAME, &net, &two, &chosen(&net, (&self.layers, &self.except))?, (|_| true, "2"))?;
         let chosen = |weight: &Weight| weight.node().is_some_and(|node| layers.contains_key(&node));
         Ok(match self.scales {
             Scales::Mean => {

@@ -72,6 +72,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::parts::binary::{layers, spread, with_weights};
+use briquette_core::types::Layers;
 use briquette_core::values::{plain, replace};
 
 /// Trains under one distortion of the weights and tests under others.
@@ -85,9 +86,12 @@ pub struct WeightDistortion {
     tests: Vec<Distortion>,
     /// File for the table of survivals, as CSV; the notes of the run have it in any case.
     table: Option<String>,
-    /// Layers that stay as they are; a trailing `*` stands for any ending.
+    /// Layers to work on, all without it.
     #[serde(default)]
-    except: Vec<String>,
+    layers: Layers,
+    /// Layers that are left alone.
+    #[serde(default)]
+    except: Layers,
     /// The training.
     train: Recipe,
 }
@@ -230,7 +234,7 @@ impl WeightDistortion {
     fn check(&self, net: &Net) -> Result<Vec<usize>> {
         self.train.check()?;
         self.tests.iter().chain([&self.under]).try_for_each(|distortion| distortion.check()).map_err(Error::Invalid)?;
-        layers(net, &self.except, Self::NAME)
+        layers(net, (&self.layers, &self.except), Self::NAME)
     }
 }
 

@@ -36,6 +36,7 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Node, Op};
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::Recipe;
+use briquette_core::types::Layers;
 use briquette_core::{Layer, Window};
 use serde::Deserialize;
 
@@ -46,8 +47,12 @@ use crate::parts::yes;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct XnorNet {
-    /// Layers whose weights and inputs stay real, the first and the last unless given; a trailing `*` stands for any ending.
-    except: Option<Vec<String>>,
+    /// Layers to work on, all without it.
+    #[serde(default)]
+    layers: Layers,
+    /// Layers that are left alone.
+    #[serde(default)]
+    except: Layers,
     /// Whether outputs are scaled by how large the activations are; without, batch norms alone restore the scale.
     #[serde(default = "yes")]
     k_map: bool,
@@ -81,7 +86,7 @@ impl XnorNet {
     /// The network with binary weights, signs and scales, and its binary layers.
     fn binary(&self, net: Net) -> Result<(Net, Vec<usize>)> {
         self.train.check()?;
-        let binary = inner_layers(&net, self.except.as_deref(), Self::NAME)?;
+        let binary = inner_layers(&net, (&self.layers, &self.except), Self::NAME)?;
         let (mut net, mut binary) = signs(net, &binary)?;
         if self.k_map {
             let names: Vec<String> = binary.iter().map(|layer| net.nodes[*layer].name.clone()).collect();

@@ -157,7 +157,7 @@ impl Config {
         let at = || path.display().to_string();
         let mut table: toml::Table = text.parse().with_context(at)?;
         for set in sets {
-            override_key(&mut table, set).with_context(|| format!("--set {set}"))?;
+            keys::set(&mut table, set).with_context(|| format!("--set {set}"))?;
         }
         if let Some(device) = device {
             table.insert("device".into(), device.into());
@@ -165,7 +165,8 @@ impl Config {
         let resolved = toml::to_string(&table).with_context(at)?;
         let top: Top = read(table).with_context(at)?;
         let short = if top.model.as_str().is_some_and(|name| is_container(name.as_ref())) { "file" } else { "arch" };
-        let model: ModelSpec = named_or_table(top.model, short).with_context(|| format!("{}: model", at()))?;
+        let model = keys::all_quoted(&top.model, "table").and_then(|()| named_or_table::<ModelSpec>(top.model, short));
+        let model = model.with_context(|| format!("{}: model", at()))?;
         model.check().with_context(|| format!("{}: model", at()))?;
         let mut data: DataSpec = named_or_table(top.data, "name").with_context(|| format!("{}: data", at()))?;
         data.valid_from.get_or_insert(if model.file.is_some() { ValidFrom::Test } else { ValidFrom::Train });
@@ -224,15 +225,18 @@ fn step(methods: &[&'static Entry], mut settings: toml::Table) -> Result<Step> {
     Ok(Step { entry, pass })
 }
 
-/// Where settings are made of several tables, serde does not list what it would take; the method's example then shows it.
+/// What is missing is shown by the method's example.
 fn not_read(entry: &Entry, settings: &serde_json::Value, error: &serde_json::Error) -> anyhow::Error {
     let name = entry.name;
     let text = keys::explain(&error.to_string(), |key, to| {
         let error = (entry.parse)(keys::renamed(settings, key, to)).err();
-        error.is_none_or(|error| !error.to_string().starts_with(&format!("unknown field `{to}`")))
+        error.is_none_or(|error| !error.to_string().starts_with("unknown field"))
     });
-    let bare = text.starts_with("missing field") || (text.starts_with("unknown field") && !text.contains(['?', ',']));
-    let example = if bare { format!("; for example: {}", entry.example.replace('\n', ", ")) } else { String::new() };
+    let example = if text.starts_with("missing field") {
+        format!("; for example: {}", entry.example.replace('\n', ", "))
+    } else {
+        String::new()
+    };
     anyhow!("({name}): {text}{example}")
 }
 
@@ -248,36 +252,6 @@ fn named_or_table<T: DeserializeOwned>(value: toml::Value, short: &str) -> Resul
 
 fn read<T: DeserializeOwned>(table: toml::Table) -> Result<T> {
     toml::Value::Table(table).try_into().map_err(|error: toml::de::Error| anyhow!(keys::explain(error.message(), |_, _| false)))
-}
-
-/// Sets one key; numbers in the key index lists. The value is TOML, or a text when it is not.
-fn override_key(table: &mut toml::Table, set: &str) -> Result<()> {
-    let (key, value) = set.split_once('=').ok_or_else(|| anyhow!("must be KEY=VALUE"))?;
-    let value = format!("v = {value}").parse::<toml::Table>().ok().and_then(|mut t| t.remove("v"));
-    let value = value.unwrap_or_else(|| toml::Value::String(set[key.len() + 1..].to_string()));
-    let parts: Vec<&str> = key.split('.').collect();
-    let (last, path) = parts.split_last().ok_or_else(|| anyhow!("has an empty key"))?;
-    let mut at = table;
-    let mut index = 0;
-    while index < path.len() {
-        let slot = at.entry(path[index]).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-        index += 1;
-        at = match slot {
-            toml::Value::Table(table) => table,
-            toml::Value::Array(list) => {
-                let position = path.get(index).ok_or_else(|| anyhow!("'{}' is a list: give a number", path[index - 1]))?;
-                let (count, number) = (list.len(), position.parse::<usize>().ok());
-                index += 1;
-                number
-                    .and_then(|i| list.get_mut(i))
-                    .and_then(toml::Value::as_table_mut)
-                    .ok_or_else(|| anyhow!("'{}' has the entries 0 to {}, not '{position}'", path[index - 2], count.max(1) - 1))?
-            }
-            other => bail!("'{}' is {other}, which has no keys", path[index - 1]),
-        };
-    }
-    at.insert((*last).to_string(), value);
-    Ok(())
 }
 
 fn auto() -> String {
@@ -325,7 +299,7 @@ mod tests {
             (TEXT.replace("keep", "kep"), "test.toml: pass 1: (magnitude): unknown field `kep`"),
             (
                 TEXT.replace("magnitude", "filter-l1").replace("keep", "rate"),
-                "(filter-l1): unknown field `rate`; for example: ratio = ",
+                "(filter-l1): unknown field `rate`, expected one of `budget`, `except`, `layers`, `ratio`, `tune`",
             ),
             (TEXT.replace("magnitude", "kmeans-sharing").replace("keep = 0.1", ""), "missing field `bits`; for example: bits = "),
             (TEXT.replace("magnitude", "magnitud"), "unknown method 'magnitud'; did you mean 'magnitude'?"),
@@ -333,12 +307,20 @@ mod tests {
             (TEXT.replace("seed", "sead").replace("data =", "sead = 1\ndata ="), "unknown field `sead`"),
             (TEXT.replace("method = \"train\"", ""), "pass 0: has no `method`"),
             (TEXT.replace("\"glyphs\"", "3"), "data: must be a name or a table, not 3"),
+            (
+                TEXT.replace("keep = 0.1", "keep = { layer1.0.conv1 = 0.5 }"),
+                "(magnitude): `layer1.0.conv1` is a table within tables; a name with dots needs quotes: { \"layer1.0.conv1\" = 0.5 }",
+            ),
+            (
+                TEXT.replace("\"lenet5\"", "{ arch = \"lenet5\", table = { layer1.0.conv1 = \"a\" } }"),
+                "model: `layer1.0.conv1` is a table within tables; a name with dots needs quotes",
+            ),
             (TEXT.replace("epochs = 4", "weight_decay = 0.1"), "unknown field `weight_decay`, expected one of `epochs`"),
             (TEXT.replace("epochs = 4", "weight_decay = 0.1"), "; did you mean `weight-decay`?"),
             (TEXT.replace("epochs = 4", "weight-decai = 0.1"), "; did you mean `weight-decay`?"),
             (
                 TEXT.replace("magnitude", "ecsq").replace("keep = 0.1", "lambda = 0.1\nper_layer = true"),
-                "(ecsq): unknown field `per_layer`; did you mean `per-layer`?",
+                "`tune`; did you mean `per-layer`?",
             ),
             (
                 TEXT.replace("\"lenet5\"", "{ file = \"a.brq\", width = 0.5 }"),

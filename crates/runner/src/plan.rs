@@ -16,12 +16,15 @@ use crate::{bench, measure, setup};
 /// What is known of a pass before it runs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Planned {
-    /// Structure, parameters and multiply-accumulates are exact. Bytes are those of untrained weights stored packed: they tell the order
-    /// of magnitude, since what an entropy coder gains depends on the trained values. `seconds` extrapolates a few measured steps.
+    /// Structure, parameters, non-zeros and multiply-accumulates are what the run will have, unless this pass or one before it has an
+    /// `estimate`. Bytes are those of untrained weights stored packed: they tell the order of magnitude, since what an entropy coder gains
+    /// depends on the trained values. `seconds` extrapolates a few measured steps.
     #[serde(flatten)]
     pub row: Row,
     /// Training epochs.
     pub epochs: usize,
+    /// What of the pass's structure is an estimate, if anything is.
+    pub estimate: Option<&'static str>,
     /// Memory of the training in MiB, about: activations and their gradients of one batch, and weights, gradients, momentum and the best copy.
     pub memory_mib: f64,
 }
@@ -44,13 +47,14 @@ pub fn plan(mut config: Config, data_dir: Option<&Path>) -> Result<Vec<Planned>>
             }
             row.seconds = (epochs * outline.counts[0]) as f64 * per_image;
         }
-        Ok(Planned { row, epochs, memory_mib })
+        Ok(Planned { row, epochs, estimate: None, memory_mib })
     };
     let mut rows = vec![planned(&net, 0, "start", &[])?];
     for (index, step) in config.passes.iter_mut().enumerate() {
         let named = || format!("{}: pass {index} ({})", config.path.display(), step.entry.name);
         net = step.pass.plan(net).with_context(named)?;
-        rows.push(planned(&net, index, step.entry.name, &step.pass.trainings()).with_context(named)?);
+        let row = planned(&net, index, step.entry.name, &step.pass.trainings()).with_context(named)?;
+        rows.push(Planned { estimate: step.pass.estimate(), ..row });
     }
     Ok(rows)
 }

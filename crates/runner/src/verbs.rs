@@ -55,7 +55,9 @@ pub(crate) fn plan(passes: &[Planned], json: bool) -> Result<()> {
     let first = &passes[0].row;
     let head = ["epochs", "weights", "non-zero", "MACs", "weights -", "MACs -", "bytes <=", "minutes", "MiB"];
     let mut lines = vec![format!("{:16}", "pass") + &head.map(|title| format!("{title:>13}")).concat()];
-    for Planned { row, epochs, memory_mib } in passes {
+    let mut estimated = Vec::new();
+    for Planned { row, epochs, estimate, memory_mib } in passes {
+        estimated.extend(estimate.map(|what| format!("An estimate from pass {} ({}) on: {what}.", row.pass, row.method)));
         let less = |now: f64, before: f64| format!("{:.1} %", 100.0 * (1.0 - now / before));
         let trains = |text: String| if *epochs > 0 { text } else { "-".into() };
         let cells = [
@@ -75,6 +77,7 @@ pub(crate) fn plan(passes: &[Planned], json: bool) -> Result<()> {
         "Bytes are of untrained weights, packed; minutes extrapolate a few measured steps; MiB are about what training takes."
             .into(),
     );
+    lines.extend(estimated);
     print(&lines.join("\n"))
 }
 

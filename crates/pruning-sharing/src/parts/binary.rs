@@ -4,7 +4,7 @@
 //! A binary weight is `alpha sign(w)`, where the `w` underneath is real and trained by the gradient that the binary weight has: the straight-
 //! through estimator. A `w` of 0 counts as positive.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use briquette_core::coding::{self, Rounding, Source, Weight};
 use briquette_core::error::{Error, Result};
@@ -13,13 +13,14 @@ use briquette_core::pass::Context;
 use briquette_core::quantize::{Quantize, mean};
 use briquette_core::stored::Stored;
 use briquette_core::training::{Extras, Projection, Recipe, Settle, fit, renew};
+use briquette_core::types::Layers;
 use briquette_core::{Grid, Layer, StepGradient};
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
-use super::quantizers::{Per, grid, on_grids};
-use super::{except, observers, refuse};
+use super::quantizers::{Per, chosen, grid, inner, on_grids};
+use super::{observers, refuse};
 
 /// Smallest scale: weights that are all 0 have a sign, too.
 const SMALLEST: f64 = 1e-12;
@@ -33,38 +34,31 @@ pub enum Scale {
     PerFilter,
 }
 
-/// Indices of the layers that become binary: the convolutions and fully connected layers that `except` does not name; `method` is the one
-/// that asks.
+/// Indices of the layers that become binary: the convolutions and fully connected layers among those of `layers` and not of `except`;
+/// `method` is the one that asks.
 ///
 /// # Errors
-/// A name that no layer bears, no layer left, or one whose weights an earlier pass shares or prunes.
-pub fn layers(net: &Net, except: &[String], method: &str) -> Result<Vec<usize>> {
-    let spared = except::excepted(net, except)?;
-    let plain = |op: &Op| matches!(op, Op::Conv2d(_) | Op::Linear(_));
-    let chosen: Vec<usize> =
-        net.weighted().filter(|(index, node)| plain(&node.op) && !spared.contains(index)).map(|(index, _)| index).collect();
+/// A selector that fits no layer, no layer left, or one that is named but is none of these, or whose weights an earlier pass shares or prunes.
+pub fn layers(net: &Net, which: (&Layers, &Layers), method: &str) -> Result<Vec<usize>> {
+    plain(net, chosen(net, which)?, method)
+}
+
+/// As [`layers`], but that the first and the last layer stay real where neither list is given.
+///
+/// # Errors
+/// As [`layers`].
+pub fn inner_layers(net: &Net, which: (&Layers, &Layers), method: &str) -> Result<Vec<usize>> {
+    plain(net, inner(net, which)?, method)
+}
+
+fn plain(net: &Net, chosen: BTreeSet<usize>, method: &str) -> Result<Vec<usize>> {
     if chosen.is_empty() {
         let detail = "no convolution or fully connected layer is left to change; name fewer in `except`";
         return Err(Error::Invalid(format!("{method}: {detail}")));
     }
     refuse::shared(net, &chosen, method)?;
     refuse::pruned(net, &chosen, method)?;
-    Ok(chosen)
-}
-
-/// As [`layers`], but that the first and the last layer stay real unless `except` says which do.
-///
-/// # Errors
-/// As [`layers`].
-pub fn inner_layers(net: &Net, except: Option<&[String]>, method: &str) -> Result<Vec<usize>> {
-    match except {
-        Some(except) => layers(net, except, method),
-        None => {
-            let names: Vec<&String> = net.weighted().map(|(_, node)| &node.name).collect();
-            let ends: Vec<String> = [names.first(), names.last()].into_iter().flatten().map(|name| (*name).clone()).collect();
-            layers(net, &ends, method)
-        }
-    }
+    Ok(chosen.into_iter().collect())
 }
 
 /// Makes tensors of rank 2 or more in any Burn module binary, those that `choose` takes. Masks stay.
@@ -374,8 +368,8 @@ mod tests {
 
     #[test]
     fn weights_fill_their_range_and_their_signs_stay() {
-        let net = small();
-        let layers = layers(&net, &["conv1".into()], "it").unwrap();
+        let (net, all) = (small(), Layers::default());
+        let layers = layers(&net, (&all, &["conv1"].into_iter().collect()), "it").unwrap();
         let (conv1, fc1) = (get(&net, "conv1", "weight"), get(&net, "fc1", "weight"));
         let net = spread(binarize_layers(net, &layers, Scale::One, Rounding::Nearest), &layers).unwrap();
         assert_eq!(get(&net, "conv1", "weight"), conv1);
@@ -388,7 +382,7 @@ mod tests {
     #[test]
     fn signs_stand_in_front_of_the_layers_and_rectifiers_go() {
         let net = small();
-        let all = layers(&net, &[], "it").unwrap();
+        let all = layers(&net, (&Layers::default(), &Layers::default()), "it").unwrap();
         let (net, moved) = signs(net, &all).unwrap();
         let names: Vec<&str> = net.nodes.iter().map(|node| node.name.as_str()).collect();
         let expected = ["input", "conv1", "norm1", "conv2-sign", "conv2", "flatten", "fc1-sign", "fc1", "fc2-sign", "fc2"];
@@ -400,10 +394,10 @@ mod tests {
     #[test]
     fn pruned_and_shared_layers_are_refused() {
         let zero = set(small(), "fc1", "weight", &[[0.0; 30], [1.0; 30]].concat());
-        let pruned = crate::parts::masks::mask_zeros(zero, |_| true).unwrap();
-        let error = layers(&pruned, &[], "binary-connect").unwrap_err().to_string();
+        let (pruned, all) = (crate::parts::masks::mask_zeros(zero, |_| true).unwrap(), Layers::default());
+        let error = layers(&pruned, (&all, &all), "binary-connect").unwrap_err().to_string();
         assert_eq!(error, "node 'fc1': is pruned; put binary-connect before the pass that prunes it, or name it in `except`");
-        let none = layers(&small(), &["*".into()], "binary-connect").unwrap_err().to_string();
+        let none = layers(&small(), (&all, &["*"].into_iter().collect()), "binary-connect").unwrap_err().to_string();
         assert!(none.starts_with("binary-connect: no convolution or fully connected layer is left"), "{none}");
     }
 }

@@ -1,7 +1,8 @@
 //! What the methods that cut channels share: which groups they may cut, how many units of each, and the training afterwards. A method
 //! adds a score for every unit.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 
 use briquette_core::Layer;
 use briquette_core::error::{Error, Result};
@@ -11,22 +12,23 @@ use briquette_core::rank::{Scores, highest_of_all};
 use briquette_core::stored::Stored;
 use briquette_core::surgery::{ChannelGroup, Keep};
 use briquette_core::training::{Recipe, renew, tune};
-use briquette_core::types::{Budget, PerLayer, Ratio};
+use briquette_core::types::{Budget, Fit, Layers, PerLayer, Ratio};
 use serde::Deserialize;
-
-use super::except::excepted;
 
 /// The settings; a method's struct flattens them into its own and denies unknown fields there.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Channels {
-    /// Share of filters removed, for all groups or by the name of any layer that produces the group's channels.
+    /// Share of filters removed, for all groups or by selectors of the layers that produce a group's channels.
     ratio: Option<PerLayer<Ratio>>,
     /// How much of the network's cost stays: the one ratio for all groups that reaches it is found by bisection.
     budget: Option<Budget>,
-    /// Layers whose groups are left alone; a trailing `*` stands for any ending.
+    /// Layers whose groups may be cut, all without it.
     #[serde(default)]
-    except: Vec<String>,
+    layers: Layers,
+    /// Layers whose groups are left alone.
+    #[serde(default)]
+    except: Layers,
     /// Whether the statistics of batch norms are estimated anew after the cut.
     #[serde(default)]
     renew: bool,
@@ -38,19 +40,27 @@ impl Channels {
     /// The groups that may be cut.
     ///
     /// # Errors
-    /// When `except` names what is not there.
+    /// When `layers` or `except` names what is not there, or `layers` what cannot be cut.
     pub fn groups(&self, net: &Net) -> Result<Vec<ChannelGroup>> {
-        let spared = self.spared(net)?;
-        let free = |group: &ChannelGroup| group.frozen.is_none() && !group.producers().any(|node| spared.contains(&node));
-        Ok(net.channel_groups()?.into_iter().filter(free).collect())
+        let (chosen, spared) = (self.chosen(net)?, self.except.nodes(net)?);
+        let free = |group: &ChannelGroup| {
+            let mut producers = group.producers();
+            group.frozen.is_none()
+                && producers.any(|node| chosen.contains(&node))
+                && !group.producers().any(|node| spared.contains(&node))
+        };
+        let groups: Vec<ChannelGroup> = net.channel_groups()?.into_iter().filter(free).collect();
+        let cut: BTreeSet<usize> = groups.iter().flat_map(ChannelGroup::producers).collect();
+        self.layers.all_done(net, |node| cut.contains(&node), UNCUTTABLE)?;
+        Ok(groups)
     }
 
-    /// The nodes that `except` names.
+    /// The nodes that `layers` and `except` leave.
     ///
     /// # Errors
-    /// When it names what is not there.
-    pub fn spared(&self, net: &Net) -> Result<Vec<usize>> {
-        excepted(net, &self.except)
+    /// When they name what is not there.
+    pub fn chosen(&self, net: &Net) -> Result<BTreeSet<usize>> {
+        self.layers.without(&self.except, net)
     }
 
     /// Every layer whose filters may go, with the node behind it that `follower` finds.
@@ -157,6 +167,11 @@ impl Channels {
         Ok(weakest_go(groups, scores, &ratios))
     }
 
+    /// What of [`Channels::plan`] is an estimate.
+    pub fn estimate(&self, global: Option<Ratio>) -> Option<&'static str> {
+        global.map(|_| "every group loses the same share here; the order over all groups follows from training and data")
+    }
+
     /// Whether neither `ratio` nor `budget` is given.
     pub fn open(&self) -> bool {
         self.ratio.is_none() && self.budget.is_none()
@@ -242,27 +257,41 @@ pub fn only_reader(net: &Net, group: &ChannelGroup, passes: impl Fn(&Layer) -> b
     }
 }
 
+/// The share of each group that goes: what the table has for its layers, of which the closest selector decides.
 fn named(method: &str, ratio: &PerLayer<Ratio>, net: &Net, groups: &[ChannelGroup]) -> Result<Vec<f64>> {
-    let each = match ratio {
-        PerLayer::All(ratio) => return Ok(vec![ratio.get(); groups.len()]),
-        PerLayer::Each(each) => each,
-    };
-    let mut ratios = vec![0.0; groups.len()];
-    for (name, ratio) in each {
-        let node = net.index(name)?;
-        let group = groups.iter().position(|group| group.producers().any(|producer| producer == node));
-        let Some(group) = group else {
-            return Err(Error::node(
-                name,
-                format!(
-                    "its channels cannot be cut: they are the output, excepted, frozen, or not of the kind that {method} cuts"
-                ),
-            ));
-        };
-        ratios[group] = ratio.get();
+    if let PerLayer::All(ratio) = ratio {
+        return Ok(vec![ratio.get(); groups.len()]);
     }
-    Ok(ratios)
+    let fits = ratio.fits(net)?;
+    let cut: BTreeSet<usize> = groups.iter().flat_map(ChannelGroup::producers).collect();
+    if let Some((node, _)) = fits.iter().find(|(node, (fit, _))| *fit == Fit::Name && !cut.contains(*node)) {
+        return Err(Error::node(&net.nodes[*node].name, format!("{UNCUTTABLE}, or not of the kind that {method} cuts")));
+    }
+    let share = |group: &ChannelGroup| {
+        let mut found: Vec<(Fit, f64, usize)> =
+            group.producers().filter_map(|node| fits.get(&node).map(|(fit, ratio)| (*fit, ratio.get(), node))).collect();
+        found.sort_by_key(|(fit, ..)| Reverse(*fit));
+        let Some(&(fit, ratio, node)) = found.first() else { return Ok(None) };
+        match found.iter().find(|(other, value, _)| *other == fit && *value != ratio) {
+            Some((_, other, with)) => {
+                let [name, with] = [node, *with].map(|node| &net.nodes[node].name);
+                Err(Error::node(
+                    name,
+                    format!("is cut together with '{with}', but by {ratio} and not by {other}; give both one ratio"),
+                ))
+            }
+            None => Ok(Some(ratio)),
+        }
+    };
+    let shares: Vec<Option<f64>> = groups.iter().map(share).collect::<Result<_>>()?;
+    match shares.iter().all(Option::is_none) {
+        true => Err(Error::Invalid(format!("{method}: `ratio` names no layer whose channels can be cut"))),
+        false => Ok(shares.into_iter().map(|share| share.unwrap_or(0.0)).collect()),
+    }
 }
+
+/// Why a layer that is named cannot be cut.
+const UNCUTTABLE: &str = "its channels cannot be cut: they are the output, excepted or frozen";
 
 /// A share of each group's units goes, the weakest first; every layer keeps one filter unless all are to go.
 fn weakest_go(groups: &[ChannelGroup], scores: &[Vec<f64>], ratios: &[f64]) -> Vec<Keep> {
@@ -364,6 +393,40 @@ mod tests {
         x = b.global_avg_pool("pool", x);
         b.linear("fc", x, 3);
         b.finish().unwrap()
+    }
+
+    #[test]
+    fn ratios_by_layer_take_names_wildcards_kinds_and_rest() {
+        let cut = |settings: serde_json::Value| -> Result<[usize; 3]> {
+            let channels: Channels = serde_json::from_value(settings).unwrap();
+            let net = channels.plan_equal("fpgm", small())?;
+            Ok(["conv1", "conv2", "fc1"].map(|n| net.nodes[net.index(n).unwrap()].op.weight_shape().unwrap()[0]))
+        };
+        let ratio = |ratio: serde_json::Value| cut(serde_json::json!({ "ratio": ratio }));
+        assert_eq!(ratio(serde_json::json!({ "conv": 0.5, "rest": 0.2 })).unwrap(), [2, 1, 4]);
+        assert_eq!(ratio(serde_json::json!({ "conv": 0.5, "conv1": 0.25 })).unwrap(), [3, 1, 5]);
+        assert_eq!(ratio(serde_json::json!({ "f*": 0.4 })).unwrap(), [4, 3, 3], "of the last layer nothing goes");
+        let cut_of = |layers: &[&str]| cut(serde_json::json!({ "ratio": 0.5, "layers": layers }));
+        assert_eq!(cut_of(&["conv"]).unwrap(), [2, 1, 5]);
+        let output = cut_of(&["conv", "fc2"]).unwrap_err().to_string();
+        assert_eq!(output, "node 'fc2': its channels cannot be cut: they are the output, excepted or frozen");
+        let none = cut(serde_json::json!({ "ratio": { "fc1": 0.5, "fc2": 0.5 }, "except": ["fc1"] })).unwrap_err().to_string();
+        assert!(none.starts_with("node 'fc1': its channels cannot be cut"), "{none}");
+        let none = cut(serde_json::json!({ "ratio": { "fc": 0.5 }, "except": ["fc1"] })).unwrap_err().to_string();
+        assert_eq!(none, "fpgm: `ratio` names no layer whose channels can be cut");
+    }
+
+    #[test]
+    fn layers_that_are_cut_together_have_one_ratio() {
+        let arch = briquette_core::zoo::Arch::named("resnet20").unwrap();
+        let net = arch.build(&arch.wanted(), &burn::tensor::Device::flex()).unwrap();
+        let groups = net.channel_groups().unwrap();
+        let joined = groups.iter().find(|group| group.producers().count() > 1).unwrap();
+        let names: Vec<&str> = joined.producers().map(|node| net.nodes[node].name.as_str()).collect();
+        let two = serde_json::json!({ "ratio": { names[0]: 0.5, names[1]: 0.25 } });
+        let error =
+            serde_json::from_value::<Channels>(two).unwrap().plan_equal("fpgm", net.deep_clone()).unwrap_err().to_string();
+        assert!(error.contains("is cut together with") && error.contains("give both one ratio"), "{error}");
     }
 
     #[test]

@@ -6,14 +6,14 @@ use briquette_core::coding::{Rounding, Weight, adjust};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::training::Projection;
-use briquette_core::types::{Bits, PerLayer};
+use briquette_core::types::{Bits, Layers, PerLayer};
 use briquette_core::{Grid, StepGradient};
 use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
 use super::observers::Scale;
-use super::quantizers::{Per, Site, ends, grid, layers, on_grids, place, sites};
+use super::quantizers::{Per, Site, activation_levels, grid, inner, layers, on_grids, place, sites};
 use super::refuse;
 use super::steps::paths;
 
@@ -24,9 +24,13 @@ pub struct Clipped {
     /// Bits of the weights, at most 8.
     bits: PerLayer<Bits>,
     /// Bits of the activations, at most 8; without, they are neither clipped nor rounded.
-    activations: Option<Bits>,
-    /// Layers that are left alone, by default the first and the last; a trailing `*` stands for any ending.
-    except: Option<Vec<String>>,
+    activations: Option<PerLayer<Bits>>,
+    /// Layers to work on, all without it.
+    #[serde(default)]
+    layers: Layers,
+    /// Layers that are left alone; the first and the last where neither list is given.
+    #[serde(default)]
+    except: Layers,
 }
 
 impl Clipped {
@@ -35,11 +39,8 @@ impl Clipped {
     /// # Errors
     /// Bits out of range; pruned layers of one bit, whose signs have no zero.
     pub fn layers(&self, method: &str, net: &Net, least: u32) -> Result<BTreeMap<usize, u32>> {
-        let spared = match &self.except {
-            Some(except) => except.clone(),
-            None => ends(net).into_iter().map(|end| net.nodes[end].name.clone()).collect(),
-        };
-        let layers = layers(method, net, &self.bits, &spared, (|bits| (least..=8).contains(&bits), &range(least)))?;
+        let chosen = inner(net, (&self.layers, &self.except))?;
+        let layers = layers(method, net, &self.bits, &chosen, (|bits| (least..=8).contains(&bits), &range(least)))?;
         refuse::pruned(net, layers.iter().filter(|(_, bits)| **bits == 1).map(|(layer, _)| layer), method)?;
         Ok(layers)
     }
@@ -53,21 +54,28 @@ impl Clipped {
     pub fn apply(&self, method: &str, net: Net, clip: f64, least: u32, train: StepGradient) -> Result<Net> {
         let layers = self.layers(method, &net, least)?;
         let mut quantizers = Vec::new();
-        if let Some(bits) = self.activations {
-            if !(least..=8).contains(&bits.get()) {
-                let range = range(least);
-                return Err(Error::Invalid(format!("{method}: `activations` takes {range} bits, not {}", bits.get())));
+        let levels = activation_levels(
+            method,
+            &net,
+            self.activations.as_ref(),
+            &layers,
+            (|bits| (least..=8).contains(&bits), &range(least)),
+        )?;
+        let sites = sites(&net, levels);
+        for site in &sites {
+            if !site.unsigned {
+                let detail = format!("reads values below 0, which {method} clips away; add it to `except`");
+                return Err(Error::node(&site.readers[0], detail));
             }
-            for site in sites(&net, layers.keys().map(|layer| (*layer, 1 << bits.get()))) {
-                if !site.unsigned {
-                    let detail = format!("reads values below 0, which {method} clips away; add it to `except`");
-                    return Err(Error::node(&site.readers[0], detail));
-                }
-                // The quantizer is the layer's activation function, so that a shortcut reads what it puts out.
-                let all = net.nodes.iter().filter(|node| node.inputs.contains(&site.value)).map(|node| node.name.clone());
-                let step = (clip / f64::from(site.levels - 1)) as f32;
-                quantizers.push((Site { readers: all.collect(), ..site }, Scale { step, zero: 0.0 }));
+            if let Some(other) = sites.iter().find(|other| other.value == site.value && other.levels != site.levels) {
+                let detail =
+                    format!("reads the same value as '{}', which is clipped once; give both the same bits", other.readers[0]);
+                return Err(Error::node(&site.readers[0], detail));
             }
+            // The quantizer is the layer's activation function, so that a shortcut reads what it puts out.
+            let all = net.nodes.iter().filter(|node| node.inputs.contains(&site.value)).map(|node| node.name.clone());
+            let step = (clip / f64::from(site.levels - 1)) as f32;
+            quantizers.push((Site { readers: all.collect(), ..site.clone() }, Scale { step, zero: 0.0 }));
         }
         place(squash(net, |weight| layers.get(&weight.node()?).copied()), &quantizers, train)
     }

@@ -8,11 +8,11 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::Context;
 use briquette_core::training::{Recipe, tune};
+use briquette_core::types::Layers;
 use burn::module::Module;
 use serde::Deserialize;
 
 use super::curvature::{Curvature, PerWeight};
-use super::except::excepted;
 use super::kmeans::{Clusters, Weighted};
 use super::refuse;
 
@@ -29,9 +29,12 @@ pub struct Codebooks {
     /// Whether each layer is clustered by itself, instead of all together.
     #[serde(default)]
     per_layer: bool,
-    /// Layers that are left alone; a trailing `*` stands for any ending.
+    /// Layers to work on, all without it.
     #[serde(default)]
-    except: Vec<String>,
+    layers: Layers,
+    /// Layers that are left alone.
+    #[serde(default)]
+    except: Layers,
     /// Training of the centroids.
     tune: Option<Recipe>,
 }
@@ -93,9 +96,9 @@ impl Codebooks {
     }
 
     fn members(&self, net: &Net, curvature: &PerWeight) -> Result<Vec<Member>> {
-        let spared = excepted(net, &self.except)?;
+        let chosen = self.layers.without(&self.except, net)?;
         let mut members = Vec::new();
-        for (index, node) in net.weighted().filter(|(index, _)| !spared.contains(index)) {
+        for (index, node) in net.weighted().filter(|(index, _)| chosen.contains(index)) {
             let Some(weight) = node.weight() else { continue };
             let values = weight.values();
             refuse::not_finite(&node.name, &values)?;

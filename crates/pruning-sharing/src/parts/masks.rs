@@ -39,27 +39,29 @@ pub fn mask<M: Module>(module: M, mut choose: impl FnMut(&Weight) -> Option<Vec<
 }
 
 /// Masks all but a share of the weights of all tensors of rank 2 or more in any Burn module, those of the highest scores wherever they are,
-/// in whole blocks of so many input channels. Each tensor keeps at least one block, and weights that an earlier mask removed stay removed.
-pub fn keep_highest_of_all<M, T>(module: M, share: f64, block: usize, score: impl Fn(&Weight) -> Vec<T>) -> M
+/// in whole blocks of so many input channels. Each tensor keeps at least one block, and weights that an earlier mask removed stay removed;
+/// tensors for which `score` gives none take no part.
+pub fn keep_highest_of_all<M, T>(module: M, share: f64, block: usize, score: impl Fn(&Weight) -> Option<Vec<T>>) -> M
 where
     M: Module,
     T: Copy + Into<f64> + From<f32>,
 {
-    let mut all = coding::weights(&module);
-    all.sort_by_key(Weight::node);
+    let scored = |weight: Weight| score(&weight).map(|scores| (weight, scores));
+    let mut all: Vec<(Weight, Vec<T>)> = coding::weights(&module).into_iter().filter_map(scored).collect();
+    all.sort_by_key(|(weight, _)| weight.node());
     let blocks = |weight: &Weight| (block > 1).then(|| Blocks::along_channels(weight, block));
-    let candidates = |weight: &Weight| match blocks(weight) {
-        None => (score(weight), weight.coding.mask.clone()),
+    let candidates = |(weight, scores): &mut (Weight, Vec<T>)| match blocks(weight) {
+        None => (std::mem::take(scores), weight.coding.mask.clone()),
         Some(blocks) => {
-            let (means, open) = blocks.means(weight, &score(weight));
+            let (means, open) = blocks.means(weight, scores);
             (means.into_iter().map(T::from).collect(), Some(open))
         }
     };
-    let (scores, open): (Vec<Vec<T>>, Vec<Option<Vec<bool>>>) = all.iter().map(candidates).unzip();
+    let (scores, open): (Vec<Vec<T>>, Vec<Option<Vec<bool>>>) = all.iter_mut().map(candidates).unzip();
     let count = kept(share, scores.iter().map(Vec::len).sum());
     let groups = scores.into_iter().zip(&open).map(|(scores, open)| Scores { scores, open: open.as_deref() });
     let chosen = rank::highest_of_all(&groups.collect::<Vec<_>>(), count);
-    let mask = |(weight, chosen): (&Weight, Vec<bool>)| match blocks(weight) {
+    let mask = |((weight, _), chosen): (&(Weight, Vec<T>), Vec<bool>)| match blocks(weight) {
         None => (weight.path.clone(), chosen),
         Some(blocks) => (weight.path.clone(), blocks.spread(weight, &chosen)),
     };

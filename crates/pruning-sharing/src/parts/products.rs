@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::training::Recipe;
-use briquette_core::types::PerLayer;
+use briquette_core::types::{Layers, PerLayer};
 use serde::Deserialize;
 
 use super::refuse;
@@ -22,6 +22,12 @@ pub struct Products {
     width: PerLayer<NonZeroUsize>,
     /// Whether the taps of a convolution share the centroids of a block, which then lies over channels alone.
     share_taps: Option<bool>,
+    /// Layers to work on, all without it.
+    #[serde(default)]
+    layers: Layers,
+    /// Layers that are left alone.
+    #[serde(default)]
+    except: Layers,
     /// Training of the centroids.
     pub(crate) tune: Option<Recipe>,
 }
@@ -39,7 +45,7 @@ impl Products {
         refuse::weightless(net, &self.centroids)?;
         let widths = self.width.resolve(net)?;
         let mut layers = Vec::new();
-        for (index, centroids) in self.centroids.resolve(net)? {
+        for (index, centroids) in self.centroids.resolve_within(net, &self.layers.without(&self.except, net)?)? {
             let node = &net.nodes[index];
             let Some(weight) = node.weight() else { continue };
             let (outputs, centroids) = (weight.shape[0], centroids.get());

@@ -1,19 +1,18 @@
 //! Which layers are quantized, the grids of their weights, and where the quantizers of their inputs stand.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use briquette_core::coding::{self, Coding, Rounding, Source, Weight};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Node, Op};
 use briquette_core::quantize::Quantize;
-use briquette_core::types::{Bits, PerLayer};
+use briquette_core::types::{Bits, Fit, Layers, PerLayer};
 use briquette_core::{Activation, Grid, Layer, StepGradient};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 use serde::Deserialize;
 
-use super::except::excepted;
 use super::observers::{Scale, search};
 use super::refuse;
 
@@ -50,24 +49,23 @@ pub enum Reach {
     Mse,
 }
 
-/// The convolutions and fully connected layers that are quantized, with their bits: those that `bits` names and `except` does not.
+/// The convolutions and fully connected layers that are quantized, with their bits: those that `bits` names among the `chosen`.
 ///
 /// # Errors
-/// Unknown names, bits that `allowed` does not allow (`range` says which it does), layers whose weights are shared or not finite, and a
+/// Selectors that fit no layer, layers that are named but not chosen, bits that `allowed` does not allow (`range` says which it does), layers whose weights are shared or not finite, and a
 /// network in which no layer is left.
 pub fn layers(
     method: &str,
     net: &Net,
     bits: &PerLayer<Bits>,
-    except: &[String],
+    chosen: &BTreeSet<usize>,
     (allowed, range): (impl Fn(u32) -> bool, &str),
 ) -> Result<BTreeMap<usize, u32>> {
-    let spared = excepted(net, except)?;
     refuse::weightless(net, bits)?;
     let mut layers = BTreeMap::new();
-    for (index, bits) in bits.resolve(net)? {
+    for (index, bits) in bits.resolve_within(net, chosen)? {
         let node = &net.nodes[index];
-        let Some(weight) = node.weight().filter(|_| !spared.contains(&index)) else { continue };
+        let Some(weight) = node.weight() else { continue };
         if !allowed(bits.get()) {
             return Err(Error::node(&node.name, format!("{method} takes {range} bits, not {}", bits.get())));
         }
@@ -79,6 +77,55 @@ pub fn layers(
         true => Err(Error::Invalid(format!("{method}: no layer is left to quantize; name one in `bits` or shorten `except`"))),
         false => Ok(layers),
     }
+}
+
+/// How many levels the value has that each of the quantized layers reads, where `activations` gives bits for it.
+///
+/// # Errors
+/// As [`layers`]; a layer that is named but whose weights are not quantized.
+pub fn activation_levels(
+    method: &str,
+    net: &Net,
+    activations: Option<&PerLayer<Bits>>,
+    layers: &BTreeMap<usize, u32>,
+    (allowed, range): (impl Fn(u32) -> bool, &str),
+) -> Result<BTreeMap<usize, u32>> {
+    let mut levels = BTreeMap::new();
+    for (layer, (fit, bits)) in activations.map_or(Ok(BTreeMap::new()), |activations| activations.fits(net))? {
+        if !allowed(bits.get()) {
+            return Err(Error::Invalid(format!("{method}: `activations` takes {range} bits, not {}", bits.get())));
+        }
+        if layers.contains_key(&layer) {
+            levels.insert(layer, 1 << bits.get());
+        } else if fit == Fit::Name {
+            let detail = "has bits for the activations that it reads, but its weights are left alone; quantize both or neither";
+            return Err(Error::node(&net.nodes[layer].name, detail));
+        }
+    }
+    Ok(levels)
+}
+
+/// The convolutions and fully connected layers that `layers` names, or all, less those that `except` names.
+///
+/// # Errors
+/// As [`Layers::without`], and a layer in `layers` that is neither.
+pub fn chosen(net: &Net, (layers, except): (&Layers, &Layers)) -> Result<BTreeSet<usize>> {
+    let plain = |index: usize| net.nodes[index].op.weight_shape().is_some();
+    layers.all_done(net, plain, "is no convolution and no fully connected layer")?;
+    Ok(layers.without(except, net)?.into_iter().filter(|index| plain(*index)).collect())
+}
+
+/// As [`chosen`], without the first and the last where neither list is given.
+///
+/// # Errors
+/// As [`chosen`].
+pub fn inner(net: &Net, which: (&Layers, &Layers)) -> Result<BTreeSet<usize>> {
+    let mut chosen = chosen(net, which)?;
+    if !which.0.given() && !which.1.given() {
+        chosen.pop_first();
+        chosen.pop_last();
+    }
+    Ok(chosen)
 }
 
 /// The first and the last convolution or fully connected layer.
@@ -313,8 +360,9 @@ mod tests {
     #[test]
     fn what_cannot_be_quantized_is_named() {
         let refused = |net: &Net, text: &str, except: &[&str]| {
-            let except: Vec<String> = except.iter().map(|name| (*name).to_string()).collect();
-            layers("fixed-point", net, &bits(text), &except, EIGHT).unwrap_err().to_string()
+            let except: Layers = except.iter().copied().collect();
+            let chosen = chosen(net, (&Layers::default(), &except)).unwrap();
+            layers("fixed-point", net, &bits(text), &chosen, EIGHT).unwrap_err().to_string()
         };
         assert_eq!(refused(&small(), r#"{ "fc1": 9 }"#, &[]), "node 'fc1': fixed-point takes 2 to 8 bits, not 9");
         assert!(refused(&small(), "8", &["conv*", "fc*"]).starts_with("fixed-point: no layer is left to quantize"));
@@ -326,7 +374,8 @@ mod tests {
         });
         let shared = refused(&net, "8", &[]);
         assert!(shared.ends_with("put fixed-point before the pass that shares them"), "{shared}");
-        assert_eq!(layers("fixed-point", &small(), &bits("4"), &["conv1".to_string()], EIGHT).unwrap().len(), 3);
+        let chosen = chosen(&small(), (&Layers::default(), &["conv1"].into_iter().collect())).unwrap();
+        assert_eq!(layers("fixed-point", &small(), &bits("4"), &chosen, EIGHT).unwrap().len(), 3);
         assert_eq!(ends(&small()), [1, 9]);
     }
 }

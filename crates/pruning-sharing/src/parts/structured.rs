@@ -12,6 +12,7 @@ use briquette_core::net::{Net, Node, Op};
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::stored::Stored;
 use briquette_core::training::{Recipe, tune};
+use briquette_core::types::Layers;
 use briquette_kernels::Structure;
 use briquette_kernels::optimize::Adam;
 use briquette_kernels::structured::{UNITS, units};
@@ -27,7 +28,10 @@ use super::refuse;
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Replacement<F> {
     /// Fully connected layers and convolutions by one pixel, by name.
-    layers: Vec<String>,
+    layers: Layers,
+    /// Of these, the layers that are left alone.
+    #[serde(default)]
+    except: Layers,
     /// Where the parameters begin.
     #[serde(default)]
     init: Init,
@@ -141,12 +145,9 @@ impl<F: Form> Replacement<F> {
         seed: u64,
         mut parameters: impl FnMut(&Structure, &str, &[f32]) -> Result<Vec<f32>>,
     ) -> Result<Net> {
-        if self.layers.is_empty() {
-            return Err(Error::Invalid("`layers` names no layer to replace".into()));
-        }
         let device = net.device();
-        for name in &self.layers {
-            let index = net.index(name)?;
+        for index in self.layers.without(&self.except, &net)? {
+            let name = &net.nodes[index].name.clone();
             let weight = replaceable(&net.nodes[index])?;
             let features = [weight.shape[1], weight.shape[0]];
             let structure = self.form.structure(features, stream(seed, &format!("{name} structure")));
@@ -424,7 +425,7 @@ pub(crate) mod proof {
         use crate::handmade::{set, small};
 
         let refuse = |net: Net, layers: Value| refusal::<Circulant>(net, json!({ "layers": layers }));
-        assert_eq!(refuse(net(), json!([])), "`layers` names no layer to replace");
+        assert_eq!(refuse(net(), json!([])), "`layers` names no layer; leave it out for all");
         assert_eq!(refuse(net(), json!(["fc9"])), "unknown layer 'fc9'; did you mean one of 'fc1', 'fc2'?");
         assert!(refuse(small(), json!(["conv2"])).starts_with("node 'conv2': is no fully connected layer and no convolution"));
         assert!(refuse(net(), json!(["fc1", "fc1"])).starts_with("node 'fc1': is no fully connected layer"));

@@ -42,6 +42,7 @@ use briquette_core::net::Net;
 use briquette_core::pass::{Context, Entry, Event, Host, Method, Pass, Saved, StateWriter, find};
 use briquette_core::scan::{Measured, Point, Scan};
 use briquette_core::training::{Recipe, evaluate};
+use briquette_core::types::Layers;
 use serde::Deserialize;
 use serde_json::{Map, Number, Value};
 use sha2::{Digest, Sha256};
@@ -57,7 +58,10 @@ pub struct Sensitivity {
     probe: Probe,
     /// Layers to try; without it all that hold weights, those left out that the method refuses.
     #[serde(default)]
-    layers: Vec<String>,
+    layers: Layers,
+    /// Layers that are not tried.
+    #[serde(default)]
+    except: Layers,
     /// Validation images to measure on; all without it.
     images: Option<NonZeroUsize>,
     /// Name of the table (`.csv`) and of the plot (`.svg`).
@@ -119,7 +123,7 @@ impl Pass for Sensitivity {
                         scan.points.push(Point { layer: layer.clone(), value, measured });
                         format!("{:.2} %", 100.0 * measured.accuracy)
                     }
-                    Err(refused) if !self.layers.is_empty() => return Err(Error::Invalid(format!("{point}: {refused}"))),
+                    Err(refused) if self.layers.given() => return Err(Error::Invalid(format!("{point}: {refused}"))),
                     Err(refused) => {
                         refusal = format!("left out, {refused}");
                         refusal.clone()
@@ -139,13 +143,13 @@ impl Pass for Sensitivity {
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
-        for layer in self.layers(&net)?.iter().filter(|_| !self.layers.is_empty()) {
+        for layer in self.layers(&net)?.iter().filter(|_| self.layers.given()) {
             self.probe.on(layer, &self.probe.values[0])?.plan(net.deep_clone())?;
         }
         Ok(net)
     }
 
-    /// Those of one layer where the config names none, for the network is not known here.
+    /// Those of one layer for each selector, for the network is not known here.
     fn rounds(&self) -> usize {
         self.layers.len().max(1) * self.probe.values.len()
     }
@@ -165,11 +169,7 @@ const TRIAL_IMAGES: NonZeroUsize = NonZeroUsize::new(200).unwrap();
 
 impl Sensitivity {
     fn layers(&self, net: &Net) -> Result<Vec<String>> {
-        let all: Vec<String> = net.weighted().map(|(_, node)| node.name.clone()).collect();
-        match self.layers.iter().find(|layer| !all.contains(layer)) {
-            Some(wrong) => Err(Error::unknown("layer", wrong, all.iter().map(String::as_str))),
-            None => Ok(if self.layers.is_empty() { all } else { self.layers.clone() }),
-        }
+        Ok(self.layers.without(&self.except, net)?.into_iter().map(|index| net.nodes[index].name.clone()).collect())
     }
 
     /// Hash of everything that a point depends on beside its layer and value.
@@ -458,12 +458,12 @@ mod tests {
 
     #[test]
     fn layers_that_the_method_refuses_are_left_out_unless_they_are_named() {
-        let filters = |layers: &[&str]| {
+        let filters = |layers: Option<&[&str]>| {
             let settings = json!({ "probe": { "method": "filter-l1" }, "sweep": { "ratio": [0.5] }, "layers": layers });
             scan(&read(settings), net(1), &mut counting())
         };
-        assert_eq!(places(&filters(&[]).unwrap().1), [("fc1", 0.5), ("fc2", 0.5)]);
-        let refused = filters(&["fc3"]).unwrap_err().to_string();
+        assert_eq!(places(&filters(None).unwrap().1), [("fc1", 0.5), ("fc2", 0.5)]);
+        let refused = filters(Some(&["fc3"])).unwrap_err().to_string();
         assert!(refused.starts_with("fc3, ratio = 0.5: node 'fc3': its channels cannot be cut"), "{refused}");
     }
 
@@ -471,7 +471,7 @@ mod tests {
     fn bits_are_scanned_as_ratios_are() {
         let settings = json!({ "probe": { "method": "kmeans-sharing" }, "sweep": { "bits": [8, 1] }, "layers": ["fc3", "fc1"] });
         let found = scan(&read(settings), net(1), &mut counting()).unwrap().1;
-        assert_eq!(places(&found), [("fc3", 8.0), ("fc3", 1.0), ("fc1", 8.0), ("fc1", 1.0)]);
+        assert_eq!(places(&found), [("fc1", 8.0), ("fc1", 1.0), ("fc3", 8.0), ("fc3", 1.0)]);
     }
 
     #[test]
