@@ -323,7 +323,7 @@ fn containers() -> Vec<Vec<u8>> {
         Coded::encode(shape, &values, None, &Plan::default()).expect("a tensor")
     };
     let coded = |shape: &[usize], values: ValueFormat, coder: Coder| {
-        let mask: Vec<bool> = (0..shape.iter().product()).map(|i: usize| i % 3 == 0).collect();
+        let mask: Vec<bool> = (0..shape.iter().product()).map(|i: usize| i.is_multiple_of(3)).collect();
         let weights: Vec<f32> = (0..mask.len()).map(|i| (i * 7 % 5) as f32 * 0.5 - 1.0).collect();
         Coded::encode(shape, &weights, Some(&mask), &Plan { values, coder }).expect("a tensor")
     };
@@ -408,7 +408,7 @@ fn containers() -> Vec<Vec<u8>> {
     let mut grouped = vec![node("x", &[], Layer::Input { shape: vec![4, 4, 4] }, vec![])];
     let signs = |shape: &[usize]| {
         let grid = Grid::uniform(2, 1.0, 0.5);
-        let values: Vec<f32> = (0..shape.iter().product()).map(|i: usize| if i % 3 == 0 { 0.5 } else { -0.5 }).collect();
+        let values: Vec<f32> = (0..shape.iter().product()).map(|i: usize| if i.is_multiple_of(3) { 0.5 } else { -0.5 }).collect();
         Coded::on_grid(shape, &values, None, &grid, Coder::Huffman).expect("a tensor")
     };
     let sign = Layer::Quantize { levels: 2, zero: 0.5, train: StepGradient::Fixed };
