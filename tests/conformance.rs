@@ -182,6 +182,9 @@ fn a_second_run_works_or_says_why_not() {
 fn earlier_masks_and_codebooks_are_kept_or_refused() {
     use briquette_pruning_sharing::{kmeans_sharing, magnitude};
     every_case(|case| {
+        if pass(case.entry).replaces() {
+            return Ok(());
+        }
         let masked = magnitude::prune(case.start(), |_| Some(0.5));
         let shared = kmeans_sharing::share(masked.deep_clone(), |_| Some(16), kmeans_sharing::Init::Linear);
         for net in [masked, shared] {
@@ -209,6 +212,10 @@ fn poisoned(net: Net, by: f32) -> Net {
 #[test]
 fn weights_that_are_not_finite_are_refused_or_stay_to_be_seen() {
     every_case(|case| {
+        // What brings or draws other weights may forget these.
+        if pass(case.entry).replaces() {
+            return Ok(());
+        }
         for by in [f32::NAN, f32::INFINITY] {
             let Ok((net, _)) = case.run_on(poisoned(case.start(), by)) else { continue };
             for (_, node) in net.weighted().filter(|(_, node)| node.weight().is_some()) {

@@ -156,7 +156,8 @@ impl<T: Copy> PerLayer<T> {
     /// Names the layer.
     pub fn all_done(&self, net: &Net, done: impl Fn(usize) -> bool, why: &str) -> Result<()> {
         let PerLayer::Each(each) = self else { return Ok(()) };
-        let missed = net.weighted().find(|(index, node)| each.keys().any(|selector| selector.text() == node.name) && !done(*index));
+        let missed =
+            net.weighted().find(|(index, node)| each.keys().any(|selector| selector.text() == node.name) && !done(*index));
         missed.map_or(Ok(()), |(_, node)| Err(Error::node(&node.name, why)))
     }
 }

@@ -94,7 +94,10 @@ impl Found {
 fn header(path: &Path) -> Result<([u32; 2], bool), Error> {
     let fault = |error: &dyn std::fmt::Display| Error::malformed(path, error.to_string());
     let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format).map_err(Error::io(path))?;
-    let decoder = reader.into_decoder().map_err(|error| fault(&error))?;
+    let decoder = reader.into_decoder().map_err(|error| match fs::read(path) {
+        Ok(bytes) if is_lfs_pointer(&bytes) => Error::LfsPointer { path: path.into() },
+        _ => fault(&error),
+    })?;
     let (width, height) = decoder.dimensions();
     let grey = matches!(decoder.color_type(), ColorType::L8 | ColorType::L16 | ColorType::La8 | ColorType::La16);
     Ok(([width, height], !grey))

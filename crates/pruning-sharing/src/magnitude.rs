@@ -108,6 +108,7 @@ impl Method for Magnitude {
 impl Pass for Magnitude {
     fn run(&self, mut net: Net, cx: &mut Context<'_>) -> Result<Net> {
         self.check(&net)?;
+        net.finite()?;
         for round in 1..=self.rounds {
             net = self.prune(net, self.schedule.at(round as f64 / self.rounds as f64))?;
             if let Some(recipe) = &self.tune {

@@ -89,6 +89,7 @@ impl Method for NM {
 
 impl Pass for NM {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        net.finite()?;
         let net = self.plan(net)?;
         tune(net, self.tune.as_ref(), cx)
     }

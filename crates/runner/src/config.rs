@@ -299,7 +299,7 @@ mod tests {
             (TEXT.replace("keep", "kep"), "test.toml: pass 1: (magnitude): unknown field `kep`"),
             (
                 TEXT.replace("magnitude", "filter-l1").replace("keep", "rate"),
-                "(filter-l1): unknown field `rate`, expected one of `budget`, `except`, `layers`, `ratio`, `tune`",
+                "(filter-l1): unknown field `rate`, expected one of `budget`, `except`, `layers`, `ratio`, `renew`, `tune`",
             ),
             (TEXT.replace("magnitude", "kmeans-sharing").replace("keep = 0.1", ""), "missing field `bits`; for example: bits = "),
             (TEXT.replace("magnitude", "magnitud"), "unknown method 'magnitud'; did you mean 'magnitude'?"),

@@ -73,12 +73,11 @@ impl Pool {
             for (row, out) in plane.chunks_mut(columns).enumerate() {
                 let rows = self.span(0, row);
                 for (columns, out) in spans.iter().zip(out) {
-                    let seen = (rows.start..rows.end)
-                        .map(|row| &input[row * width..][columns.start..columns.end])
-                        .flat_map(|row| row.iter().copied());
+                    let seen = (rows.start..rows.end).map(|row| &input[row * width..][columns.start..columns.end]);
                     *out = match self.mean {
-                        true => seen.sum::<f32>() / (rows.counted * columns.counted) as f32,
-                        false => seen.fold(f32::NEG_INFINITY, f32::max),
+                        // Row by row, so that a large map loses no more than a row's sum does.
+                        true => seen.map(|row| row.iter().sum::<f32>()).sum::<f32>() / (rows.counted * columns.counted) as f32,
+                        false => seen.flatten().copied().fold(f32::NEG_INFINITY, f32::max),
                     };
                 }
             }

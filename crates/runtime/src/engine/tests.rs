@@ -343,7 +343,7 @@ fn channels_are_not_mixed_up_by_flattening() {
         vec![
             node("conv", &[0], conv, &[("weight", &[2, 1, 3, 3], &weight)]),
             node("flat", &[1], Layer::Flatten, &[]),
-            node("bn", &[2], Layer::BatchNorm { epsilon: 0.0 }, &norm),
+            node("bn", &[2], Layer::BatchNorm { epsilon: 1e-30 }, &norm),
         ],
     );
     let input = values(9, 3, 0);

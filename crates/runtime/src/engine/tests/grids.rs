@@ -41,7 +41,7 @@ impl OnGrids {
         let mut nodes = vec![
             quantize("first", 0),
             conv,
-            node("norm", &[2], Layer::BatchNorm { epsilon: 0.0 }, &norm),
+            node("norm", &[2], Layer::BatchNorm { epsilon: 1e-30 }, &norm),
             node("relu", &[3], Layer::Activation(Activation::Relu), &[]),
             quantize("second", 4),
             node("flat", &[5], Layer::Flatten, &[]),
