@@ -428,7 +428,6 @@ pub(crate) mod proof {
         assert_eq!(refuse(net(), json!([])), "`layers` names no layer; leave it out for all");
         assert_eq!(refuse(net(), json!(["fc9"])), "unknown layer 'fc9'; did you mean one of 'fc', 'fc1', 'fc2'?");
         assert!(refuse(small(), json!(["conv2"])).starts_with("node 'conv2': is no fully connected layer and no convolution"));
-        assert!(refuse(net(), json!(["fc1", "fc1"])).starts_with("node 'fc1': is no fully connected layer"));
         let shared = crate::kmeans_sharing::share(net(), |_| Some(2), crate::kmeans_sharing::Init::Linear);
         assert!(refuse(shared, json!(["fc1"])).starts_with("node 'fc1': is pruned or shares its weights"));
         let broken = set(net(), "fc2", "weight", &[f32::NAN; 36]);
