@@ -52,7 +52,7 @@
 //! Differs from the paper: the network is tested with `sign(w)` in the stochastic form too, for that is what a small file holds, unless
 //! `real = true` asks for the real `w` as in the paper. Either way the sums that batch norms read are others than those of the training, so that
 //! their statistics are taken anew, before each validation and at the end. Real weights start from the network's own instead of uniform ones, scaled
-//! to the mean magnitude of those, 1/2, and clipped ([`spread`](crate::parts::binary::spread)); and the rate falls by the recipe's schedule. The
+//! to the mean magnitude of those, 1/2, and clipped ([`spread`]); and the rate falls by the recipe's schedule. The
 //! paper's loss is `loss = "square-hinge"` in the recipe.
 
 use briquette_core::coding::Rounding;

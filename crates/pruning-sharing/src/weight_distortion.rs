@@ -52,7 +52,7 @@
 //! Merolla, Appuswamy, Arthur, Esser, Modha. "Deep Neural Networks are Robust to Weight Binarization and Other Non-linear Distortions".
 //! arXiv:1606.01981, 2016.
 //! Differs from the paper: one projection serves the whole training, noise is uniform, and the real weights start from the network's own, scaled
-//! and clipped ([`spread`](crate::parts::binary::spread)), so that batch norms are needed where the scale matters. The network that leaves the
+//! and clipped ([`spread`]), so that batch norms are needed where the scale matters. The network that leaves the
 //! pass, and that is validated after each epoch, has the projected weights where that is one fixed set, on a grid where they lie on one, and the
 //! real weights otherwise, with the statistics of batch norms taken anew.
 

@@ -26,7 +26,7 @@ pub fn sweep(folder: &Path) {
     }
 }
 
-/// As [`write`], of what `content` writes; the number of bytes.
+/// As [`write()`], of what `content` writes; the number of bytes.
 ///
 /// # Errors
 /// Names the file; the old one is untouched. Those of `content`.

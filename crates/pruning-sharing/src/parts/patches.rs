@@ -439,7 +439,7 @@ impl Moments {
     }
 
     /// The weights of the channels that stay by which the output comes nearest to the original network's, those of the others 0: the
-    /// solution of [`pulled`] that misses least on the images held back, of a growing pull towards the weights as they are, and these where
+    /// solution of `pulled` that misses least on the images held back, of a growing pull towards the weights as they are, and these where
     /// none misses less.
     pub fn reconstructed(&self, stays: &[bool]) -> Vec<f64> {
         let (width, taps) = (self.width(), self.width() / self.channels);
