@@ -38,7 +38,7 @@ use crate::pass::{Context, Method, Pass};
 use crate::stored::Stored;
 
 /// Draws weights from N(0, 2 / fan-in) (He et al., ICCV 2015) as [`Builder`](crate::builder::Builder) does, from the seed of the pass; biases, means and betas become 0, variances
-/// and gammas 1. Masks and codebooks go. Layers that began as the approximation of another one, on structural matrices or on grids, are refused.
+/// and gammas 1. Masks, codebooks and grids of weights go; structural matrices and quantized activations are refused.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Initialize {}
@@ -94,12 +94,15 @@ fn initial(stored: Stored, seed: u64, node: &Node) -> Stored {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
+    use briquette_runtime::StepGradient;
+    use burn::module::Param;
+    use burn::tensor::{Device, Tensor};
 
     use super::super::handmade::{coded, context, images};
     use super::*;
     use crate::builder::{Builder, Conv};
     use crate::pass::Silent;
+    use crate::quantize::Quantize;
 
     fn net(seed: u64) -> Net {
         let mut b = Builder::new([1, 2, 2], seed, &Device::flex());
@@ -126,10 +129,16 @@ mod tests {
     }
 
     #[test]
-    fn masks_go_and_layers_on_grids_are_refused() {
+    fn masks_go_and_quantized_activations_are_refused() {
         let data = images();
         let masked = coded(Coding { mask: Some((0..12).map(|i| i % 3 == 0).collect()), ..Coding::default() });
         let drawn = Initialize {}.run(masked, &mut context(&data, &mut Silent)).unwrap();
         assert_eq!(drawn.nodes[2].weight().unwrap().coding, Coding::default());
+        let step = Param::from_tensor(Tensor::from_floats([0.1], &Device::flex()));
+        let quantize = Op::Quantize(Quantize::new(step, 16, 0.0, StepGradient::Learned));
+        let quantized = drawn.interpose(2, "quantize".into(), quantize).unwrap();
+        let error = Initialize {}.plan(quantized.deep_clone()).unwrap_err().to_string();
+        assert!(error.starts_with("node 'quantize': `initialize` draws convolutions"), "{error}");
+        assert_eq!(Initialize {}.run(quantized, &mut context(&data, &mut Silent)).unwrap_err().to_string(), error);
     }
 }
