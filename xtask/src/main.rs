@@ -26,9 +26,9 @@ fn main() -> ExitCode {
         "bench" => peer::with_peer(with_default(&arguments, "training")).and_then(|arguments| briquette(&arguments)),
         "table" => write_generated(),
         "smoke" => smoke(&arguments[1..]),
-        "sweep" => with_copy(|briquette| sweep::run(&arguments[1..], &root(), briquette)),
+        "sweep" => with_copy(&arguments, |briquette| sweep::run(&arguments[1..], &root(), briquette)),
         "record" => containers::record(&arguments[1..]),
-        "remeasure" => with_copy(|briquette| containers::remeasure(&arguments[1..], &root(), briquette)),
+        "remeasure" => with_copy(&[], |briquette| containers::remeasure(&arguments[1..], &root(), briquette)),
         "sanitize" => sanitize::run(&arguments[1..]),
         "fuzz" => fuzz::run(&arguments[1..]),
         _ => briquette(&arguments),
@@ -55,7 +55,7 @@ fn help() -> Result<ExitCode> {
          check      format, lints, documentation, generated pages up to date\n  \
          bench      training speed and memory; `--peer` puts PyTorch beside it\n  \
          smoke      a trial run of every config, or of those named\n  \
-         sweep      runs what docs/records/PAGE/NAME.toml describes and NAME.json lacks; `--jobs N` points at once\n  \
+         sweep      runs what docs/records/PAGE/NAME.toml describes and NAME.json lacks; `--jobs N` points at once, `--device D`\n  \
          record     copies a run's report and small containers to docs/records/PAGE/NAME.json\n  \
          remeasure  renews the latencies in the records of a page from the containers beside them\n  \
          sanitize   the kernels' tests under AddressSanitizer; needs a nightly toolchain\n  \
@@ -163,8 +163,8 @@ fn smoke(names: &[String]) -> Result<ExitCode> {
 }
 
 /// Hands on what starts a copy of the binary, so that a build that goes on meanwhile changes nothing.
-fn with_copy(work: impl FnOnce(&(dyn Fn() -> Command + Sync)) -> Result<ExitCode>) -> Result<ExitCode> {
-    build(&[])?;
+fn with_copy(arguments: &[String], work: impl FnOnce(&(dyn Fn() -> Command + Sync)) -> Result<ExitCode>) -> Result<ExitCode> {
+    build(arguments)?;
     let copy = root().join("target/sweep").join(format!("briquette-{}", std::process::id()));
     std::fs::create_dir_all(root().join("target/sweep")).context("cannot make target/sweep")?;
     std::fs::copy(binary(), &copy).with_context(|| copy.display().to_string())?;

@@ -50,6 +50,8 @@ pub(crate) struct Method {
     /// In the place of the sweep's, for a method that is held against another network; only where nothing is trained first.
     model: Option<toml::Value>,
     pass: Vec<toml::Table>,
+    /// In the place of the sweep's, for a method that trains more or less than others before.
+    tune: Option<toml::Table>,
 }
 
 /// What a sweep measured.
@@ -144,6 +146,9 @@ impl Sweep {
         if let Some(method) = sweep.method.iter().find(|method| method.model.is_some() && !sweep.start.is_empty()) {
             bail!("{}: method \"{}\" has a `model`, but starts from what `start` trains", path.display(), method.name);
         }
+        if let Some(method) = sweep.method.iter().find(|method| method.tune.is_some() && sweep.tune.is_none()) {
+            bail!("{}: method \"{}\" has a `tune`, but the sweep has none; write it as a pass", path.display(), method.name);
+        }
         Ok(sweep)
     }
 
@@ -167,7 +172,8 @@ impl Sweep {
                 // What takes no share is the same at each.
                 let shares = if method.takes_a_share() { self.keep.len() } else { 1 };
                 for &keep in &self.keep[..shares.min(self.keep.len())] {
-                    let passes = method.pass.iter().chain(&self.tune).map(|pass| filled(pass.clone().into(), keep)).collect();
+                    let tune = method.tune.as_ref().or(self.tune.as_ref());
+                    let passes = method.pass.iter().chain(tune).map(|pass| filled(pass.clone().into(), keep)).collect();
                     points.push(Point {
                         data: data.to_string(),
                         method: method.name.clone(),
@@ -249,16 +255,12 @@ fn start(folder: &Path, data: &str, seed: u64) -> PathBuf {
     folder.join(format!("start-{data}-{seed}"))
 }
 
-/// Runs what a sweep's record lacks. `briquette` starts the binary, `--jobs N` runs as many points at once.
+/// Runs what a sweep's record lacks. `briquette` starts the binary, `--jobs N` runs as many points at once, `--device D` runs them there.
 ///
 /// # Errors
 /// A description that does not read, or a network at the start that cannot be made. A point that cannot run is recorded with the reason.
 pub(crate) fn run(arguments: &[String], root: &Path, briquette: &(dyn Fn() -> Command + Sync)) -> Result<ExitCode> {
-    let (path, jobs) = match arguments {
-        [path] => (PathBuf::from(path), 1),
-        [path, flag, jobs] if flag == "--jobs" => (PathBuf::from(path), jobs.parse::<usize>().context("--jobs")?.max(1)),
-        _ => bail!("usage: cargo xtask sweep FILE [--jobs N]"),
-    };
+    let (path, jobs, device) = options(arguments)?;
     let (sweep, commit) = (Sweep::read(&path)?, commit(root));
     let name = path.file_stem().ok_or_else(|| anyhow!("{} names no file", path.display()))?;
     // Two pages may have sweeps of one name, which may run at once.
@@ -269,7 +271,10 @@ pub(crate) fn run(arguments: &[String], root: &Path, briquette: &(dyn Fn() -> Co
     let threads = std::thread::available_parallelism().map_or(1, usize::from).div_ceil(jobs).to_string();
     let briquette = || {
         let mut command = briquette();
-        command.current_dir(root).args(["--threads", &threads]);
+        command.current_dir(root).args(["--threads", &threads, "run"]);
+        if let Some(device) = device {
+            command.args(["--device", device]);
+        }
         command
     };
 
@@ -287,60 +292,86 @@ pub(crate) fn run(arguments: &[String], root: &Path, briquette: &(dyn Fn() -> Co
     }
     let open: Vec<usize> = (0..points.len()).filter(|i| points[*i].rows.is_empty()).collect();
     say(&format!("{}: {} of {} points are to run", path.display(), open.len(), points.len()));
-    for (data, seed) in sweep.starts() {
-        let needed = open.iter().any(|i| points[*i].data == data && points[*i].seed == seed);
-        if needed && !sweep.start.is_empty() {
-            let passes = sweep.start.iter().cloned().map(toml::Value::Table).collect();
-            let out = start(&folder, data, seed);
-            let config = sweep.config(sweep.model.clone(), data, seed, passes)?;
-            report(&briquette, root, &out, &config).with_context(|| out.display().to_string())?;
-        }
-    }
+    let needed = |(data, seed): &(&str, u64)| open.iter().any(|i| points[*i].data == *data && points[*i].seed == *seed);
+    let starts: Vec<(&str, u64)> = sweep.starts().filter(|start| !sweep.start.is_empty() && needed(start)).collect();
+    at_once(jobs, starts, |_, (data, seed)| {
+        let passes = sweep.start.iter().cloned().map(toml::Value::Table).collect();
+        let out = start(&folder, data, seed);
+        let config = sweep.config(sweep.model.clone(), data, seed, passes)?;
+        report(&briquette, root, &out, &config).map(drop).with_context(|| out.display().to_string())
+    })?;
 
     let command = format!("cargo xtask sweep {}", path.display());
-    let next = Mutex::new(open.iter().copied());
     let record = Mutex::new(Record { command, start: start_config, points });
-    let work = |worker: usize| -> Result<()> {
-        loop {
-            let Some(index) = next.lock().expect("no worker panics").next() else { return Ok(()) };
-            let mut point = record.lock().expect("no worker panics").points[index].clone();
-            let out = folder.join(format!("{page}-{worker}"));
-            if root.join(&out).exists() {
-                std::fs::remove_dir_all(root.join(&out)).with_context(|| out.display().to_string())?;
-            }
-            point.commit.clone_from(&commit);
-            match report(&briquette, root, &out, &point.config) {
-                Ok(report) => {
-                    point.date = report.date;
-                    point.latency = report.rows.last().map(Measured::latency).unwrap_or_default();
-                    point.rows = report.rows.into_iter().map(|measured| measured.row).collect();
-                    if sweep.containers && sweep.seeds.first() == Some(&point.seed) {
-                        let folder = path.strip_prefix(root).unwrap_or(&path).with_extension("");
-                        point.containers = containers::keep(root, &out, point.model().as_deref(), point.files(&sweep, &folder))?;
-                    }
-                }
-                Err(error) => point.error = Some(format!("{error:#}")),
-            }
-            say(&point.line());
-            let mut record = record.lock().expect("no worker panics");
-            record.points[index] = point;
-            record.write(&record_path)?;
+    at_once(jobs, open, |worker, index| {
+        let mut point = record.lock().expect("no worker panics").points[index].clone();
+        let out = folder.join(format!("{page}-{worker}"));
+        if root.join(&out).exists() {
+            std::fs::remove_dir_all(root.join(&out)).with_context(|| out.display().to_string())?;
         }
-    };
-    std::thread::scope(|scope| {
-        let work = &work;
-        let workers: Vec<_> = (0..jobs).map(|worker| scope.spawn(move || work(worker))).collect();
-        workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| bail!("a worker panicked")))
+        point.commit.clone_from(&commit);
+        match report(&briquette, root, &out, &point.config) {
+            Ok(report) => {
+                point.date = report.date;
+                let latency = report.rows.last().map(Measured::latency).unwrap_or_default();
+                point.rows = report.rows.into_iter().map(|measured| measured.row).collect();
+                if sweep.containers && sweep.seeds.first() == Some(&point.seed) {
+                    let folder = path.strip_prefix(root).unwrap_or(&path).with_extension("");
+                    point.containers = containers::keep(root, &out, point.model().as_deref(), point.files(&sweep, &folder))?;
+                }
+                // Where containers are kept, so are latencies of those alone, which `remeasure` can renew.
+                if !sweep.containers || !point.containers.is_empty() {
+                    point.latency = latency;
+                }
+            }
+            Err(error) => point.error = Some(format!("{error:#}")),
+        }
+        say(&point.line());
+        let mut record = record.lock().expect("no worker panics");
+        record.points[index] = point;
+        record.write(&record_path)
     })?;
     record.into_inner().expect("no worker panics").write(&record_path)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Does work on all items, in their order, so many at once; `work` is told which of the workers it is. What is begun when one fails is ended.
+fn at_once<T: Send>(jobs: usize, items: Vec<T>, work: impl Fn(usize, T) -> Result<()> + Sync) -> Result<()> {
+    let next = Mutex::new(items.into_iter());
+    let worker = |number: usize| -> Result<()> {
+        loop {
+            let Some(item) = next.lock().expect("no worker panics").next() else { return Ok(()) };
+            work(number, item)?;
+        }
+    };
+    std::thread::scope(|scope| {
+        let worker = &worker;
+        let workers: Vec<_> = (0..jobs).map(|number| scope.spawn(move || worker(number))).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| bail!("a worker panicked")))
+    })
+}
+
+/// The file, how many points at once, and where.
+fn options(arguments: &[String]) -> Result<(PathBuf, usize, Option<&str>)> {
+    let (mut file, mut jobs, mut device) = (None, 1, None);
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        let mut value = || rest.next().with_context(|| format!("{argument} takes a value"));
+        match argument.as_str() {
+            "--jobs" => jobs = value()?.parse::<usize>().context("--jobs")?.max(1),
+            "--device" => device = Some(value()?.as_str()),
+            path if file.is_none() && !path.starts_with('-') => file = Some(PathBuf::from(path)),
+            _ => bail!("usage: cargo xtask sweep FILE [--jobs N] [--device D]"),
+        }
+    }
+    Ok((file.context("usage: cargo xtask sweep FILE [--jobs N] [--device D]")?, jobs, device))
 }
 
 /// The report of a run of this config in this folder.
 fn report(briquette: &dyn Fn() -> Command, root: &Path, out: &Path, config: &str) -> Result<Report> {
     let file = root.join(out).with_extension("toml");
     std::fs::write(&file, config).with_context(|| file.display().to_string())?;
-    let output = briquette().arg("run").arg(&file).arg("--out").arg(out).arg("--resume").stdout(Stdio::null()).output();
+    let output = briquette().arg(&file).arg("--out").arg(out).arg("--resume").stdout(Stdio::null()).output();
     let output = output.context("cannot run briquette")?;
     if !output.status.success() {
         let log = String::from_utf8_lossy(&output.stderr);
@@ -486,6 +517,50 @@ mod tests {
         let text = TEXT.replace("seeds =", "start = [{ method = \"train\" }]\n        seeds =");
         let error = Sweep::read(&written(&text, "start")).err().unwrap().to_string();
         assert!(error.ends_with("method \"dense\" has a `model`, but starts from what `start` trains"), "{error}");
+    }
+
+    #[test]
+    fn a_training_of_its_own_takes_the_place_of_the_sweeps() {
+        let text = TEXT.replace("keep =", "tune = { method = \"train\", epochs = 4 }\n        keep =");
+        let own = text.replace("name = \"dense\"", "name = \"dense\"\n        tune = { method = \"train\", epochs = 9 }");
+        let points = Sweep::read(&written(&own, "tune")).unwrap().points(Path::new("none")).unwrap();
+        let epochs = |point: &Point| {
+            let config: toml::Table = toml::from_str(&point.config).unwrap();
+            config["pass"].as_array().unwrap().last().unwrap()["epochs"].as_integer()
+        };
+        assert_eq!(points[..3].iter().map(epochs).collect::<Vec<_>>(), [Some(4), Some(4), Some(9)]);
+        let alone = own.replace("tune = { method = \"train\", epochs = 4 }", "");
+        let error = Sweep::read(&written(&alone, "alone")).err().unwrap().to_string();
+        assert!(error.ends_with("method \"dense\" has a `tune`, but the sweep has none; write it as a pass"), "{error}");
+    }
+
+    #[test]
+    fn options_come_in_any_order_and_none_is_taken_for_another() {
+        let of = |text: &str| {
+            let arguments: Vec<String> = text.split(' ').map(str::to_string).collect();
+            options(&arguments).map(|(file, jobs, device)| (file, jobs, device.map(str::to_string)))
+        };
+        assert_eq!(of("a.toml").unwrap(), (PathBuf::from("a.toml"), 1, None));
+        assert_eq!(of("--device vulkan:1 a.toml --jobs 3").unwrap(), (PathBuf::from("a.toml"), 3, Some("vulkan:1".to_string())));
+        for wrong in ["--jobs 3", "a.toml b.toml", "a.toml --jobs", "a.toml --jobs x", "a.toml --device"] {
+            assert!(of(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn all_items_are_worked_on_by_at_most_so_many_at_once() {
+        let (done, busy) = (Mutex::new(Vec::new()), std::sync::atomic::AtomicUsize::new(0));
+        at_once(3, (0..20).collect(), |worker, item| {
+            assert!(worker < 3 && busy.fetch_add(1, std::sync::atomic::Ordering::SeqCst) < 3);
+            done.lock().unwrap().push(item);
+            busy.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+            Ok(())
+        })
+        .unwrap();
+        let mut done = done.into_inner().unwrap();
+        done.sort_unstable();
+        assert_eq!(done, (0..20).collect::<Vec<_>>());
+        assert_eq!(at_once(2, vec![1, 2], |_, item| if item == 2 { bail!("no") } else { Ok(()) }).unwrap_err().to_string(), "no");
     }
 
     #[test]

@@ -123,9 +123,11 @@ fn speedups(sweep: &Sweep, points: &[&Point]) -> String {
         return String::new();
     }
     let mut text = String::from(
-        "\nSpeed-up over the network at the start, on one thread of the engine, the two taking turns: mean over the seeds of the median; in brackets, the lowest first and the \
-         highest third quartile.\n",
+        "\nSpeed-up over the network at the start, on one thread of the engine, the two taking turns: mean of the medians of ",
     );
+    let measured: BTreeSet<u64> = points.iter().filter(|point| !point.latency.speedup.is_empty()).map(|point| point.seed).collect();
+    let seeds = measured.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+    text += &format!("seed {seeds}; in brackets, the lowest first and the highest third quartile.\n");
     text += &format!("\n| method | {} |\n|---|---|---|\n", settings.map(|(_, name)| name).join(" | "));
     for method in &sweep.method {
         let of: Vec<&&Point> = points.iter().filter(|point| point.method == method.name).collect();
