@@ -521,7 +521,7 @@ mod tests {
 
     #[test]
     fn a_training_of_its_own_takes_the_place_of_the_sweeps() {
-        let text = TEXT.replace("keep =", "tune = { method = \"train\", epochs = 4 }\n        keep =");
+        let text = TEXT.replace("valid = 10", "valid = 10\n        tune = { method = \"train\", epochs = 4 }");
         let own = text.replace("name = \"dense\"", "name = \"dense\"\n        tune = { method = \"train\", epochs = 9 }");
         let points = Sweep::read(&written(&own, "tune")).unwrap().points(Path::new("none")).unwrap();
         let epochs = |point: &Point| {

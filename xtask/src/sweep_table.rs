@@ -3,18 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use crate::sweep::{Method, Point, Row, Sweep, read_record};
 
 /// The section on the sweep that a file describes.
 ///
 /// # Errors
-/// When its record is missing or does not read.
-pub(crate) fn section(description: &Path) -> Result<String> {
+/// When the file or its record does not read.
+pub(crate) fn section(root: &Path, description: &Path) -> Result<String> {
     let sweep = Sweep::read(description)?;
-    let record = read_record(&description.with_extension("json"))?
-        .with_context(|| format!("{} has no record; `cargo xtask sweep` on it makes one", description.display()))?;
+    let Some(record) = read_record(&description.with_extension("json"))? else {
+        let file = description.strip_prefix(root).unwrap_or(description).display();
+        return Ok(format!("\n## {}\n\n{}\n\nNot run yet: `cargo xtask sweep {file}`.\n", sweep.heading, sweep.text.trim()));
+    };
     let mut text = format!("\n## {}\n\n{}\n\nRepeat with `{}`.\n", sweep.heading, sweep.text.trim(), record.command);
     let mut reasons = BTreeSet::new();
     for data in &sweep.data {
@@ -125,7 +127,8 @@ fn speedups(sweep: &Sweep, points: &[&Point]) -> String {
     let mut text = String::from(
         "\nSpeed-up over the network at the start, on one thread of the engine, the two taking turns: mean of the medians of ",
     );
-    let measured: BTreeSet<u64> = points.iter().filter(|point| !point.latency.speedup.is_empty()).map(|point| point.seed).collect();
+    let measured: BTreeSet<u64> =
+        points.iter().filter(|point| !point.latency.speedup.is_empty()).map(|point| point.seed).collect();
     let seeds = measured.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
     text += &format!("seed {seeds}; in brackets, the lowest first and the highest third quartile.\n");
     text += &format!("\n| method | {} |\n|---|---|---|\n", settings.map(|(_, name)| name).join(" | "));
@@ -176,6 +179,16 @@ mod tests {
     fn a_speed_up_shows_its_spread_over_turns_and_seeds() {
         assert_eq!((spread(&[]), spread(&[[1.5, 2.0, 2.25]])), ("–".to_string(), "2.00x [1.50, 2.25]".to_string()));
         assert_eq!(spread(&[[1.5, 2.0, 2.25], [1.75, 3.0, 3.5]]), "2.50x [1.50, 3.50]");
+    }
+
+    #[test]
+    fn a_sweep_without_a_record_says_so() {
+        let root = std::env::temp_dir().join(format!("briquette-section-{}", std::process::id()));
+        std::fs::create_dir_all(root.join("page")).unwrap();
+        let text = "heading = \"H\"\ntext = \"T\"\nmodel = \"mlp1\"\ndata = [\"mnist\"]\nvalid = 1\nseeds = [1]\n[[method]]\nname = \"m\"\npass = []\n";
+        std::fs::write(root.join("page/net.toml"), text).unwrap();
+        let section = section(&root, &root.join("page/net.toml")).unwrap();
+        assert_eq!(section, "\n## H\n\nT\n\nNot run yet: `cargo xtask sweep page/net.toml`.\n");
     }
 
     #[test]

@@ -146,7 +146,7 @@ pub(crate) fn all(root: &Path) -> Result<Vec<(PathBuf, String)>> {
         }
         text += &details;
         for sweep in sweeps {
-            text += &sweep_table::section(&sweep)?;
+            text += &sweep_table::section(root, &sweep)?;
         }
         files.push((page, text));
     }

@@ -25,6 +25,7 @@ pub fn device(name: &str) -> Result<Device> {
         },
         #[cfg(feature = "cuda")]
         "cuda" => nth(name, index.unwrap_or(0), Device::enumerate(burn::tensor::DeviceType::Cuda)),
+        #[allow(unreachable_patterns)] // Those that a feature has brought in are above.
         "ndarray" | "wgpu" | "vulkan" | "cuda" => bail!(
             "device '{name}': this binary was built without it; `cargo xtask run` builds what a config asks for, or build with `--features {backend}`"
         ),
