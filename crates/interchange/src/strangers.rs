@@ -131,7 +131,8 @@ impl Walk {
         loop {
             let op = OpCode::try_from(*bytes.get(walk.length)?).ok()?;
             let argument = argument(op, &bytes[walk.length + 1..])?;
-            let whole = bytes.get(walk.length..walk.length + 1 + argument)?;
+            // A length that is forged may reach beyond all numbers.
+            let whole = bytes.get(walk.length..walk.length.checked_add(1)?.checked_add(argument)?)?;
             walk.length += whole.len();
             if op == OpCode::Stop {
                 walk.out.push(whole[0]);

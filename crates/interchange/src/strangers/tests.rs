@@ -162,3 +162,13 @@ fn damaged_pickles_are_refused_and_never_walked_out_of() {
         }
     }
 }
+
+#[test]
+fn a_length_beyond_all_numbers_is_refused_and_not_added_to() {
+    let forged = [&[0x80, 2, 0x8d, 0xf7][..], &[0xff; 7], b"."].concat();
+    assert!(super::Walk::of(&forged).is_none());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("net.pt");
+    std::fs::write(&path, include_bytes!("../../../../fuzz/corpus/checkpoint/length")).unwrap();
+    assert!(read(&path).unwrap_err().to_string().contains("net.pt: not a PyTorch checkpoint"));
+}
