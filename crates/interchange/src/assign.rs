@@ -143,11 +143,12 @@ fn movable(net: &Net, checkpoint: &Checkpoint, prefixes: &Prefixes) -> Vec<(Stri
     prefixes.iter().filter_map(biased).collect()
 }
 
-/// Whether every tensor of the part of the file that the used ones are in was used, but for what optimizers and counters keep.
+/// Whether all of the part of the file that the used tensors are in was used, but for what optimizers and counters keep: of a dictionary at
+/// the top, if all used ones are in that, or of the file. A module that was pickled whole has its children at the top.
 fn nothing_left(checkpoint: &Checkpoint, used: &BTreeSet<String>) -> Result<(), String> {
-    let part = |name: &str| name.split_once('.').map(|(root, _)| root.to_string()).filter(|root| checkpoint.roots.contains(root));
-    let parts: BTreeSet<Option<String>> = used.iter().map(|name| part(name)).collect();
-    let ours = |name: &&String| !bookkeeping(name) && parts.contains(&part(name));
+    let root = |name: &str| name.split_once('.').map(|(root, _)| root.to_string()).filter(|root| checkpoint.roots.contains(root));
+    let roots: BTreeSet<Option<String>> = used.iter().map(|name| root(name)).collect();
+    let ours = |name: &&String| !bookkeeping(name) && (roots.len() > 1 || roots.contains(&root(name)));
     let left = checkpoint.tensors.keys().filter(|name| !used.contains(*name) && ours(name)).map(|name| format!("'{name}'"));
     let strangers = checkpoint.strangers.iter().filter(|(name, _)| ours(name));
     let strangers = strangers.map(|(name, class)| stranger(name, class));

@@ -71,6 +71,21 @@ fn every_tensor_of_the_model_is_used_or_named() {
 }
 
 #[test]
+fn a_child_of_a_pickled_module_that_has_no_place_is_named() {
+    let mut checkpoint = file(&net(), plain);
+    checkpoint.roots = ["conv1", "conv2", "fc", "prelu", "optimizer"].map(str::to_string).into();
+    for aside in ["conv1.norm.num_batches_tracked", "optimizer.state.0.exp_avg"] {
+        checkpoint.tensors.insert(aside.into(), tensor(&[1.0]));
+    }
+    assert!(assign(net(), &checkpoint, None).is_ok());
+    for extra in ["prelu.weight", "scale"] {
+        let mut more = checkpoint.clone();
+        more.tensors.insert(extra.into(), tensor(&[0.25]));
+        assert!(refusal(&more, None).contains(&format!("no place for '{extra}', ")));
+    }
+}
+
+#[test]
 fn the_bias_before_a_norm_moves_into_its_mean() {
     // The same function with the bias where the file has it.
     let mut checkpoint = file(&net(), plain);

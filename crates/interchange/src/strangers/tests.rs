@@ -1,5 +1,6 @@
 use zip::write::SimpleFileOptions;
 
+use crate::Checkpoint;
 use crate::read::read;
 
 /// Pickles, instruction by instruction, as Python writes them.
@@ -110,6 +111,26 @@ fn objects_of_the_writer_s_own_classes_do_not_hide_the_weights() {
     }
 }
 
+/// What is read of a checkpoint in the format of today.
+fn found(object: &[u8]) -> Result<Checkpoint, crate::Error> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("net.pt");
+    std::fs::write(&path, zipped(object)).unwrap();
+    read(&path)
+}
+
+#[test]
+fn the_children_of_a_pickled_module_are_at_the_top() {
+    let module = |parameters: &[(&str, Vec<u8>)], children: &[(&str, Vec<u8>)]| {
+        let tables = [("_parameters", dict(parameters)), ("_buffers", dict(&[])), ("_modules", dict(children))];
+        [class("my", "Net"), b")\x81".to_vec(), dict(&tables), b"b".to_vec()].concat()
+    };
+    let children = [("fc", module(&[("bias", tensor("0", 3))], &[])), ("prelu", module(&[("weight", tensor("1", 3))], &[]))];
+    let found = found(&module(&[("scale", tensor("1", 3))], &children)).unwrap();
+    assert_eq!(found.tensors.into_keys().collect::<Vec<_>>(), ["fc.bias", "prelu.weight", "scale"]);
+    assert_eq!(found.roots.into_iter().collect::<Vec<_>>(), ["fc", "prelu"]);
+}
+
 #[test]
 fn a_dictionary_with_defaults_is_a_dictionary() {
     let defaults = [
@@ -121,10 +142,7 @@ fn a_dictionary_with_defaults_is_a_dictionary() {
         b"u".to_vec(),
     ]
     .concat();
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("net.pt");
-    std::fs::write(&path, zipped(&dict(&[("state_dict", defaults)]))).unwrap();
-    assert_eq!(read(&path).unwrap().tensors["state_dict.fc.bias"].values, [1.0, 2.0, 3.0]);
+    assert_eq!(found(&dict(&[("state_dict", defaults)])).unwrap().tensors["state_dict.fc.bias"].values, [1.0, 2.0, 3.0]);
 }
 
 #[test]
