@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use briquette_runtime::lfs;
 use half::{bf16, f16};
-use pytorch_reader::{DType, PickleValue, PytorchError, PytorchReader};
+use pytorch_reader::{DType, PickleValue, PytorchError, PytorchReader, Tensor};
 use safetensors::{Dtype, SafeTensors};
 
 use crate::masks;
@@ -117,13 +117,13 @@ fn torch(path: &Path) -> Result<Parts, String> {
 }
 
 fn torch_parts(reader: &PytorchReader, path: &Path, dropped: &BTreeSet<String>) -> Result<Parts, String> {
+    let floating = |dtype: DType| matches!(dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16);
+    let wanted = reader.tensors().iter().filter(|(name, tensor)| floating(tensor.dtype()) || called(name));
+    let wanted: Vec<(&String, &Tensor)> = wanted.collect();
+    bounded(&wanted, std::fs::metadata(path).map_err(|error| error.to_string())?.len())?;
     let mut checkpoint = Checkpoint::default();
     let mut masks = BTreeMap::new();
-    for (name, tensor) in reader.tensors() {
-        let float = matches!(tensor.dtype(), DType::F64 | DType::F32 | DType::F16 | DType::BF16);
-        if !float && !called(name) {
-            continue;
-        }
+    for (name, tensor) in wanted {
         let bytes = tensor.read().map_err(|error| format!("tensor '{name}': {error}"))?;
         let values = bytes.chunks_exact(tensor.dtype().size());
         // The reader hands bytes over in the machine's own order.
@@ -134,7 +134,7 @@ fn torch_parts(reader: &PytorchReader, path: &Path, dropped: &BTreeSet<String>) 
             DType::F32 => values.map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect(),
             _ => values.map(|b| whole(b, cfg!(target_endian = "little"))).collect(),
         };
-        let home = if float { &mut checkpoint.tensors } else { &mut masks };
+        let home = if floating(tensor.dtype()) { &mut checkpoint.tensors } else { &mut masks };
         home.insert(name.clone(), Foreign { shape: tensor.shape().to_vec(), values });
     }
     if let Ok(PickleValue::Dict(top)) = PytorchReader::read_pickle_data(path, None) {
@@ -144,6 +144,27 @@ fn torch_parts(reader: &PytorchReader, path: &Path, dropped: &BTreeSet<String>) 
     }
     Ok((checkpoint, masks))
 }
+
+/// Refuses tensors that together stand for more values than a file of this length accounts for: a view repeats one value as often as its
+/// shape says. A tensor that has several names is read once for each.
+fn bounded(tensors: &[(&String, &Tensor)], length: u64) -> Result<(), String> {
+    let bytes = |tensor: &Tensor| (tensor.byte_len() as u64).max(4 * tensor.num_elements() as u64);
+    let most = EXPANSION.saturating_mul(length.saturating_add(1 << 20));
+    let total = tensors.iter().fold(0, |total: u64, (_, tensor)| total.saturating_add(bytes(tensor)));
+    let Some((name, largest)) = tensors.iter().max_by_key(|(_, tensor)| bytes(tensor)).filter(|_| total > most) else {
+        return Ok(());
+    };
+    Err(format!(
+        "its tensors stand for {} MiB, a file of {length} bytes for {} MiB at most; the largest is '{name}' of shape {:?}: if it is a view that \
+         repeats its values, as `expand` gives, save `tensor.clone()` in its place",
+        total >> 20,
+        most >> 20,
+        largest.shape()
+    ))
+}
+
+/// A checkpoint of `n` bytes may stand for as many times `n + 2^20` bytes of values: half precision, bytes as masks, and tied weights.
+const EXPANSION: u64 = 16;
 
 /// The objects of these classes, with the names that their tensors would begin with.
 fn unread(value: &PickleValue, at: &str, classes: &BTreeSet<String>, found: &mut BTreeMap<String, String>) {

@@ -19,6 +19,11 @@ fn dict(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
 
 /// A vector of so many 32-bit floats in the storage of this key.
 fn tensor(key: &str, count: u8) -> Vec<u8> {
+    view(key, count, count.into(), 1)
+}
+
+/// A vector of `length` of the 32-bit floats of a storage, each so many behind the one before.
+fn view(key: &str, count: u8, length: i32, stride: u8) -> Vec<u8> {
     let storage = [
         b"((".to_vec(),
         text("storage"),
@@ -30,8 +35,8 @@ fn tensor(key: &str, count: u8) -> Vec<u8> {
     ];
     let rest = [
         b"K\0".to_vec(),
-        vec![b'K', count, 0x85],
-        b"K\x01\x85".to_vec(),
+        [b"J", &length.to_le_bytes()[..], b"\x85"].concat(),
+        vec![b'K', stride, 0x85],
         vec![0x89],
         class("collections", "OrderedDict"),
         b")RtR".to_vec(),
@@ -129,6 +134,15 @@ fn the_children_of_a_pickled_module_are_at_the_top() {
     let found = found(&module(&[("scale", tensor("1", 3))], &children)).unwrap();
     assert_eq!(found.tensors.into_keys().collect::<Vec<_>>(), ["fc.bias", "prelu.weight", "scale"]);
     assert_eq!(found.roots.into_iter().collect::<Vec<_>>(), ["fc", "prelu"]);
+}
+
+#[test]
+fn views_that_stand_for_more_than_their_file_accounts_for_are_refused_before_they_are_read() {
+    let weights = |length: i32| dict(&[("fc.bias", tensor("0", 3)), ("fc.weight", view("1", 3, length, 0))]);
+    assert_eq!(found(&weights(1000)).unwrap().tensors["fc.weight"].values, [7.0; 1000]);
+    let error = found(&weights(1 << 23)).unwrap_err().to_string();
+    assert!(error.contains("net.pt: its tensors stand for 32 MiB") && error.contains("16 MiB at most"), "{error}");
+    assert!(error.contains("'fc.weight' of shape [8388608]") && error.contains("save `tensor.clone()`"), "{error}");
 }
 
 #[test]
