@@ -13,6 +13,7 @@ use briquette_runtime::NotFinite;
 use crate::masks::called;
 use crate::names::bookkeeping;
 use crate::order::{self, Prefixes};
+use crate::read::some_of;
 use crate::{Checkpoint, Error, Foreign};
 
 /// Layer name to the prefix of its tensors' names in the file: `{"conv1" = "module.conv1"}`.
@@ -28,7 +29,7 @@ pub fn assign(net: Net, checkpoint: &Checkpoint, table: Option<&Table>) -> Resul
     let mismatch = |detail: String| Error::Mismatch { path: checkpoint.path.clone(), detail };
     let prefixes = match table {
         Some(table) => by_table(&net, checkpoint, table)?,
-        None => order::find(&net, checkpoint).map_err(|detail| mismatch(detail + &unread(checkpoint)))?,
+        None => order::find(&net, checkpoint).map_err(|detail| mismatch(detail + &checkpoint.left_unread()))?,
     };
     let mut used = BTreeSet::new();
     let mut unusable = Vec::new();
@@ -71,22 +72,10 @@ pub fn assign(net: Net, checkpoint: &Checkpoint, table: Option<&Table>) -> Resul
     Ok(net)
 }
 
-/// What of the file could not be read, to follow a fault that may come of it.
-fn unread(checkpoint: &Checkpoint) -> String {
-    let list: Vec<String> = checkpoint.strangers.iter().map(|(name, class)| stranger(name, class)).collect();
-    if list.is_empty() { String::new() } else { format!("; not read: {}", list.join(", ")) }
-}
-
-fn stranger(name: &str, class: &str) -> String {
-    format!("'{name}' (an object of the class {class})")
-}
-
 fn take(checkpoint: &Checkpoint, node: &Node, name: &str, shape: &[usize]) -> Result<Foreign, String> {
     let Some(found) = checkpoint.tensors.get(name) else {
-        return Err(match checkpoint.strangers.get(name) {
-            Some(class) => {
-                format!("layer '{}' needs '{name}', which is an object of the class {class} that cannot be read", node.name)
-            }
+        return Err(match checkpoint.unread.get(name) {
+            Some(what) => format!("layer '{}' needs '{name}', which is {what} that cannot be read", node.name),
             None => format!("layer '{}' needs the tensor '{name}'", node.name),
         });
     };
@@ -150,21 +139,18 @@ fn nothing_left(checkpoint: &Checkpoint, used: &BTreeSet<String>) -> Result<(), 
     let roots: BTreeSet<Option<String>> = used.iter().map(|name| root(name)).collect();
     let ours = |name: &&String| !bookkeeping(name) && (roots.len() > 1 || roots.contains(&root(name)));
     let left = checkpoint.tensors.keys().filter(|name| !used.contains(*name) && ours(name)).map(|name| format!("'{name}'"));
-    let strangers = checkpoint.strangers.iter().filter(|(name, _)| ours(name));
-    let strangers = strangers.map(|(name, class)| stranger(name, class));
+    let unread = checkpoint.unread.iter().filter(|(name, _)| ours(name)).map(|(name, what)| format!("'{name}' ({what})"));
     let stray = checkpoint.stray.iter().filter(ours).map(|name| format!("'{name}'"));
-    let left: Vec<String> = left.chain(strangers).chain(stray).collect();
+    let left: Vec<String> = left.chain(unread).chain(stray).collect();
     if left.is_empty() {
         return Ok(());
     }
-    const SHOWN: usize = 12;
-    let more = if left.len() > SHOWN { format!(" and {} more", left.len() - SHOWN) } else { String::new() };
     let mask = left.iter().any(|name| called(name));
     let masks = if mask { "; a mask is one of zeros and ones that is named and shaped after its weight" } else { "" };
     Err(format!(
-        "the network has no place for {}{more}, and would be another one without{masks}; name the right architecture, choose the part of the \
+        "the network has no place for {}, and would be another one without{masks}; name the right architecture, choose the part of the \
          file that is meant by `--prefix P`, or save the file without",
-        left[..left.len().min(SHOWN)].join(", ")
+        some_of(&left)
     ))
 }
 

@@ -9,10 +9,10 @@ use half::{bf16, f16};
 use pytorch_reader::{DType, PickleValue, PytorchError, PytorchReader, Tensor};
 use safetensors::{Dtype, SafeTensors};
 
-use crate::masks;
-use crate::names::{below, shared};
-use crate::strangers::{self, without};
-use crate::{Error, masks::called};
+use crate::Error;
+use crate::masks::{self, called};
+use crate::names::{below, bookkeeping, shared};
+use crate::strangers::without;
 
 /// The floating-point tensors of a file, by name. Integer tensors are left out, but for those that are called masks.
 #[derive(Debug, Clone, Default)]
@@ -27,8 +27,8 @@ pub struct Checkpoint {
     pub stray: BTreeSet<String>,
     /// Dictionaries at the top of the file, such as `state_dict` and `optimizer`.
     pub roots: BTreeSet<String>,
-    /// Objects whose tensors cannot be read: where they are and of what class.
-    pub strangers: BTreeMap<String, String>,
+    /// What cannot be read: where it is, and what it is.
+    pub unread: BTreeMap<String, String>,
 }
 
 /// A tensor from elsewhere.
@@ -65,7 +65,7 @@ pub fn read(path: &Path) -> Result<Checkpoint, Error> {
     checkpoint.masks = masks::apply(&mut checkpoint.tensors, &mut integers);
     checkpoint.stray = integers.into_keys().collect();
     if checkpoint.tensors.is_empty() {
-        return Err(wrong("it holds no floating-point tensor".into()));
+        return Err(wrong(format!("it holds no floating-point tensor that can be read{}", checkpoint.left_unread())));
     }
     Ok(checkpoint)
 }
@@ -94,10 +94,25 @@ impl Checkpoint {
             masks: masks::under(self.masks, prefix),
             stray: self.stray.into_iter().filter_map(inside).collect(),
             roots: BTreeSet::new(),
-            strangers: self.strangers.into_iter().filter_map(|(name, class)| Some((inside(name)?, class))).collect(),
+            unread: self.unread.into_iter().filter_map(|(name, what)| Some((inside(name)?, what))).collect(),
             path: self.path,
         })
     }
+
+    /// What could not be read, to follow a fault that may come of it.
+    pub(crate) fn left_unread(&self) -> String {
+        let list =
+            self.unread.iter().filter(|(name, _)| !bookkeeping(name)).map(|(name, what)| format!("'{name}' ({what})"));
+        let list: Vec<String> = list.collect();
+        if list.is_empty() { String::new() } else { format!("; not read: {}", some_of(&list)) }
+    }
+}
+
+/// The first of a list that may be long, and how many more there are.
+pub(crate) fn some_of(list: &[String]) -> String {
+    const SHOWN: usize = 12;
+    let more = if list.len() > SHOWN { format!(" and {} more", list.len() - SHOWN) } else { String::new() };
+    list[..list.len().min(SHOWN)].join(", ") + &more
 }
 
 /// What is read of a file, and its integer tensors that are called masks.
@@ -106,17 +121,17 @@ type Parts = (Checkpoint, BTreeMap<String, Foreign>);
 fn torch(path: &Path) -> Result<Parts, String> {
     let unreadable = |error: PytorchError| format!("not a PyTorch checkpoint that can be read: {error}");
     match PytorchReader::new(path) {
-        Ok(reader) => torch_parts(&reader, path, &BTreeSet::new()),
+        Ok(reader) => torch_parts(&reader, path),
         Err(error @ PytorchError::Pickle(_)) => {
             let without = without(path).map_err(|io| format!("{error}; and it cannot be read without what is unknown: {io}"))?;
-            let Some(strangers::Without { file, dropped }) = without else { return Err(unreadable(error)) };
-            torch_parts(&PytorchReader::new(file.path()).map_err(unreadable)?, file.path(), &dropped)
+            let Some(file) = without else { return Err(unreadable(error)) };
+            torch_parts(&PytorchReader::new(file.path()).map_err(unreadable)?, file.path())
         }
         Err(error) => Err(unreadable(error)),
     }
 }
 
-fn torch_parts(reader: &PytorchReader, path: &Path, dropped: &BTreeSet<String>) -> Result<Parts, String> {
+fn torch_parts(reader: &PytorchReader, path: &Path) -> Result<Parts, String> {
     let floating = |dtype: DType| matches!(dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16);
     let wanted = reader.tensors().iter().filter(|(name, tensor)| floating(tensor.dtype()) || called(name));
     let wanted: Vec<(&String, &Tensor)> = wanted.collect();
@@ -140,7 +155,7 @@ fn torch_parts(reader: &PytorchReader, path: &Path, dropped: &BTreeSet<String>) 
     if let Ok(PickleValue::Dict(top)) = PytorchReader::read_pickle_data(path, None) {
         checkpoint.roots =
             top.iter().filter(|(_, value)| matches!(value, PickleValue::Dict(_))).map(|(key, _)| key.clone()).collect();
-        unread(&PickleValue::Dict(top), "", dropped, &mut checkpoint.strangers);
+        survey(&PickleValue::Dict(top), "", reader, &mut checkpoint);
     }
     Ok((checkpoint, masks))
 }
@@ -166,16 +181,18 @@ fn bounded(tensors: &[(&String, &Tensor)], length: u64) -> Result<(), String> {
 /// A checkpoint of `n` bytes may stand for as many times `n + 2^20` bytes of values: half precision, bytes as masks, and tied weights.
 const EXPANSION: u64 = 16;
 
-/// The objects of these classes, with the names that their tensors would begin with.
-fn unread(value: &PickleValue, at: &str, classes: &BTreeSet<String>, found: &mut BTreeMap<String, String>) {
+/// Notes what is no tensor that is read, such as an array of another library, with the names that its tensors would begin with.
+fn survey(value: &PickleValue, at: &str, reader: &PytorchReader, checkpoint: &mut Checkpoint) {
     let inside = |key: &str| if at.is_empty() { key.to_string() } else { format!("{at}.{key}") };
     match value {
-        PickleValue::Dict(entries) => entries.iter().for_each(|(key, value)| unread(value, &inside(key), classes, found)),
-        PickleValue::List(items) => {
-            items.iter().enumerate().for_each(|(index, value)| unread(value, &inside(&index.to_string()), classes, found));
+        PickleValue::Dict(entries) => {
+            entries.iter().for_each(|(key, value)| survey(value, &inside(key), reader, checkpoint));
         }
-        PickleValue::Unsupported(class) if classes.contains(class) => {
-            found.insert(at.to_string(), class.clone());
+        PickleValue::List(items) => {
+            items.iter().enumerate().for_each(|(index, value)| survey(value, &inside(&index.to_string()), reader, checkpoint));
+        }
+        PickleValue::Unsupported(class) if reader.get(at).is_none() => {
+            checkpoint.unread.insert(at.to_string(), format!("an object of the class {class}"));
         }
         _ => {}
     }
@@ -195,13 +212,17 @@ fn safe(path: &Path) -> Result<Parts, String> {
             Dtype::F32 => (true, data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
             Dtype::F16 => (true, data.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()),
             Dtype::BF16 => (true, data.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()),
-            Dtype::BOOL | Dtype::U8 | Dtype::I8 | Dtype::I16 | Dtype::U16 | Dtype::I32 | Dtype::U32 | Dtype::I64 | Dtype::U64
-                if called(&name) =>
-            {
+            Dtype::BOOL | Dtype::U8 | Dtype::I8 | Dtype::I16 | Dtype::U16 | Dtype::I32 | Dtype::U32 | Dtype::I64 | Dtype::U64 => {
+                if !called(&name) {
+                    continue;
+                }
                 let size = data.len() / view.shape().iter().product::<usize>().max(1);
                 (false, data.chunks_exact(size.max(1)).map(|b| whole(b, true)).collect())
             }
-            _ => continue,
+            other => {
+                checkpoint.unread.insert(name, format!("a tensor of the type {other}"));
+                continue;
+            }
         };
         let home = if float { &mut checkpoint.tensors } else { &mut masks };
         home.insert(name, Foreign { shape: view.shape().to_vec(), values });
@@ -242,6 +263,22 @@ mod tests {
             assert!(refusal(name, pointer).contains("git-LFS pointer"), "{name}");
         }
         assert!(read(&folder.path().join("missing.pt")).unwrap_err().to_string().contains("no such file"));
+    }
+
+    #[test]
+    fn floats_of_a_type_that_is_not_read_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("net.safetensors");
+        let view = |kind, bytes| safetensors::tensor::TensorView::new(kind, vec![2], bytes).unwrap();
+        let one = [0, 0, 128, 63, 0, 0, 128, 63];
+        let eight = [("fc.weight", view(Dtype::F8_E4M3, &one[..2])), ("fc.index", view(Dtype::I16, &one[..4]))];
+        let named = "; not read: 'fc.weight' (a tensor of the type F8_E4M3)";
+        std::fs::write(&path, safetensors::serialize(eight.clone(), None).unwrap()).unwrap();
+        assert!(read(&path).unwrap_err().to_string().ends_with(named));
+        let both = eight.into_iter().chain([("fc.bias", view(Dtype::F32, &one))]);
+        std::fs::write(&path, safetensors::serialize(both, None).unwrap()).unwrap();
+        let checkpoint = read(&path).unwrap();
+        assert_eq!((checkpoint.tensors.len(), checkpoint.left_unread().as_str()), (1, named));
     }
 
     #[test]

@@ -12,18 +12,11 @@ use std::path::Path;
 use std::rc::Rc;
 
 use pytorch_reader::OpCode;
+use tempfile::NamedTempFile;
 
-/// A checkpoint that `pytorch-reader` takes.
-#[derive(Debug)]
-pub(crate) struct Without {
-    /// The rewritten file; gone when dropped.
-    pub(crate) file: tempfile::NamedTempFile,
-    /// Classes of the objects whose tensors were dropped.
-    pub(crate) dropped: BTreeSet<String>,
-}
-
-/// The checkpoint without what strangers hold; none where nothing has to be dropped, or it is no checkpoint that this knows.
-pub(crate) fn without(path: &Path) -> std::io::Result<Option<Without>> {
+/// The checkpoint without what strangers hold, as `pytorch-reader` takes it, in a file that goes with the handle; none where nothing has to
+/// be dropped, or it is no checkpoint that this knows.
+pub(crate) fn without(path: &Path) -> std::io::Result<Option<NamedTempFile>> {
     let mut file = std::fs::File::open(path)?;
     let mut start = [0; 4];
     let zip = file.read_exact(&mut start).is_ok() && start == *b"PK\x03\x04";
@@ -31,7 +24,7 @@ pub(crate) fn without(path: &Path) -> std::io::Result<Option<Without>> {
     if zip { of_zip(file) } else { of_legacy(file) }
 }
 
-fn of_zip(file: std::fs::File) -> std::io::Result<Option<Without>> {
+fn of_zip(file: std::fs::File) -> std::io::Result<Option<NamedTempFile>> {
     let mut archive = zip::ZipArchive::new(std::io::BufReader::new(file))?;
     let pickles = (0..archive.len()).filter_map(|i| Some((i, archive.name_for_index(i)?.ok()?.into_owned())));
     let pickle = pickles.filter(|(_, name)| name == "data.pkl" || name.ends_with("/data.pkl")).min_by_key(|(_, name)| name.len());
@@ -40,7 +33,7 @@ fn of_zip(file: std::fs::File) -> std::io::Result<Option<Without>> {
     archive.by_index(index)?.take(pytorch_reader::MAX_PICKLE_SIZE).read_to_end(&mut bytes)?;
     let Some(walked) = Walk::of(&bytes).filter(Walk::changed) else { return Ok(None) };
 
-    let mut out = zip::ZipWriter::new(tempfile::NamedTempFile::new()?);
+    let mut out = zip::ZipWriter::new(NamedTempFile::new()?);
     for i in 0..archive.len() {
         if i == index {
             let stored = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
@@ -50,11 +43,11 @@ fn of_zip(file: std::fs::File) -> std::io::Result<Option<Without>> {
             out.raw_copy_file(archive.by_index_raw(i)?)?;
         }
     }
-    Ok(Some(Without { file: out.finish()?, dropped: walked.dropped }))
+    Ok(Some(out.finish()?))
 }
 
 /// The format before zip: three pickles about the file, the object, the storages' keys, the storages.
-fn of_legacy(mut file: std::fs::File) -> std::io::Result<Option<Without>> {
+fn of_legacy(mut file: std::fs::File) -> std::io::Result<Option<NamedTempFile>> {
     // The pickles come first; what follows them may be large and is copied as it stands.
     let mut head = Vec::new();
     Read::by_ref(&mut file).take(pytorch_reader::MAX_PICKLE_SIZE).read_to_end(&mut head)?;
@@ -64,13 +57,13 @@ fn of_legacy(mut file: std::fs::File) -> std::io::Result<Option<Without>> {
         begin += walked.length;
     }
     let Some(walked) = Walk::of(&head[begin..]).filter(Walk::changed) else { return Ok(None) };
-    let mut out = tempfile::NamedTempFile::new()?;
+    let mut out = NamedTempFile::new()?;
     out.write_all(&head[..begin])?;
     out.write_all(&walked.out)?;
     out.write_all(&head[begin + walked.length..])?;
     std::io::copy(&mut file, &mut out)?;
     out.flush()?;
-    Ok(Some(Without { file: out, dropped: walked.dropped }))
+    Ok(Some(out))
 }
 
 /// What kind of thing is in a place of the stack, and whether there are tensors in it.
@@ -114,7 +107,6 @@ struct Walk {
     /// Heights of the stack, and where in the rewritten pickle the marks are.
     marks: Vec<(usize, usize)>,
     memo: HashMap<u32, Thing>,
-    dropped: BTreeSet<String>,
     /// Places in the rewritten pickle before which a key becomes a text.
     keys: BTreeSet<usize>,
     changed: bool,
@@ -302,10 +294,7 @@ impl Walk {
                 top.tensors |= hold(&items);
                 self.name(&items);
             }
-            Kind::Stranger(class) => {
-                if hold(&items) {
-                    self.dropped.insert(class.to_string());
-                }
+            Kind::Stranger(_) => {
                 let drop: &[u8] = match (single, pairs) {
                     (true, true) => &[POP, POP],
                     (true, false) => &[POP],
@@ -332,7 +321,6 @@ impl Walk {
             _ => "what a call gave".into(),
         };
         if callable.tensors {
-            self.dropped.insert(class.to_string());
             let pops = if op == OpCode::NewObjEx { 3 } else { 2 };
             self.replace(&[POP, POP, POP][..pops]);
             self.replace(&[OpCode::None as u8]);
@@ -363,9 +351,8 @@ impl Walk {
                 self.replace(&[POP, POP, OpCode::EmptyDict as u8]);
             }
             None => {
-                self.made(Kind::Stranger(class.clone()), false, start);
+                self.made(Kind::Stranger(class), false, start);
                 if tensors {
-                    self.dropped.insert(class.to_string());
                     let pops = if op == OpCode::NewObjEx { 2 } else { 1 };
                     self.replace(&[POP, POP][..pops]);
                     let call = if op == OpCode::Reduce { op } else { OpCode::NewObj };
@@ -390,13 +377,6 @@ impl Walk {
         if module || merged {
             object.tensors |= state.tensors;
         } else if state.tensors || (object.tensors && !matches!(object.kind, Kind::Dict(_))) {
-            let class = match &object.kind {
-                Kind::Stranger(class) => class.to_string(),
-                _ => "attributes of a tensor or dictionary".into(),
-            };
-            if state.tensors {
-                self.dropped.insert(class);
-            }
             self.replace(&[POP]);
             return Some(());
         }

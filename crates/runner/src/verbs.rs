@@ -244,7 +244,7 @@ fn inspect_checkpoint(file: &Path, prefix: Option<&str>, json: bool) -> Result<(
     if json {
         let row = |(name, t): (&String, &Foreign)| json!({"tensor": name, "shape": t.shape, "not_finite": not_finite(t), "masked": masked(name)});
         let rows: Vec<_> = checkpoint.tensors.iter().map(row).collect();
-        return print_json(&json!({"values": total, "tensors": rows, "unread": checkpoint.strangers}));
+        return print_json(&json!({"values": total, "tensors": rows, "unread": checkpoint.unread}));
     }
     let mut lines = vec![format!("{}: {} tensors, {total} values", file.display(), checkpoint.tensors.len())];
     let bad = checkpoint.tensors.iter().map(|(name, t)| (name, not_finite(t), t.values.len())).filter(|(_, bad, _)| *bad > 0);
@@ -253,7 +253,7 @@ fn inspect_checkpoint(file: &Path, prefix: Option<&str>, json: bool) -> Result<(
         let mask = masked(name).map_or(String::new(), |gone| format!("  {gone} of {} masked", t.values.len()));
         format!("{name:48} {}{mask}", dimensions(&t.shape))
     }));
-    lines.extend(checkpoint.strangers.iter().map(|(name, class)| format!("{name:48} not read, an object of the class {class}")));
+    lines.extend(checkpoint.unread.iter().map(|(name, what)| format!("{name:48} not read, {what}")));
     print(&lines.join("\n"))
 }
 

@@ -66,7 +66,7 @@ fn every_tensor_of_the_model_is_used_or_named() {
             ["conv1", "conv2", "conv1.norm", "conv2.norm", "fc"].map(|name| (name.to_string(), format!("state_dict.{name}")));
         assert!(refusal(&more, Some(&table.into())).contains(extra));
     }
-    checkpoint.strangers.insert("state_dict.conv1.observer".into(), "torch.ao.Observer".into());
+    checkpoint.unread.insert("state_dict.conv1.observer".into(), "an object of the class torch.ao.Observer".into());
     assert!(refusal(&checkpoint, None).contains("'state_dict.conv1.observer' (an object of the class torch.ao.Observer)"));
 }
 
@@ -83,6 +83,18 @@ fn a_child_of_a_pickled_module_that_has_no_place_is_named() {
         more.tensors.insert(extra.into(), tensor(&[0.25]));
         assert!(refusal(&more, None).contains(&format!("no place for '{extra}', ")));
     }
+}
+
+#[test]
+fn a_weight_of_a_type_that_is_not_read_is_named() {
+    let mut checkpoint = file(&net(), plain);
+    checkpoint.tensors.remove("fc.weight");
+    checkpoint.unread.insert("fc.weight".into(), "a tensor of the type F8_E4M3".into());
+    let error = refusal(&checkpoint, None);
+    assert!(error.ends_with("; not read: 'fc.weight' (a tensor of the type F8_E4M3)"), "{error}");
+    let table = ["conv1", "conv2", "conv1.norm", "conv2.norm", "fc"].map(|name| (name.to_string(), name.to_string()));
+    let error = refusal(&checkpoint, Some(&table.into()));
+    assert!(error.contains("layer 'fc' needs 'fc.weight', which is a tensor of the type F8_E4M3 that cannot be read"), "{error}");
 }
 
 #[test]

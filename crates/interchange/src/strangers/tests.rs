@@ -85,7 +85,7 @@ fn objects_of_the_writer_s_own_classes_do_not_hide_the_weights() {
     let filled = |items: Vec<u8>| [class("my", "Table"), b")\x81".to_vec(), items].concat();
     let state = [class("my", "Trainer"), b")\x81".to_vec(), dict(&[("best", tensor("1", 3))]), b"b".to_vec()].concat();
     let entry = [b"(".to_vec(), text("a"), tensor("1", 3), b"u".to_vec()].concat();
-    for (name, object, dropped) in [
+    for (name, object, said) in [
         ("a named tuple", recipe(b"\x81"), "distiller.thinning.ThinningRecipe"),
         ("a call", recipe(b"R"), "distiller.thinning.ThinningRecipe"),
         ("with keywords", recipe(b"}\x92"), "distiller.thinning.ThinningRecipe"),
@@ -95,7 +95,7 @@ fn objects_of_the_writer_s_own_classes_do_not_hide_the_weights() {
         (
             "a namespace",
             [class("argparse", "Namespace"), b")\x81".to_vec(), dict(&[("lr", b"K\x01".to_vec())]), b"b".to_vec()].concat(),
-            "",
+            "argparse.Namespace",
         ),
     ] {
         // First what is unknown, so that what it made of the memo matters to the weights behind it.
@@ -110,8 +110,7 @@ fn objects_of_the_writer_s_own_classes_do_not_hide_the_weights() {
             assert_eq!(found.tensors.keys().collect::<Vec<_>>(), ["spare", "state_dict.fc.bias"], "{name}");
             assert_eq!(found.tensors["state_dict.fc.bias"].values, [1.0, 2.0, 3.0], "{name}");
             assert!(found.roots.contains("state_dict"), "{name}");
-            let said = found.strangers.get("extras").map_or("", String::as_str);
-            assert_eq!(said, dropped, "{name}");
+            assert_eq!(found.unread["extras"], format!("an object of the class {said}"), "{name}");
         }
     }
 }
@@ -122,6 +121,14 @@ fn found(object: &[u8]) -> Result<Checkpoint, crate::Error> {
     let path = folder.path().join("net.pt");
     std::fs::write(&path, zipped(object)).unwrap();
     read(&path)
+}
+
+#[test]
+fn an_array_of_another_library_is_named_though_nothing_of_it_was_dropped() {
+    let array = [class("numpy.core.multiarray", "_reconstruct"), class("numpy", "ndarray"), b"K\0\x85\x86R".to_vec()].concat();
+    let found = found(&dict(&[("state_dict", dict(&[("fc.bias", tensor("0", 3)), ("fc.scale", array)]))])).unwrap();
+    let named = [("state_dict.fc.scale".to_string(), "an object of the class numpy.core.multiarray._reconstruct".to_string())];
+    assert_eq!(found.unread.into_iter().collect::<Vec<_>>(), named);
 }
 
 #[test]
