@@ -11,7 +11,6 @@ use briquette_core::stored::Stored;
 use briquette_runtime::NotFinite;
 
 use crate::masks::called;
-use crate::names::bookkeeping;
 use crate::order::{self, Prefixes};
 use crate::read::some_of;
 use crate::{Checkpoint, Error, Foreign};
@@ -137,7 +136,7 @@ fn movable(net: &Net, checkpoint: &Checkpoint, prefixes: &Prefixes) -> Vec<(Stri
 fn nothing_left(checkpoint: &Checkpoint, used: &BTreeSet<String>) -> Result<(), String> {
     let root = |name: &str| name.split_once('.').map(|(root, _)| root.to_string()).filter(|root| checkpoint.roots.contains(root));
     let roots: BTreeSet<Option<String>> = used.iter().map(|name| root(name)).collect();
-    let ours = |name: &&String| !bookkeeping(name) && (roots.len() > 1 || roots.contains(&root(name)));
+    let ours = |name: &&String| !checkpoint.keeps_books(name) && (roots.len() > 1 || roots.contains(&root(name)));
     let left = checkpoint.tensors.keys().filter(|name| !used.contains(*name) && ours(name)).map(|name| format!("'{name}'"));
     let unread = checkpoint.unread.iter().filter(|(name, _)| ours(name)).map(|(name, what)| format!("'{name}' ({what})"));
     let stray = checkpoint.stray.iter().filter(ours).map(|name| format!("'{name}'"));

@@ -94,13 +94,36 @@ pub(crate) fn below<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
     if prefix.is_empty() { Some(name) } else { name.strip_prefix(prefix)?.strip_prefix('.') }
 }
 
-/// Whether the tensor belongs to an optimizer or only counts: `optimizer.state.0.momentum_buffer`, `bn1.num_batches_tracked`.
+/// Whether the tensor belongs to an optimizer or only counts: `optimizer.state.0.momentum_buffer`, `bn1.num_batches_tracked`. A module may
+/// be called `state`, too; what optimizers call their tensors tells the two apart.
 pub(crate) fn bookkeeping(name: &str) -> bool {
     let parts: Vec<&str> = name.split('.').collect();
     let number = |part: &str| part.parse::<i64>().is_ok();
-    let slot = parts.windows(3).any(|parts| parts[0] == "state" && number(parts[1]));
+    let slot = parts.windows(3).any(|parts| parts[0] == "state" && number(parts[1]) && SLOTS.contains(&parts[2]));
     slot || parts.contains(&"param_groups") || parts.last() == Some(&"num_batches_tracked")
 }
+
+/// What PyTorch's optimizers keep of a parameter, but for names as short as `d`, which a module may have as well.
+const SLOTS: [&str; 18] = [
+    "step",
+    "momentum_buffer",
+    "exp_avg",
+    "exp_avg_sq",
+    "max_exp_avg_sq",
+    "exp_inf",
+    "mu_product",
+    "square_avg",
+    "grad_avg",
+    "acc_delta",
+    "sum",
+    "step_size",
+    "row_var",
+    "col_var",
+    "old_dirs",
+    "old_stps",
+    "prev_flat_grad",
+    "H_diag",
+];
 
 #[cfg(test)]
 mod tests {
@@ -142,9 +165,15 @@ mod tests {
     }
 
     #[test]
+    fn a_module_called_state_is_no_optimizer() {
+        assert!(!bookkeeping("encoder.state.0.weight") && !bookkeeping("state.1.running_mean") && !bookkeeping("state.2.bias"));
+    }
+
+    #[test]
     fn what_optimizers_keep_is_no_weight() {
         assert!(bookkeeping("optimizer.state.0.momentum_buffer") && bookkeeping("opt.state.17.exp_avg"));
         assert!(bookkeeping("module.bn1.num_batches_tracked"));
+        assert!(bookkeeping("state.0.old_dirs.3") && bookkeeping("optimizer.param_groups.0.lr"));
         assert!(!bookkeeping("state_dict.0.weight") && !bookkeeping("state.encoder.weight"));
         assert_eq!(shared(["a.b.c", "a.b.d.e", "a.bc.d"].into_iter()), "a");
         assert_eq!((below("a.b.c", "a.b"), below("a.bc", "a.b"), below("x", "")), (Some("c"), None, Some("x")));

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 
 use briquette_core::net::{Net, Node, Op};
 
-use crate::names::{below, bookkeeping, natural, numbered, partners, shared};
-use crate::{Checkpoint, Foreign};
+use crate::Checkpoint;
+use crate::names::{below, natural, numbered, partners, shared};
 
 /// What a module or a layer is, as far as its weight tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,7 +50,7 @@ pub(crate) type Prefixes = BTreeMap<usize, String>;
 /// mapping that would be is in the text.
 pub(crate) fn find(net: &Net, checkpoint: &Checkpoint) -> Result<Prefixes, String> {
     let layers = layers(net);
-    let modules = modules(&checkpoint.tensors);
+    let modules = modules(checkpoint);
     match by_name(&layers, &modules)[..] {
         [prefix] => {
             let full = |name: &str| if prefix.is_empty() { name.to_string() } else { format!("{prefix}.{name}") };
@@ -76,10 +76,11 @@ fn unit(node: &Node) -> Option<Unit<'_>> {
 }
 
 /// The modules of the file, in natural order of their names.
-fn modules(tensors: &BTreeMap<String, Foreign>) -> Vec<Unit<'_>> {
+fn modules(checkpoint: &Checkpoint) -> Vec<Unit<'_>> {
+    let tensors = &checkpoint.tensors;
     let mut modules: Vec<Unit<'_>> = tensors
         .iter()
-        .filter(|(name, _)| !bookkeeping(name))
+        .filter(|(name, _)| !checkpoint.keeps_books(name))
         .filter_map(|(name, tensor)| {
             let (prefix, "weight") = name.rsplit_once('.')? else { return None };
             let kind = match tensor.shape.len() {

@@ -27,6 +27,8 @@ pub struct Checkpoint {
     pub stray: BTreeSet<String>,
     /// Dictionaries at the top of the file, such as `state_dict` and `optimizer`.
     pub roots: BTreeSet<String>,
+    /// Where optimizers keep what they have of each parameter.
+    pub optimizers: BTreeSet<String>,
     /// What cannot be read: where it is, and what it is.
     pub unread: BTreeMap<String, String>,
 }
@@ -94,15 +96,21 @@ impl Checkpoint {
             masks: masks::under(self.masks, prefix),
             stray: self.stray.into_iter().filter_map(inside).collect(),
             roots: BTreeSet::new(),
+            optimizers: self.optimizers.into_iter().filter_map(inside).collect(),
             unread: self.unread.into_iter().filter_map(|(name, what)| Some((inside(name)?, what))).collect(),
             path: self.path,
         })
     }
 
+    /// Whether what has this name belongs to an optimizer or only counts.
+    pub(crate) fn keeps_books(&self, name: &str) -> bool {
+        bookkeeping(name) || self.optimizers.iter().any(|at| below(name, at).is_some())
+    }
+
     /// What could not be read, to follow a fault that may come of it.
     pub(crate) fn left_unread(&self) -> String {
         let list =
-            self.unread.iter().filter(|(name, _)| !bookkeeping(name)).map(|(name, what)| format!("'{name}' ({what})"));
+            self.unread.iter().filter(|(name, _)| !self.keeps_books(name)).map(|(name, what)| format!("'{name}' ({what})"));
         let list: Vec<String> = list.collect();
         if list.is_empty() { String::new() } else { format!("; not read: {}", some_of(&list)) }
     }
@@ -181,11 +189,15 @@ fn bounded(tensors: &[(&String, &Tensor)], length: u64) -> Result<(), String> {
 /// A checkpoint of `n` bytes may stand for as many times `n + 2^20` bytes of values: half precision, bytes as masks, and tied weights.
 const EXPANSION: u64 = 16;
 
-/// Notes what is no tensor that is read, such as an array of another library, with the names that its tensors would begin with.
+/// Notes what is no tensor that is read, such as an array of another library, with the names that its tensors would begin with, and where
+/// optimizers keep theirs.
 fn survey(value: &PickleValue, at: &str, reader: &PytorchReader, checkpoint: &mut Checkpoint) {
     let inside = |key: &str| if at.is_empty() { key.to_string() } else { format!("{at}.{key}") };
     match value {
         PickleValue::Dict(entries) => {
+            if entries.contains_key("state") && entries.contains_key("param_groups") {
+                checkpoint.optimizers.insert(inside("state"));
+            }
             entries.iter().for_each(|(key, value)| survey(value, &inside(key), reader, checkpoint));
         }
         PickleValue::List(items) => {

@@ -132,6 +132,18 @@ fn an_array_of_another_library_is_named_though_nothing_of_it_was_dropped() {
 }
 
 #[test]
+fn what_stands_beside_param_groups_is_an_optimizer_s_whatever_its_name() {
+    let state = |leaf: &str| dict(&[("0", dict(&[(leaf, tensor("1", 3))]))]);
+    let optimizer = dict(&[("state", state("hessian")), ("param_groups", b"]".to_vec())]);
+    let found =
+        found(&dict(&[("fc.bias", tensor("0", 3)), ("optimizer", optimizer), ("encoder", dict(&[("state", state("bias"))]))]));
+    let found = found.unwrap();
+    assert!(found.keeps_books("optimizer.state.0.hessian") && !found.keeps_books("encoder.state.0.bias"));
+    let part = found.under("optimizer").unwrap();
+    assert!(part.tensors.contains_key("state.0.hessian") && part.keeps_books("state.0.hessian"));
+}
+
+#[test]
 fn the_children_of_a_pickled_module_are_at_the_top() {
     let module = |parameters: &[(&str, Vec<u8>)], children: &[(&str, Vec<u8>)]| {
         let tables = [("_parameters", dict(parameters)), ("_buffers", dict(&[])), ("_modules", dict(children))];
