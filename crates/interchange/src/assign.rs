@@ -136,11 +136,17 @@ fn movable(net: &Net, checkpoint: &Checkpoint, prefixes: &Prefixes) -> Vec<(Stri
 fn nothing_left(checkpoint: &Checkpoint, used: &BTreeSet<String>) -> Result<(), String> {
     let root = |name: &str| name.split_once('.').map(|(root, _)| root.to_string()).filter(|root| checkpoint.roots.contains(root));
     let roots: BTreeSet<Option<String>> = used.iter().map(|name| root(name)).collect();
-    let ours = |name: &&String| !checkpoint.keeps_books(name) && (roots.len() > 1 || roots.contains(&root(name)));
-    let left = checkpoint.tensors.keys().filter(|name| !used.contains(*name) && ours(name)).map(|name| format!("'{name}'"));
+    let ours = |name: &str| !checkpoint.keeps_books(name) && (roots.len() > 1 || roots.contains(&root(name)));
+    let unused = checkpoint.tensors.keys().filter(|name| !used.contains(*name)).chain(checkpoint.stray.keys());
+    let left = unused.filter(|name| ours(name) && !checkpoint.unclear.contains_key(*name)).map(|name| format!("'{name}'"));
+    // A mask of a tensor that is used matters, wherever in the file it lies.
+    let unclear = checkpoint.unclear.iter().filter(|(name, of)| ours(name) || of.iter().any(|weight| used.contains(weight)));
+    let unclear = unclear.map(|(name, of)| {
+        let of: Vec<String> = of.iter().map(|weight| format!("'{weight}'")).collect();
+        format!("'{name}' (a mask that may be of {})", some_of(&of))
+    });
     let unread = checkpoint.unread.iter().filter(|(name, _)| ours(name)).map(|(name, what)| format!("'{name}' ({what})"));
-    let stray = checkpoint.stray.iter().filter(ours).map(|name| format!("'{name}'"));
-    let left: Vec<String> = left.chain(unread).chain(stray).collect();
+    let left: Vec<String> = left.chain(unclear).chain(unread).collect();
     if left.is_empty() {
         return Ok(());
     }

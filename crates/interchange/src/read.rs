@@ -24,7 +24,9 @@ pub struct Checkpoint {
     /// Which values of a tensor are kept, for tensors that the file holds a mask of.
     pub masks: BTreeMap<String, Vec<bool>>,
     /// Integer tensors that are called masks and are of no tensor of the file.
-    pub stray: BTreeSet<String>,
+    pub stray: BTreeMap<String, Foreign>,
+    /// Masks that may be of any of several tensors, with these. They are among the tensors or stray.
+    pub unclear: BTreeMap<String, Vec<String>>,
     /// Dictionaries at the top of the file, such as `state_dict` and `optimizer`.
     pub roots: BTreeSet<String>,
     /// Where optimizers keep what they have of each parameter.
@@ -62,10 +64,9 @@ pub fn read(path: &Path) -> Result<Checkpoint, Error> {
         let detail = "ONNX files cannot be read yet; save the weights with PyTorch or as .safetensors";
         return Err(wrong(detail.into()));
     }
-    let (checkpoint, mut integers) = if ends("safetensors") { safe(path) } else { torch(path) }.map_err(wrong)?;
-    let mut checkpoint = Checkpoint { path: path.to_path_buf(), ..checkpoint };
-    checkpoint.masks = masks::apply(&mut checkpoint.tensors, &mut integers);
-    checkpoint.stray = integers.into_keys().collect();
+    let (mut checkpoint, mut integers) = if ends("safetensors") { safe(path) } else { torch(path) }.map_err(wrong)?;
+    let masks::Found { masks, unclear } = masks::apply(&mut checkpoint.tensors, &mut integers, "");
+    let checkpoint = Checkpoint { path: path.to_path_buf(), masks, unclear, stray: integers, ..checkpoint };
     if checkpoint.tensors.is_empty() {
         return Err(wrong(format!("it holds no floating-point tensor that can be read{}", checkpoint.left_unread())));
     }
@@ -77,9 +78,12 @@ impl Checkpoint {
     ///
     /// # Errors
     /// When nothing does, with the prefixes that there are.
-    pub fn under(self, prefix: &str) -> Result<Self, Error> {
+    pub fn under(mut self, prefix: &str) -> Result<Self, Error> {
         let prefix = prefix.trim_end_matches('.');
         let inside = |name: String| below(&name, prefix).map(str::to_string);
+        // Of the weights that a mask may be of, the part may hold one.
+        let masks::Found { masks, unclear } = masks::apply(&mut self.tensors, &mut self.stray, prefix);
+        self.masks.extend(masks);
         let names: Vec<String> = self.tensors.keys().cloned().collect();
         let tensors: BTreeMap<_, _> = self.tensors.into_iter().filter_map(|(name, t)| Some((inside(name)?, t))).collect();
         if tensors.is_empty() {
@@ -94,7 +98,12 @@ impl Checkpoint {
         Ok(Self {
             tensors,
             masks: masks::under(self.masks, prefix),
-            stray: self.stray.into_iter().filter_map(inside).collect(),
+            stray: self.stray.into_iter().filter_map(|(name, mask)| Some((inside(name)?, mask))).collect(),
+            // These masks matter to the part wherever they lie.
+            unclear: unclear
+                .into_iter()
+                .map(|(name, of)| (inside(name.clone()).unwrap_or(name), of.into_iter().filter_map(inside).collect()))
+                .collect(),
             roots: BTreeSet::new(),
             optimizers: self.optimizers.into_iter().filter_map(inside).collect(),
             unread: self.unread.into_iter().filter_map(|(name, what)| Some((inside(name)?, what))).collect(),

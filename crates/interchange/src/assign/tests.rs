@@ -241,7 +241,7 @@ fn the_masks_of_a_file_become_masks() {
         let mask = Foreign { shape: weight.shape.clone(), values: mask };
         checkpoint.tensors.extend([(format!("{name}.weight_orig"), weight), (format!("{name}.weight_mask"), mask)]);
     }
-    checkpoint.masks = crate::masks::apply(&mut checkpoint.tensors, &mut BTreeMap::new());
+    checkpoint.masks = crate::masks::apply(&mut checkpoint.tensors, &mut BTreeMap::new(), "").masks;
     let net = assign(net(), &checkpoint, None).unwrap();
     for (name, expected) in masks {
         let weight = net.nodes[net.index(name).unwrap()].weight().unwrap();
@@ -254,6 +254,21 @@ fn the_masks_of_a_file_become_masks() {
     checkpoint.tensors.insert("conv1.weight_mask".into(), tensor(&[0.25, 0.5]));
     let error = refusal(&checkpoint, None);
     assert!(error.contains("'conv1.weight_mask'") && error.contains("a mask is one of zeros and ones"), "{error}");
+}
+
+#[test]
+fn a_mask_that_may_be_of_several_weights_is_refused_by_name() {
+    let mut checkpoint = file(&net(), |name| format!("state_dict.{name}"));
+    checkpoint.roots = ["state_dict", "masks"].map(str::to_string).into();
+    checkpoint.tensors.insert("masks.norm.weight".into(), tensor(&[1.0, 0.0]));
+    let found = crate::masks::apply(&mut checkpoint.tensors, &mut BTreeMap::new(), "");
+    (checkpoint.masks, checkpoint.unclear) = (found.masks, found.unclear);
+    let error = refusal(&checkpoint, None);
+    let of = "'state_dict.conv1.norm.weight', 'state_dict.conv2.norm.weight'";
+    assert!(error.contains(&format!("no place for 'masks.norm.weight' (a mask that may be of {of})")), "{error}");
+    // A part of the file that the mask is not in cannot do without it either.
+    let error = refusal(&checkpoint.under("state_dict").unwrap(), None);
+    assert!(error.contains("'masks.norm.weight' (a mask that may be of 'conv1.norm.weight', 'conv2.norm.weight')"), "{error}");
 }
 
 #[test]
