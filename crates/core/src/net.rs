@@ -198,7 +198,7 @@ impl Net {
 impl Node {
     /// Whether it is another node, or has parameters of other shapes; values do not count.
     pub(crate) fn differs(&self, other: &Node) -> bool {
-        let outline = |node: &Node| (node.op.layer(), node.op.weight_shape());
+        let outline = |node: &Node| (node.op.layer(), node.op.parameter_shapes());
         self.name != other.name || self.inputs != other.inputs || outline(self) != outline(other)
     }
 }
@@ -242,6 +242,24 @@ impl Op {
         }
     }
 
+    /// Shapes of all parameters, statistics included, as Burn lays them out.
+    fn parameter_shapes(&self) -> Vec<Vec<usize>> {
+        fn of<'a, const D: usize>(parameters: impl IntoIterator<Item = &'a Param<Tensor<D>>>) -> Vec<Vec<usize>> {
+            parameters.into_iter().map(|parameter| parameter.lazy_shape().as_slice().to_vec()).collect()
+        }
+        match self {
+            Op::Conv2d(conv) => [of([&conv.weight]), of(&conv.bias)].concat(),
+            Op::Linear(linear) => [of([&linear.weight]), of(&linear.bias)].concat(),
+            Op::BatchNorm(norm) => {
+                let states = [&norm.running_mean, &norm.running_var].map(|state| state.value().dims().to_vec());
+                [of([&norm.gamma, &norm.beta]), states.to_vec()].concat()
+            }
+            Op::Structured(structured) => [of(&structured.tensors), of(&structured.bias)].concat(),
+            Op::Quantize(quantize) => of([&quantize.scale]),
+            Op::Custom(_) | Op::Fixed(_) => Vec::new(),
+        }
+    }
+
     pub(crate) fn check_padding(&self) -> std::result::Result<(), String> {
         let Op::Conv2d(conv) = self else { return Ok(()) };
         let advice =
@@ -256,7 +274,10 @@ impl Op {
         match self {
             Op::Conv2d(conv) => conv.bias.as_ref().map_or(Ok(()), |bias| expect("bias", bias.lazy_shape()[0])),
             Op::Linear(linear) => linear.bias.as_ref().map_or(Ok(()), |bias| expect("bias", bias.lazy_shape()[0])),
-            Op::BatchNorm(norm) => expect("gamma", norm.gamma.lazy_shape()[0]),
+            Op::BatchNorm(_) => {
+                let mut parameters = ["gamma", "beta", "mean", "var"].into_iter().zip(self.parameter_shapes());
+                parameters.try_for_each(|(what, shape)| expect(what, shape[0]))
+            }
             Op::Structured(structured) => structured.check(),
             Op::Quantize(quantize) if quantize.scale.lazy_shape()[0] != 1 => Err("more than one step".into()),
             Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => Ok(()),
@@ -409,6 +430,28 @@ mod tests {
             for error in [net.shapes().unwrap_err(), net.to_model(Storage::default()).unwrap_err()] {
                 let error = error.to_string();
                 assert!(error.contains("'conv'") && error.contains(said), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn statistics_of_another_length_than_the_channels_are_refused() {
+        let device = Device::flex();
+        let mut b = Builder::new([2, 4, 4], 1, &device);
+        let x = b.batch_norm("norm", b.input());
+        b.global_avg_pool("mean", x);
+        let net = b.finish().unwrap();
+        let norm = net.index("norm").unwrap();
+        for tensor in ["gamma", "beta", "mean", "var"] {
+            let mut parameters = net.nodes[norm].parameters();
+            let changed = parameters.iter_mut().find(|stored| stored.name == tensor).unwrap();
+            (changed.shape, changed.base) = (vec![3], vec![1.0; 3]);
+            let mut other = net.deep_clone();
+            other.nodes[norm] = net.nodes[norm].clone().with(parameters, &device).unwrap();
+            assert!(other.nodes[norm].differs(&net.nodes[norm]));
+            let state = other.to_state();
+            for error in [other.shapes().unwrap_err(), Net::from_state(&state, &device).unwrap_err()] {
+                assert_eq!(error.to_string(), format!("node 'norm': {tensor} has 3 values, the output is [2, 4, 4]"));
             }
         }
     }

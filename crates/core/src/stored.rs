@@ -300,7 +300,7 @@ impl Net {
     /// zero without a mask, like the code of 0 on a grid, stays free to become another.
     ///
     /// # Errors
-    /// When the container's network does not hold together or has values that are not finite.
+    /// When the container's network does not hold together, as [`Model::check`] finds, or has values that are not finite.
     pub fn from_model(model: &Model, device: &Device) -> Result<Self> {
         model.finite()?;
         Self::assembled(model, device)
@@ -308,6 +308,8 @@ impl Net {
 
     /// [`Net::from_model`], whatever the values are.
     pub(crate) fn assembled(model: &Model, device: &Device) -> Result<Self> {
+        // What Burn takes on trust, such as the lengths of a norm's statistics, a file may have wrong.
+        model.check()?;
         let mut nodes = Vec::with_capacity(model.nodes.len());
         for node in &model.nodes {
             let parameters = node.tensors.iter().map(|(name, coded)| {
@@ -414,6 +416,31 @@ pub(crate) mod tests {
         let step = Param::from_tensor(Tensor::from_floats([0.1], &device));
         let last = net.nodes.len() - 1;
         net.interpose(last, "quantize".into(), Op::Quantize(Quantize::new(step, 16, 0.0, StepGradient::Learned))).unwrap()
+    }
+
+    #[test]
+    fn containers_whose_tensors_do_not_fit_their_layer_become_no_network() {
+        let net = coded();
+        let refused = |node: &str, tensor: &str, values: &[f32]| {
+            let mut model = net.to_model(Storage::default()).unwrap();
+            let tensors = &mut model.nodes.iter_mut().find(|other| other.name == node).unwrap().tensors;
+            let (_, coded) = tensors.iter_mut().find(|(name, _)| name == tensor).unwrap();
+            *coded = Coded::encode(&[values.len()], values, None, &Plan::default()).unwrap();
+            let mut error: &dyn std::error::Error = &Net::from_model(&model, &Device::flex()).unwrap_err();
+            let mut said = error.to_string();
+            while let Some(source) = error.source() {
+                said += &format!(": {source}");
+                error = source;
+            }
+            assert!(said.contains(node), "{said}");
+            said
+        };
+        for tensor in ["beta", "mean", "var"] {
+            let said = refused("conv1.norm", tensor, &[1.0; 5]);
+            assert!(said.contains(&format!("{tensor} has the shape [5], expected [4]")), "{said}");
+        }
+        let said = refused("quantize", "step", &[-0.25]);
+        assert!(said.contains("a step of -0.25; it must be positive"), "{said}");
     }
 
     fn values(net: &Net) -> Vec<Vec<f32>> {

@@ -212,6 +212,14 @@ fn a_state_of_another_network_is_refused() {
     assert!(run(net()).is_ok());
     let arch = Arch::named("lenet300").unwrap();
     let wider = arch.build(&Wanted { width: 0.2, classes: 2, ..arch.wanted() }, &Device::flex()).unwrap();
-    let error = run(wider).unwrap_err().to_string();
-    assert!(error.contains("training-0 is of another network; remove the file"), "{error}");
+    // Without a bias, all weights have the same shapes.
+    let mut unbiased = net();
+    let at = unbiased.index("fc2").unwrap();
+    let node = unbiased.nodes.remove(at);
+    let weight = node.parameters().into_iter().filter(|stored| stored.name == "weight").collect();
+    unbiased.nodes.insert(at, node.with(weight, &Device::flex()).unwrap());
+    for other in [wider, unbiased] {
+        let error = run(other).unwrap_err().to_string();
+        assert!(error.contains("training-0 is of another network; remove the file"), "{error}");
+    }
 }
