@@ -131,6 +131,8 @@ impl<'a> Writer<'a> {
 pub struct Reader<'a> {
     from: &'a mut dyn Read,
     sum: Hasher,
+    /// Bytes that have been read.
+    taken: u64,
 }
 
 impl std::fmt::Debug for Reader<'_> {
@@ -145,7 +147,7 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// When the bytes are not those of a state.
     pub fn new(from: &'a mut dyn Read) -> Result<Self> {
-        let mut reader = Self { from, sum: Hasher::new() };
+        let mut reader = Self { from, sum: Hasher::new(), taken: 0 };
         let mut magic = [0; 8];
         reader.fill(&mut magic)?;
         match &magic == MAGIC {
@@ -209,9 +211,15 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// How many bytes have been read, by which what they stand for is measured.
+    pub(crate) fn taken(&self) -> u64 {
+        self.taken
+    }
+
     fn fill(&mut self, bytes: &mut [u8]) -> Result<()> {
         read(self.from, bytes)?;
         self.sum.update(bytes);
+        self.taken += bytes.len() as u64;
         Ok(())
     }
 }

@@ -4,7 +4,7 @@
 
 use std::io::{Read, Write};
 
-use briquette_runtime::{Grid, Layer, Product, Stage};
+use briquette_runtime::{Grid, Layer, MAX_ELEMENTS_TOTAL, MAX_EXPANSION, Product, Stage};
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
@@ -90,8 +90,15 @@ impl Outline {
         matches!(self, Outline::Free | Outline::Grid { .. } | Outline::Ternary)
     }
 
-    /// The source with its numbers, for a tensor of this shape and so many numbers.
-    fn read(&self, shape: &[usize], count: usize, from: &mut Reader<'_>) -> Result<Source> {
+    /// The source with its numbers, for a tensor of this shape and so many numbers, which begins at `start`. Where a number of the tensor need
+    /// not have a byte, no more of them are made than a container could hold.
+    fn read(&self, shape: &[usize], count: usize, start: u64, from: &mut Reader<'_>) -> Result<Source> {
+        let accounted = |from: &Reader<'_>| {
+            let bytes = from.taken() - start;
+            let most = bytes.saturating_add(1).saturating_mul(MAX_EXPANSION as u64);
+            let detail = || format!("a tensor of shape {shape:?} in {bytes} bytes, which may stand for {most} numbers at most");
+            if count as u64 <= most { Ok(()) } else { Err(Error::State(detail())) }
+        };
         Ok(match *self {
             Outline::Free => Source::Free,
             Outline::Codebook { centroids } => {
@@ -106,27 +113,28 @@ impl Outline {
                 _ => Source::Free,
             },
             Outline::Hashed { buckets: 0, .. } => return Err(Error::State("hashed values without buckets".into())),
-            Outline::Hashed { seed, buckets } => Source::hashed(seed, from.numbers(buckets)?, shape),
+            Outline::Hashed { seed, buckets } => {
+                let buckets = from.numbers(buckets)?;
+                accounted(from)?;
+                Source::hashed(seed, buckets, shape)
+            }
             Outline::Product { width, columns, taps, transposed, ref centroids } => {
                 if width == 0 || columns == 0 {
                     return Err(Error::State(format!("a product of {columns} columns in blocks of {width}")));
                 }
                 let indexed = count / columns * columns.div_ceil(width);
                 let stage = |centroids: &usize| {
-                    let values = centroids.checked_mul(columns).ok_or_else(|| too_large(shape))?;
-                    let values = from.numbers(values)?;
+                    let beyond = || Error::State(format!("{centroids} centroids of {columns} numbers"));
+                    let values = from.numbers(centroids.checked_mul(columns).ok_or_else(beyond)?)?;
                     let indices = indices(from, indexed, *centroids)?.into_iter().map(|index| index as u16).collect();
                     Ok(Stage { centroids: values, indices })
                 };
                 let stages = centroids.iter().map(stage).collect::<Result<_>>()?;
+                accounted(from)?;
                 Source::Product { product: Product { width, columns, taps, stages }, transposed }
             }
         })
     }
-}
-
-fn too_large(shape: &[usize]) -> Error {
-    Error::State(format!("a tensor of shape {shape:?}"))
 }
 
 /// Writes indices below `end`.
@@ -177,9 +185,14 @@ impl Stored {
     fn read(state: &TensorState, from: &mut Reader<'_>) -> Result<Self> {
         let (name, shape) = (known(&state.name)?, state.shape.clone());
         let count = shape.iter().try_fold(1_usize, |count, size| count.checked_mul(*size));
-        let count = count.filter(|count| *count <= isize::MAX as usize / 8).ok_or_else(|| too_large(&shape))?;
+        let count = count.filter(|count| *count <= MAX_ELEMENTS_TOTAL).ok_or_else(|| {
+            Error::State(format!(
+                "tensor '{name}' of shape {shape:?}, of which there may be {MAX_ELEMENTS_TOTAL} numbers at most"
+            ))
+        })?;
+        let start = from.taken();
         let mask = state.masked.then(|| from.bits(count)).transpose()?;
-        let coding = Coding { mask, source: state.source.read(&shape, count, from)? };
+        let coding = Coding { mask, source: state.source.read(&shape, count, start, from)? };
         if !coding.fits(&shape) {
             return Err(Error::State(format!("tensor '{name}' of shape {shape:?} with the coding of another")));
         }
@@ -287,6 +300,14 @@ mod tests {
         for len in [0, 7, 8, 100, state.len() / 2, state.len() - 1] {
             assert!(matches!(Net::from_state(&state[..len], &Device::flex()), Err(Error::State(_))), "cut to {len} bytes");
         }
+    }
+
+    #[test]
+    fn a_forged_shape_makes_no_more_of_a_tensor_than_its_bytes_account_for() {
+        let state = include_bytes!("../../../../fuzz/corpus/state/hashed-shape");
+        let error = Net::from_state(state, &Device::flex()).unwrap_err().to_string();
+        let said = "a tensor of shape [8192, 16384] in 4 bytes, which may stand for 20480 numbers at most";
+        assert_eq!(error, format!("saved state: {said}"));
     }
 
     #[test]
