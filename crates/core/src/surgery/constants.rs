@@ -84,7 +84,8 @@ impl Net {
             for (&place, value) in weights {
                 weight.base[place] = *value as f32;
                 if let Some(mask) = &mut weight.coding.mask {
-                    mask[place] = *value != 0.0;
+                    // One that is kept stays so, whatever its value.
+                    mask[place] |= *value != 0.0;
                 }
             }
         }

@@ -124,6 +124,25 @@ fn where_zeros_are_padded_one_unit_carries_the_shift_of_all_or_its_mean_remains(
 }
 
 #[test]
+fn a_kept_weight_that_is_zero_is_not_masked_by_what_it_carries() {
+    let mut net = shifting(Conv::new(5, 3).same(), false, true);
+    let index = net.index("second").unwrap();
+    let (node, device) = (net.nodes.remove(index), net.device());
+    let mut parameters = node.parameters();
+    // The first tap of the first filter reads neither of the two units; another weight is masked.
+    [2, 3].into_iter().for_each(|unit| parameters[0].base[unit * 9] = 0.0);
+    let mask: Vec<bool> = (0..5 * 4 * 9).map(|i| i != 1).collect();
+    parameters[0].coding.mask = Some(mask.clone());
+    net.nodes.insert(index, node.with(parameters, &device).unwrap());
+    let groups = net.channel_groups().unwrap();
+    let cuts = [(&groups[0], Keep::new(vec![true, true, false, false]))];
+    let before = of(&net, "second", "weight");
+    let (carried, keeps) = net.absorb(&cuts, Border::Exact).unwrap();
+    assert!(keeps[0].1.count() == 3 && of(&carried, "second", "weight") != before);
+    assert_eq!(carried.nodes[index].weight().unwrap().coding.mask, Some(mask));
+}
+
+#[test]
 fn what_shares_its_weights_keeps_the_units_that_its_padding_needs_and_what_varies_is_refused() {
     let mut net = shifting(Conv::new(5, 3).same(), true, false);
     let groups = net.channel_groups().unwrap();
