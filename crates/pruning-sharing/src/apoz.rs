@@ -64,17 +64,14 @@ impl Method for Apoz {
 
 impl Pass for Apoz {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        let behind = self.rectifiers(&net)?;
-        let scores = activity(&net, &behind, (self.calibration_images.div_ceil(self.batch.max(1)), self.batch), cx)?;
+        let behind = self.check(&net)?;
+        let scores = activity(&net, &behind, (self.calibration_images.div_ceil(self.batch), self.batch), cx)?;
         let net = self.channels.cut(Self::NAME, net, |_, group| scores.means(group))?;
         self.channels.tune(net, cx)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
-        if self.calibration_images == 0 || self.batch == 0 {
-            return Err(Error::Invalid("apoz: `calibration-images` and `batch` must be at least 1".into()));
-        }
-        self.rectifiers(&net)?;
+        self.check(&net)?;
         self.channels.plan_equal(Self::NAME, net)
     }
 
@@ -88,8 +85,11 @@ impl Pass for Apoz {
 }
 
 impl Apoz {
-    /// For every layer whose filters may go, the ReLU behind it.
-    fn rectifiers(&self, net: &Net) -> Result<BTreeMap<usize, usize>> {
+    /// For every layer whose filters may go, the ReLU behind it, if the settings make sense.
+    fn check(&self, net: &Net) -> Result<BTreeMap<usize, usize>> {
+        if self.calibration_images == 0 || self.batch == 0 {
+            return Err(Error::Invalid("apoz: `calibration-images` and `batch` must be at least 1".into()));
+        }
         let missing = "no ReLU follows its filters, so that their zeros cannot be counted; name it in `except`";
         self.channels.followed(net, rectifier, missing)
     }
@@ -163,7 +163,7 @@ mod tests {
         let (data, mut silent) = (images(), Silent);
         let net = levels();
         let apoz: Apoz = serde_json::from_value(serde_json::json!({ "ratio": 0.3 })).unwrap();
-        let scores = activity(&net, &apoz.rectifiers(&net).unwrap(), (3, 16), &mut context(&data, &mut silent)).unwrap().0;
+        let scores = activity(&net, &apoz.check(&net).unwrap(), (3, 16), &mut context(&data, &mut silent)).unwrap().0;
         // The 3 by 3 windows of an image of 4 by 4 begin at these pixels; 1e-5 is what the normalization adds to a variance of 1.
         let corners = |i: usize| (0..9).map(move |p| data_pixel(i, p / 3 * 4 + p % 3));
         let share = |level: f64| {

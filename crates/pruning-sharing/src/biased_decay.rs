@@ -75,7 +75,7 @@ impl Method for BiasedDecay {
 
 impl Pass for BiasedDecay {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        let chosen = self.layers.without(&self.except, &net)?;
+        let chosen = self.check(&net)?;
         let mut penalty = Hyperbolic { lambda: self.lambda, b: self.b, layers: chosen.clone() };
         let net = fit(net, &self.train, Extras { objectives: vec![&mut penalty], ..Extras::default() }, cx)?;
         let net = prune(net, |weight| {
@@ -86,13 +86,7 @@ impl Pass for BiasedDecay {
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
-        for (name, value) in [("lambda", self.lambda), ("b", self.b), ("threshold", self.threshold)] {
-            if !(value.is_finite() && value >= 0.0) {
-                return Err(Error::Invalid(format!("biased-decay: {name} must be 0 or more, is {value}")));
-            }
-        }
-        self.train.check()?;
-        self.layers.without(&self.except, &net)?;
+        self.check(&net)?;
         Ok(net)
     }
 
@@ -102,6 +96,19 @@ impl Pass for BiasedDecay {
 
     fn recipes(&mut self) -> Vec<&mut Recipe> {
         std::iter::once(&mut self.train).chain(&mut self.tune).collect()
+    }
+}
+
+impl BiasedDecay {
+    /// The chosen layers, if the settings make sense.
+    fn check(&self, net: &Net) -> Result<BTreeSet<usize>> {
+        for (name, value) in [("lambda", self.lambda), ("b", self.b), ("threshold", self.threshold)] {
+            if !(value.is_finite() && value >= 0.0) {
+                return Err(Error::Invalid(format!("biased-decay: {name} must be 0 or more, is {value}")));
+            }
+        }
+        self.train.check()?;
+        self.layers.without(&self.except, net)
     }
 }
 

@@ -91,9 +91,16 @@ pub(crate) fn settles<P: Pass + DeserializeOwned>(net: Net, settings: serde_json
     }
 }
 
-/// What a method's `plan` says against these settings.
+/// What a method says against these settings: to who plans it, and in the same words to who runs it without a plan.
 pub(crate) fn refusal<P: Pass + DeserializeOwned>(net: Net, settings: serde_json::Value) -> String {
-    serde_json::from_value::<P>(settings).unwrap().plan(net).unwrap_err().to_string()
+    let method: P = serde_json::from_value(settings).unwrap();
+    let (data, mut silent) = (images(), Silent);
+    // Plans draw by the seed 0.
+    let mut cx = Context { seed: 0, ..context(&data, &mut silent) };
+    let ran = method.run(net.deep_clone(), &mut cx).unwrap_err().to_string();
+    let planned = method.plan(net).unwrap_err().to_string();
+    assert_eq!(ran, planned, "a run says something else than a plan");
+    planned
 }
 
 /// A context of seed 3.

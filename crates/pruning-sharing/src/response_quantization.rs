@@ -110,9 +110,6 @@ impl Pass for ResponseQuantization {
 
     /// As plain product quantization.
     fn plan(&self, net: Net) -> Result<Net> {
-        if self.calibration_images == 0 || self.positions == 0 {
-            return Err(Error::Invalid(format!("{}: `calibration-images` and `positions` must be at least 1", Self::NAME)));
-        }
         let layers = self.layers(&net)?;
         layers.into_iter().try_fold(net, |net, (layer, pieces)| {
             let product = plain(&net, layer, pieces, 0);
@@ -131,6 +128,9 @@ impl Pass for ResponseQuantization {
 
 impl ResponseQuantization {
     fn layers(&self, net: &Net) -> Result<Vec<(usize, Pieces)>> {
+        if self.calibration_images == 0 || self.positions == 0 {
+            return Err(Error::Invalid(format!("{}: `calibration-images` and `positions` must be at least 1", Self::NAME)));
+        }
         let layers = self.products.layers(net, Self::NAME, 1, true)?;
         for node in layers.iter().map(|(layer, _)| &net.nodes[*layer]) {
             if matches!(node.op.layer(), Layer::Conv2d { groups, .. } if groups > 1) {

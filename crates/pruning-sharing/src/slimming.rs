@@ -71,6 +71,8 @@ impl Method for Slimming {
 
 impl Pass for Slimming {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        // What does not fit shall be told before the training, and not after it.
+        self.plan(net.deep_clone())?;
         let norms = self.norms(&net)?;
         let mut penalty = Penalty { lambda: self.lambda, norms: norms.values().copied().collect() };
         let net = fit(net, &self.train, Extras { objectives: vec![&mut penalty], ..Extras::default() }, cx)?;

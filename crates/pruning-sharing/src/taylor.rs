@@ -70,15 +70,14 @@ impl Method for Taylor {
 
 impl Pass for Taylor {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        let scores = scores(&net, (self.calibration_images.div_ceil(self.batch.max(1)), self.batch), cx)?;
+        self.check()?;
+        let scores = scores(&net, (self.calibration_images.div_ceil(self.batch), self.batch), cx)?;
         let net = self.channels.cut_or_rank(Self::NAME, self.global, net, |_, group| scores.means(group))?;
         self.channels.tune(net, cx)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
-        if self.calibration_images == 0 || self.batch == 0 {
-            return Err(Error::Invalid("taylor: `calibration-images` and `batch` must be at least 1".into()));
-        }
+        self.check()?;
         self.channels.plan(Self::NAME, self.global, net)
     }
 
@@ -92,6 +91,15 @@ impl Pass for Taylor {
 
     fn shorten(&mut self) {
         self.calibration_images = self.calibration_images.min(2 * self.batch);
+    }
+}
+
+impl Taylor {
+    fn check(&self) -> Result<()> {
+        if self.calibration_images == 0 || self.batch == 0 {
+            return Err(Error::Invalid("taylor: `calibration-images` and `batch` must be at least 1".into()));
+        }
+        Ok(())
     }
 }
 

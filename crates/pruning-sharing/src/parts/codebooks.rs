@@ -58,6 +58,7 @@ impl Codebooks {
         cx: &mut Context<'_>,
         cluster: impl Fn(&[Weighted]) -> Result<Clusters>,
     ) -> Result<Net> {
+        self.check(method, &net)?;
         let curvature = self.curvature.estimate(&net, self.calibration_images, method, cx)?;
         let net = self.share(net, &curvature, cluster)?;
         tune(net, self.tune.as_ref(), cx)
@@ -68,10 +69,20 @@ impl Codebooks {
     /// # Errors
     /// When the settings, of the method of this name, do not fit the network.
     pub fn plan(&self, method: &str, net: Net, cluster: impl Fn(&[Weighted]) -> Result<Clusters>) -> Result<Net> {
+        self.check(method, &net)?;
+        self.share(net, &PerWeight::new(), cluster)
+    }
+
+    fn check(&self, method: &str, net: &Net) -> Result<()> {
         if self.calibration_images == 0 {
             return Err(Error::Invalid(format!("{method}: `calibration-images` must be at least 1")));
         }
-        self.share(net, &PerWeight::new(), cluster)
+        let chosen = self.layers.without(&self.except, net)?;
+        for (_, node) in net.weighted().filter(|(index, _)| chosen.contains(index)) {
+            let values = node.weight().map_or(Vec::new(), |weight| weight.values());
+            refuse::not_finite(&node.name, &values)?;
+        }
+        Ok(())
     }
 
     /// Shares the weights of each layer, or of all together, among the centroids that `cluster` finds. Curvatures are scaled to the mean 1
@@ -101,7 +112,6 @@ impl Codebooks {
         for (index, node) in net.weighted().filter(|(index, _)| chosen.contains(index)) {
             let Some(weight) = node.weight() else { continue };
             let values = weight.values();
-            refuse::not_finite(&node.name, &values)?;
             let points = points(&values, &weight.coding, |i| curvature.get(&index).map_or(1.0, |h| h[i]));
             members.push(Member { node: index, mask: weight.coding.mask, points });
         }

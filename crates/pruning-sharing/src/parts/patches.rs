@@ -115,9 +115,6 @@ impl<C: Choice> Pass for ByNextLayer<C> {
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
-        if self.calibration_images == Some(0) || self.positions == 0 {
-            return Err(Error::Invalid(format!("{}: `calibration-images` and `positions` must be at least 1", C::NAME)));
-        }
         let (groups, counts): (Vec<ChannelGroup>, Vec<usize>) = self.counts(&net)?.into_iter().unzip();
         let keeps = groups.iter().zip(counts).map(|(group, count)| group.best(&vec![0.0; group.len()], count)).collect();
         net.keep(&pairs(&groups, keeps))
@@ -135,6 +132,9 @@ impl<C: Choice> Pass for ByNextLayer<C> {
 impl<C: Choice> ByNextLayer<C> {
     /// What is cut, in the order of the layers, and how many units of each group stay.
     fn counts(&self, net: &Net) -> Result<Vec<(ChannelGroup, usize)>> {
+        if self.calibration_images == Some(0) || self.positions == 0 {
+            return Err(Error::Invalid(format!("{}: `calibration-images` and `positions` must be at least 1", C::NAME)));
+        }
         let counts = counts(C::NAME, &self.channels, net)?;
         for node in counts.iter().filter(|(group, count)| *count < group.len()).filter_map(|(group, _)| reader(net, group)) {
             let node = &net.nodes[node];

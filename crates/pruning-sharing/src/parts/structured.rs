@@ -123,8 +123,6 @@ impl<F: Form> Pass for Replacement<F> {
 
     /// The new layers have no values yet.
     fn plan(&self, net: Net) -> Result<Net> {
-        self.form.check()?;
-        self.tune.iter().try_for_each(Recipe::check)?;
         self.each(net, 0, |structure, _, _| Ok(vec![0.0; structure.count()]))
     }
 
@@ -145,6 +143,8 @@ impl<F: Form> Replacement<F> {
         seed: u64,
         mut parameters: impl FnMut(&Structure, &str, &[f32]) -> Result<Vec<f32>>,
     ) -> Result<Net> {
+        self.form.check()?;
+        self.tune.iter().try_for_each(Recipe::check)?;
         let device = net.device();
         for index in self.layers.without(&self.except, &net)? {
             let name = &net.nodes[index].name.clone();
