@@ -250,6 +250,8 @@ fn a_network_for_other_images_or_classes_is_refused_by_every_verb() {
         .unwrap();
     let (error, _) = bench.refusal(&["run", "loads.toml", "--smoke"]);
     assert!(error.contains("(load): net.brq: the network does not fit the data 'glyphs train'"), "{error}");
+    let (error, _) = bench.refusal(&["plan", "loads.toml"]);
+    assert!(error.contains("(load): net.brq: the network does not fit the data 'glyphs'"), "{error}");
     // The manifest knows the images without the files.
     let (error, code) = bench.refusal(&["plan", "small.toml", "--set", "data=cifar10"]);
     let expected = "model 'lenet300': the network does not fit the data 'cifar10': it takes images of shape [1, 28, 28], the data have [3, 32, 32]";

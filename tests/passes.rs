@@ -35,6 +35,35 @@ fn a_network_that_is_loaded_owes_nothing_to_the_masks_of_the_one_before() {
     assert_eq!(rows[0], rows[2]);
 }
 
+#[test]
+fn a_plan_goes_on_from_the_network_that_load_brings() {
+    let planned = |bench: &Bench, config: &str| -> Vec<serde_json::Value> {
+        let output = bench.call(&["plan", config, "--json"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let plan: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        plan["rows"].as_array().unwrap().clone()
+    };
+    let bench = Bench::with(BACK);
+    let rows = planned(&bench, "small.toml");
+    assert!(rows[2]["nonzero"].as_u64() < rows[1]["nonzero"].as_u64());
+    assert_eq!((&rows[3]["nonzero"], &rows[3]["estimate"]), (&rows[1]["nonzero"], &serde_json::Value::Null));
+
+    // A file beside the config, with a network of another width.
+    let wider = BACK.replace("width = 0.2", "width = 0.3");
+    std::fs::write(bench.path("wider.toml"), &wider).unwrap();
+    assert!(bench.call(&["run", "wider.toml", "--out", "out"]).status.success());
+    std::fs::copy(bench.path("out/before.brq"), bench.path("wider.brq")).unwrap();
+    std::fs::write(bench.path("other.toml"), BACK.replace("\"load\"\nfile = \"before", "\"load\"\nfile = \"wider")).unwrap();
+    let other = planned(&bench, "other.toml");
+    assert_eq!(other[3]["params"], planned(&bench, "wider.toml")[0]["params"]);
+    assert_ne!(other[3]["params"], rows[3]["params"]);
+
+    // None that is there.
+    std::fs::remove_file(bench.path("wider.brq")).unwrap();
+    let estimate = planned(&bench, "other.toml")[3]["estimate"].clone();
+    assert!(estimate.as_str().is_some_and(|what| what.contains("not there yet")), "{estimate}");
+}
+
 const SCAN: &str = r#"# a second
 model = { arch = "lenet300", width = 0.2 }
 data = { name = "glyphs", train = 300, test = 100 }

@@ -41,6 +41,17 @@ pub trait Pass: Send + std::fmt::Debug {
         false
     }
 
+    /// The file into whose container the pass writes the network, if it writes one.
+    fn saves(&self) -> Option<&str> {
+        None
+    }
+
+    /// The file from whose container the network comes that takes the place of the one at hand, if one does. A plan reads it where it is there
+    /// already, and leaves out [`Pass::plan`].
+    fn loads(&self) -> Option<&str> {
+        None
+    }
+
     /// The recipes of the pass's trainings, in order.
     fn recipes(&mut self) -> Vec<&mut Recipe> {
         Vec::new()

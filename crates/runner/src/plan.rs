@@ -1,6 +1,7 @@
 //! What a config would do, without doing it.
 
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use briquette_core::net::Net;
@@ -11,6 +12,7 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::report::Row;
+use crate::run::MODEL;
 use crate::{bench, measure, setup};
 
 /// What is known of a pass before it runs.
@@ -50,14 +52,33 @@ pub fn plan(mut config: Config, data_dir: Option<&Path>) -> Result<Vec<Planned>>
         Ok(Planned { row, epochs, estimate: None, memory_mib })
     };
     let mut rows = vec![planned(&net, 0, "start", &[])?];
+    let base = config.path.parent().map(Path::to_path_buf).unwrap_or_default();
+    let loaded: BTreeSet<String> = config.passes.iter().filter_map(|step| step.pass.loads().map(str::to_string)).collect();
+    // What passes will have written by then goes before files of that name beside the config, as in a run.
+    let mut saved: BTreeMap<String, Net> = BTreeMap::new();
     for (index, step) in config.passes.iter_mut().enumerate() {
         let named = || format!("{}: pass {index} ({})", config.path.display(), step.entry.name);
-        net = step.pass.plan(net).with_context(named)?;
+        let mut estimate = step.pass.estimate();
+        let path: Option<PathBuf> = step.pass.loads().map(|file| base.join(file));
+        net = match (step.pass.loads().and_then(|file| saved.get(file)), path) {
+            (Some(saved), _) => saved.deep_clone(),
+            (None, Some(path)) if path.is_file() => setup::container(&path, &outline, &Device::flex()).with_context(named)?,
+            (None, path) => {
+                estimate = path.map(|_| ABSENT).or(estimate);
+                step.pass.plan(net).with_context(named)?
+            }
+        };
+        for file in step.pass.saves().into_iter().chain([MODEL]).filter(|file| loaded.contains(*file)) {
+            saved.insert(file.to_string(), net.deep_clone());
+        }
         let row = planned(&net, index, step.entry.name, &step.pass.trainings()).with_context(named)?;
-        rows.push(Planned { estimate: step.pass.estimate(), ..row });
+        rows.push(Planned { estimate, ..row });
     }
     Ok(rows)
 }
+
+/// Of a pass whose network comes from a file that a plan cannot know.
+const ABSENT: &str = "its file is not there yet, and the network at hand stands in for the one that it will hold";
 
 fn memory(net: &Net, batch: usize) -> Result<f64> {
     let activations: usize = net.shapes()?.iter().map(|shape| shape.iter().product::<usize>()).sum();

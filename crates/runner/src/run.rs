@@ -33,6 +33,9 @@ pub struct Options {
     pub resume: bool,
 }
 
+/// The container in a run's folder, which holds the network of the last pass.
+pub(crate) const MODEL: &str = "model.brq";
+
 /// What a checkpoint knows beside the network.
 #[derive(Debug, Serialize, Deserialize)]
 struct Progress {
@@ -116,14 +119,14 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
         if !took.is_empty() {
             tracing::info!("  {}", took.join("; "));
         }
-        files::write(&folder.join("model.brq"), &bytes)?;
+        files::write(&folder.join(MODEL), &bytes)?;
         progress.push(row, &bytes, &net, &folder).with_context(named)?;
         progress.done += 1;
         save_progress(&checkpoint, &progress, &net)?;
         remove_states(&checkpoint, index);
     }
     let (_, bytes) = measure::size(&net, progress.storage, 0, "")?;
-    files::write(&folder.join("model.brq"), &bytes)?;
+    files::write(&folder.join(MODEL), &bytes)?;
     let report = summarize(config, &hash, progress.rows, &splits, &data)?;
     report::write(&folder, &report)?;
     Ok((folder, report))

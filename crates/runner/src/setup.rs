@@ -119,19 +119,12 @@ pub fn fetch(name: &str, at: &Locations) -> Result<PathBuf> {
 /// Unknown architectures, files that do not fit, networks for other images or classes.
 pub fn model(config: &Config, outline: &Outline, normalization: Normalization, device: &Device) -> Result<Net> {
     let spec = &config.model;
-    let suits = |task: Task| task.suits(&outline.name, &outline.shape, outline.classes);
     if let Some(file) = spec.container() {
-        let path = find(file, &config.path)?;
-        let read = || -> Result<Net> {
-            let net = Net::from_model(&briquette_runtime::Model::from_bytes(&std::fs::read(&path)?)?, device)?;
-            suits(Task::of(&net)?)?;
-            Ok(net)
-        };
-        return read().with_context(|| path.display().to_string());
+        return container(&find(file, &config.path)?, outline, device);
     }
     let name = spec.arch.as_ref().ok_or_else(|| anyhow!("model: names no `arch`"))?;
     let arch = Arch::named(name)?;
-    suits(Task { shape: arch.input.to_vec(), classes: outline.classes }).with_context(|| format!("model '{name}'"))?;
+    suits(&Task { shape: arch.input.to_vec(), classes: outline.classes }, outline).with_context(|| format!("model '{name}'"))?;
     let wanted = Wanted {
         width: spec.width.unwrap_or(1.0),
         classes: outline.classes,
@@ -143,6 +136,23 @@ pub fn model(config: &Config, outline: &Outline, normalization: Normalization, d
         None => Ok(net),
         Some(file) => Names { prefix: spec.prefix.clone(), table: spec.table.clone() }.assign(net, &find(file, &config.path)?),
     }
+}
+
+/// The network of a container, for the data of this outline.
+///
+/// # Errors
+/// A file that cannot be read, is no container, or holds a network for other images or classes.
+pub fn container(path: &Path, outline: &Outline, device: &Device) -> Result<Net> {
+    let read = || -> Result<Net> {
+        let net = Net::from_model(&briquette_runtime::Model::from_bytes(&std::fs::read(path)?)?, device)?;
+        suits(&Task::of(&net)?, outline)?;
+        Ok(net)
+    };
+    read().with_context(|| path.display().to_string())
+}
+
+fn suits(task: &Task, outline: &Outline) -> briquette_core::Result<()> {
+    task.suits(&outline.name, &outline.shape, outline.classes)
 }
 
 /// Which part of a checkpoint is the network, and which of its modules are which layers.

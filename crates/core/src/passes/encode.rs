@@ -80,6 +80,10 @@ impl Pass for Encode {
         cx.host.write(&self.file, &bytes)?;
         Net::from_model(&Model::from_bytes(&bytes)?, &cx.device)
     }
+
+    fn saves(&self) -> Option<&str> {
+        Some(&self.file)
+    }
 }
 
 #[cfg(test)]

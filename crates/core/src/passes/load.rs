@@ -62,6 +62,10 @@ impl Pass for Load {
     fn replaces(&self) -> bool {
         true
     }
+
+    fn loads(&self) -> Option<&str> {
+        Some(&self.file)
+    }
 }
 
 #[cfg(test)]

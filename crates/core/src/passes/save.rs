@@ -49,6 +49,10 @@ impl Pass for Save {
         cx.host.write(&self.file, &net.to_model(cx.storage)?.to_bytes()?)?;
         Ok(net)
     }
+
+    fn saves(&self) -> Option<&str> {
+        Some(&self.file)
+    }
 }
 
 #[cfg(test)]
