@@ -184,6 +184,35 @@ fn a_scalar_is_printed_as_one() {
 }
 
 #[test]
+fn a_container_is_inspected_as_one_whatever_it_is_called() {
+    let bench = Bench::with(SMALL);
+    std::fs::write(bench.path("net.safetensors"), safetensors_of_lenet300(10)).unwrap();
+    assert!(bench.call(&["import", "net.safetensors", "--arch", "lenet300", "--out", "net.bin"]).status.success());
+    let text = String::from_utf8(bench.call(&["inspect", "net.bin"]).stdout).unwrap();
+    assert!(text.contains("266610 parameters"), "{text}");
+}
+
+#[test]
+fn masks_of_no_tensor_and_variances_below_zero_are_seen_by_inspect() {
+    let bench = Bench::with(SMALL);
+    let floats: Vec<u8> = [1.0_f32, -0.5].iter().flat_map(|value| value.to_le_bytes()).collect();
+    let view = |kind, bytes| TensorView::new(kind, vec![2], bytes).unwrap();
+    let views = [
+        ("bn.running_var", view(Dtype::F32, &floats)),
+        ("bn.running_mean", view(Dtype::F32, &floats)),
+        ("fc.weight_mask", view(Dtype::U8, &[1, 0])),
+        ("fc.scale", view(Dtype::F8_E4M3, &[1, 0])),
+    ];
+    std::fs::write(bench.path("net.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    let text = String::from_utf8(bench.call(&["inspect", "net.safetensors"]).stdout).unwrap();
+    assert!(text.contains("NOT SOUND: 1 of 2 value(s) of 'bn.running_var' are not finite"), "{text}");
+    assert!(!text.contains("value(s) of 'bn.running_mean'"), "{text}");
+    let line = |name: &str, said: &str| text.lines().any(|line| line.starts_with(name) && line.ends_with(said));
+    assert!(line("fc.weight_mask", "[2]  a mask of no tensor"), "{text}");
+    assert!(line("fc.scale", "not read, a tensor of the type F8_E4M3"), "{text}");
+}
+
+#[test]
 fn a_table_and_a_prefix_lead_to_the_weights() {
     let bench = Bench::with(SMALL);
     let (zeros, ones) =

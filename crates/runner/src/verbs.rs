@@ -1,6 +1,6 @@
 //! What the verbs other than `run` print.
 
-use std::io::{ErrorKind, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
@@ -11,7 +11,7 @@ use briquette_core::training::hits;
 use briquette_core::zoo::{Arch, ZOO};
 use briquette_data::{Loader, Locations, Status};
 use briquette_interchange::Foreign;
-use briquette_runtime::{Engine, Model};
+use briquette_runtime::{Engine, Layer, Model, NotFinite};
 use burn::tensor::Device;
 use serde::Serialize;
 use serde_json::json;
@@ -172,9 +172,16 @@ fn container(file: &Path) -> Result<(Model, usize)> {
     Ok((model, bytes.len()))
 }
 
+/// Whether a file is a container, by its first bytes; what is named as one is read as one, to say what is wrong with it.
+fn is_container(file: &Path) -> bool {
+    let mut start = Vec::new();
+    let read = std::fs::File::open(file).and_then(|file| file.take(8).read_to_end(&mut start));
+    (read.is_ok() && Model::is_begun(&start)) || file.extension().is_some_and(|ending| ending == "brq")
+}
+
 /// `inspect`.
 pub(crate) fn inspect(file: &Path, prefix: Option<&str>, json: bool) -> Result<()> {
-    if file.extension().is_none_or(|e| e != "brq") {
+    if !is_container(file) {
         return inspect_checkpoint(file, prefix, json);
     }
     if prefix.is_some() {
@@ -239,22 +246,36 @@ fn alarm(what: &str) -> String {
 fn inspect_checkpoint(file: &Path, prefix: Option<&str>, json: bool) -> Result<()> {
     let checkpoint = setup::checkpoint(file, prefix)?;
     let total: usize = checkpoint.tensors.values().map(|tensor| tensor.values.len()).sum();
-    let not_finite = |t: &Foreign| t.values.iter().filter(|value| !value.is_finite()).count();
     let masked = |name: &String| checkpoint.masks.get(name).map(|mask| mask.iter().filter(|keep| !**keep).count());
     if json {
-        let row = |(name, t): (&String, &Foreign)| json!({"tensor": name, "shape": t.shape, "not_finite": not_finite(t), "masked": masked(name)});
+        let row = |(name, t): (&String, &Foreign)| json!({"tensor": name, "shape": t.shape, "not_finite": not_finite(name, t), "masked": masked(name)});
         let rows: Vec<_> = checkpoint.tensors.iter().map(row).collect();
-        return print_json(&json!({"values": total, "tensors": rows, "unread": checkpoint.unread}));
+        let stray: Vec<&String> = checkpoint.stray.keys().collect();
+        let doc =
+            json!({"values": total, "tensors": rows, "stray": stray, "unclear": checkpoint.unclear, "unread": checkpoint.unread});
+        return print_json(&doc);
     }
     let mut lines = vec![format!("{}: {} tensors, {total} values", file.display(), checkpoint.tensors.len())];
-    let bad = checkpoint.tensors.iter().map(|(name, t)| (name, not_finite(t), t.values.len())).filter(|(_, bad, _)| *bad > 0);
+    let bad =
+        checkpoint.tensors.iter().map(|(name, t)| (name, not_finite(name, t), t.values.len())).filter(|(_, bad, _)| *bad > 0);
     lines.extend(bad.map(|(name, bad, of)| alarm(&format!("{bad} of {of} value(s) of '{name}' are not finite"))));
     lines.extend(checkpoint.tensors.iter().map(|(name, t)| {
         let mask = masked(name).map_or(String::new(), |gone| format!("  {gone} of {} masked", t.values.len()));
         format!("{name:48} {}{mask}", dimensions(&t.shape))
     }));
+    let stray = checkpoint.stray.iter().filter(|(name, _)| !checkpoint.unclear.contains_key(*name));
+    lines.extend(stray.map(|(name, mask)| format!("{name:48} {}  a mask of no tensor", dimensions(&mask.shape))));
+    lines.extend(checkpoint.unclear.iter().map(|(name, of)| format!("{name:48} a mask that may be of {}", of.join(", "))));
     lines.extend(checkpoint.unread.iter().map(|(name, what)| format!("{name:48} not read, {what}")));
     print(&lines.join("\n"))
+}
+
+/// How many values of a checkpoint's tensor no network computes with.
+fn not_finite(name: &str, tensor: &Foreign) -> usize {
+    // The file does not say what a norm adds to its variances; this is what PyTorch does.
+    let norm = Layer::BatchNorm { epsilon: 1e-5 };
+    let part = if name.rsplit('.').next() == Some("running_var") { "var" } else { name };
+    NotFinite::of(name, &norm, part, &tensor.values).map_or(0, |found| found.values)
 }
 
 /// A shape as it is printed; `[]` would look like nothing.

@@ -55,6 +55,11 @@ impl Model {
         }
     }
 
+    /// Whether bytes begin as those of every container do.
+    pub fn is_begun(bytes: &[u8]) -> bool {
+        bytes.starts_with(MAGIC.as_bytes())
+    }
+
     /// Every fault of a container and of the model in it, values that are not finite included, one line each; none if it is whole.
     pub fn verify(bytes: &[u8]) -> Vec<String> {
         let (model, mut faults) = read(bytes);
