@@ -69,19 +69,36 @@ pub(super) fn set(table: &mut toml::Table, set: &str) -> Result<()> {
         at = match slot {
             toml::Value::Table(table) => table,
             toml::Value::Array(list) => {
-                let position = path.get(index).ok_or_else(|| anyhow!("'{}' is a list: give a number", path[index - 1]))?;
+                let Some(position) = path.get(index) else { bail!(no_entry(&path.join("."), last, list)) };
                 let (count, number) = (list.len(), position.parse::<usize>().ok());
                 index += 1;
                 number
                     .and_then(|i| list.get_mut(i))
                     .and_then(toml::Value::as_table_mut)
-                    .ok_or_else(|| anyhow!("'{}' has the entries 0 to {}, not '{position}'", path[index - 2], count.max(1) - 1))?
+                    .ok_or_else(|| anyhow!(beyond(&path[index - 2], count, position)))?
             }
             other => bail!("'{}' is {other}, which has no keys", path[index - 1]),
         };
     }
     at.insert(last.clone(), value);
     Ok(())
+}
+
+fn beyond(name: &str, entries: usize, position: &str) -> String {
+    format!("'{name}' has the entries 0 to {}, not '{position}'", entries.max(1) - 1)
+}
+
+/// Why nothing can be set directly in the list of this name.
+fn no_entry(name: &str, key: &str, list: &[toml::Value]) -> String {
+    if !list.iter().all(toml::Value::is_table) {
+        return format!("'{name}' is a list of values: set it as a whole, as in '{name}=[...]'");
+    }
+    let Ok(number) = key.parse::<usize>() else {
+        return format!("'{name}' is a list: give the number of an entry, as in '{name}.0.{key}'");
+    };
+    let Some(entry) = list.get(number) else { return beyond(name, list.len(), key) };
+    let own = entry.as_table().and_then(|entry| entry.keys().next()).map_or("KEY", String::as_str);
+    format!("an entry of '{name}' cannot be replaced as a whole: name a key of it, as in '{name}.{number}.{own}'")
 }
 
 /// The parts of the key in `KEY=VALUE`, quotes taken off, and the value.
@@ -127,6 +144,16 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_of_a_list_that_is_to_be_replaced_is_refused_by_what_would_do() {
+        let refused = |text: &str| format!("{:#}", after(&[text]).unwrap_err());
+        let whole = "an entry of 'pass' cannot be replaced as a whole: name a key of it, as in 'pass.";
+        assert_eq!(refused("pass.0={ method = \"magnitude\" }"), format!("{whole}0.keep'"));
+        assert_eq!(refused("pass.3=1"), "'pass' has the entries 0 to 0, not '3'");
+        let mean = format!("{:#}", after(&["model.mean=[0.5]", "model.mean.0=0.4"]).unwrap_err());
+        assert_eq!(mean, "'model.mean' is a list of values: set it as a whole, as in 'model.mean=[...]'");
+    }
+
+    #[test]
     fn keys_that_cannot_be_read_are_refused() {
         let refused = |text: &str| format!("{:#}", after(&[text]).unwrap_err());
         assert_eq!(refused(r#"pass.0.keep."layer1.0=0.3"#), "has a \" that nothing closes");
@@ -134,5 +161,6 @@ mod tests {
         assert_eq!(refused("=1"), "has an empty key");
         assert_eq!(refused("seed"), "must be KEY=VALUE");
         assert_eq!(refused("pass.7.keep=1"), "'pass' has the entries 0 to 0, not '7'");
+        assert_eq!(refused("pass.keep=1"), "'pass' is a list: give the number of an entry, as in 'pass.0.keep'");
     }
 }
