@@ -159,9 +159,10 @@ fn constants(node: &Node, inputs: &[&Constants], count: usize, spread: usize) ->
             let activated = floats(activate(function, Tensor::<1>::from_floats(values.as_slice(), &Device::flex())));
             inputs[0].iter().zip(activated).map(|(known, value)| known.map(|_| f64::from(value))).collect()
         }
-        Layer::Quantize { levels, zero, .. } => {
-            let step = node.stored().first().map_or(1.0, |step| f64::from(step.base[0]));
-            let zero = f64::from(zero);
+        Layer::Quantize { levels, zero, train } => {
+            // What is stored of a clipped grid is its upper end.
+            let scale = node.stored().first().map_or(1.0, |scale| f64::from(scale.base[0]));
+            let (step, zero) = (scale / f64::from(train.steps(levels, zero)), f64::from(zero));
             each(&|x| step * (((x / step + zero).clamp(0.0, f64::from(levels - 1)) + 0.5).floor() - zero))
         }
         Layer::AvgPool { window, count_padding: true } if window.padding != [0; 2] => {

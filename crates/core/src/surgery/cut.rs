@@ -68,6 +68,8 @@ fn shorten(node: Node, input: &[bool], output: &[bool], device: &Device) -> Resu
             let columns = if parameter.shape[1] == 1 { &[true] } else { &input[..parameter.shape[1]] };
             select(&parameter, output, columns)
         }
+        // A quantizer has one for all channels.
+        "step" | "alpha" => parameter,
         _ => select(&parameter, output, &[true]),
     });
     build(node.name, node.inputs, &layer, parameters.collect(), device)
