@@ -86,6 +86,16 @@ pub enum Source {
 }
 
 impl Source {
+    /// Whether a weight's value follows from others of its tensor too, from the largest or from their mean, so that it would change when
+    /// others go.
+    pub(crate) fn relative(&self) -> bool {
+        match self {
+            Source::Ternary { .. } => true,
+            Source::Grid { rounding, .. } => matches!(rounding, Rounding::Tanh | Rounding::Threshold),
+            Source::Free | Source::Codebook { .. } | Source::Hashed { .. } | Source::Product { .. } => false,
+        }
+    }
+
     /// A codebook of the values that a mask keeps, or free weights where they are too many for one: what is left of sharing that a cut
     /// breaks up.
     fn shared(values: &[f32], mask: Option<&[bool]>) -> Self {
@@ -140,13 +150,39 @@ impl Coding {
         }
     }
 
+    /// A coding by which each of these, the tensor's values, is what it is whatever becomes of the others: on a grid the nearest code, of
+    /// ternary weights with trained scales a codebook of the three. Its base are the values themselves; what was underneath them would give
+    /// others as soon as the largest weight went.
+    pub fn settled(self, values: &[f32]) -> Self {
+        let source = match self.source {
+            Source::Ternary { .. } => Source::codebook(values, self.mask.as_deref()),
+            Source::Grid { grid, rounding: Rounding::Tanh | Rounding::Threshold, learned } => {
+                Source::Grid { grid, rounding: Rounding::Nearest, learned }
+            }
+            source => source,
+        };
+        Self { source, ..self }
+    }
+
+    /// The coding without the weights that `stays` leaves out, besides those that a mask removed before; the others keep their values, of
+    /// which `values` has all, so that the coding is [`settled`](Coding::settled) if any goes.
+    pub fn masked(self, mut stays: Vec<bool>, values: &[f32]) -> Self {
+        if let Some(old) = &self.mask {
+            stays.iter_mut().zip(old).for_each(|(stays, old)| *stays &= old);
+        }
+        let left = stays.iter().filter(|stays| **stays).count();
+        let coding = if left < self.kept(stays.len()) { self.settled(values) } else { self };
+        Self { mask: Some(stays), ..coding }
+    }
+
     /// The coding of a tensor in the container's layout that takes `indices` of the flat one, in that order; `along` tells which indices
     /// remain along an axis. A hash goes by the position and a product by blocks of columns, so that the one always, and the other unless
-    /// whole rows are taken, becomes a codebook of the values, or free weights where these are too many for one.
-    pub fn select<'a>(&self, indices: &[usize], along: impl Fn(usize) -> Option<&'a [usize]>) -> Self {
+    /// whole rows are taken, becomes a codebook of the values, or free weights where these are too many for one. What follows from all weights
+    /// is [`settled`](Coding::settled) before.
+    pub(crate) fn select<'a>(&self, indices: &[usize], along: impl Fn(usize) -> Option<&'a [usize]>) -> Self {
         let mask: Option<Vec<bool>> = self.mask.as_ref().map(|mask| indices.iter().map(|&i| mask[i]).collect());
         let source = match &self.source {
-            Source::Free => Source::Free,
+            Source::Free | Source::Ternary { .. } => self.source.clone(),
             Source::Codebook { centroids, assignment } => {
                 Source::Codebook { centroids: centroids.clone(), assignment: indices.iter().map(|&i| assignment[i]).collect() }
             }
@@ -158,7 +194,6 @@ impl Coding {
                 }
                 Source::Grid { grid, rounding: *rounding, learned: *learned }
             }
-            Source::Ternary { .. } => self.source.clone(),
             Source::Hashed { buckets, places, .. } => {
                 let values: Vec<f32> = indices.iter().map(|&i| Hashed::at(buckets, places[i])).collect();
                 Source::shared(&values, mask.as_deref())

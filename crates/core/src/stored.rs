@@ -45,6 +45,24 @@ impl Stored {
         self.coding.values(self.base.clone(), &self.shape)
     }
 
+    /// Has each value stay what it is whatever becomes of the others; see [`Coding::settled`].
+    pub(crate) fn settle(&mut self) {
+        if self.coding.source.relative() {
+            self.base = self.values();
+            self.coding = std::mem::take(&mut self.coding).settled(&self.base);
+        }
+    }
+
+    /// Removes the weights that `stays` leaves out, besides those that a mask removed before; the others keep their values.
+    pub fn mask(&mut self, stays: Vec<bool>) {
+        let relative = self.coding.source.relative();
+        let values = if relative { self.values() } else { Vec::new() };
+        self.coding = std::mem::take(&mut self.coding).masked(stays, &values);
+        if relative && !self.coding.source.relative() {
+            self.base = values;
+        }
+    }
+
     fn param<const D: usize>(self, device: &Device) -> Result<Param<Tensor<D>>> {
         let count: usize = self.shape.iter().product();
         if self.shape.len() != D || count != self.base.len() {

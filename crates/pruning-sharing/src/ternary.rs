@@ -163,15 +163,9 @@ impl Ternary {
 /// The network without what lies underneath the weights at these paths: a mean that is taken in another order could carry a weight over the
 /// threshold.
 fn settled(net: Net, paths: &BTreeSet<String>) -> Net {
-    let (mut free, mut on_grid) = (BTreeMap::new(), BTreeMap::new());
-    for mut weight in coding::weights(&net).into_iter().filter(|weight| paths.contains(&weight.path)) {
-        free.insert(weight.path.clone(), Coding { source: Source::Free, ..weight.coding.clone() });
-        if let Source::Grid { rounding, .. } = &mut weight.coding.source {
-            *rounding = Rounding::Nearest;
-        }
-        on_grid.insert(weight.path, weight.coding);
-    }
-    coding::recode(coding::recode(net, free), on_grid)
+    let own = coding::weights(&net).into_iter().filter(|weight| paths.contains(&weight.path));
+    let codings = own.map(|weight| (weight.path, weight.coding.settled(&weight.values))).collect();
+    coding::recode(net, codings)
 }
 
 /// Share of the largest weight in Zhu et al.'s threshold.

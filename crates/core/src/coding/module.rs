@@ -77,7 +77,8 @@ pub fn weights<M: Module>(module: &M) -> Vec<Weight> {
 }
 
 /// Gives the weights at these paths new codings; a weight that had one passes its effective values on as the new base, except from grid
-/// to grid or from ternary to ternary, where the values underneath stay.
+/// to grid or from ternary to ternary, where the values underneath stay; a grid whose codes followed from all weights and no longer do
+/// ([`Coding::settled`]) does not need those.
 pub fn recode<M: Module>(module: M, mut codings: BTreeMap<String, Coding>) -> M {
     // Bases stay on the device: of a large network they would be another copy.
     let mut visitor = Visitor::default();
@@ -85,10 +86,11 @@ pub fn recode<M: Module>(module: M, mut codings: BTreeMap<String, Coding>) -> M 
     let mut each = Each::default();
     for (path, mut raw) in visitor.weights {
         let old = raw.take_coding();
-        let kind = std::mem::discriminant(&old.source);
+        let (kind, relative) = (std::mem::discriminant(&old.source), old.source.relative());
         let new = codings.remove(&path).unwrap_or(old);
         let rounds = matches!(new.source, Source::Grid { .. } | Source::Ternary { .. });
-        if let (true, Some((_, base))) = (rounds && std::mem::discriminant(&new.source) == kind, raw.handle.take()) {
+        let stays = rounds && std::mem::discriminant(&new.source) == kind && (new.source.relative() || !relative);
+        if let (true, Some((_, base))) = (stays, raw.handle.take()) {
             each.bases.insert(path.clone(), base);
         }
         each.codings.insert(path, new);

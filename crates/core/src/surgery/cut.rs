@@ -37,11 +37,7 @@ pub(super) fn mask(net: Net, stay: &[Vec<bool>]) -> Result<Net> {
 fn silence(mut parameter: Stored, stay: &[bool]) -> Stored {
     let per_channel = parameter.base.len() / stay.len();
     match parameter.name {
-        "weight" => {
-            let old = parameter.coding.mask.take();
-            let kept = (0..parameter.base.len()).map(|i| stay[i / per_channel] && old.as_ref().is_none_or(|old| old[i]));
-            parameter.coding.mask = Some(kept.collect());
-        }
+        "weight" => parameter.mask((0..parameter.base.len()).map(|i| stay[i / per_channel]).collect()),
         "bias" | "gamma" | "beta" => {
             parameter.base.iter_mut().zip(stay).filter(|(_, stays)| !**stays).for_each(|(value, _)| *value = 0.0);
         }
@@ -66,17 +62,18 @@ fn shorten(node: Node, input: &[bool], output: &[bool], device: &Device) -> Resu
         // Only the first group's inputs are looked at: the channels of all groups were joined by their place in the group.
         "weight" => {
             let columns = if parameter.shape[1] == 1 { &[true] } else { &input[..parameter.shape[1]] };
-            select(&parameter, output, columns)
+            select(parameter, output, columns)
         }
         // A quantizer has one for all channels.
         "step" | "alpha" => parameter,
-        _ => select(&parameter, output, &[true]),
+        _ => select(parameter, output, &[true]),
     });
     build(node.name, node.inputs, &layer, parameters.collect(), device)
 }
 
 /// The rows and columns of `[rows, columns, ...]` that stay.
-fn select(parameter: &Stored, rows: &[bool], columns: &[bool]) -> Stored {
+fn select(mut parameter: Stored, rows: &[bool], columns: &[bool]) -> Stored {
+    parameter.settle();
     let inner = parameter.base.len() / (rows.len() * columns.len());
     let kept = |flags: &[bool]| flags.iter().enumerate().filter(|(_, stays)| **stays).map(|(i, _)| i).collect::<Vec<_>>();
     let (kept_rows, kept_columns) = (kept(rows), kept(columns));

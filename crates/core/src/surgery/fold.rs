@@ -2,7 +2,7 @@
 
 use briquette_runtime::Grid;
 
-use crate::coding::{Coding, Rounding, Source};
+use crate::coding::{Coding, Source};
 use crate::error::{Error, Result};
 use crate::net::{Net, Node, Op};
 use crate::stored::Stored;
@@ -55,14 +55,12 @@ fn folded(layer: &Node, norm: &Node) -> Result<Vec<Stored>> {
     }
     for stored in &mut parameters {
         if stored.coding.source != Source::Free {
+            // What lies on the grid would have other codes by a rule that looks at all weights together.
+            stored.settle();
             stored.base = stored.values();
             match &mut stored.coding.source {
-                Source::Grid { grid, rounding, .. } if stored.name == "weight" && grid.axis.unwrap_or(0) == 0 => {
-                    *grid = scaled(grid, &scale);
-                    // What lies on the grid now would have other codes by a rule that looks at all weights together.
-                    if matches!(rounding, Rounding::Tanh | Rounding::Threshold) {
-                        *rounding = Rounding::Nearest;
-                    }
+                Source::Grid { grid, .. } if stored.name == "weight" && grid.axis.unwrap_or(0) == 0 => {
+                    *grid = scaled(grid, &scale)
                 }
                 _ => {
                     let detail = "its weights are shared; put fold-norms before the pass that did that";

@@ -112,6 +112,55 @@ fn on_an_edge(net: &Net, input: &[f32]) -> bool {
     found
 }
 
+/// The network with its weights under codings of every kind, some of them masked.
+fn coded(net: Net, rng: &mut ChaCha8Rng) -> Net {
+    let device = net.device();
+    let nodes = net.nodes.into_iter().map(|node| {
+        let mut parameters = node.parameters();
+        for weight in parameters.iter_mut().filter(|parameter| parameter.name == "weight") {
+            let mask = rng.random_ratio(1, 3).then(|| (0..weight.base.len()).map(|_| rng.random_ratio(3, 4)).collect());
+            weight.coding = Coding { mask, source: random_source(&weight.shape, rng) };
+        }
+        node.with(parameters, &device).unwrap()
+    });
+    Net { nodes: nodes.collect() }
+}
+
+fn random_source(shape: &[usize], rng: &mut ChaCha8Rng) -> Source {
+    let (count, out) = (shape.iter().product::<usize>(), shape[0]);
+    match rng.random_range(0..9) {
+        0 => Source::Free,
+        1 => {
+            Source::Codebook { centroids: vec![-0.3, 0.1, 0.4], assignment: (0..count).map(|_| rng.random_range(0..3)).collect() }
+        }
+        2 | 3 => Source::Ternary { scales: [0.2, 0.3], share: rng.random_range(0.05..0.6) },
+        4 => Source::Hashed {
+            seed: 7,
+            buckets: vec![0.3, -0.2, 0.1],
+            places: (0..count).map(|i| Hashed::place(7, i, 3)).collect(),
+        },
+        5 => {
+            let columns = count / out;
+            let width = 5.min(columns);
+            let stage = Stage {
+                centroids: (0..3 * columns).map(|i| (i % 23) as f32 * 0.02 - 0.2).collect(),
+                indices: (0..columns.div_ceil(width) * out).map(|_| rng.random_range(0..3)).collect(),
+            };
+            Source::Product { product: Product { width, columns, taps: 1, stages: vec![stage] }, transposed: false }
+        }
+        _ => {
+            let roundings = [Rounding::Nearest, Rounding::Stochastic, Rounding::Tanh, Rounding::Tanh, Rounding::Threshold];
+            let rounding = roundings[rng.random_range(0..roundings.len())];
+            let levels = if rounding == Rounding::Threshold { 3 } else { [3, 4, 16][rng.random_range(0..3)] };
+            let axis = if rng.random() { Some(0) } else { None };
+            let channels = if axis.is_some() { out } else { 1 };
+            let steps = (0..channels).map(|_| rng.random_range(0.05..0.3)).collect();
+            let grid = Grid { levels, axis, steps, zeros: vec![(levels - 1) as f32 / 2.0; channels] };
+            Source::Grid { grid, rounding, learned: rng.random() }
+        }
+    }
+}
+
 fn random_block(b: &mut Builder, x: At, name: &str, rng: &mut ChaCha8Rng) -> At {
     let channels = b.shape(x)[0];
     let sub = |part: &str| format!("{name}.{part}");
@@ -173,6 +222,7 @@ fn masked_equals_cut_on_a_thousand_random_nets() {
     for seed in 0..1000 {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let net = random_net(&mut rng);
+        let net = if seed % 2 == 0 { net } else { coded(net, &mut rng) };
         let groups = net.channel_groups().unwrap();
         let cuts: Vec<(&ChannelGroup, Keep)> =
             groups.iter().filter(|group| group.frozen.is_none()).map(|group| (group, random_keep(group, &mut rng))).collect();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use briquette_core::coding::{self, Coding, Source, Weight};
+use briquette_core::coding::{self, Source, Weight};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::rank::{self, Scores};
@@ -25,15 +25,12 @@ where
 }
 
 /// Masks weights of each tensor of rank 2 or more in any Burn module; `choose` marks those that stay, in the order of the tensor's values.
-/// Tensors for which it gives none are left alone, and weights that an earlier mask removed stay removed.
+/// Tensors for which it gives none are left alone, weights that an earlier mask removed stay removed, and those that stay keep their values.
 pub fn mask<M: Module>(module: M, mut choose: impl FnMut(&Weight) -> Option<Vec<bool>>) -> M {
     let mut codings = BTreeMap::new();
     for weight in coding::weights(&module) {
-        let Some(mut mask) = choose(&weight) else { continue };
-        if let Some(old) = &weight.coding.mask {
-            mask.iter_mut().zip(old).for_each(|(stays, old)| *stays &= old);
-        }
-        codings.insert(weight.path, Coding { mask: Some(mask), source: weight.coding.source });
+        let Some(stays) = choose(&weight) else { continue };
+        codings.insert(weight.path, weight.coding.masked(stays, &weight.values));
     }
     coding::recode(module, codings)
 }
@@ -81,20 +78,18 @@ pub fn highest_blocks<T: Copy + Into<f64>>(weight: &Weight, scores: Vec<T>, bloc
 }
 
 /// Masks weights of a network's layers in the layout of [`Node::weight`](briquette_core::net::Node::weight); `choose` marks those that
-/// stay. Layers for which it gives none are left alone, and weights that an earlier mask removed stay removed.
+/// stay. Layers for which it gives none are left alone, weights that an earlier mask removed stay removed, and those that stay keep their
+/// values.
 ///
 /// # Errors
 /// When the network does not hold together.
 pub fn mask_layers(net: Net, mut choose: impl FnMut(usize, &Stored) -> Option<Vec<bool>>) -> Result<Net> {
     let device = net.device();
     let nodes = net.nodes.into_iter().enumerate().map(|(index, node)| {
-        let Some(mut mask) = node.weight().and_then(|weight| choose(index, &weight)) else { return Ok(node) };
+        let Some(stays) = node.weight().and_then(|weight| choose(index, &weight)) else { return Ok(node) };
         let mut parameters = node.parameters();
-        for weight in parameters.iter_mut().filter(|parameter| parameter.name == "weight") {
-            if let Some(old) = &weight.coding.mask {
-                mask.iter_mut().zip(old).for_each(|(stays, old)| *stays &= old);
-            }
-            weight.coding.mask = Some(std::mem::take(&mut mask));
+        if let Some(weight) = parameters.iter_mut().find(|parameter| parameter.name == "weight") {
+            weight.mask(stays);
         }
         node.with(parameters, &device)
     });
@@ -153,7 +148,7 @@ pub fn check_shares(net: &Net, keep: Option<&PerLayer<Ratio>>, global: Option<Ra
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::handmade::{get, set, small};
+    use crate::handmade::{get, run, set, small};
 
     #[test]
     fn the_share_stays_and_what_is_masked_never_does() {
@@ -183,5 +178,38 @@ mod tests {
         let first = mask_layers(net, |i, _| (i == fc2).then(|| (0..15).map(|w| w >= 5).collect())).unwrap();
         let second = mask_layers(first, |i, _| (i == fc2).then(|| (0..15).map(|w| w < 10).collect())).unwrap();
         assert_eq!(get(&second, "fc2", "weight"), [[0.0; 5], [1.0; 5], [0.0; 5]].concat());
+    }
+
+    /// Nets whose second layer has weights that follow from all of them: from the largest, and from the mean.
+    fn relative() -> Vec<Net> {
+        let learned = serde_json::json!({ "scales": "learned", "threshold": 0.3, "train": { "epochs": 0 } });
+        vec![
+            crate::parts::clipped::squash(small(), |_| Some(3)),
+            crate::ternary::ternarize(small(), |_| Some(crate::ternary::Per::Channel)),
+            run::<crate::ternary::Ternary>(small(), learned).unwrap(),
+        ]
+    }
+
+    #[test]
+    fn what_stays_keeps_its_value_when_the_largest_weight_goes() {
+        for net in relative() {
+            let conv2 = net.index("conv2").unwrap();
+            let (weight, before) = (net.nodes[conv2].weight().unwrap(), get(&net, "conv2", "weight"));
+            let largest = |i: usize| weight.base[i].abs() >= 0.5 * weight.base.iter().fold(0.0, |most: f32, w| most.max(w.abs()));
+            let stays: Vec<bool> = (0..weight.base.len()).map(|i| !largest(i)).collect();
+            let expected: Vec<f32> = before.iter().zip(&stays).map(|(w, stays)| if *stays { *w } else { 0.0 }).collect();
+            assert!(expected.iter().any(|w| *w != 0.0) && expected != before);
+            let by_layer = mask_layers(net.deep_clone(), |i, _| (i == conv2).then(|| stays.clone())).unwrap();
+            let by_tensor = mask(net.deep_clone(), |weight| (weight.node() == Some(conv2)).then(|| stays.clone()));
+            for masked in [by_layer, by_tensor] {
+                assert_eq!(get(&masked, "conv2", "weight"), expected);
+                // What loses nothing goes on as it is.
+                let again = mask(masked.deep_clone(), |weight| Some(vec![true; weight.values.len()]));
+                let coding = |net: &Net, layer: &str| net.nodes[net.index(layer).unwrap()].weight().unwrap().coding.source;
+                for layer in ["conv1", "conv2", "fc1", "fc2"] {
+                    assert_eq!(coding(&again, layer), coding(&masked, layer), "{layer}");
+                }
+            }
+        }
     }
 }
