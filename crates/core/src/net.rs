@@ -193,6 +193,12 @@ impl Net {
         let weighted = |op: &Op| matches!(op, Op::Conv2d(_) | Op::Linear(_) | Op::Structured(_) | Op::Custom(_));
         self.nodes.iter().enumerate().filter(move |(_, node)| weighted(&node.op))
     }
+
+    /// The nodes whose weights are their own (convolution, linear), in order: what makes a structural matrix, or goes into an open kernel, is
+    /// none that could be pruned or shared.
+    pub fn own_weights(&self) -> impl Iterator<Item = (usize, &Node)> {
+        self.nodes.iter().enumerate().filter(|(_, node)| node.op.weight_shape().is_some())
+    }
 }
 
 impl Node {

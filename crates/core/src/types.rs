@@ -15,7 +15,7 @@ mod budget;
 mod select;
 
 pub use budget::Budget;
-pub use select::{Fit, Layers, Selector};
+pub use select::{Fit, Layers, Selector, WEIGHTLESS};
 
 /// A share in `[0, 1]`.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize, DeserializeDerive)]
@@ -97,17 +97,16 @@ impl<T: Copy> PerLayer<T> {
     /// [`PerLayer::resolve`] for the layers that [`Layers::without`] has chosen.
     ///
     /// # Errors
-    /// As [`PerLayer::resolve`], and a layer that has a value under its name but is not chosen.
+    /// As [`PerLayer::resolve`], and a layer that has a value under its name but is not chosen or has no weights of its own.
     pub fn resolve_within(&self, net: &Net, chosen: &BTreeSet<usize>) -> Result<Vec<(usize, T)>> {
         let mut within = Vec::new();
         for (index, (fit, value)) in self.fits(net)? {
             if chosen.contains(&index) {
                 within.push((index, value));
             } else if fit == Fit::Name {
-                return Err(Error::node(
-                    &net.nodes[index].name,
-                    "has a value of its own, but `layers` and `except` leave it out; name it in `layers`",
-                ));
+                let node = &net.nodes[index];
+                let left_out = "has a value of its own, but `layers` and `except` leave it out; name it in `layers`";
+                return Err(Error::node(&node.name, if node.op.weight_shape().is_some() { left_out } else { WEIGHTLESS }));
             }
         }
         Ok(within)

@@ -102,6 +102,7 @@ impl Bwn {
 
 #[cfg(test)]
 mod tests {
+    use briquette_core::builder::Builder;
     use briquette_core::coding::Source;
     use briquette_core::stored::Storage;
     use burn::tensor::Device;
@@ -147,7 +148,11 @@ mod tests {
     fn the_ends_stay_real_unless_told_otherwise() {
         let method: Bwn = serde_json::from_str(r#"{ "except": [], "train": {} }"#).unwrap();
         assert_eq!(method.binary(small()).unwrap().1.len(), 4);
-        let all = refusal::<Bwn>(small(), serde_json::json!({ "except": ["conv*", "fc*"], "train": {} }));
-        assert!(all.starts_with("bwn: no convolution or fully connected layer is left"), "{all}");
+        let mut b = Builder::new([1, 4, 4], 1, &Device::flex());
+        let x = b.flatten("flatten", b.input());
+        let x = b.linear("fc1", x, 4);
+        b.linear("fc2", x, 3);
+        let ends = refusal::<Bwn>(b.finish().unwrap(), serde_json::json!({ "train": {} }));
+        assert!(ends.starts_with("bwn: no convolution or fully connected layer is left"), "{ends}");
     }
 }

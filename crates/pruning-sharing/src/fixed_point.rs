@@ -60,7 +60,7 @@ use serde::Deserialize;
 use crate::parts::bias_correction::{correct, output_means};
 use crate::parts::equalize::equalize;
 use crate::parts::observers::{Calibration, Percentile, Scale, observe};
-use crate::parts::quantizers::{Site, activation_levels, chosen, layers, on_grids, place, sites, weight_grid};
+use crate::parts::quantizers::{Site, activation_levels, layers, on_grids, place, sites, weight_grid};
 use crate::parts::steps::Positive;
 use crate::parts::yes;
 
@@ -179,7 +179,7 @@ impl FixedPoint {
     /// The layers with their bits, and where their inputs are quantized.
     fn targets(&self, net: &Net) -> Result<(BTreeMap<usize, u32>, Vec<Site>)> {
         let allowed = |bits| (2..=8).contains(&bits) || bits == 16;
-        let layers = layers(Self::NAME, net, &self.bits, &chosen(net, (&self.layers, &self.except))?, (allowed, "2 to 8 or 16"))?;
+        let layers = layers(Self::NAME, net, &self.bits, &self.layers.without(&self.except, net)?, (allowed, "2 to 8 or 16"))?;
         let eight = |bits| (2..=8).contains(&bits);
         let levels = activation_levels(Self::NAME, net, self.activations.as_ref(), &layers, (eight, "2 to 8"))?;
         Ok((layers, sites(net, levels)))

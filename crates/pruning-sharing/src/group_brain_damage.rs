@@ -118,10 +118,9 @@ impl GroupBrainDamage {
         self.layers.all_done(net, |index| convolution(&index), "is no convolution; use structured-sparsity for it")?;
         let named: BTreeMap<usize, f64> = match &self.ratio {
             Some(ratio) => ratio.resolve_within(net, &chosen)?.into_iter().map(|(index, ratio)| (index, ratio.get())).collect(),
-            None => net.weighted().map(|(index, _)| (index, 0.0)).collect(),
+            None => chosen.iter().map(|index| (*index, 0.0)).collect(),
         };
-        let shares: BTreeMap<usize, f64> =
-            named.into_iter().filter(|(index, _)| convolution(index) && chosen.contains(index)).collect();
+        let shares: BTreeMap<usize, f64> = named.into_iter().filter(|(index, _)| convolution(index)).collect();
         if shares.is_empty() {
             let detail = "group-brain-damage: no convolution is named; use structured-sparsity for other layers";
             return Err(Error::Invalid(detail.into()));

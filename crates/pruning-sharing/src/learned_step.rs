@@ -60,7 +60,7 @@ use burn::module::Module;
 use serde::Deserialize;
 
 use crate::parts::observers::{Calibration, LEAST_STEP, Scale, observe};
-use crate::parts::quantizers::{Site, activation_levels, chosen, ends, grid, layers, on_grids, place, sites};
+use crate::parts::quantizers::{Site, activation_levels, ends, grid, layers, on_grids, place, sites};
 use crate::parts::steps::Positive;
 
 pub use crate::parts::quantizers::Per;
@@ -132,7 +132,7 @@ impl LearnedStep {
         if !eight(self.ends.get()) {
             return Err(Error::Invalid(format!("learned-step: `ends` takes 2 to 8 bits, not {}", self.ends.get())));
         }
-        let which = chosen(net, (&self.layers, &self.except))?;
+        let which = self.layers.without(&self.except, net)?;
         let mut layers = layers(Self::NAME, net, &self.bits, &which, (eight, "2 to 8"))?;
         let mut levels = activation_levels(Self::NAME, net, self.activations.as_ref(), &layers, (eight, "2 to 8"))?;
         // What a table says of a layer by its name goes before `ends`.

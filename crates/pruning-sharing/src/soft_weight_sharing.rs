@@ -62,7 +62,6 @@ use serde::Deserialize;
 
 use crate::parts::codebooks::used;
 use crate::parts::mixture::{Component, Slopes, merge};
-use crate::parts::quantizers::chosen;
 use crate::parts::refuse;
 
 /// Trains weights towards the means of a mixture that is trained with them.
@@ -187,7 +186,7 @@ impl SoftWeightSharing {
     /// The layers whose weights the mixture is about.
     fn check(&self, net: &Net) -> Result<BTreeSet<usize>> {
         self.check_settings()?;
-        let layers = chosen(net, (&self.layers, &self.except))?;
+        let layers = self.layers.without(&self.except, net)?;
         for node in layers.iter().map(|layer| &net.nodes[*layer]) {
             let Some(weight) = node.weight() else { continue };
             if weight.coding.source != Source::Free {

@@ -57,7 +57,7 @@ use burn::tensor::Tensor;
 use serde::Deserialize;
 
 use crate::parts::observers::Scale;
-use crate::parts::quantizers::{Site, chosen, layers, on_grids, place, sites};
+use crate::parts::quantizers::{Site, layers, on_grids, place, sites};
 use crate::parts::steps::paths;
 use briquette_core::values::{plain, replace};
 
@@ -188,7 +188,7 @@ impl StochasticRounding {
         self.gradients.map_or(Ok(()), |format| format.check("gradients"))?;
         self.coarse(net)?;
         let bits = Bits::try_from(self.weights.integer + self.weights.fraction).map_err(Error::Invalid)?;
-        layers(Self::NAME, net, &PerLayer::All(bits), &chosen(net, (&self.layers, &self.except))?, (|_| true, "2 to 16"))
+        layers(Self::NAME, net, &PerLayer::All(bits), &self.layers.without(&self.except, net)?, (|_| true, "2 to 16"))
     }
 
     fn coarse(&self, net: &Net) -> Result<Option<CoarseGradient>> {

@@ -59,7 +59,7 @@ use burn::tensor::Tensor;
 use serde::Deserialize;
 
 use crate::parts::observers::{LEAST_STEP, Scale};
-use crate::parts::quantizers::{chosen, grid, layers, on_grids};
+use crate::parts::quantizers::{grid, layers, on_grids};
 use crate::parts::steps::paths;
 
 pub use crate::parts::quantizers::Per;
@@ -125,7 +125,7 @@ impl Pass for Ternary {
             _ => {}
         }
         let two = PerLayer::All(Bits::try_from(2).map_err(Error::Invalid)?);
-        let layers = layers(Self::NAME, &net, &two, &chosen(&net, (&self.layers, &self.except))?, (|_| true, "2"))?;
+        let layers = layers(Self::NAME, &net, &two, &self.layers.without(&self.except, &net)?, (|_| true, "2"))?;
         let chosen = |weight: &Weight| weight.node().is_some_and(|node| layers.contains_key(&node));
         Ok(match self.scales {
             Scales::Mean => {

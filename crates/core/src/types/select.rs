@@ -69,6 +69,9 @@ impl From<&str> for Selector {
     }
 }
 
+/// Why a layer is refused by what prunes or shares weights.
+pub const WEIGHTLESS: &str = "has no weights of its own, for its matrix is structural or an open kernel's; leave it out";
+
 /// The kinds of layers.
 pub(super) const KINDS: [&str; 2] = ["conv", "fc"];
 
@@ -112,26 +115,32 @@ impl Layers {
         Ok(found)
     }
 
-    /// The nodes with weights that this list names, or all of them without a list, less those that `except` names.
+    /// The nodes with weights of their own that this list names, or all of them without a list, less those that `except` names.
     ///
     /// # Errors
-    /// A selector that fits no node, or one of this list that fits none with weights, and an empty list.
+    /// A selector that fits no node, or one of this list that fits none with weights of its own, an empty list, and nothing that is left.
     pub fn without(&self, except: &Self, net: &Net) -> Result<BTreeSet<usize>> {
-        let weighted: BTreeSet<usize> = net.weighted().map(|(index, _)| index).collect();
-        let mut chosen = if self.given() { BTreeSet::new() } else { weighted.clone() };
+        let own: BTreeSet<usize> = net.own_weights().map(|(index, _)| index).collect();
+        let mut chosen = if self.given() { BTreeSet::new() } else { own.clone() };
         if self.0.as_ref().is_some_and(Vec::is_empty) {
             return Err(Error::Invalid("`layers` names no layer; leave it out for all".into()));
         }
         for selector in self.0.iter().flatten() {
             let found: Vec<usize> = selector.nodes(net)?.into_iter().map(|(index, _)| index).collect();
-            if !found.iter().any(|index| weighted.contains(index)) {
-                return Err(Error::node(selector.text(), "holds no weights; name a layer that does in `layers`"));
+            if !found.iter().any(|index| own.contains(index)) {
+                let made = net.weighted().any(|(index, _)| found.contains(&index));
+                let why = if made { WEIGHTLESS } else { "holds no weights; name a layer that does in `layers`" };
+                return Err(Error::node(selector.text(), why));
             }
-            chosen.extend(found.into_iter().filter(|index| weighted.contains(index)));
+            chosen.extend(found.into_iter().filter(|index| own.contains(index)));
         }
         let spared = except.nodes(net)?;
         chosen.retain(|index| !spared.contains(index));
-        Ok(chosen)
+        match chosen.is_empty() {
+            true if except.given() => Err(Error::Invalid("`except` leaves no layer; shorten it".into())),
+            true => Err(Error::Invalid("no layer has weights of its own; put the pass before the one that replaced them".into())),
+            false => Ok(chosen),
+        }
     }
 
     /// Refuses a list that names a node, by its very name, of which `done` does not hold; `why` says what keeps a method from it.
@@ -199,6 +208,9 @@ mod tests {
         );
         assert_eq!(refused(&["flatten"]), "node 'flatten': holds no weights; name a layer that does in `layers`");
         assert_eq!(refused(&[]), "`layers` names no layer; leave it out for all");
+        assert_eq!(chosen(None, Some(&["*"])).unwrap_err().to_string(), "`except` leaves no layer; shorten it");
+        let both = chosen(Some(&["fc"]), Some(&["fc*"])).unwrap_err().to_string();
+        assert_eq!(both, "`except` leaves no layer; shorten it");
         assert!(chosen(None, Some(&["cov1"])).unwrap_err().to_string().starts_with("unknown layer 'cov1'; did you mean"));
     }
 

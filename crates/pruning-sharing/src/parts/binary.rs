@@ -19,7 +19,7 @@ use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
-use super::quantizers::{Per, chosen, grid, inner, on_grids};
+use super::quantizers::{Per, grid, inner, on_grids};
 use super::{observers, refuse};
 
 /// Smallest scale: weights that are all 0 have a sign, too.
@@ -39,8 +39,8 @@ pub enum Scale {
 ///
 /// # Errors
 /// A selector that fits no layer, no layer left, or one that is named but is none of these, or whose weights an earlier pass shares or prunes.
-pub fn layers(net: &Net, which: (&Layers, &Layers), method: &str) -> Result<Vec<usize>> {
-    plain(net, chosen(net, which)?, method)
+pub fn layers(net: &Net, (layers, except): (&Layers, &Layers), method: &str) -> Result<Vec<usize>> {
+    plain(net, layers.without(except, net)?, method)
 }
 
 /// As [`layers`], but that the first and the last layer stay real where neither list is given.
@@ -53,7 +53,8 @@ pub fn inner_layers(net: &Net, which: (&Layers, &Layers), method: &str) -> Resul
 
 fn plain(net: &Net, chosen: BTreeSet<usize>, method: &str) -> Result<Vec<usize>> {
     if chosen.is_empty() {
-        let detail = "no convolution or fully connected layer is left to change; name fewer in `except`";
+        let detail =
+            "no convolution or fully connected layer is left between the first and the last; set `except = []` for these";
         return Err(Error::Invalid(format!("{method}: {detail}")));
     }
     refuse::shared(net, &chosen, method)?;
@@ -398,6 +399,6 @@ mod tests {
         let error = layers(&pruned, (&all, &all), "binary-connect").unwrap_err().to_string();
         assert_eq!(error, "node 'fc1': is pruned; put binary-connect before the pass that prunes it, or name it in `except`");
         let none = layers(&small(), (&all, &["*"].into_iter().collect()), "binary-connect").unwrap_err().to_string();
-        assert!(none.starts_with("binary-connect: no convolution or fully connected layer is left"), "{none}");
+        assert_eq!(none, "`except` leaves no layer; shorten it");
     }
 }

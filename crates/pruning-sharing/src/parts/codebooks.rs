@@ -109,7 +109,8 @@ impl Codebooks {
     fn members(&self, net: &Net, curvature: &PerWeight) -> Result<Vec<Member>> {
         let chosen = self.layers.without(&self.except, net)?;
         let mut members = Vec::new();
-        for (index, node) in net.weighted().filter(|(index, _)| chosen.contains(index)) {
+        for index in chosen {
+            let node = &net.nodes[index];
             let Some(weight) = node.weight() else { continue };
             let values = weight.values();
             let points = points(&values, &weight.coding, |i| curvature.get(&index).map_or(1.0, |h| h[i]));

@@ -56,7 +56,7 @@ impl Curvature {
 /// As [`factors`].
 pub fn diagonal(net: &Net, size: (usize, Option<usize>), what: &str, cx: &mut Context<'_>) -> Result<PerWeight> {
     let mut sums = PerWeight::new();
-    let layers: Vec<usize> = net.weighted().map(|(index, _)| index).collect();
+    let layers: Vec<usize> = net.own_weights().map(|(index, _)| index).collect();
     let seen = factors(net, &layers, what, size, cx, |factor| {
         let sums = sums.entry(factor.layer).or_insert_with(|| vec![0.0; factor.gradient.len()]);
         sums.par_iter_mut().zip(factor.gradient).with_min_len(1 << 14).for_each(|(sum, g)| {
@@ -79,7 +79,7 @@ pub fn second_moment(net: &Net, samples: usize, what: &str, cx: &mut Context<'_>
     let (mut moments, mut steps) = (PerWeight::new(), 0);
     probe(cx, what, (samples.div_ceil(MINI_BATCH), MINI_BATCH), &device, |images, labels| {
         let grads = cross_entropy(probed.forward(images), labels, 0.0).backward();
-        for (index, node) in probed.weighted() {
+        for (index, node) in probed.own_weights() {
             let Some(gradient) = node.gradient("weight", &grads) else { continue };
             let moments = moments.entry(index).or_insert_with(|| vec![0.0; gradient.len()]);
             moments.iter_mut().zip(gradient).for_each(|(v, g)| *v = BETA * *v + (1.0 - BETA) * f64::from(g).powi(2));

@@ -121,9 +121,9 @@ pub fn sizes(values: &[f32]) -> Vec<f32> {
     values.iter().map(|v| v.abs()).collect()
 }
 
-/// How many of `len` weights stay when this share does, at least one.
+/// How many of `len` weights stay when this share does, at least one if there are any.
 pub fn kept(share: f64, len: usize) -> usize {
-    ((share * len as f64).round() as usize).clamp(1, len)
+    ((share * len as f64).round() as usize).max(1).min(len)
 }
 
 /// Refuses shares that leave a layer, or the whole network, without weights, and those of a layer that has none.
@@ -148,7 +148,7 @@ pub fn check_shares(net: &Net, keep: Option<&PerLayer<Ratio>>, global: Option<Ra
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::handmade::{get, run, set, small};
+    use crate::handmade::{get, refusal, run, set, small};
 
     #[test]
     fn the_share_stays_and_what_is_masked_never_does() {
@@ -210,6 +210,17 @@ mod tests {
                     assert_eq!(coding(&again, layer), coding(&masked, layer), "{layer}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn of_no_weights_none_stay_and_a_network_of_which_none_are_left_is_refused() {
+        assert_eq!((kept(0.5, 0), kept(0.0, 3), kept(1.0, 3)), (0, 1, 3));
+        let untouched = keep_highest_of_all(small(), 0.5, 1, |_| None::<Vec<f32>>);
+        assert!(untouched.to_state() == small().to_state());
+        for how in ["keep", "global", "quality"] {
+            let none = refusal::<crate::magnitude::Magnitude>(small(), serde_json::json!({ how: 0.5, "except": ["*"] }));
+            assert_eq!(none, "`except` leaves no layer; shorten it", "{how}");
         }
     }
 }

@@ -105,23 +105,13 @@ pub fn activation_levels(
     Ok(levels)
 }
 
-/// The convolutions and fully connected layers that `layers` names, or all, less those that `except` names.
+/// As [`Layers::without`], without the first and the last where neither list is given.
 ///
 /// # Errors
-/// As [`Layers::without`], and a layer in `layers` that is neither.
-pub fn chosen(net: &Net, (layers, except): (&Layers, &Layers)) -> Result<BTreeSet<usize>> {
-    let plain = |index: usize| net.nodes[index].op.weight_shape().is_some();
-    layers.all_done(net, plain, "is no convolution and no fully connected layer")?;
-    Ok(layers.without(except, net)?.into_iter().filter(|index| plain(*index)).collect())
-}
-
-/// As [`chosen`], without the first and the last where neither list is given.
-///
-/// # Errors
-/// As [`chosen`].
-pub fn inner(net: &Net, which: (&Layers, &Layers)) -> Result<BTreeSet<usize>> {
-    let mut chosen = chosen(net, which)?;
-    if !which.0.given() && !which.1.given() {
+/// As [`Layers::without`].
+pub fn inner(net: &Net, (layers, except): (&Layers, &Layers)) -> Result<BTreeSet<usize>> {
+    let mut chosen = layers.without(except, net)?;
+    if !layers.given() && !except.given() {
         chosen.pop_first();
         chosen.pop_last();
     }
@@ -130,8 +120,7 @@ pub fn inner(net: &Net, which: (&Layers, &Layers)) -> Result<BTreeSet<usize>> {
 
 /// The first and the last convolution or fully connected layer.
 pub fn ends(net: &Net) -> Vec<usize> {
-    let layers: Vec<usize> =
-        net.weighted().filter(|(_, node)| node.op.weight_shape().is_some()).map(|(index, _)| index).collect();
+    let layers: Vec<usize> = net.own_weights().map(|(index, _)| index).collect();
     layers.first().into_iter().chain(layers.last()).copied().collect()
 }
 
@@ -361,11 +350,11 @@ mod tests {
     fn what_cannot_be_quantized_is_named() {
         let refused = |net: &Net, text: &str, except: &[&str]| {
             let except: Layers = except.iter().copied().collect();
-            let chosen = chosen(net, (&Layers::default(), &except)).unwrap();
+            let chosen = Layers::default().without(&except, net).unwrap();
             layers("fixed-point", net, &bits(text), &chosen, EIGHT).unwrap_err().to_string()
         };
         assert_eq!(refused(&small(), r#"{ "fc1": 9 }"#, &[]), "node 'fc1': fixed-point takes 2 to 8 bits, not 9");
-        assert!(refused(&small(), "8", &["conv*", "fc*"]).starts_with("fixed-point: no layer is left to quantize"));
+        assert!(refused(&small(), r#"{ "conv": 8 }"#, &["conv*"]).starts_with("fixed-point: no layer is left to quantize"));
         assert!(refused(&small(), r#"{ "fc3": 8 }"#, &[]).contains("unknown layer 'fc3'"));
         let net = set(small(), "fc2", "weight", &[f32::NAN; 15]);
         assert!(refused(&net, "8", &[]).starts_with("node 'fc2': holds the weight NaN"));
@@ -374,7 +363,7 @@ mod tests {
         });
         let shared = refused(&net, "8", &[]);
         assert!(shared.ends_with("put fixed-point before the pass that shares them"), "{shared}");
-        let chosen = chosen(&small(), (&Layers::default(), &["conv1"].into_iter().collect())).unwrap();
+        let chosen = Layers::default().without(&["conv1"].into_iter().collect(), &small()).unwrap();
         assert_eq!(layers("fixed-point", &small(), &bits("4"), &chosen, EIGHT).unwrap().len(), 3);
         assert_eq!(ends(&small()), [1, 9]);
     }
