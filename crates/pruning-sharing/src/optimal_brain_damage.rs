@@ -42,7 +42,7 @@ use briquette_core::training::{Extras, Recipe, fit};
 use briquette_core::types::{Layers, PerLayer, Ratio};
 use serde::Deserialize;
 
-use crate::parts::curvature::diagonal;
+use crate::parts::curvature::{diagonal, reached};
 use crate::parts::masks::{check_shares, keep_highest, keep_highest_of_all};
 
 /// Masks the weights whose loss the network feels least, to second order.
@@ -81,8 +81,13 @@ impl Method for OptimalBrainDamage {
 impl Pass for OptimalBrainDamage {
     fn run(&self, mut net: Net, cx: &mut Context<'_>) -> Result<Net> {
         self.check(&net)?;
+        let within = self.layers.without(&self.except, &net)?;
         for round in 1..=self.rounds {
             let curvature = diagonal(&net, (self.calibration_images, self.labels), Self::NAME, cx)?;
+            match &self.keep {
+                None => reached(&net, &curvature, &within)?,
+                Some(keep) => reached(&net, &curvature, keep.resolve_within(&net, &within)?.iter().map(|(layer, _)| layer))?,
+            }
             net = self.prune(net, &curvature, round as f64 / self.rounds as f64)?;
             if let Some(recipe) = &self.tune {
                 net = fit(net, recipe, Extras::default(), cx)?;
@@ -158,6 +163,7 @@ fn one() -> usize {
 mod tests {
     use std::collections::BTreeSet;
 
+    use briquette_core::builder::Builder;
     use briquette_core::coding::floats;
     use briquette_core::pass::Silent;
     use briquette_core::training::probe;
@@ -242,6 +248,25 @@ mod tests {
             let kept: usize = count(&net.unwrap());
             assert_eq!(kept, (0.4 * all as f64).round() as usize, "of {all}");
         }
+    }
+
+    #[test]
+    fn a_layer_of_whose_curvature_nothing_is_known_is_refused() {
+        let mut b = Builder::new([1, 4, 4], 1, &Device::flex());
+        let x = b.flatten("flatten", b.input());
+        b.linear("idle", x, 4);
+        b.linear("fc", x, 3);
+        let net = b.finish().unwrap();
+        let why = "no gradient of the loss reaches it, so that its curvature is not known; name it in `except`";
+        for keep in [serde_json::json!({ "global": 0.5 }), serde_json::json!({ "keep": { "idle": 0.5 } })] {
+            let error = run::<OptimalBrainDamage>(net.deep_clone(), keep).unwrap_err().to_string();
+            assert_eq!(error, format!("node 'idle': {why}"));
+        }
+        let shared = serde_json::json!({ "bits": 2, "calibration-images": 4 });
+        let error = run::<crate::hessian_kmeans::HessianKmeans>(net.deep_clone(), shared).unwrap_err().to_string();
+        assert_eq!(error, format!("node 'idle': {why}"));
+        let kept = run::<OptimalBrainDamage>(net, serde_json::json!({ "global": 0.5, "except": ["idle"] })).unwrap();
+        assert_eq!(get(&kept, "fc", "weight").iter().filter(|w| **w != 0.0).count(), 24);
     }
 
     #[test]

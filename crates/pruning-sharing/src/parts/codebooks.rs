@@ -12,7 +12,7 @@ use briquette_core::types::Layers;
 use burn::module::Module;
 use serde::Deserialize;
 
-use super::curvature::{Curvature, PerWeight};
+use super::curvature::{Curvature, PerWeight, reached};
 use super::kmeans::{Clusters, Weighted};
 use super::refuse;
 
@@ -60,6 +60,9 @@ impl Codebooks {
     ) -> Result<Net> {
         self.check(method, &net)?;
         let curvature = self.curvature.estimate(&net, self.calibration_images, method, cx)?;
+        if self.curvature != Curvature::Flat {
+            reached(&net, &curvature, &self.layers.without(&self.except, &net)?)?;
+        }
         let net = self.share(net, &curvature, cluster)?;
         tune(net, self.tune.as_ref(), cx)
     }

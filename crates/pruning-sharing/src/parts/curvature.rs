@@ -49,6 +49,20 @@ impl Curvature {
     }
 }
 
+/// Refuses layers, by index, of whose curvature nothing is known, for no gradient of the loss came to them.
+///
+/// # Errors
+/// Names the layer.
+pub fn reached<'a>(net: &Net, curvature: &PerWeight, layers: impl IntoIterator<Item = &'a usize>) -> Result<()> {
+    match layers.into_iter().find(|layer| !curvature.contains_key(layer)) {
+        Some(layer) => {
+            let detail = "no gradient of the loss reaches it, so that its curvature is not known; name it in `except`";
+            Err(Error::node(&net.nodes[*layer].name, detail))
+        }
+        None => Ok(()),
+    }
+}
+
 /// The diagonal of the Gauss-Newton matrix of the mean loss: `h_ii = mean over samples of sum_k p_k (dL_k/dw_i)^2`, the squares of its
 /// [`factors`], which say what `labels` are.
 ///
