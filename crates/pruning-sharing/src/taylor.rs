@@ -106,8 +106,9 @@ impl Taylor {
 /// Mean over the batches of the squared derivative of the loss by each filter's gate.
 fn scores(net: &Net, batches: (usize, usize), cx: &mut Context<'_>) -> Result<FilterScores> {
     let probed = net.probed();
+    // What a structural matrix makes is never cut.
     let gated: Vec<(usize, &Node)> =
-        probed.weighted().map(|(i, _)| (i, &probed.nodes[norm_after(net, i).unwrap_or(i)])).collect();
+        probed.own_weights().map(|(i, _)| (i, &probed.nodes[norm_after(net, i).unwrap_or(i)])).collect();
     let mut sums: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
     let mut count = 0.0;
     let device = net.device().autodiff();
@@ -154,6 +155,8 @@ mod tests {
 
     use super::*;
     use crate::handmade::{context, get, images, refusal, run, set, small};
+    use crate::kronecker::Kronecker;
+    use crate::low_displacement::LowDisplacement;
 
     /// A network whose normalization does something.
     fn stirred() -> Net {
@@ -206,6 +209,19 @@ mod tests {
         let net = set(stirred(), "conv2", "weight", &reading);
         let cut = run::<Taylor>(net, serde_json::json!({ "ratio": { "conv1": 0.25 } })).unwrap();
         assert_eq!(get(&cut, "norm1", "gamma"), [1.5, 0.4, 2.0]);
+    }
+
+    #[test]
+    fn what_a_structural_matrix_makes_has_no_gates() {
+        let structural = [
+            run::<LowDisplacement>(small(), serde_json::json!({ "layers": ["fc1"], "rank": 3 })).unwrap(),
+            run::<Kronecker>(small(), serde_json::json!({ "layers": ["fc1"], "terms": 2 })).unwrap(),
+        ];
+        for net in structural {
+            // The channels of conv2, which the matrix reads, stay as well.
+            let cut = run::<Taylor>(net, serde_json::json!({ "ratio": 0.5 })).unwrap();
+            assert_eq!(["conv1", "conv2"].map(|layer| get(&cut, layer, "weight").len()), [2 * 4, 3 * 2 * 4]);
+        }
     }
 
     #[test]
