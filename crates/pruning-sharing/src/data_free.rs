@@ -60,8 +60,8 @@ impl Pass for DataFree {
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
-        let mut groups = self.channels.groups(&net)?;
-        groups.retain(|group| reader(&net, group).is_some());
+        let why = "is no fully connected layer that feeds another through activations alone; use filter-l1 for it";
+        let groups = self.channels.groups_where(&net, |group| reader(&net, group).is_some(), why)?;
         if groups.is_empty() {
             let detail =
                 "data-free: no fully connected layer feeds another through activations alone; use filter-l1 for other layers";
@@ -228,6 +228,8 @@ mod tests {
         let shared = crate::kmeans_sharing::share(small(), |_| Some(2), crate::kmeans_sharing::Init::Linear);
         let shared = refusal::<DataFree>(shared, serde_json::json!({ "ratio": 0.5 }));
         assert!(shared.starts_with("node 'fc2': shares its weights"), "{shared}");
+        let layer = refusal::<DataFree>(small(), serde_json::json!({ "ratio": 0.5, "layers": ["conv1", "fc1"] }));
+        assert!(layer.starts_with("node 'conv1': is no fully connected layer that feeds another"), "{layer}");
         let all = refusal::<DataFree>(small(), serde_json::json!({ "ratio": 1.0 }));
         assert!(all.starts_with("node 'fc1': would keep none of its 5 channels"), "{all}");
     }

@@ -120,10 +120,9 @@ impl StructuredSparsity {
             Op::Linear(_) => true,
             Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => false,
         };
-        let layers = |fits: &dyn Fn(usize) -> bool| -> Vec<usize> {
-            net.weighted().map(|(index, _)| index).filter(|index| chosen.contains(index) && fits(*index)).collect()
-        };
-        let convolution = |index: usize| one_group(index) && matches!(net.nodes[index].op, Op::Conv2d(_));
+        let layers =
+            |fits: &dyn Fn(usize) -> bool| -> Vec<usize> { chosen.iter().copied().filter(|index| fits(*index)).collect() };
+        let convolution = |index: usize| matches!(net.nodes[index].op, Op::Conv2d(_));
         let flat = [
             (Groups::Columns, self.shapes, layers(&convolution)),
             (Groups::Channels, self.channels, layers(&one_group)),
@@ -141,6 +140,9 @@ impl StructuredSparsity {
             let detail = "structured-sparsity: none of `filters`, `channels`, `shapes` and `depth` is above 0 and finds a layer";
             return Err(Error::Invalid(detail.into()));
         }
+        let why = "no strength above 0 finds groups in it: `filters` takes what can lose them, `channels` no convolution in groups, \
+                   `shapes` convolutions, and `depth` whole branches beside a shortcut; leave it out";
+        self.layers.all_done(net, |index| penalties.iter().any(|penalty| penalty.layers.contains(&index)), why)?;
         Ok(penalties)
     }
 }
@@ -331,6 +333,26 @@ mod tests {
             run::<StructuredSparsity>(residual(), settings).unwrap().nodes.len()
         };
         assert_eq!((left(1e-6), left(0.2)), (10, 4));
+    }
+
+    #[test]
+    fn shapes_of_a_convolution_in_groups_are_penalized_and_what_no_strength_reaches_is_refused() {
+        let mut b = Builder::new([1, 4, 4], 5, &Device::flex());
+        let x = b.conv("stem", b.input(), Conv::new(4, 3));
+        let x = b.conv("grouped", x, Conv::new(4, 2).groups(2));
+        let x = b.global_avg_pool("pool", x);
+        b.linear("fc", x, 3);
+        let net = b.finish().unwrap();
+        let penalties =
+            |settings: serde_json::Value| serde_json::from_value::<StructuredSparsity>(settings).unwrap().penalties(&net);
+        let named = penalties(serde_json::json!({ "shapes": 0.1, "layers": ["grouped"], "train": {} })).unwrap();
+        let layers = vec![net.index("grouped").unwrap()];
+        assert_eq!(named, [Penalty { groups: Groups::Columns, layers, strength: 0.1 }]);
+        for (setting, layer) in [("shapes", "fc"), ("filters", "fc"), ("channels", "grouped")] {
+            let settings = serde_json::json!({ setting: 0.1, "layers": ["stem", layer], "train": {} });
+            let error = penalties(settings).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("node '{layer}': no strength above 0 finds groups in it")), "{setting}: {error}");
+        }
     }
 
     #[test]

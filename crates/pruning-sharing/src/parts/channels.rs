@@ -55,6 +55,17 @@ impl Channels {
         Ok(groups)
     }
 
+    /// The groups that may be cut and of which `fits` holds.
+    ///
+    /// # Errors
+    /// As [`Channels::groups`]; where `layers` names a layer that makes channels of none of them, with what keeps the method from it.
+    pub fn groups_where(&self, net: &Net, fits: impl Fn(&ChannelGroup) -> bool, why: &str) -> Result<Vec<ChannelGroup>> {
+        let groups: Vec<ChannelGroup> = self.groups(net)?.into_iter().filter(fits).collect();
+        let cut: BTreeSet<usize> = groups.iter().flat_map(ChannelGroup::producers).collect();
+        self.layers.all_done(net, |node| cut.contains(&node), why)?;
+        Ok(groups)
+    }
+
     /// The nodes that `layers` and `except` leave.
     ///
     /// # Errors

@@ -167,8 +167,8 @@ fn two_gibi() -> usize {
 /// # Errors
 /// When there are none, or the settings, of the method of this name, do not fit the network.
 fn counts(method: &str, channels: &Channels, net: &Net) -> Result<Vec<(ChannelGroup, usize)>> {
-    let mut groups = channels.groups(net)?;
-    groups.retain(|group| reader(net, group).is_some());
+    let why = "its channels are not read by one layer alone, or by one in groups; use filter-l1 for it";
+    let groups = channels.groups_where(net, |group| reader(net, group).is_some(), why)?;
     if groups.is_empty() {
         let detail = format!("{method}: no layer's channels are read by one layer alone; use filter-l1 for this network");
         return Err(Error::Invalid(detail));
