@@ -54,7 +54,7 @@ use rayon::prelude::*;
 use serde::Deserialize;
 
 use crate::parts::codebooks::recode_layers;
-use crate::parts::patches::{Moments, Sample, moments, solve};
+use crate::parts::patches::{Moments, Reading, Sample, moments, solve};
 use crate::parts::products::Products;
 use crate::parts::vectors::{Pieces, quantize};
 
@@ -101,7 +101,7 @@ impl Pass for ResponseQuantization {
         let original = net.deep_clone();
         let mut net = net;
         for (layer, pieces) in self.layers(&original)? {
-            let moments = moments(&net, &original, layer, 1, sample, Self::NAME, cx)?;
+            let moments = moments(&net, &original, &Reading::whole(&net, layer), sample, Self::NAME, cx)?;
             let product = refined(&moments, plain(&original, layer, pieces, cx.seed));
             net = with_product(net, layer, product)?;
         }
@@ -402,7 +402,7 @@ mod tests {
         let mut found = Vec::new();
         for layer in original.weighted().map(|(layer, _)| layer).collect::<Vec<_>>() {
             let cx = &mut context(&data, &mut silent);
-            let moments = moments(&net, &original, layer, 1, SAMPLE, "response", cx).unwrap();
+            let moments = moments(&net, &original, &Reading::whole(&net, layer), SAMPLE, "response", cx).unwrap();
             let shape = original.nodes[layer].weight().unwrap().shape;
             let taps = if share { shape[2..].iter().product() } else { 1 };
             let start = plain(&original, layer, Pieces { width, centroids, stages: 1, taps }, 3);
@@ -452,7 +452,8 @@ mod tests {
     fn a_centroid_that_taps_share_solves_the_least_squares_of_all_of_them() {
         let (data, mut silent) = (images(), Silent);
         let (net, layer) = (stirred(), stirred().index("conv2").unwrap());
-        let found = moments(&net, &net, layer, 1, SAMPLE, "response", &mut context(&data, &mut silent)).unwrap();
+        let found =
+            moments(&net, &net, &Reading::whole(&net, layer), SAMPLE, "response", &mut context(&data, &mut silent)).unwrap();
         let start = plain(&net, layer, Pieces { width: 4, centroids: 1, stages: 1, taps: 4 }, 3);
         let product = refined(&found, start);
         let error = |centroids: &[f32]| {
@@ -473,7 +474,8 @@ mod tests {
     fn the_error_is_that_of_the_response() {
         let (data, mut silent) = (images(), Silent);
         let (net, layer) = (stirred(), stirred().index("fc1").unwrap());
-        let found = moments(&net, &net, layer, 1, SAMPLE, "response", &mut context(&data, &mut silent)).unwrap();
+        let found =
+            moments(&net, &net, &Reading::whole(&net, layer), SAMPLE, "response", &mut context(&data, &mut silent)).unwrap();
         let own = net.nodes[layer].weight().unwrap().values();
         // None for W x = y, and y^2 for W = 0.
         let off = |by: f32| Response::of(&found, &own.iter().map(|w| w * by).collect::<Vec<_>>()).error();

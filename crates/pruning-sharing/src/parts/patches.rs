@@ -32,6 +32,15 @@ pub struct Sample {
     pub hold_back: bool,
 }
 
+/// A layer, and its inputs in an order in which those of a channel follow each other.
+#[derive(Debug, Clone)]
+pub struct Reading {
+    layer: usize,
+    channels: usize,
+    /// The place of each input in a row of the weight.
+    places: Vec<usize>,
+}
+
 /// The second moments of what a layer reads, `x = [channel, tap]` at each sampled place, and of what it is to compute there.
 #[derive(Debug, Clone)]
 pub struct Moments {
@@ -201,7 +210,8 @@ fn cut(
     let mut net = net;
     for (group, count) in groups.into_iter().filter(|(group, count)| *count < group.len()) {
         let Some(reader) = reader(&net, &group) else { continue };
-        let moments = moments(&net, &original, reader, group.len(), sample, method, cx)?;
+        let reading = Reading::of(&net, &group, reader);
+        let moments = moments(&net, &original, &reading, sample, method, cx)?;
         let (stays, weights) = choose(&moments, count);
         if let Some(missed) = moments.missed(&weights) {
             let (name, percent) = (&net.nodes[reader].name, 100.0 * missed);
@@ -215,10 +225,10 @@ fn cut(
         let device = net.device();
         let node = net.nodes.remove(reader);
         let mut parameters = node.parameters();
-        parameters
-            .iter_mut()
-            .filter(|stored| stored.name == "weight")
-            .for_each(|stored| stored.base = weights.iter().map(|w| *w as f32).collect());
+        for stored in parameters.iter_mut().filter(|stored| stored.name == "weight") {
+            let rows = stored.base.chunks_exact_mut(moments.width()).zip(weights.chunks_exact(moments.width()));
+            rows.for_each(|(row, weights)| reading.places.iter().zip(weights).for_each(|(&i, w)| row[i] = *w as f32));
+        }
         net.nodes.insert(reader, node.with(parameters, &device)?);
         // A group of the network as it now is, of the same name and the same channels.
         let groups = net.channel_groups()?;
@@ -251,21 +261,36 @@ fn reader(net: &Net, group: &ChannelGroup) -> Option<usize> {
     }
 }
 
-/// The moments of a layer, no convolution in groups, that reads `channels` channels, over the sample: its inputs those of `net`, what it is
-/// to compute that of `original`.
+impl Reading {
+    /// The inputs of a layer as those of one channel.
+    pub fn whole(net: &Net, layer: usize) -> Self {
+        let width = net.nodes[layer].op.weight_shape().map_or(0, |shape| shape[1..].iter().product());
+        Self { layer, channels: 1, places: (0..width).collect() }
+    }
+
+    /// The inputs of the layer that reads a group's units. Of a convolution in groups, a unit has a filter in each, which do not follow each
+    /// other.
+    fn of(net: &Net, group: &ChannelGroup, layer: usize) -> Self {
+        let area: usize = net.nodes[layer].op.weight_shape().map_or(1, |shape| shape[2..].iter().product());
+        let columns = (0..group.len()).flat_map(|unit| group.readers(unit)).filter(|(node, _)| *node == layer);
+        let places = columns.flat_map(|(_, column)| column * area..(column + 1) * area).collect();
+        Self { layer, channels: group.len(), places }
+    }
+}
+
+/// The moments of a layer, no convolution in groups, over the sample: its inputs those of `net`, what it is to compute that of `original`.
 ///
 /// # Errors
 /// When the images give it inputs that are not finite.
 pub fn moments(
     net: &Net,
     original: &Net,
-    reader: usize,
-    channels: usize,
+    reading: &Reading,
     sample: Sample,
     what: &str,
     cx: &mut Context<'_>,
 ) -> Result<Moments> {
-    let node = &net.nodes[reader];
+    let node = &net.nodes[reading.layer];
     let parameters = node.parameters();
     let weight = parameters.iter().find(|stored| stored.name == "weight");
     let Some(weight) = weight else { return Err(Error::node(&node.name, "has no weight")) };
@@ -288,7 +313,7 @@ pub fn moments(
         });
         let mut computed = None;
         original.trace(images, |index, value| {
-            if index == reader {
+            if index == reading.layer {
                 computed = Some(value.clone());
             }
             value
@@ -311,7 +336,7 @@ pub fn moments(
             let full = held.outputs.len() / out >= width.max(HELD);
             let back = sample.hold_back && image % TENTH == TENTH - 1 && !full;
             let rows = if back { &mut held } else { &mut kept };
-            rows.inputs.extend(x);
+            rows.inputs.extend(x.chunks_exact(width).flat_map(|x| reading.places.iter().map(|&place| x[place])));
             rows.outputs.extend(y);
             image += 1;
         }
@@ -321,8 +346,9 @@ pub fn moments(
         add_products(&mut targets, (&kept.outputs, out), (&kept.inputs, width));
         Ok(())
     })?;
-    let weights = weight.base.iter().map(|w| f64::from(*w)).collect();
-    Ok(Moments { channels, inputs, targets, squares, weights, rows, held })
+    let rows_of_weights = weight.base.chunks_exact(width);
+    let weights = rows_of_weights.flat_map(|row| reading.places.iter().map(|&place| f64::from(row[place]))).collect();
+    Ok(Moments { channels: reading.channels, inputs, targets, squares, weights, rows, held })
 }
 
 /// Every so-manieth image is held back.
@@ -516,11 +542,14 @@ const BATCH: usize = 50;
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use briquette_core::builder::{Builder, Conv};
     use briquette_core::pass::Silent;
     use burn::tensor::{Tensor, TensorData};
 
     use super::*;
-    use crate::handmade::{context, get, images, outputs, set, small};
+    use crate::channel_lasso::ChannelLasso;
+    use crate::handmade::{context, get, images, outputs, refusal, run, set, small};
+    use crate::thinet::ThiNet;
 
     pub(crate) fn agree(a: &Net, b: &Net) -> bool {
         let (a, b) = (outputs(a), outputs(b));
@@ -551,8 +580,63 @@ pub(crate) mod tests {
     pub(crate) fn of_conv2(net: &Net) -> Moments {
         let (data, mut silent) = (images(), Silent);
         let sample = Sample { images: 40, positions: 20, hold_back: false };
-        let reader = net.index("conv2").unwrap();
-        moments(net, net, reader, 4, sample, "patches", &mut context(&data, &mut silent)).unwrap()
+        moments(net, net, &conv2(net), sample, "patches", &mut context(&data, &mut silent)).unwrap()
+    }
+
+    fn conv2(net: &Net) -> Reading {
+        Reading::of(net, &net.channel_groups().unwrap()[0], net.index("conv2").unwrap())
+    }
+
+    /// A convolution of 8 filters in two groups, whose units are filters `c` and `c + 4`, read by a convolution or a fully connected layer. Nothing
+    /// reads unit 2, and of unit 1 the filters and what reads them are those of unit 3, but for a factor each.
+    fn grouped(flat: bool) -> Net {
+        let mut b = Builder::new([1, 4, 4], 17, &Device::flex());
+        let mut x = b.conv("lift", b.input(), Conv::new(4, 1));
+        x = b.relu("relu1", x);
+        x = b.conv("grouped", x, Conv::new(8, 2).groups(2));
+        x = b.relu("relu2", x);
+        if flat {
+            x = b.flatten("flatten", x);
+            b.linear("reader", x, 3);
+        } else {
+            x = b.conv("reader", x, Conv::new(3, 2));
+            b.global_avg_pool("pool", x);
+        }
+        let net = b.finish().unwrap();
+        let mut filters = get(&net, "grouped", "weight");
+        let of_filter = filters.len() / 8;
+        (0..8).filter(|filter| filter % 4 == 1).for_each(|filter| {
+            (0..of_filter).for_each(|i| filters[filter * of_filter + i] = 2.0 * filters[(filter + 2) * of_filter + i]);
+        });
+        let mut readers = get(&net, "reader", "weight");
+        let of_channel = readers.len() / 3 / 8;
+        for i in 0..readers.len() {
+            match i / of_channel % 4 {
+                1 => readers[i] = 0.01 * readers[i + 2 * of_channel],
+                2 => readers[i] = 0.0,
+                _ => {}
+            }
+        }
+        set(set(net, "grouped", "weight", &filters), "reader", "weight", &readers)
+    }
+
+    #[test]
+    fn a_unit_of_a_convolution_in_groups_goes_with_its_filters_of_every_group() {
+        for flat in [false, true] {
+            let net = grouped(flat);
+            for share in [0.25, 0.5] {
+                let settings = serde_json::json!({ "ratio": { "grouped": share } });
+                let thinet = run::<ThiNet>(net.deep_clone(), settings.clone()).unwrap();
+                let lasso = run::<ChannelLasso>(net.deep_clone(), settings).unwrap();
+                for cut in [thinet, lasso] {
+                    assert_eq!(
+                        cut.nodes[cut.index("grouped").unwrap()].op.weight_shape().unwrap()[0],
+                        if share == 0.25 { 6 } else { 4 }
+                    );
+                    assert!(agree(&net, &cut), "{flat} {share}: {:?} {:?}", outputs(&net), outputs(&cut));
+                }
+            }
+        }
     }
 
     #[test]
@@ -588,6 +672,15 @@ pub(crate) mod tests {
         };
         assert!(agree(&net, &cut([true, true, false, false])) && agree(&net, &cut([true, false, false, true])));
         assert!(!agree(&net, &cut([false, true, false, true])));
+    }
+
+    #[test]
+    fn a_layer_in_layers_whose_channels_no_one_layer_reads_is_refused() {
+        let settings = serde_json::json!({ "ratio": 0.25, "layers": ["lift", "grouped"] });
+        let why = "node 'lift': its channels are not read by one layer alone, or by one in groups; use filter-l1 for it";
+        assert_eq!(refusal::<ThiNet>(grouped(false), settings), why);
+        let kind = refusal::<ThiNet>(grouped(true), serde_json::json!({ "ratio": 0.25, "layers": ["li*"] }));
+        assert!(kind.starts_with("thinet: no layer's channels are read by one layer alone"), "{kind}");
     }
 
     /// Moments of `rows` places at which a layer of 2 outputs reads 12 numbers, and computes of them what `truth` says but for noise.
@@ -660,8 +753,7 @@ pub(crate) mod tests {
     fn every_tenth_image_is_held_back_and_not_fitted() {
         let (data, mut silent, net) = (images(), Silent, small());
         let sample = Sample { images: 40, positions: 3, hold_back: true };
-        let reader = net.index("conv2").unwrap();
-        let found = moments(&net, &net, reader, 4, sample, "patches", &mut context(&data, &mut silent)).unwrap();
+        let found = moments(&net, &net, &conv2(&net), sample, "patches", &mut context(&data, &mut silent)).unwrap();
         assert_eq!((found.rows, found.held.outputs.len() / 3, found.held.inputs.len() / 16), (36 * 3, 4 * 3, 4 * 3));
         assert!(found.missed(&found.weights).unwrap() < 1e-6);
         let half: Vec<f64> = found.weights.iter().map(|w| 0.5 * w).collect();
