@@ -40,10 +40,11 @@
 //! Differs from the paper: gradients keep their precision unless `gradients` says otherwise, and lose it on the device `flex` only; and residual
 //! sums read the quantized activations.
 
+use std::collections::BTreeMap;
+
 use briquette_core::StepGradient;
-use briquette_core::coding::Source;
 use briquette_core::error::Result;
-use briquette_core::net::{Net, Node, Value};
+use briquette_core::net::{Net, Value};
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::quantize::CoarseGradient;
 use briquette_core::training::{Extras, Forward, Recipe, fit};
@@ -78,14 +79,14 @@ impl Pass for Dorefa {
         let layers = self.clipped.layers(Self::NAME, &net, 1)?;
         let layers = layers.into_iter().map(|(layer, bits)| (net.nodes[layer].name.clone(), bits)).collect();
         let net = self.plan(net)?;
-        let (coarse, mut magnitudes) = (self.coarse(&net)?, Magnitudes::new(&net, &layers));
+        let (coarse, mut magnitudes) = (self.coarse(&net, &layers)?, Magnitudes::new(&net, &layers));
         let forward = coarse.as_ref().map(|coarse| coarse as &dyn Forward);
         fit(net, &self.train, Extras { projections: vec![&mut magnitudes], forward, ..Extras::default() }, cx)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
         self.train.check()?;
-        self.coarse(&net)?;
+        self.coarse(&net, &BTreeMap::new())?;
         self.clipped.apply(Self::NAME, net, 1.0, 1, StepGradient::Fixed)
     }
 
@@ -95,11 +96,12 @@ impl Pass for Dorefa {
 }
 
 impl Dorefa {
-    fn coarse(&self, net: &Net) -> Result<Option<Coarse>> {
+    /// The training's own way through the network, if it has one. `layers` are by name, for quantizers move the indices; what an earlier pass
+    /// quantized is none of them.
+    fn coarse(&self, net: &Net, layers: &BTreeMap<String, u32>) -> Result<Option<Coarse>> {
         let Some(bits) = self.gradients else { return Ok(None) };
         let gradient = CoarseGradient::of_bits(bits, &net.device())?;
-        let on_grid = |node: &Node| node.weight().is_some_and(|weight| matches!(weight.coding.source, Source::Grid { .. }));
-        Ok(Some(Coarse { gradient, layers: net.weighted().filter(|(_, node)| on_grid(node)).map(|(index, _)| index).collect() }))
+        Ok(Some(Coarse { gradient, layers: layers.keys().map(|name| net.index(name)).collect::<Result<_>>()? }))
     }
 }
 
@@ -130,6 +132,7 @@ mod tests {
     use burn::tensor::{Device, Distribution};
 
     use super::*;
+    use crate::fixed_point::FixedPoint;
     use crate::handmade::{get, images, refusal, run, small, stirred};
     use crate::parts::clipped::squash;
 
@@ -228,7 +231,8 @@ mod tests {
         let method: Dorefa = serde_json::from_value(settings(serde_json::json!({ "gradients": 2 }))).unwrap();
         let net = method.plan(stirred()).unwrap();
         let (data, mut silent) = (images(), Silent);
-        let coarse = method.coarse(&net).unwrap().unwrap();
+        let layers = [("conv2".to_string(), 4), ("fc1".to_string(), 4)].into();
+        let coarse = method.coarse(&net, &layers).unwrap().unwrap();
         let net = net.probed();
         assert_eq!(coarse.layers, [net.index("conv2").unwrap(), net.index("fc1").unwrap()]);
         let x = Tensor::<4>::random([5, 1, 4, 4], Distribution::Uniform(0.0, 1.0), &Device::flex().autodiff());
@@ -243,6 +247,16 @@ mod tests {
             let logits = coarse.forward(&net, x.clone());
             mean.iter_mut().zip(by_conv2(logits)).for_each(|(mean, found)| *mean += found / 2000.0);
         }
+        // Of one image the gradient by a bias is that of the output: it lies on the four levels from the largest to its negative.
+        let one = x.narrow(0, 0, 1);
+        let by_fc1 = |logits: Tensor<2>| {
+            let gradients = logits.powi_scalar(2).sum().backward();
+            net.nodes[net.index("fc1").unwrap()].gradient("bias", &gradients).unwrap()
+        };
+        let (of_one, drawn) = (by_fc1(net.forward(one.clone())), by_fc1(coarse.forward(&net, one)));
+        let largest = of_one.iter().fold(0.0_f32, |most, g| most.max(g.abs()));
+        let on_level = |g: &f32| [-3.0, -1.0, 1.0, 3.0].iter().any(|third| (3.0 * g / largest - third).abs() < 1e-4);
+        assert!(drawn.iter().all(on_level) && !of_one.iter().all(on_level), "{drawn:?} {of_one:?}");
         let size = exact.iter().map(|g| g * g).sum::<f32>().sqrt();
         let off = mean.iter().zip(&exact).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
         assert!(size > 0.0 && off < 0.1 * size, "{mean:?} {exact:?}");
@@ -252,6 +266,24 @@ mod tests {
             run::<Dorefa>(stirred(), settings(more)).unwrap()
         });
         assert!(loss(&trained) < 0.9 * loss(&start));
+    }
+
+    #[test]
+    fn gradients_of_a_layer_that_an_earlier_pass_quantized_stay_exact() {
+        let earlier = serde_json::json!({ "bits": 8, "activations": 8, "layers": ["fc2"], "fold": false });
+        let earlier = run::<FixedPoint>(stirred(), earlier).unwrap();
+        // One step, so that what is above the rounded gradients is the same.
+        let after = |gradients: Option<u32>| {
+            let train = serde_json::json!({ "epochs": 1, "batch": 40, "lr": 0.1, "optimizer": "sgd", "choose": "last" });
+            let settings = serde_json::json!({ "bits": 4, "gradients": gradients, "layers": ["conv2"], "train": train });
+            run::<Dorefa>(earlier.deep_clone(), settings).unwrap()
+        };
+        let (exact, coarse) = (after(None), after(Some(1)));
+        let far = |layer: &str| {
+            let (a, b) = (get(&exact, layer, "bias"), get(&coarse, layer, "bias"));
+            a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+        };
+        assert!(far("fc2") < 1e-6 && far("conv2") > 1e-4, "{} {}", far("fc2"), far("conv2"));
     }
 
     #[test]

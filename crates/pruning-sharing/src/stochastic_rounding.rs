@@ -43,12 +43,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use briquette_core::chance;
-use briquette_core::coding::{Rounding, Source, Weight, adjust};
+use briquette_core::coding::{Rounding, Weight, adjust};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op, Value};
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::quantize::CoarseGradient;
-use briquette_core::stored::Stored;
 use briquette_core::training::{Extras, Forward, Projection, Recipe, fit};
 use briquette_core::types::{Bits, Layers, PerLayer};
 use briquette_core::{Grid, StepGradient};
@@ -156,7 +155,7 @@ impl Pass for StochasticRounding {
         // What is trained begins in the format.
         let net = rounded.project(net, 0, 1);
         rounded.by = self.rounding;
-        let way = self.way(&net)?;
+        let way = self.way(&net, &rounded.layers)?;
         let forward = way.as_ref().map(|way| way as &dyn Forward);
         fit(net, &self.train, Extras { projections: vec![&mut rounded], forward, ..Extras::default() }, cx)
     }
@@ -200,13 +199,12 @@ impl StochasticRounding {
         self.gradients.map(coarse).transpose()
     }
 
-    /// The training's own way through the network with its quantizers in place, if it has one.
-    fn way(&self, net: &Net) -> Result<Option<Way>> {
-        let noisy = self.activations.filter(|_| self.rounding == By::Stochastic).map(|format| Noisy::new(net, format));
+    /// The training's own way through the network with its quantizers in place, if it has one. `layers` are by name, for quantizers move the
+    /// indices; what an earlier pass quantized is none of them.
+    fn way(&self, net: &Net, layers: &BTreeSet<String>) -> Result<Option<Way>> {
+        let layers: Vec<usize> = layers.iter().map(|name| net.index(name)).collect::<Result<_>>()?;
+        let noisy = self.activations.filter(|_| self.rounding == By::Stochastic).map(|format| Noisy::new(net, &layers, format));
         let gradients = self.coarse(net)?;
-        let on_grid = |weight: &Stored| matches!(weight.coding.source, Source::Grid { .. });
-        let layers = net.weighted().filter(|(_, node)| node.weight().is_some_and(|weight| on_grid(&weight)));
-        let layers = layers.map(|(layer, _)| layer).collect();
         Ok((noisy.is_some() || gradients.is_some()).then_some(Way { noisy, gradients, layers }))
     }
 }
@@ -253,9 +251,10 @@ struct Noisy {
 }
 
 impl Noisy {
-    fn new(net: &Net, format: Format) -> Self {
-        let values = net.nodes.iter().filter(|node| matches!(node.op, Op::Quantize(_))).map(|node| node.inputs[0]).collect();
-        Self { values, format }
+    /// In front of each of these layers stands a quantizer of the pass's own.
+    fn new(net: &Net, layers: &[usize], format: Format) -> Self {
+        let own = |layer: &usize| &net.nodes[net.nodes[*layer].inputs[0]];
+        Self { values: layers.iter().map(|layer| own(layer).inputs[0]).collect(), format }
     }
 
     /// The gradient is that of the value itself; the quantizer behind it stops what saturates.
@@ -336,6 +335,7 @@ mod tests {
     use burn::tensor::{Device, Distribution};
 
     use super::*;
+    use crate::fixed_point::FixedPoint;
     use crate::handmade::{get, images, outputs, refusal, run, small, stirred};
 
     #[test]
@@ -422,7 +422,8 @@ mod tests {
         let settings = serde_json::json!({ "gradients": format, "except": ["conv1"], "train": {} });
         let method: StochasticRounding = serde_json::from_value(settings).unwrap();
         let net = method.plan(stirred()).unwrap();
-        let way = method.way(&net).unwrap().unwrap();
+        let layers = ["conv2", "fc1", "fc2"].map(String::from).into();
+        let way = method.way(&net, &layers).unwrap().unwrap();
         let net = net.probed();
         let x = Tensor::<4>::random([5, 1, 4, 4], Distribution::Uniform(0.0, 1.0), &Device::flex().autodiff());
         let gradient = |logits: Tensor<2>, layer: &str, parameter: &str| {
@@ -449,18 +450,55 @@ mod tests {
     fn a_network_trains_in_sixteen_bits_throughout() {
         let (data, device) = (images(), Device::flex());
         let loss = |net: &Net| evaluate(net, &data.test, &device, &mut Silent).unwrap().loss;
-        let after = |fraction: u32, rounding: &str| {
+        let after = |fraction: u32, rounding: &str, epochs: usize| {
             let format = |integer: u32, fraction: u32| serde_json::json!({ "integer": integer, "fraction": fraction });
-            let train = serde_json::json!({ "epochs": 60, "batch": 10, "lr": 0.1, "optimizer": "sgd", "choose": "last" });
+            let train = serde_json::json!({ "epochs": epochs, "batch": 10, "lr": 0.1, "optimizer": "sgd", "choose": "last" });
             let settings = serde_json::json!({
                 "activations": format(6, 10), "gradients": format(2, fraction), "rounding": rounding, "train": train
             });
-            loss(&run::<StochasticRounding>(stirred(), settings).unwrap())
+            run::<StochasticRounding>(stirred(), settings).unwrap()
         };
-        let start = loss(&stirred());
-        assert!(after(14, "stochastic") < 0.95 * start, "{} {start}", after(14, "stochastic"));
-        // Of two bits behind the point the nearest is 0 for all, and nothing but the norm moves.
-        assert!(after(2, "stochastic") != after(2, "nearest"));
+        let (start, trained) = (loss(&stirred()), loss(&after(14, "stochastic", 60)));
+        assert!(trained < 0.95 * start, "{trained} {start}");
+        // Of two bits behind the point the nearest is 0 for all, and only statistics move.
+        let parameters = |net: &Net| {
+            let biases = ["conv2", "fc1", "fc2"].map(|layer| get(net, layer, "bias"));
+            ["conv1", "conv2", "fc1", "fc2"].map(|layer| get(net, layer, "weight")).into_iter().chain(biases).collect::<Vec<_>>()
+        };
+        let [begun, nearest, chance] =
+            [("nearest", 0), ("nearest", 60), ("stochastic", 60)].map(|(by, epochs)| after(2, by, epochs));
+        assert_eq!(parameters(&nearest), parameters(&begun));
+        assert!(parameters(&chance).iter().zip(parameters(&begun)).all(|(after, before)| *after != before));
+    }
+
+    #[test]
+    fn gradients_and_activations_of_a_layer_that_an_earlier_pass_quantized_stay_exact() {
+        let earlier = serde_json::json!({ "bits": 8, "activations": 8, "layers": ["fc2"], "fold": false });
+        let earlier = run::<FixedPoint>(stirred(), earlier).unwrap();
+        // One step, so that what is above the rounded gradients is the same.
+        let after = |gradients: Option<Format>| {
+            let train = serde_json::json!({ "epochs": 1, "batch": 40, "lr": 0.1, "optimizer": "sgd", "choose": "last" });
+            let mut settings = serde_json::json!({ "layers": ["conv2"], "train": train });
+            if let Some(Format { integer, fraction }) = gradients {
+                settings["gradients"] = serde_json::json!({ "integer": integer, "fraction": fraction });
+            }
+            run::<StochasticRounding>(earlier.deep_clone(), settings).unwrap()
+        };
+        let (exact, coarse) = (after(None), after(Some(Format { integer: 2, fraction: 5 })));
+        let far = |layer: &str| {
+            let (a, b) = (get(&exact, layer, "bias"), get(&coarse, layer, "bias"));
+            a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+        };
+        assert!(far("fc2") < 1e-6 && far("conv2") > 1e-4, "{} {}", far("fc2"), far("conv2"));
+        let format = serde_json::json!({ "integer": 6, "fraction": 2 });
+        let settings = serde_json::json!({ "activations": format, "layers": ["conv2"], "train": {} });
+        let method: StochasticRounding = serde_json::from_value(settings).unwrap();
+        let net = method.plan(earlier).unwrap();
+        let way = method.way(&net, &["conv2".to_string()].into()).unwrap().unwrap();
+        assert_eq!(
+            (way.layers, way.noisy.unwrap().values),
+            (vec![net.index("conv2").unwrap()], vec![net.index("relu1").unwrap()])
+        );
     }
 
     #[test]
