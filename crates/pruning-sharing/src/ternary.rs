@@ -221,6 +221,7 @@ impl Projection for Refreshed {
 
 #[cfg(test)]
 mod tests {
+    use briquette_core::net::Node;
     use briquette_core::pass::Silent;
     use briquette_core::stored::Storage;
     use briquette_core::training::evaluate;
@@ -297,12 +298,17 @@ mod tests {
         let learned = |epochs| tuned(epochs, serde_json::json!({ "scales": "learned", "threshold": 0.2 }));
         let (start, net) = (learned(0), learned(40));
         assert!(loss(&net) < loss(&start));
-        for (_, node) in net.weighted() {
-            let weight = node.weight().unwrap();
-            let Source::Ternary { scales: [n, p], .. } = weight.coding.source else { panic!("{} is not ternary", node.name) };
+        let scales = |node: &Node| match node.weight().unwrap().coding.source {
+            Source::Ternary { scales, .. } => scales,
+            other => panic!("{} is not ternary: {other:?}", node.name),
+        };
+        for ((_, begun), (_, node)) in start.weighted().zip(net.weighted()) {
+            let (weight, [n, p], before) = (node.weight().unwrap(), scales(node), scales(begun));
             let values: BTreeSet<u32> = weight.values().iter().filter(|w| **w != 0.0).map(|w| w.to_bits()).collect();
             assert!(values.is_subset(&[p.to_bits(), (-n).to_bits()].into()), "{}", node.name);
-            assert!((n - p).abs() > 1e-4, "{}: {n} {p}", node.name);
+            let moved = |after: f32, before: f32| (after - before).abs() > 1e-4;
+            assert!(moved(n, before[0]) && moved(p, before[1]), "{}: {n} {p} {before:?}", node.name);
+            assert!(moved(n - p, before[0] - before[1]), "{}: {n} {p} {before:?}", node.name);
         }
         let back = Net::from_model(&net.to_model(Storage::default()).unwrap(), &device).unwrap();
         assert_eq!(outputs(&back), outputs(&net));
