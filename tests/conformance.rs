@@ -17,6 +17,8 @@ use briquette_core::stored::{Storage, Stored};
 use briquette_core::training::{cross_entropy, images};
 use briquette_core::zoo::{Arch, Wanted};
 use briquette_data::{GlyphCounts, Loader, Locations};
+use briquette_pruning_sharing::circulant::Circulant;
+use briquette_pruning_sharing::pact::Pact;
 use briquette_runner::methods;
 use briquette_runtime::Model;
 use burn::module::{Module, ModuleVisitor, Param};
@@ -198,6 +200,41 @@ fn earlier_masks_and_codebooks_are_kept_or_refused() {
     });
 }
 
+/// A method that has no example for such layers has to take them, or to say why not.
+#[test]
+fn layers_in_groups_structural_ones_and_those_on_grids_are_taken_or_refused() {
+    let mut taken = [0; OTHERS.len()];
+    let mut faults = Vec::new();
+    for entry in methods() {
+        for ((on, make), taken) in OTHERS.into_iter().zip(&mut taken) {
+            let case = Case { entry, on, make, done: OnceLock::new() };
+            faults.extend(fault(&format!("{} on the {on} network", entry.name), || {
+                let start = case.start();
+                let (promises, shapes) = (Promises::of(&start), start.shapes()?);
+                if let Ok(planned) = pass(entry).plan(case.start()) {
+                    planned.shapes()?;
+                }
+                match case.run_on(start) {
+                    Ok((net, storage)) => {
+                        *taken += 1;
+                        let after = net.shapes()?;
+                        ensure(
+                            (shapes.first(), shapes.last()) == (after.first(), after.last()),
+                            "inputs or outputs have another shape",
+                        )?;
+                        let back = Net::from_model(&Model::from_bytes(&net.to_model(storage)?.to_bytes()?)?, &Device::flex())?;
+                        ensure(values(&back) == values(&net), "the container gives other values back")?;
+                        if pass(entry).replaces() { Ok(()) } else { promises.check(&net) }
+                    }
+                    Err(error) => ensure(!error.to_string().is_empty(), "an error without a word"),
+                }
+            }));
+        }
+    }
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+    assert!(taken.into_iter().all(|taken| taken > methods().len() / 3), "{taken:?} of {}", methods().len());
+}
+
 /// The network with one weight of each layer that has any replaced.
 fn poisoned(net: Net, by: f32) -> Net {
     let device = net.device();
@@ -325,6 +362,40 @@ fn convolutional() -> Net {
 fn fully_connected() -> Net {
     let arch = Arch::named("lenet300").unwrap();
     arch.build(&Wanted { width: 0.2, ..arch.wanted() }, &Device::flex()).unwrap()
+}
+
+/// Networks that the methods' examples are not made for.
+const OTHERS: [Start; 3] = [("grouped", grouped), ("structural", structural), ("quantized", quantized)];
+
+/// A convolution in two groups and one in as many as channels.
+fn grouped() -> Net {
+    let mut b = Builder::new([1, 28, 28], 5, &Device::flex());
+    let mut x = b.conv("conv1", b.input(), Conv::new(4, 5).stride(4).no_bias());
+    x = b.batch_norm("norm1", x);
+    x = b.relu("relu1", x);
+    x = b.conv("conv2", x, Conv::new(8, 3).groups(2));
+    x = b.relu("relu2", x);
+    x = b.conv("conv3", x, Conv::new(6, 1));
+    x = b.relu("relu3", x);
+    x = b.conv("conv4", x, Conv::new(6, 3).groups(6).no_bias());
+    x = b.batch_norm("norm4", x);
+    x = b.relu("relu4", x);
+    x = b.flatten("flatten", x);
+    b.linear("output", x, 10);
+    b.finish().unwrap()
+}
+
+/// The fully connected one, its second layer a circulant matrix.
+fn structural() -> Net {
+    let circulant = serde_json::json!({ "layers": ["fc2"], "init": "random" });
+    let circulant: Circulant = serde_json::from_value(circulant).unwrap();
+    circulant.run(fully_connected(), &mut Context::new(&Device::flex(), 3, &DATA, &mut Memory::default())).unwrap()
+}
+
+/// The convolutional one, its inner layers on grids that follow from their largest weights, reading what is clipped.
+fn quantized() -> Net {
+    let pact: Pact = serde_json::from_value(serde_json::json!({ "bits": 3, "activations": 4, "train": {} })).unwrap();
+    pact.plan(convolutional()).unwrap()
 }
 
 impl Case {
