@@ -15,7 +15,7 @@ use briquette_data::Dataset;
 use briquette_runner::config::Config;
 use briquette_runtime::{
     Activation, Coded, Coder, Engine, Grid, Hashed, Layer, Model, Node, Plan, Product, Stage, StepGradient, Structure,
-    ValueFormat, Window,
+    ValueFormat, Window, layers,
 };
 use burn::tensor::Device;
 
@@ -133,10 +133,10 @@ fn run(model: &Model, shapes: &[Vec<usize>]) {
     }
     let macs = |(node, shape): (&Node, &Vec<usize>)| node.layer.macs(node.tensor("weight").map(Coded::shape), shape);
     let windows = |(node, shape): (&Node, &Vec<usize>)| match &node.layer {
-        Layer::MaxPool(window) | Layer::AvgPool { window, .. } => {
+        Layer::MaxPool(layers::MaxPool { window }) | Layer::AvgPool(layers::AvgPool { window, .. }) => {
             (window.kernel[0] * window.kernel[1] * shape.iter().product::<usize>()) as u64
         }
-        Layer::Structured(structure) => structure.count() as u64 * structure.features()[0] as u64,
+        Layer::Structured(layers::Structured { structure }) => structure.count() as u64 * structure.features()[0] as u64,
         _ => 0,
     };
     let nodes = || model.nodes.iter().zip(shapes);
@@ -341,29 +341,39 @@ fn containers() -> Vec<Vec<u8>> {
         layer,
         tensors: tensors.into_iter().map(|(name, coded)| (name.to_string(), coded)).collect(),
     };
-    let conv = |groups: usize| Layer::Conv2d { stride: [1, 2], padding: [1, 0], dilation: [1, 1], groups };
+    let conv = |groups: usize| Layer::Conv2d(layers::Conv2d { stride: [1, 2], padding: [1, 0], dilation: [1, 1], groups });
     let window = Window { kernel: [2, 2], stride: [1, 1], padding: [1, 0] };
-    let mut maps = vec![node("x", &[], Layer::Input { shape: vec![2, 5, 5] }, vec![])];
-    maps.push(node("n", &[0], Layer::Normalize { mean: vec![0.5; 2], std: vec![0.25; 2] }, vec![]));
+    let mut maps = vec![node("x", &[], Layer::Input(layers::Input { shape: vec![2, 5, 5] }), vec![])];
+    maps.push(node("n", &[0], Layer::Normalize(layers::Normalize { mean: vec![0.5; 2], std: vec![0.25; 2] }), vec![]));
     let weight = coded(&[4, 2, 3, 2], ValueFormat::Codebook, Coder::Entropy);
     maps.push(node("c", &[1], conv(1), vec![("weight", weight), ("bias", plain(&[4]))]));
     let norm = ["gamma", "beta", "mean", "var"].map(|name| (name, plain(&[4])));
-    maps.push(node("b", &[2], Layer::BatchNorm { epsilon: 1e-5 }, norm.into()));
-    maps.push(node("l", &[3], Layer::LocalResponseNorm { size: 3, alpha: 0.1, beta: 0.75, k: 1.0 }, vec![]));
-    maps.push(node("p", &[4], Layer::MaxPool(window), vec![]));
-    maps.push(node("a", &[4], Layer::AvgPool { window, count_padding: true }, vec![]));
-    maps.push(node("s", &[5, 6], Layer::Add, vec![]));
-    maps.push(node("cat", &[7, 5], Layer::Concat, vec![]));
-    maps.push(node("slice", &[8], Layer::ChannelSlice { start: 1, len: 4 }, vec![]));
-    maps.push(node("short", &[9], Layer::PadShortcut { stride: 2, before: 1, after: 1 }, vec![]));
-    maps.push(node("mag", &[10], Layer::MeanMagnitude, vec![]));
-    maps.push(node("mul", &[10, 11], Layer::Multiply, vec![]));
-    maps.push(node("ad", &[12], Layer::AdaptiveAvgPool { output: [2, 3] }, vec![]));
-    maps.push(node("g", &[13], Layer::GlobalAvgPool, vec![]));
-    maps.push(node("d", &[14], Layer::Dropout { p: 0.5 }, vec![]));
+    maps.push(node("b", &[2], Layer::BatchNorm(layers::BatchNorm { epsilon: 1e-5 }), norm.into()));
+    maps.push(node(
+        "l",
+        &[3],
+        Layer::LocalResponseNorm(layers::LocalResponseNorm { size: 3, alpha: 0.1, beta: 0.75, k: 1.0 }),
+        vec![],
+    ));
+    maps.push(node("p", &[4], Layer::MaxPool(layers::MaxPool { window }), vec![]));
+    maps.push(node("a", &[4], Layer::AvgPool(layers::AvgPool { window, count_padding: true }), vec![]));
+    maps.push(node("s", &[5, 6], Layer::Add(layers::Add), vec![]));
+    maps.push(node("cat", &[7, 5], Layer::Concat(layers::Concat), vec![]));
+    maps.push(node("slice", &[8], Layer::ChannelSlice(layers::ChannelSlice { start: 1, len: 4 }), vec![]));
+    maps.push(node("short", &[9], Layer::PadShortcut(layers::PadShortcut { stride: 2, before: 1, after: 1 }), vec![]));
+    maps.push(node("mag", &[10], Layer::MeanMagnitude(layers::MeanMagnitude), vec![]));
+    maps.push(node("mul", &[10, 11], Layer::Multiply(layers::Multiply), vec![]));
+    maps.push(node("ad", &[12], Layer::AdaptiveAvgPool(layers::AdaptiveAvgPool { output: [2, 3] }), vec![]));
+    maps.push(node("g", &[13], Layer::GlobalAvgPool(layers::GlobalAvgPool), vec![]));
+    maps.push(node("d", &[14], Layer::Dropout(layers::Dropout { p: 0.5 }), vec![]));
     let weight = coded(&[3, 6], ValueFormat::F16, Coder::Huffman);
-    maps.push(node("fc", &[15], Layer::Linear, vec![("weight", weight), ("bias", coded(&[3], ValueFormat::F32, Coder::Packed))]));
-    maps.push(node("sm", &[16], Layer::Softmax, vec![]));
+    maps.push(node(
+        "fc",
+        &[15],
+        Layer::Linear(layers::Linear),
+        vec![("weight", weight), ("bias", coded(&[3], ValueFormat::F32, Coder::Packed))],
+    ));
+    maps.push(node("sm", &[16], Layer::Softmax(layers::Softmax), vec![]));
 
     let grid = Grid { levels: 5, axis: Some(0), steps: vec![0.25; 4], zeros: vec![2.0, 1.0, 0.0, 4.0] };
     let channel = grid.channel_of(&[4, 6]);
@@ -377,13 +387,15 @@ fn containers() -> Vec<Vec<u8>> {
     let stage = Stage { centroids: (0..12).map(|i| i as f32 * 0.25).collect(), indices: (0..10).map(|i| i % 2).collect() };
     let product = Product { width: 4, columns: 6, taps: 1, stages: vec![stage] };
     let pieces = Coded::product(&[5, 6], &product.values(), None, &product, &Plan::default()).expect("a tensor");
-    let quantize = Layer::Quantize { levels: 4, zero: 0.0, train: StepGradient::Learned };
-    let mut vectors =
-        vec![node("x", &[], Layer::Input { shape: vec![2, 1, 3] }, vec![]), node("f", &[0], Layer::Flatten, vec![])];
+    let quantize = Layer::Quantize(layers::Quantize { levels: 4, zero: 0.0, train: StepGradient::Learned });
+    let mut vectors = vec![
+        node("x", &[], Layer::Input(layers::Input { shape: vec![2, 1, 3] }), vec![]),
+        node("f", &[0], Layer::Flatten(layers::Flatten), vec![]),
+    ];
     vectors.push(node("q", &[1], quantize, vec![("step", plain(&[1]))]));
-    vectors.push(node("fc1", &[2], Layer::Linear, vec![("weight", on_grid)]));
-    vectors.push(node("fc2", &[3], Layer::Linear, vec![("weight", hashed)]));
-    vectors.push(node("fc3", &[4], Layer::Linear, vec![("weight", pieces)]));
+    vectors.push(node("fc1", &[2], Layer::Linear(layers::Linear), vec![("weight", on_grid)]));
+    vectors.push(node("fc2", &[3], Layer::Linear(layers::Linear), vec![("weight", hashed)]));
+    vectors.push(node("fc3", &[4], Layer::Linear(layers::Linear), vec![("weight", pieces)]));
     let structures = [
         Structure::Circulant { inputs: 5, outputs: 4, seed: 1 },
         Structure::Fastfood { inputs: 4, outputs: 5, seed: 2 },
@@ -395,7 +407,7 @@ fn containers() -> Vec<Vec<u8>> {
     ];
     for (structure, name) in structures.into_iter().zip(["s1", "s2", "s3", "s4", "s5", "s6", "s7"]) {
         let tensors = structure.parameters().into_iter().map(|p| (p.name, plain(&p.shape))).collect();
-        vectors.push(node(name, &[vectors.len() - 1], Layer::Structured(structure), tensors));
+        vectors.push(node(name, &[vectors.len() - 1], Layer::Structured(layers::Structured { structure }), tensors));
     }
     let activations = [
         Activation::Relu,
@@ -409,27 +421,25 @@ fn containers() -> Vec<Vec<u8>> {
     for (activation, name) in activations.into_iter().zip(["a1", "a2", "a3", "a4", "a5", "a6", "a7"]) {
         vectors.push(node(name, &[vectors.len() - 1], Layer::Activation(activation), vec![]));
     }
-    vectors.push(node("cc", &[vectors.len() - 1, vectors.len() - 2], Layer::Concat, vec![]));
-    let custom = Layer::Custom { kernel: "own".into(), config: "{}".into() };
-    let open = vec![node("x", &[], Layer::Input { shape: vec![3] }, vec![]), node("k", &[0], custom, vec![])];
+    vectors.push(node("cc", &[vectors.len() - 1, vectors.len() - 2], Layer::Concat(layers::Concat), vec![]));
 
-    let mut grouped = vec![node("x", &[], Layer::Input { shape: vec![4, 4, 4] }, vec![])];
+    let mut grouped = vec![node("x", &[], Layer::Input(layers::Input { shape: vec![4, 4, 4] }), vec![])];
     let signs = |shape: &[usize]| {
         let grid = Grid::uniform(2, 1.0, 0.5);
         let values: Vec<f32> = (0..shape.iter().product()).map(|i: usize| if i.is_multiple_of(3) { 0.5 } else { -0.5 }).collect();
         Coded::on_grid(shape, &values, None, &grid, Coder::Huffman).expect("a tensor")
     };
-    let sign = Layer::Quantize { levels: 2, zero: 0.5, train: StepGradient::Fixed };
+    let sign = Layer::Quantize(layers::Quantize { levels: 2, zero: 0.5, train: StepGradient::Fixed });
     grouped.push(node("q", &[0], sign, vec![("step", plain(&[1]))]));
     grouped.push(node("c", &[1], conv(2), vec![("weight", signs(&[4, 2, 2, 2]))]));
     grouped.push(node("dw", &[2], conv(4), vec![("weight", plain(&[4, 1, 2, 1]))]));
     let stage = Stage { centroids: (0..8).map(|i| i as f32 * 0.25).collect(), indices: (0..8).map(|i| i / 3 % 2).collect() };
     let product = Product { width: 2, columns: 4, taps: 2, stages: vec![stage] };
     let by_taps = Coded::product(&[2, 4, 2, 1], &product.values(), None, &product, &Plan::default()).expect("a tensor");
-    let plain_conv = Layer::Conv2d { stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups: 1 };
+    let plain_conv = Layer::Conv2d(layers::Conv2d { stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups: 1 });
     grouped.push(node("pc", &[3], plain_conv, vec![("weight", by_taps)]));
-    grouped.push(node("g", &[4], Layer::GlobalAvgPool, vec![]));
+    grouped.push(node("g", &[4], Layer::GlobalAvgPool(layers::GlobalAvgPool), vec![]));
 
     let meta: BTreeMap<String, String> = [("classes".to_string(), "a b".to_string())].into();
-    [maps, vectors, grouped, open].map(|nodes| Model { nodes, meta: meta.clone() }.to_bytes().expect("a container")).into()
+    [maps, vectors, grouped].map(|nodes| Model { nodes, meta: meta.clone() }.to_bytes().expect("a container")).into()
 }

@@ -3,7 +3,7 @@
 use briquette_core::net::{Net, Node, Op};
 use briquette_core::stored::Storage;
 use briquette_core::zoo::{Wanted, ZOO};
-use briquette_runtime::{Activation, Engine, Layer, Model, StepGradient, Structure, Window};
+use briquette_runtime::{Activation, Engine, Layer, Model, StepGradient, Structure, Window, layers};
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -57,29 +57,29 @@ fn layers() -> Vec<(Layer, bool)> {
     let (size, alpha, beta, k) = (4, 0.5, 0.75, 2.0);
     let structure = Structure::Circulant { inputs: 4, outputs: 6, seed: 1 };
     vec![
-        (Layer::Normalize { mean: vec![0.1, 0.2, 0.3, 0.4], std: vec![0.5, 0.6, 0.7, 0.8] }, false),
-        (Layer::Conv2d { stride: [1, 1], padding: [1, 1], dilation: [1, 1], groups: 2 }, false),
-        (Layer::Linear, true),
-        (Layer::BatchNorm { epsilon: 1e-3 }, true),
-        (Layer::LocalResponseNorm { size, alpha, beta, k }, false),
-        (Layer::LocalResponseNorm { size: 23, alpha, beta, k }, false),
+        (Layer::Normalize(layers::Normalize { mean: vec![0.1, 0.2, 0.3, 0.4], std: vec![0.5, 0.6, 0.7, 0.8] }), false),
+        (Layer::Conv2d(layers::Conv2d { stride: [1, 1], padding: [1, 1], dilation: [1, 1], groups: 2 }), false),
+        (Layer::Linear(layers::Linear), true),
+        (Layer::BatchNorm(layers::BatchNorm { epsilon: 1e-3 }), true),
+        (Layer::LocalResponseNorm(layers::LocalResponseNorm { size, alpha, beta, k }), false),
+        (Layer::LocalResponseNorm(layers::LocalResponseNorm { size: 23, alpha, beta, k }), false),
         (Layer::Activation(Activation::Gelu), true),
-        (Layer::Softmax, true),
-        (Layer::MaxPool(window), false),
-        (Layer::AvgPool { window, count_padding: true }, false),
-        (Layer::AvgPool { window, count_padding: false }, false),
-        (Layer::AdaptiveAvgPool { output: [2, 3] }, false),
-        (Layer::GlobalAvgPool, false),
-        (Layer::Add, true),
-        (Layer::Concat, true),
-        (Layer::ChannelSlice { start: 1, len: 2 }, true),
-        (Layer::PadShortcut { stride: 2, before: 1, after: 2 }, false),
-        (Layer::Flatten, true),
-        (Layer::Dropout { p: 0.5 }, true),
-        (Layer::Structured(structure), true),
-        (Layer::Quantize { levels: 5, zero: 2.0, train: StepGradient::Fixed }, true),
-        (Layer::MeanMagnitude, true),
-        (Layer::Multiply, true),
+        (Layer::Softmax(layers::Softmax), true),
+        (Layer::MaxPool(layers::MaxPool { window }), false),
+        (Layer::AvgPool(layers::AvgPool { window, count_padding: true }), false),
+        (Layer::AvgPool(layers::AvgPool { window, count_padding: false }), false),
+        (Layer::AdaptiveAvgPool(layers::AdaptiveAvgPool { output: [2, 3] }), false),
+        (Layer::GlobalAvgPool(layers::GlobalAvgPool), false),
+        (Layer::Add(layers::Add), true),
+        (Layer::Concat(layers::Concat), true),
+        (Layer::ChannelSlice(layers::ChannelSlice { start: 1, len: 2 }), true),
+        (Layer::PadShortcut(layers::PadShortcut { stride: 2, before: 1, after: 2 }), false),
+        (Layer::Flatten(layers::Flatten), true),
+        (Layer::Dropout(layers::Dropout { p: 0.5 }), true),
+        (Layer::Structured(layers::Structured { structure }), true),
+        (Layer::Quantize(layers::Quantize { levels: 5, zero: 2.0, train: StepGradient::Fixed }), true),
+        (Layer::MeanMagnitude(layers::MeanMagnitude), true),
+        (Layer::Multiply(layers::Multiply), true),
     ]
 }
 
@@ -91,8 +91,9 @@ fn every_layer_computes_on_vectors_as_on_maps_or_refuses_them() {
     for (layer, takes_vectors) in layers() {
         for vector in [false, true] {
             // What the layer reads is a node of its own, so that a vector may come from images.
-            let before = if vector { Layer::GlobalAvgPool } else { Layer::Activation(Activation::Tanh) };
-            let inputs: &[usize] = if matches!(layer, Layer::Add | Layer::Concat | Layer::Multiply) { &[1, 1] } else { &[1] };
+            let before = if vector { Layer::GlobalAvgPool(layers::GlobalAvgPool) } else { Layer::Activation(Activation::Tanh) };
+            let inputs: &[usize] =
+                if matches!(layer, Layer::Add(_) | Layer::Concat(_) | Layer::Multiply(_)) { &[1, 1] } else { &[1] };
             let mut rng = ChaCha8Rng::seed_from_u64(8);
             let mut parameter = |name: &'static str, shape: &[usize]| briquette_core::stored::Stored {
                 name,
@@ -101,24 +102,26 @@ fn every_layer_computes_on_vectors_as_on_maps_or_refuses_them() {
                 coding: Default::default(),
             };
             let parameters = match &layer {
-                Layer::Conv2d { .. } => vec![parameter("weight", &[6, 2, 3, 3])],
-                Layer::Linear => vec![parameter("weight", &[6, 4])],
-                Layer::BatchNorm { .. } => ["gamma", "beta", "mean", "var"].map(|name| parameter(name, &[4])).to_vec(),
-                Layer::Structured(structure) => structure.parameters().iter().map(|p| parameter(p.name, &p.shape)).collect(),
-                Layer::Quantize { .. } => vec![parameter("step", &[1])],
+                Layer::Conv2d(_) => vec![parameter("weight", &[6, 2, 3, 3])],
+                Layer::Linear(_) => vec![parameter("weight", &[6, 4])],
+                Layer::BatchNorm(_) => ["gamma", "beta", "mean", "var"].map(|name| parameter(name, &[4])).to_vec(),
+                Layer::Structured(layers::Structured { structure }) => {
+                    structure.parameters().iter().map(|p| parameter(p.name, &p.shape)).collect()
+                }
+                Layer::Quantize(_) => vec![parameter("step", &[1])],
                 _ => Vec::new(),
             };
-            let at_hand = fixed("layer", inputs, Layer::Flatten).replaced(&layer, parameters, &device).unwrap();
-            let input = fixed("input", &[], Layer::Input { shape: vec![4, 5, 6] });
+            let at_hand = fixed("layer", inputs, Layer::Flatten(layers::Flatten)).replaced(&layer, parameters, &device).unwrap();
+            let input = fixed("input", &[], Layer::Input(layers::Input { shape: vec![4, 5, 6] }));
             let mut nodes = vec![input, fixed("before", &[0], before), at_hand];
-            nodes.push(fixed("flat", &[2], Layer::Flatten));
+            nodes.push(fixed("flat", &[2], Layer::Flatten(layers::Flatten)));
             let net = Net { nodes };
-            let taken = if vector { takes_vectors } else { layer != Layer::Linear };
+            let taken = if vector { takes_vectors } else { layer != Layer::Linear(layers::Linear) };
             match net.shapes() {
                 Ok(_) => assert!(taken, "{layer:?} on a {}", if vector { "vector" } else { "map" }),
                 Err(error) => {
                     let error = error.to_string();
-                    assert!(!taken && error.starts_with(&format!("node 'layer': {}", layer.kind())), "{layer:?}: {error}");
+                    assert!(!taken && error.starts_with(&format!("node 'layer': {}", layer.kind().name())), "{layer:?}: {error}");
                 }
             }
             // The container of the same network says the same.

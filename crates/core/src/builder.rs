@@ -1,6 +1,6 @@
 //! Building a network node by node, the way a paper's table reads.
 
-use briquette_runtime::{Activation, Layer, Window};
+use briquette_runtime::{Activation, Layer, Window, layers};
 use burn::module::{Param, ParamId};
 use burn::nn::conv::Conv2d;
 use burn::nn::{BatchNorm, BatchNormConfig, Linear, PaddingConfig2d};
@@ -74,7 +74,7 @@ impl Builder {
     /// Starts a network for inputs of `shape` = `[channels, height, width]`. Weights are drawn from streams that depend on `seed` and
     /// the node's name alone, so that a layer's start does not depend on its neighbours or on the device.
     pub fn new(shape: [usize; 3], seed: u64, device: &Device) -> Self {
-        let input = Node { op: Op::fixed(Layer::Input { shape: shape.to_vec() }), name: "input".into(), inputs: Vec::new() };
+        let input = Node { op: Op::fixed(layers::Input { shape: shape.to_vec() }), name: "input".into(), inputs: Vec::new() };
         Self { nodes: vec![input], shapes: vec![shape.to_vec()], seed, device: device.clone() }
     }
 
@@ -90,7 +90,7 @@ impl Builder {
 
     /// Normalizes the input by channel means and deviations (of pixels / 255).
     pub fn normalize(&mut self, at: At, mean: &[f32], std: &[f32]) -> At {
-        self.fixed("normalize", &[at], Layer::Normalize { mean: mean.to_vec(), std: std.to_vec() })
+        self.fixed("normalize", &[at], layers::Normalize { mean: mean.to_vec(), std: std.to_vec() })
     }
 
     /// A convolution with He-normal weights (fan-in) and zero biases.
@@ -132,26 +132,26 @@ impl Builder {
 
     /// Max pooling.
     pub fn max_pool(&mut self, name: &str, at: At, window: Window) -> At {
-        self.fixed(name, &[at], Layer::MaxPool(window))
+        self.fixed(name, &[at], layers::MaxPool { window })
     }
 
     /// Mean of each channel.
     pub fn global_avg_pool(&mut self, name: &str, at: At) -> At {
-        self.fixed(name, &[at], Layer::GlobalAvgPool)
+        self.fixed(name, &[at], layers::GlobalAvgPool)
     }
 
     /// Sum of two or more nodes.
     pub fn add(&mut self, name: &str, at: &[At]) -> At {
-        self.fixed(name, at, Layer::Add)
+        self.fixed(name, at, layers::Add)
     }
 
     /// Feature maps to a vector.
     pub fn flatten(&mut self, name: &str, at: At) -> At {
-        self.fixed(name, &[at], Layer::Flatten)
+        self.fixed(name, &[at], layers::Flatten)
     }
 
     /// Any parameter-free layer.
-    pub fn fixed(&mut self, name: &str, at: &[At], layer: Layer) -> At {
+    pub fn fixed(&mut self, name: &str, at: &[At], layer: impl Into<Layer>) -> At {
         self.push(name, at, Op::fixed(layer))
     }
 
@@ -165,12 +165,9 @@ impl Builder {
             (op, _) => op,
         };
         let inputs: Vec<&[usize]> = at.iter().map(|at| self.shape(*at)).collect();
-        let shape = match &op {
-            Op::Custom(custom) => custom.kernel.output_shape(&inputs),
-            op => op
-                .check_padding()
-                .and_then(|()| op.layer().output_shape(&inputs, op.weight_shape().as_deref()).map_err(|error| error.to_string())),
-        };
+        let shape = op
+            .check_padding()
+            .and_then(|()| op.layer().output_shape(&inputs, op.weight_shape().as_deref()).map_err(|error| error.to_string()));
         self.shapes.push(shape.unwrap_or_else(|error| panic!("node '{name}': {error}")));
         self.nodes.push(Node { op, name: name.into(), inputs: at.iter().map(|at| at.0).collect() });
         At(self.nodes.len() - 1)

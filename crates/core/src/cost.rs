@@ -67,17 +67,12 @@ impl Cost {
                 Op::Structured(structured) => {
                     (weights + vector(structured.bias.as_ref()), weights, node.op.layer().macs(None, &shapes[index]))
                 }
-                Op::Custom(custom) => {
-                    let inputs: Vec<&[usize]> = node.inputs.iter().map(|&i| shapes[i].as_slice()).collect();
-                    let params = custom.tensors.iter().map(|tensor| tensor.lazy_shape().num_elements()).sum();
-                    (params, params, custom.kernel.macs(&inputs))
-                }
                 Op::Quantize(_) | Op::Fixed(_) => continue,
             };
             layers.push(LayerCost {
                 node: index,
                 name: node.name.clone(),
-                kind: node.op.layer().kind(),
+                kind: node.op.layer().kind().name(),
                 shape,
                 params,
                 weights,

@@ -7,15 +7,12 @@
 mod fixed;
 mod steps;
 
-use burn::module::Param;
 use burn::nn::BatchNorm;
 use burn::tensor::Tensor;
 
 use crate::kernels::{self, takes};
 use crate::net::{Net, Op, Value};
 use steps::{Step, steps};
-
-pub(crate) use fixed::activate;
 
 /// An activation on its way, and how it lies.
 #[derive(Debug, Clone)]
@@ -69,7 +66,7 @@ impl Net {
     fn take(&self, step: &Step, mut inputs: Vec<Flow>, residual: Option<Flow>) -> Flow {
         let norm = step.norm.map(|norm| match &self.nodes[norm].op {
             Op::BatchNorm(norm) => norm,
-            Op::Conv2d(_) | Op::Linear(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => {
+            Op::Conv2d(_) | Op::Linear(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => {
                 unreachable!("a step normalizes by a batch norm")
             }
         });
@@ -102,11 +99,6 @@ impl Net {
                 Flow::Last(x) => Flow::Last(quantize.forward(x)),
                 Flow::Vector(x) => Flow::Vector(quantize.forward(x)),
             },
-            Op::Custom(custom) => {
-                let tensors: Vec<Tensor<2>> = custom.tensors.iter().map(Param::val).collect();
-                let inputs: Vec<Value> = inputs.into_iter().map(Flow::value).collect();
-                Flow::of(custom.kernel.forward(&tensors, &inputs))
-            }
             Op::Fixed(fixed) => fixed::forward(&fixed.layer, inputs),
         }
     }

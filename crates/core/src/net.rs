@@ -3,9 +3,7 @@
 //! Node 0 is the input, the last node is the output, and a node reads only from nodes before it. Optimizers, autodiff and device
 //! moves come from Burn; surgery, taps, cost, storing and printing of *changed structure* come from the graph.
 
-use std::sync::Arc;
-
-use briquette_runtime::{Layer, Structure, activations};
+use briquette_runtime::{Layer, Structure, activations, layers};
 use burn::module::{Module, Param};
 use burn::nn::conv::Conv2d;
 use burn::nn::{BatchNorm, Linear, PaddingConfig2d};
@@ -47,8 +45,6 @@ pub enum Op {
     Structured(Structured),
     /// Activations on a uniform grid.
     Quantize(Quantize),
-    /// An open kernel of some scheme.
-    Custom(Custom),
     /// Everything without parameters.
     Fixed(Fixed),
 }
@@ -73,33 +69,6 @@ pub struct Structured {
     pub structure: Structure,
 }
 
-/// A layer that a scheme invents: named matrices that Burn trains and a stateless description of what to do with them.
-#[derive(Module, Debug)]
-pub struct Custom {
-    /// Trainable tensors, each as a matrix.
-    pub tensors: Vec<Param<Tensor<2>>>,
-    /// Their names, in the same order.
-    #[module(skip)]
-    pub names: Vec<String>,
-    /// What the layer computes.
-    #[module(skip)]
-    pub kernel: Arc<dyn Kernel>,
-}
-
-/// The behaviour of a [`Custom`] layer. Implementations live in the scheme's own crate.
-pub trait Kernel: std::fmt::Debug + Send + Sync {
-    /// Name under which the kernel is stored and found again.
-    fn name(&self) -> &'static str;
-    /// Hyper-parameters as JSON.
-    fn config(&self) -> String;
-    /// Output for the inputs; `tensors` are in the order of [`Custom::names`].
-    fn forward(&self, tensors: &[Tensor<2>], inputs: &[Value]) -> Value;
-    /// Shape of one sample's output, or what does not fit.
-    fn output_shape(&self, inputs: &[&[usize]]) -> std::result::Result<Vec<usize>, String>;
-    /// Multiply-accumulates per sample.
-    fn macs(&self, inputs: &[&[usize]]) -> u64;
-}
-
 /// An activation on its way through the network.
 #[derive(Debug, Clone)]
 pub enum Value {
@@ -122,20 +91,18 @@ impl Net {
                 return Err(Error::node(&node.name, "the name is taken by an earlier node"));
             }
             node.op.check_padding().map_err(|detail| Error::node(&node.name, detail))?;
-            if (index == 0) != matches!(node.op.layer(), Layer::Input { .. }) {
+            if (index == 0) != matches!(node.op.layer(), Layer::Input(_)) {
                 return Err(Error::node(&node.name, "node 0, and no other, is the input"));
             }
             if let Some(late) = node.inputs.iter().find(|&&input| input >= index) {
                 return Err(Error::node(&node.name, format!("reads node {late}, which does not come before it ({index})")));
             }
             let inputs: Vec<&[usize]> = node.inputs.iter().map(|&i| shapes[i].as_slice()).collect();
-            let shape = match &node.op {
-                Op::Custom(custom) => custom.kernel.output_shape(&inputs).map_err(|detail| Error::node(&node.name, detail))?,
-                op => op
-                    .layer()
-                    .output_shape(&inputs, op.weight_shape().as_deref())
-                    .map_err(|source| Error::Shape { node: node.name.clone(), source })?,
-            };
+            let shape = node
+                .op
+                .layer()
+                .output_shape(&inputs, node.op.weight_shape().as_deref())
+                .map_err(|source| Error::Shape { node: node.name.clone(), source })?;
             node.op.check_channels(&shape).map_err(|detail| Error::node(&node.name, detail))?;
             shapes.push(shape);
         }
@@ -173,7 +140,7 @@ impl Net {
     /// Shape of one input sample.
     pub fn input_shape(&self) -> Vec<usize> {
         match self.nodes.first().map(|node| node.op.layer()) {
-            Some(Layer::Input { shape }) => shape,
+            Some(Layer::Input(layers::Input { shape })) => shape,
             _ => Vec::new(),
         }
     }
@@ -188,13 +155,13 @@ impl Net {
         self.valid()
     }
 
-    /// Names of the nodes that hold weights (convolution, linear, structural matrices, open kernels), in order.
+    /// Names of the nodes that hold weights (convolution, linear, structural matrices), in order.
     pub fn weighted(&self) -> impl Iterator<Item = (usize, &Node)> {
-        let weighted = |op: &Op| matches!(op, Op::Conv2d(_) | Op::Linear(_) | Op::Structured(_) | Op::Custom(_));
+        let weighted = |op: &Op| matches!(op, Op::Conv2d(_) | Op::Linear(_) | Op::Structured(_));
         self.nodes.iter().enumerate().filter(move |(_, node)| weighted(&node.op))
     }
 
-    /// The nodes whose weights are their own (convolution, linear), in order: what makes a structural matrix, or goes into an open kernel, is
+    /// The nodes whose weights are their own (convolution, linear), in order: what makes a structural matrix is
     /// none that could be pruned or shared.
     pub fn own_weights(&self) -> impl Iterator<Item = (usize, &Node)> {
         self.nodes.iter().enumerate().filter(|(_, node)| node.op.weight_shape().is_some())
@@ -211,8 +178,8 @@ impl Node {
 
 impl Op {
     /// A parameter-free operation.
-    pub fn fixed(layer: Layer) -> Self {
-        Op::Fixed(Fixed { layer })
+    pub fn fixed(layer: impl Into<Layer>) -> Self {
+        Op::Fixed(Fixed { layer: layer.into() })
     }
 
     /// The operation without its weights.
@@ -221,17 +188,16 @@ impl Op {
     /// If it is a convolution whose padding is not the same on both sides; [`Net::shapes`] rules that out.
     pub fn layer(&self) -> Layer {
         match self {
-            Op::Conv2d(conv) => Layer::Conv2d {
+            Op::Conv2d(conv) => Layer::Conv2d(layers::Conv2d {
                 stride: conv.stride,
                 padding: padding(conv).unwrap_or_else(|found| panic!("{found}: only what is the same on both sides is carried")),
                 dilation: conv.dilation,
                 groups: conv.groups,
-            },
-            Op::Linear(_) => Layer::Linear,
-            Op::BatchNorm(norm) => Layer::BatchNorm { epsilon: norm.epsilon },
-            Op::Structured(structured) => Layer::Structured(structured.structure),
+            }),
+            Op::Linear(_) => Layer::Linear(layers::Linear),
+            Op::BatchNorm(norm) => Layer::BatchNorm(layers::BatchNorm { epsilon: norm.epsilon }),
+            Op::Structured(structured) => Layer::Structured(layers::Structured { structure: structured.structure }),
             Op::Quantize(quantize) => quantize.layer(),
-            Op::Custom(custom) => Layer::Custom { kernel: custom.kernel.name().into(), config: custom.kernel.config() },
             Op::Fixed(fixed) => fixed.layer.clone(),
         }
     }
@@ -244,7 +210,7 @@ impl Op {
                 let shape = linear.weight.lazy_shape();
                 Some(vec![shape[1], shape[0]])
             }
-            Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => None,
+            Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => None,
         }
     }
 
@@ -262,7 +228,7 @@ impl Op {
             }
             Op::Structured(structured) => [of(&structured.tensors), of(&structured.bias)].concat(),
             Op::Quantize(quantize) => of([&quantize.scale]),
-            Op::Custom(_) | Op::Fixed(_) => Vec::new(),
+            Op::Fixed(_) => Vec::new(),
         }
     }
 
@@ -286,7 +252,7 @@ impl Op {
             }
             Op::Structured(structured) => structured.check(),
             Op::Quantize(quantize) if quantize.scale.lazy_shape()[0] != 1 => Err("more than one step".into()),
-            Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => Ok(()),
+            Op::Quantize(_) | Op::Fixed(_) => Ok(()),
         }
     }
 }
@@ -385,8 +351,8 @@ mod tests {
     /// A net of this convolution alone, its channels averaged, put together without the builder.
     fn around(conv: Conv2d, size: usize) -> Net {
         let node = |name: &str, inputs, op| Node { op, name: name.into(), inputs };
-        let input = Op::fixed(Layer::Input { shape: vec![2, size, size] });
-        let mean = Op::fixed(Layer::GlobalAvgPool);
+        let input = Op::fixed(layers::Input { shape: vec![2, size, size] });
+        let mean = Op::fixed(layers::GlobalAvgPool);
         Net { nodes: vec![node("input", vec![], input), node("conv", vec![0], Op::Conv2d(conv)), node("mean", vec![1], mean)] }
     }
 

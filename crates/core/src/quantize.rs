@@ -6,7 +6,7 @@
 //! became of it, one beyond the ends none, and a trained step gets `q - zero - x / step` inside and `q - zero` beyond: the learned step
 //! size of Esser et al. (ICLR 2020).
 
-use briquette_runtime::{Grid, Layer, StepGradient};
+use briquette_runtime::{Grid, Layer, StepGradient, layers};
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
@@ -214,7 +214,7 @@ impl Quantize {
 
     /// The layer without its tensor.
     pub fn layer(&self) -> Layer {
-        Layer::Quantize { levels: self.levels, zero: self.zero, train: self.train }
+        Layer::Quantize(layers::Quantize { levels: self.levels, zero: self.zero, train: self.train })
     }
 
     /// The nearest values of the grid.

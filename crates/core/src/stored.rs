@@ -4,7 +4,7 @@ mod state;
 
 use std::collections::BTreeMap;
 
-use briquette_runtime::{Coded, Coder, Hashed, Layer, Model, NotFinite, Plan, Structure, ValueFormat};
+use briquette_runtime::{Coded, Coder, Hashed, Layer, Model, NotFinite, Plan, Structure, ValueFormat, layers};
 use burn::module::{Param, ParamId, RunningState};
 use burn::nn::conv::Conv2d;
 use burn::nn::{BatchNorm, BatchNormConfig, Linear, PaddingConfig2d};
@@ -103,7 +103,7 @@ impl Node {
                 tensors.chain(structured.bias.as_ref().map(|b| Stored::of("bias", b))).collect()
             }
             Op::Quantize(quantize) => vec![Stored::of(quantize.train.tensor(), &quantize.scale)],
-            Op::Custom(_) | Op::Fixed(_) => Vec::new(),
+            Op::Fixed(_) => Vec::new(),
         }
     }
 
@@ -161,7 +161,9 @@ impl Node {
 
 /// A node from its description and its parameters in the container's layout.
 pub(crate) fn build(name: String, inputs: Vec<usize>, layer: &Layer, parameters: Vec<Stored>, device: &Device) -> Result<Node> {
-    let turn = |stored: Stored| if *layer == Layer::Linear && stored.name == "weight" { transposed(stored) } else { stored };
+    let turn = |stored: Stored| {
+        if *layer == Layer::Linear(layers::Linear) && stored.name == "weight" { transposed(stored) } else { stored }
+    };
     assemble(name, inputs, layer, parameters.into_iter().map(turn).collect(), device)
 }
 
@@ -171,7 +173,7 @@ fn assemble(name: String, inputs: Vec<usize>, layer: &Layer, parameters: Vec<Sto
     let mut parameters: BTreeMap<&str, Stored> = parameters.into_iter().map(|stored| (stored.name, stored)).collect();
     let mut need = |key: &str| parameters.remove(key).ok_or_else(|| Error::node(&name, format!("has no tensor '{key}'")));
     let op = match layer {
-        Layer::Conv2d { stride, padding, dilation, groups } => {
+        Layer::Conv2d(layers::Conv2d { stride, padding, dilation, groups }) => {
             let weight = need("weight")?;
             let kernel_size = match weight.shape[..] {
                 [_, _, kh, kw] => [kh, kw],
@@ -187,11 +189,11 @@ fn assemble(name: String, inputs: Vec<usize>, layer: &Layer, parameters: Vec<Sto
                 padding: PaddingConfig2d::Explicit(padding[0], padding[1], padding[0], padding[1]),
             })
         }
-        Layer::Linear => Op::Linear(Linear {
+        Layer::Linear(_) => Op::Linear(Linear {
             weight: need("weight")?.param(device)?,
             bias: need("bias").ok().map(|bias| bias.param(device)).transpose()?,
         }),
-        Layer::BatchNorm { epsilon } => {
+        Layer::BatchNorm(layers::BatchNorm { epsilon }) => {
             let gamma = need("gamma")?;
             let norm: BatchNorm = BatchNormConfig::new(gamma.base.len().max(1)).with_epsilon(*epsilon).init(device);
             let state =
@@ -204,7 +206,7 @@ fn assemble(name: String, inputs: Vec<usize>, layer: &Layer, parameters: Vec<Sto
                 ..norm
             })
         }
-        Layer::Structured(structure) => {
+        Layer::Structured(layers::Structured { structure }) => {
             structure.check().map_err(|error| Error::node(&name, error.to_string()))?;
             if !kernels::is_flex(device) {
                 let detail = "structural matrices are computed on the CPU device `flex` only; set `device = \"flex\"`";
@@ -217,11 +219,8 @@ fn assemble(name: String, inputs: Vec<usize>, layer: &Layer, parameters: Vec<Sto
                 structure: *structure,
             })
         }
-        Layer::Quantize { levels, zero, train } => {
+        Layer::Quantize(layers::Quantize { levels, zero, train }) => {
             Op::Quantize(Quantize::new(need(train.tensor())?.param(device)?, *levels, *zero, *train))
-        }
-        Layer::Custom { kernel, .. } => {
-            return Err(Error::node(&name, format!("open kernel '{kernel}' cannot be read back yet")));
         }
         fixed => Op::fixed(fixed.clone()),
     };

@@ -19,7 +19,8 @@ use crate::net::{Net, Node, Op};
 use crate::rank;
 use coupling::Coupling;
 
-pub use constants::{Border, Constants};
+pub use briquette_runtime::layers::Constants;
+pub use constants::Border;
 
 /// Channels that can only be cut together, as units that can be cut one by one.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -121,7 +121,7 @@ fn movable(net: &Net, checkpoint: &Checkpoint, prefixes: &Prefixes) -> Vec<(Stri
         let without = match &node.op {
             Op::Conv2d(conv) => conv.bias.is_none(),
             Op::Linear(linear) => linear.bias.is_none(),
-            Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => false,
+            Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => false,
         };
         let bias = format!("{prefix}.bias");
         let mut readers = net.nodes.iter().enumerate().filter(|(_, reader)| reader.inputs.contains(&index));

@@ -101,7 +101,7 @@ fn rectifier(net: &Net, mut node: usize) -> Option<usize> {
         node = net.nodes.iter().position(|reader| reader.inputs.contains(&node))?;
         match net.nodes[node].op.layer() {
             Layer::Activation(Activation::Relu | Activation::Relu6) => return Some(node),
-            Layer::BatchNorm { .. } | Layer::Add | Layer::MaxPool(_) | Layer::AvgPool { .. } | Layer::Dropout { .. } => {}
+            Layer::BatchNorm(_) | Layer::Add(_) | Layer::MaxPool(_) | Layer::AvgPool(_) | Layer::Dropout(_) => {}
             _ => return None,
         }
     }

@@ -124,7 +124,7 @@ impl Objective for Hyperbolic {
         let of = |op: &Op| match op {
             Op::Conv2d(conv) => Some(self.sum(conv.weight.val())),
             Op::Linear(linear) => Some(self.sum(linear.weight.val())),
-            Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => None,
+            Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => None,
         };
         let zero = Tensor::zeros([1], &logits.device());
         let terms = self.layers.iter().filter_map(|layer| of(&net.nodes[*layer].op));

@@ -7,7 +7,7 @@
 //! of some signs is the sign of the largest.
 //!
 //! ```
-//! use briquette_core::Layer;
+//! use briquette_core::{Layer, layers};
 //! use briquette_core::builder::Builder;
 //! use briquette_core::pass::{Context, Data, Pass, Silent};
 //! use briquette_data::Dataset;
@@ -26,7 +26,7 @@
 //!
 //! let method: BinaryNet = serde_json::from_str(r#"{ "train": { "epochs": 5 } }"#).unwrap();
 //! let net = method.run(b.finish().unwrap(), &mut Context::new(&Device::flex(), 1, &data, &mut Silent)).unwrap();
-//! assert!(matches!(net.nodes[4].op.layer(), Layer::Quantize { levels: 2, .. }));
+//! assert!(matches!(net.nodes[4].op.layer(), Layer::Quantize(layers::Quantize { levels: 2, .. })));
 //! assert!(net.nodes[5].weight().unwrap().values().iter().all(|w| w.abs() == 1.0));
 //! ```
 //!
@@ -140,7 +140,7 @@ mod tests {
             }
             value
         });
-        let kinds: Vec<&str> = net.nodes.iter().map(|node| node.op.layer().kind()).collect();
+        let kinds: Vec<&str> = net.nodes.iter().map(|node| node.op.layer().kind().name()).collect();
         assert_eq!(kinds[..6], ["input", "conv2d", "batch-norm", "quantize", "conv2d", "flatten"]);
         assert_eq!(net.nodes[net.nodes.len() - 1].inputs, [net.index("relu3").unwrap()], "fc2 keeps its rectifier");
     }

@@ -87,7 +87,7 @@ type Merger = (usize, usize);
 
 /// The fully connected layer that alone reads the group's one layer, itself fully connected, through element-wise functions.
 fn reader(net: &Net, group: &ChannelGroup) -> Option<usize> {
-    let passes = |layer: &Layer| matches!(layer, Layer::Activation(_) | Layer::Dropout { .. });
+    let passes = |layer: &Layer| matches!(layer, Layer::Activation(_) | Layer::Dropout(_));
     let linear = |node: usize| matches!(net.nodes[node].op, Op::Linear(_));
     only_reader(net, group, passes).filter(|reader| linear(*reader) && group.producers().all(linear))
 }

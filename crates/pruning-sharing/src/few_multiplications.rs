@@ -176,7 +176,7 @@ impl Forward for Shifts {
                     linear.weight = fixed(weight.clone().detach());
                     drawn.insert(layer, Drawn::Linear(Box::new(weight)));
                 }
-                Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => {}
+                Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => {}
             }
         }
         let mut read: BTreeMap<usize, Option<Value>> =

@@ -217,7 +217,7 @@ mod tests {
     use briquette_core::promises::Promises;
     use briquette_core::stored::Storage;
     use briquette_core::training::{evaluate, probe};
-    use briquette_core::{Grid, Layer};
+    use briquette_core::{Grid, Layer, layers};
     use burn::tensor::Device;
 
     use super::*;
@@ -243,7 +243,7 @@ mod tests {
         let levels = |activations: serde_json::Value| -> Vec<(String, u32)> {
             let net = run::<FixedPoint>(small(), settings(serde_json::json!({ "activations": activations }))).unwrap();
             let reads = |(_, node): (usize, &briquette_core::net::Node)| match net.nodes[node.inputs[0]].op.layer() {
-                briquette_core::Layer::Quantize { levels, .. } => Some((node.name.clone(), levels)),
+                briquette_core::Layer::Quantize(layers::Quantize { levels, .. }) => Some((node.name.clone(), levels)),
                 _ => None,
             };
             net.weighted().filter_map(reads).collect()
@@ -497,7 +497,8 @@ mod tests {
         assert_eq!(quantized.nodes.iter().filter(|node| matches!(node.op, Op::Quantize(_))).count(), 2);
         assert!(get(&quantized, "fc2", "weight").iter().zip(&mask).all(|(w, keep)| *keep || *w == 0.0));
         assert_eq!(quantized.nodes[quantized.index("fc2").unwrap()].weight().unwrap().coding.mask, Some(mask));
-        let Layer::Quantize { zero, levels, .. } = quantized.nodes[quantized.index("flatten-quantized").unwrap()].op.layer()
+        let Layer::Quantize(layers::Quantize { zero, levels, .. }) =
+            quantized.nodes[quantized.index("flatten-quantized").unwrap()].op.layer()
         else {
             panic!("no quantizer")
         };

@@ -204,12 +204,12 @@ fn images() -> usize {
 
 #[cfg(test)]
 mod tests {
-    use briquette_core::Grid;
     use briquette_core::coding::{Source, floats};
     use briquette_core::net::Op;
     use briquette_core::pass::Silent;
     use briquette_core::stored::Storage;
     use briquette_core::training::evaluate;
+    use briquette_core::{Grid, layers};
     use burn::tensor::Device;
 
     use super::*;
@@ -230,7 +230,7 @@ mod tests {
         let net = run::<LearnedStep>(small(), settings).unwrap();
         assert_eq!(["conv1", "conv2", "fc1", "fc2"].map(|layer| grid(&net, layer).levels), [256, 16, 16, 8]);
         let reads = |layer: &str| match net.nodes[net.nodes[net.index(layer).unwrap()].inputs[0]].op.layer() {
-            briquette_core::Layer::Quantize { levels, .. } => levels,
+            briquette_core::Layer::Quantize(layers::Quantize { levels, .. }) => levels,
             _ => 0,
         };
         assert_eq!(["conv1", "conv2", "fc1", "fc2"].map(reads), [256, 16, 0, 4]);

@@ -206,7 +206,7 @@ fn weights(node: &Node) -> Option<(ParamId, Vec<f32>)> {
     match &node.op {
         Op::Conv2d(conv) => Some((conv.weight.id, floats(plain(conv.weight.val())))),
         Op::Linear(linear) => Some((linear.weight.id, floats(plain(linear.weight.val())))),
-        Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => None,
+        Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => None,
     }
 }
 
@@ -215,7 +215,7 @@ fn mask(node: &Node) -> Option<Vec<bool>> {
     match &node.op {
         Op::Conv2d(conv) => coding_of(&conv.weight).mask,
         Op::Linear(linear) => coding_of(&linear.weight).mask,
-        Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => None,
+        Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => None,
     }
 }
 
@@ -223,7 +223,7 @@ fn gradient(node: &Node, gradients: &GradientsParams) -> Option<Vec<f32>> {
     match &node.op {
         Op::Conv2d(conv) => gradients.get::<4>(conv.weight.id).map(floats),
         Op::Linear(linear) => gradients.get::<2>(linear.weight.id).map(floats),
-        Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => None,
+        Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => None,
     }
 }
 

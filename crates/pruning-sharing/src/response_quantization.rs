@@ -41,6 +41,7 @@
 //! # }
 //! ```
 
+use briquette_runtime::layers;
 use std::collections::BTreeMap;
 
 use briquette_core::Layer;
@@ -133,7 +134,7 @@ impl ResponseQuantization {
         }
         let layers = self.products.layers(net, Self::NAME, 1, true)?;
         for node in layers.iter().map(|(layer, _)| &net.nodes[*layer]) {
-            if matches!(node.op.layer(), Layer::Conv2d { groups, .. } if groups > 1) {
+            if matches!(node.op.layer(), Layer::Conv2d(layers::Conv2d { groups, .. }) if groups > 1) {
                 let detail = "its channels are in groups that see different inputs; leave it to product-quantization";
                 return Err(Error::node(&node.name, detail));
             }

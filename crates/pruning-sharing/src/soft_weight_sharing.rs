@@ -340,7 +340,7 @@ fn tensors(net: &Net, layers: Option<&BTreeSet<usize>>) -> Vec<Tensor<1>> {
     let flat = |op: &Op| match op {
         Op::Conv2d(conv) => Some(conv.weight.val().flatten::<1>(0, 3)),
         Op::Linear(linear) => Some(linear.weight.val().flatten::<1>(0, 1)),
-        Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => None,
+        Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => None,
     };
     let chosen = |index: &usize| layers.is_none_or(|layers| layers.contains(index));
     net.nodes.iter().enumerate().filter(|(index, _)| chosen(index)).filter_map(|(_, node)| flat(&node.op)).collect()

@@ -289,7 +289,7 @@ impl Way {
                     linear.weight = through(&linear.weight, gradients);
                     linear.bias = linear.bias.as_ref().map(|bias| through(bias, gradients));
                 }
-                Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => {}
+                Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => {}
             }
         }
         passing

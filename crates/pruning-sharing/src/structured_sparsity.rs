@@ -34,13 +34,13 @@
 //! layers, with the shift of the batch norm at the branch's end, so that an empty branch adds nothing; the proximal steps of filters and channels, which overlap, follow each other; and the second penalty, on all weights, is the
 //! recipe's weight decay.
 
-use briquette_core::Layer;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Node, Op};
 use briquette_core::pass::{Context, Event, Method, Pass};
 use briquette_core::surgery::ChannelGroup;
 use briquette_core::training::{Extras, Recipe, fit, renew, tune};
 use briquette_core::types::Layers;
+use briquette_core::{Layer, layers};
 use serde::Deserialize;
 
 use crate::parts::empty::remove_empty;
@@ -118,7 +118,7 @@ impl StructuredSparsity {
         let one_group = |index: usize| match &net.nodes[index].op {
             Op::Conv2d(conv) => conv.groups == 1,
             Op::Linear(_) => true,
-            Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => false,
+            Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => false,
         };
         let layers =
             |fits: &dyn Fn(usize) -> bool| -> Vec<usize> { chosen.iter().copied().filter(|index| fits(*index)).collect() };
@@ -174,7 +174,7 @@ fn branches(net: &Net) -> Vec<Branch> {
         layers
     };
     let branch = |(addition, node): (usize, &Node)| {
-        let (Layer::Add, [a, b]) = (node.op.layer(), &node.inputs[..]) else { return None };
+        let (Layer::Add(layers::Add), [a, b]) = (node.op.layer(), &node.inputs[..]) else { return None };
         let branch = |end: usize, shortcut, layers| {
             let norm = Some(end).filter(|end| matches!(net.nodes[*end].op, Op::BatchNorm(_)));
             Some(Branch { addition, shortcut, end, layers, norm })

@@ -275,7 +275,7 @@ fn distorted(net: &Net, layers: &[usize], distortion: Distortion) -> Net {
         match &mut net.nodes[layer].op {
             Op::Conv2d(conv) => conv.weight = Param::initialized(ParamId::new(), distortion.apply(conv.weight.val())),
             Op::Linear(linear) => linear.weight = Param::initialized(ParamId::new(), distortion.apply(linear.weight.val())),
-            Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => {}
+            Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => {}
         }
     }
     net
@@ -301,7 +301,7 @@ impl Projection for Clip {
         let clipped = |layer: &usize| match &net.nodes[*layer].op {
             Op::Conv2d(conv) => Some((conv.weight.id, plain(conv.weight.val()).clamp(-1.0, 1.0).flatten(0, 3))),
             Op::Linear(linear) => Some((linear.weight.id, plain(linear.weight.val()).clamp(-1.0, 1.0).flatten(0, 1))),
-            Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => None,
+            Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => None,
         };
         let values: HashMap<ParamId, Tensor<1>> = self.0.iter().filter_map(clipped).collect();
         replace(net, values)

@@ -38,6 +38,7 @@ use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::Recipe;
 use briquette_core::types::Layers;
 use briquette_core::{Layer, Window};
+use briquette_runtime::layers;
 use serde::Deserialize;
 
 use crate::parts::binary::{Scale, binarize_layers, inner_layers, signs, train};
@@ -107,26 +108,26 @@ impl XnorNet {
 /// Multiplies a layer's output by its map `K` of the activations `real`, whose signs it reads.
 fn scale(net: Net, layer: usize, real: usize) -> Result<Net> {
     let name = net.nodes[layer].name.clone();
-    let mut factor = vec![(format!("{name}-mean"), Layer::MeanMagnitude, real)];
+    let mut factor = vec![(format!("{name}-mean"), Layer::MeanMagnitude(layers::MeanMagnitude), real)];
     match &net.nodes[layer].op {
         Op::Conv2d(conv) => {
             if conv.groups != 1 || conv.dilation != [1, 1] {
                 let detail = "has groups or a dilation, for which there is no map K; set `k-map = false` or name it in `except`";
                 return Err(Error::node(&name, detail));
             }
-            let Layer::Conv2d { stride, padding, .. } = net.nodes[layer].op.layer() else {
+            let Layer::Conv2d(layers::Conv2d { stride, padding, .. }) = net.nodes[layer].op.layer() else {
                 unreachable!("a convolution's layer is a convolution")
             };
             let window = Window { kernel: conv.kernel_size, stride, padding };
             if window != Window::square(1) {
-                factor.push((format!("{name}-box"), Layer::AvgPool { window, count_padding: true }, layer + 1));
+                factor.push((format!("{name}-box"), Layer::AvgPool(layers::AvgPool { window, count_padding: true }), layer + 1));
             }
         }
-        Op::Linear(_) | Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => {}
+        Op::Linear(_) | Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => {}
     }
     let product = layer + factor.len() + 1;
     let maps = factor.into_iter().map(|(name, layer, input)| Node { op: Op::fixed(layer), name, inputs: vec![input] });
-    let scaled = Node { op: Op::fixed(Layer::Multiply), name: format!("{name}-scaled"), inputs: vec![layer, product - 1] };
+    let scaled = Node { op: Op::fixed(layers::Multiply), name: format!("{name}-scaled"), inputs: vec![layer, product - 1] };
     net.insert(layer + 1, maps.chain([scaled]).collect(), |_, input| (input == layer).then_some(product))
 }
 
@@ -196,7 +197,7 @@ mod tests {
             let train = serde_json::json!({ "epochs": 3, "batch": 10, "lr": 0.02 });
             let net = run::<XnorNet>(small(), serde_json::json!({ "k-map": k_map, "train": train })).unwrap();
             assert_eq!(
-                net.nodes.iter().filter(|node| matches!(node.op.layer(), Layer::Multiply)).count(),
+                net.nodes.iter().filter(|node| matches!(node.op.layer(), Layer::Multiply(_))).count(),
                 2 * usize::from(k_map)
             );
             let bytes = net.to_model(Storage::default()).unwrap().to_bytes().unwrap();

@@ -11,7 +11,7 @@ use briquette_core::training::hits;
 use briquette_core::zoo::{Arch, ZOO};
 use briquette_data::{Loader, Locations, Status};
 use briquette_interchange::Foreign;
-use briquette_runtime::{Engine, Layer, Model, NotFinite};
+use briquette_runtime::{Engine, Layer, Model, NotFinite, layers};
 use burn::tensor::Device;
 use serde::Serialize;
 use serde_json::json;
@@ -194,7 +194,7 @@ pub(crate) fn inspect(file: &Path, prefix: Option<&str>, json: bool) -> Result<(
         for (name, coded) in &node.tensors {
             let (bits, summary) = (coded.bits(), coded.summary());
             rows.push(json!({
-                "layer": node.name, "kind": node.layer.kind(), "output": shape, "tensor": name, "shape": coded.shape(),
+                "layer": node.name, "kind": node.layer.kind().name(), "output": shape, "tensor": name, "shape": coded.shape(),
                 "values": coded.shape().iter().product::<usize>(), "nonzero": coded.nonzero(), "sparse": summary.sparse,
                 "format": format!("{:?}", summary.value_format), "coder": format!("{:?}", summary.coder),
                 "codebook": summary.codebook_len, "gap_bits": summary.gap_bits, "bits": bits.total(),
@@ -273,7 +273,7 @@ fn inspect_checkpoint(file: &Path, prefix: Option<&str>, json: bool) -> Result<(
 /// How many values of a checkpoint's tensor no network computes with.
 fn not_finite(name: &str, tensor: &Foreign) -> usize {
     // The file does not say what a norm adds to its variances; this is what PyTorch does.
-    let norm = Layer::BatchNorm { epsilon: 1e-5 };
+    let norm = Layer::BatchNorm(layers::BatchNorm { epsilon: 1e-5 });
     let part = if name.rsplit('.').next() == Some("running_var") { "var" } else { name };
     NotFinite::of(name, &norm, part, &tensor.values).map_or(0, |found| found.values)
 }

@@ -15,6 +15,8 @@ pub(crate) trait Put {
     fn put_f64(&mut self, value: f64);
     /// Length and UTF-8.
     fn put_text(&mut self, text: &str) -> Result<(), Error>;
+    /// Integers, one after the other.
+    fn put_sizes(&mut self, sizes: &[usize]);
 }
 
 impl Put for Vec<u8> {
@@ -42,6 +44,10 @@ impl Put for Vec<u8> {
         self.put_varint(text.len());
         self.extend_from_slice(text.as_bytes());
         Ok(())
+    }
+
+    fn put_sizes(&mut self, sizes: &[usize]) {
+        sizes.iter().for_each(|size| self.put_varint(*size));
     }
 }
 
@@ -96,6 +102,22 @@ impl<'a> Reader<'a> {
             }
         }
         Err(Error::corrupt("an integer has more than 63 bits"))
+    }
+
+    pub(crate) fn sizes<const N: usize>(&mut self) -> Result<[usize; N], Error> {
+        let mut sizes = [0; N];
+        for size in &mut sizes {
+            *size = self.varint()?;
+        }
+        Ok(sizes)
+    }
+
+    pub(crate) fn truth(&mut self) -> Result<bool, Error> {
+        match self.byte()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            other => Err(Error::corrupt(format!("a truth value of {other}"))),
+        }
     }
 
     pub(crate) fn f32(&mut self) -> Result<f32, Error> {

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use crate::layers::Extent;
 use crate::{Coded, Error, Layer, Model, Node, activations};
 
 impl Model {
@@ -9,7 +10,7 @@ impl Model {
     /// ([`MAX_ACTIVATIONS`](activations::MAX_ACTIVATIONS)); returns the output shape of each node.
     ///
     /// # Errors
-    /// The first fault, with the node it is in. A custom layer is one: no kernels are registered here yet.
+    /// The first fault, with the node it is in.
     pub fn check(&self) -> Result<Vec<Vec<usize>>, Error> {
         if self.nodes.is_empty() {
             return Err(Error::Wiring { detail: "a model without nodes".into() });
@@ -31,52 +32,40 @@ impl Model {
 
 fn output_shape(position: usize, node: &Node, shapes: &[Vec<usize>]) -> Result<Vec<usize>, Error> {
     let wiring = |detail: String| Err(Error::Wiring { detail });
+    let kind = node.layer.kind();
     match (&node.layer, position) {
-        (Layer::Input { .. }, 0) => {}
-        (Layer::Input { .. }, _) => return wiring("only node 0 is an input".into()),
-        (layer, 0) => return wiring(format!("node 0 is a {}, not an input", layer.kind())),
-        (Layer::Custom { kernel, .. }, _) => return Err(Error::UnknownKernel { kernel: kernel.clone() }),
+        (Layer::Input(_), 0) => {}
+        (Layer::Input(_), _) => return wiring("only node 0 is an input".into()),
+        (_, 0) => return wiring(format!("node 0 is a {}, not an input", kind.name())),
         _ => {}
     }
     if let Some(input) = node.inputs.iter().find(|input| **input >= position) {
         return wiring(format!("input {input} is not an earlier node"));
     }
     let inputs: Vec<&[usize]> = node.inputs.iter().map(|input| shapes[*input].as_slice()).collect();
-    let weight = node.tensor("weight").map(Coded::shape);
-    let shape = node.layer.output_shape(&inputs, weight)?;
-    let parameters = match node.layer {
-        Layer::Structured(structure) => structure.parameters(),
-        _ => Vec::new(),
-    };
-    let named: Vec<&str> = match node.layer {
-        Layer::Quantize { train, .. } => vec![train.tensor()],
-        _ => parameters.iter().map(|parameter| parameter.name).collect(),
-    };
-    let (required, optional): (&[&str], &[&str]) = match node.layer {
-        Layer::Conv2d { .. } | Layer::Linear => (&["weight"], &["bias"]),
-        Layer::BatchNorm { .. } => (&["gamma", "beta", "mean", "var"], &[]),
-        Layer::Structured(_) => (&named, &["bias"]),
-        Layer::Quantize { .. } => (&named, &[]),
-        _ => (&[], &[]),
-    };
-    if let Some(name) = required.iter().find(|name| node.tensor(name).is_none()) {
-        return wiring(format!("the tensor {name:?} is missing"));
+    let shape = node.layer.output_shape(&inputs, node.tensor("weight").map(Coded::shape))?;
+    let tensors = kind.tensors();
+    if let Some(tensor) = tensors.iter().find(|tensor| tensor.required && node.tensor(tensor.name).is_none()) {
+        return wiring(format!("the tensor {:?} is missing", tensor.name));
     }
     let mut names = HashSet::new();
     for (name, coded) in &node.tensors {
-        if !required.contains(&name.as_str()) && !optional.contains(&name.as_str()) {
-            return wiring(format!("a {} has no tensor {name:?}", node.layer.kind()));
-        }
+        let Some(tensor) = tensors.iter().find(|tensor| tensor.name == name) else {
+            return wiring(format!("a {} has no tensor {name:?}", kind.name()));
+        };
         if !names.insert(name) {
             return wiring(format!("two tensors {name:?}"));
         }
-        let matrix = parameters.iter().find(|parameter| parameter.name == name).map(|parameter| &parameter.shape[..]);
-        let expected = matrix.unwrap_or(if matches!(node.layer, Layer::Quantize { .. }) { &[1] } else { &shape[..1] });
-        if name != "weight" && coded.shape() != expected {
+        let expected = match &tensor.shape {
+            Extent::Free => coded.shape(),
+            Extent::Outputs => &shape[..1],
+            Extent::Exactly(shape) => shape,
+        };
+        if coded.shape() != expected {
             return wiring(format!("{name} has the shape {:?}, expected {expected:?}", coded.shape()));
         }
-        if let Layer::Quantize { levels, zero, train } = node.layer {
-            let step = coded.decode()[0] / train.steps(levels, zero);
+        if let Layer::Quantize(quantize) = &node.layer {
+            let step = quantize.step(coded.decode()[0]);
             if !(step.is_finite() && step > 0.0) {
                 return wiring(format!("a step of {step}; it must be positive"));
             }
@@ -88,8 +77,8 @@ fn output_shape(position: usize, node: &Node, shapes: &[Vec<usize>]) -> Result<V
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Plan;
     use crate::container::tests::example;
+    use crate::{Plan, layers};
 
     fn fault(change: impl FnOnce(&mut Model)) -> String {
         let mut model = example();
@@ -114,12 +103,10 @@ mod tests {
     fn faults_name_the_node_and_both_sides() {
         assert!(fault(|model| model.nodes[2].name = "conv".into()).contains("the name is taken"));
         assert!(fault(|model| model.nodes[1].inputs = vec![3]).contains("input 3 is not an earlier node"));
-        assert!(fault(|model| model.nodes[1].layer = Layer::Add).contains("takes two or more"));
+        assert!(fault(|model| model.nodes[1].layer = Layer::Add(layers::Add)).contains("takes two or more"));
         assert!(fault(|model| drop(model.nodes.remove(0))).contains("not an input"));
         assert!(fault(|model| model.nodes.clear()).contains("without nodes"));
         assert!(fault(|model| model.nodes[2].tensors.truncate(3)).contains("\"var\" is missing"));
-        let custom = Layer::Custom { kernel: "fft".into(), config: String::new() };
-        assert!(fault(|model| model.nodes[3].layer = custom).contains("unknown kernel \"fft\""));
         let bias = Coded::encode(&[3], &[0.0; 3], None, &Plan::default()).unwrap();
         assert!(fault(|model| model.nodes[1].tensors[1].1 = bias).contains("bias has the shape [3], expected [4]"));
     }
@@ -128,9 +115,9 @@ mod tests {
     fn feature_maps_beyond_the_limit_are_refused_before_anything_is_made_of_them() {
         let node =
             |name: &str, inputs: &[usize], layer| Node { name: name.into(), inputs: inputs.to_vec(), layer, tensors: vec![] };
-        let pool = |output| Layer::AdaptiveAvgPool { output };
+        let pool = |output| Layer::AdaptiveAvgPool(layers::AdaptiveAvgPool { output });
         let of = |outputs: &[[usize; 2]]| {
-            let mut nodes = vec![node("x", &[], Layer::Input { shape: vec![1, 1, 1] })];
+            let mut nodes = vec![node("x", &[], Layer::Input(layers::Input { shape: vec![1, 1, 1] }))];
             nodes.extend(outputs.iter().enumerate().map(|(i, output)| node(&format!("pool{i}"), &[i], pool(*output))));
             Model { nodes, meta: Default::default() }
         };
@@ -152,26 +139,35 @@ mod tests {
     #[test]
     fn settings_that_no_layer_takes_are_refused() {
         let of = |shape: &[usize], layer: Layer| {
-            let input = Node { name: "x".into(), inputs: vec![], layer: Layer::Input { shape: shape.to_vec() }, tensors: vec![] };
+            let input = Node {
+                name: "x".into(),
+                inputs: vec![],
+                layer: Layer::Input(layers::Input { shape: shape.to_vec() }),
+                tensors: vec![],
+            };
             let node = Node { name: "y".into(), inputs: vec![0], layer, tensors: vec![] };
             Model { nodes: vec![input, node], meta: Default::default() }.check().is_ok()
         };
-        let window = |side: usize| Layer::MaxPool(crate::Window { kernel: [side; 2], stride: [1; 2], padding: [side - 1; 2] });
+        let window = |side: usize| {
+            Layer::MaxPool(layers::MaxPool {
+                window: crate::Window { kernel: [side; 2], stride: [1; 2], padding: [side - 1; 2] },
+            })
+        };
         assert!(of(&[1, 9, 9], window(9)) && !of(&[1, 9, 9], window(1 << 13)));
-        let norm = |size: usize| Layer::LocalResponseNorm { size, alpha: 1.0, beta: 0.75, k: 1.0 };
+        let norm = |size: usize| Layer::LocalResponseNorm(layers::LocalResponseNorm { size, alpha: 1.0, beta: 0.75, k: 1.0 });
         assert!(of(&[1, 9, 9], norm(usize::MAX >> 1)) && !of(&[1, 9, 9], norm(0)) && !of(&[9], norm(3)));
-        let epsilon = |epsilon: f64| Layer::BatchNorm { epsilon }.check().is_ok();
-        let slope = |slope: f64| Layer::Activation(crate::Activation::LeakyRelu { slope }).check().is_ok();
-        let p = |p: f64| Layer::Dropout { p }.check().is_ok();
+        let epsilon = |epsilon: f64| Layer::BatchNorm(layers::BatchNorm { epsilon }).kind().check().is_ok();
+        let slope = |slope: f64| Layer::Activation(crate::Activation::LeakyRelu { slope }).kind().check().is_ok();
+        let p = |p: f64| Layer::Dropout(layers::Dropout { p }).kind().check().is_ok();
         assert!(epsilon(1e-5) && !epsilon(-1.2e-34) && !epsilon(0.0) && !epsilon(f64::NAN) && !epsilon(f64::INFINITY));
         assert!(slope(-0.1) && !slope(f64::NAN) && p(0.0) && p(0.9) && !p(1.0) && !p(-0.1) && !p(f64::NAN));
-        let pixels = |mean: f32, std: f32| Layer::Normalize { mean: vec![mean], std: vec![std] };
+        let pixels = |mean: f32, std: f32| Layer::Normalize(layers::Normalize { mean: vec![mean], std: vec![std] });
         assert!(of(&[1, 9, 9], pixels(0.5, 0.5)) && !of(&[1], pixels(0.5, 0.5)));
         for (mean, std) in [(f32::NAN, 1.0), (0.5, 0.0), (0.5, -1.0), (0.5, f32::INFINITY)] {
             assert!(!of(&[1, 9, 9], pixels(mean, std)), "{mean} {std}");
         }
         for shape in [&[][..], &[3, 4], &[1, 2, 3, 4], &[0]] {
-            assert!(!of(shape, Layer::Softmax), "{shape:?}");
+            assert!(!of(shape, Layer::Softmax(layers::Softmax)), "{shape:?}");
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::{Coded, Error, Model, Node, lfs};
 /// The first bytes of every container.
 pub(crate) const MAGIC: &str = "BRIQ";
 /// The format that is written and read.
-pub(crate) const VERSION: u8 = 2;
+pub(crate) const VERSION: u8 = 3;
 /// Most dimensions of a tensor.
 pub(crate) const MAX_RANK: usize = 8;
 /// Most elements of all tensors of a model together.
@@ -167,7 +167,7 @@ fn chain(fault: &Error) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::{Activation, Coder, Layer, Plan, ValueFormat, Window};
+    use crate::{Activation, Coder, Layer, Plan, ValueFormat, Window, layers};
 
     /// A small network with every kind of tensor.
     pub(crate) fn example() -> Model {
@@ -211,11 +211,11 @@ pub(crate) mod tests {
             layer,
             tensors,
         };
-        let conv = Layer::Conv2d { stride: [1, 1], padding: [1, 1], dilation: [1, 1], groups: 1 };
+        let conv = Layer::Conv2d(layers::Conv2d { stride: [1, 1], padding: [1, 1], dilation: [1, 1], groups: 1 });
         let variance = Coded::encode(&[4], &[1.0, 0.5, 2.0, 1.5], None, &plain).unwrap();
         Model {
             nodes: vec![
-                node("input", None, Layer::Input { shape: vec![2, 6, 6] }, vec![]),
+                node("input", None, Layer::Input(layers::Input { shape: vec![2, 6, 6] }), vec![]),
                 node(
                     "conv",
                     Some(0),
@@ -225,7 +225,7 @@ pub(crate) mod tests {
                 node(
                     "bn",
                     Some(1),
-                    Layer::BatchNorm { epsilon: 1e-5 },
+                    Layer::BatchNorm(layers::BatchNorm { epsilon: 1e-5 }),
                     vec![
                         tensor("gamma", &[4], plain),
                         tensor("beta", &[4], plain),
@@ -234,17 +234,17 @@ pub(crate) mod tests {
                     ],
                 ),
                 node("relu", Some(2), Layer::Activation(Activation::Relu), vec![]),
-                node("pool", Some(3), Layer::MaxPool(Window::square(2)), vec![]),
-                node("flat", Some(4), Layer::Flatten, vec![]),
+                node("pool", Some(3), Layer::MaxPool(layers::MaxPool { window: Window::square(2) }), vec![]),
+                node("flat", Some(4), Layer::Flatten(layers::Flatten), vec![]),
                 node(
                     "fc",
                     Some(5),
-                    Layer::Linear,
+                    Layer::Linear(layers::Linear),
                     vec![masked(&[5, 36], 1, Coder::Huffman), tensor("bias", &[5], plan(ValueFormat::Codebook, Coder::Packed))],
                 ),
-                node("fc2", Some(6), Layer::Linear, vec![("weight".into(), quantized)]),
-                node("fc3", Some(7), Layer::Linear, vec![("weight".into(), hashed.unwrap())]),
-                node("fc4", Some(8), Layer::Linear, vec![("weight".into(), product.unwrap())]),
+                node("fc2", Some(6), Layer::Linear(layers::Linear), vec![("weight".into(), quantized)]),
+                node("fc3", Some(7), Layer::Linear(layers::Linear), vec![("weight".into(), hashed.unwrap())]),
+                node("fc4", Some(8), Layer::Linear(layers::Linear), vec![("weight".into(), product.unwrap())]),
             ],
             meta: [("data".to_owned(), "synthetic".to_owned())].into(),
         }
@@ -287,22 +287,28 @@ pub(crate) mod tests {
         let values = [0.0, 0.0, 0.0, 1.5, 0.0, 0.0, 0.0, -0.5, 0.0, 0.0, 0.0, 1.5];
         let plan = Plan { values: ValueFormat::Codebook, coder: Coder::Entropy };
         let weight = Coded::encode(&[2, 6], &values, Some(&values.map(|value| value != 0.0)), &plan).unwrap();
-        let input = Node { name: "x".into(), inputs: vec![], layer: Layer::Input { shape: vec![6] }, tensors: vec![] };
-        let fc = Node { name: "fc".into(), inputs: vec![0], layer: Layer::Linear, tensors: vec![("weight".into(), weight)] };
+        let input =
+            Node { name: "x".into(), inputs: vec![], layer: Layer::Input(layers::Input { shape: vec![6] }), tensors: vec![] };
+        let fc = Node {
+            name: "fc".into(),
+            inputs: vec![0],
+            layer: Layer::Linear(layers::Linear),
+            tensors: vec![("weight".into(), weight)],
+        };
         let bytes = Model { nodes: vec![input, fc], meta: Default::default() }.to_bytes().unwrap();
         let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        let written = "42 52 49 51 02 11 00 02 01 78 00 01 06 00 00 02 66 63 03 01 01 01 01 63 85 76 86 12 12 02 02 06 02 03 02 \
+        let written = "42 52 49 51 03 11 00 02 01 78 00 01 06 00 00 02 66 63 03 01 01 01 01 63 85 76 86 12 12 02 02 06 02 03 02 \
                        92 00 00 00 00 bf 00 00 c0 3f a0 04 62 30 22";
         assert_eq!(hex.join(" "), written);
     }
 
     #[test]
     fn containers_of_other_versions_are_refused_by_number() {
-        for version in [1, 3] {
+        for version in [1, 2, 4] {
             let mut bytes = example().to_bytes().unwrap();
             bytes[4] = version;
             let error = Model::from_bytes(&bytes).unwrap_err().to_string();
-            assert_eq!(error, format!("container version {version} is not known, this build reads version 2"));
+            assert_eq!(error, format!("container version {version} is not known, this build reads version 3"));
         }
     }
 

@@ -1,7 +1,7 @@
 //! What can go wrong with a container or a run.
 
 use crate::NotFinite;
-use crate::layer::ShapeError;
+use crate::layers::ShapeError;
 
 /// Why a model could not be encoded, read, checked or run.
 #[derive(Debug, thiserror::Error)]
@@ -90,12 +90,6 @@ pub enum Error {
     /// A pointer that git-LFS leaves in place of a large file.
     #[error("{}", crate::lfs::ADVICE)]
     LfsPointer,
-    /// A custom layer without code here.
-    #[error("unknown kernel {kernel:?}")]
-    UnknownKernel {
-        /// The kernel's name.
-        kernel: String,
-    },
     /// An engine without threads.
     #[error("an engine needs at least one thread")]
     NoThreads,

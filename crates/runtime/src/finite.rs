@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::layers::Setting;
 use crate::{Coded, Error, Layer, Model, Node};
 
 /// A tensor of a network that holds NaN or infinite values, or variances that give none but these.
@@ -21,37 +22,17 @@ impl NotFinite {
     /// Counts the values of a layer's tensor that are not finite; none where all are. Of a batch norm's `var` those count as well whose
     /// `1 / sqrt(var + epsilon)` is not.
     pub fn of(name: &str, layer: &Layer, tensor: &str, values: &[f32]) -> Option<Self> {
-        let bad = match (layer, tensor) {
-            (Layer::BatchNorm { epsilon }, "var") => {
-                let deviates = |var: &&f32| var.is_finite() && (f64::from(**var) + epsilon).sqrt().recip().is_finite();
-                values.len() - values.iter().filter(deviates).count()
-            }
-            _ => values.iter().filter(|value| !value.is_finite()).count(),
-        };
+        let kind = layer.kind();
+        let bad = values.iter().filter(|value| !kind.usable(tensor, **value)).count();
         (bad > 0).then(|| Self { layer: name.into(), tensor: tensor.into(), values: bad, of: values.len() })
     }
 
     /// Counts the settings of a layer that are not finite, and deviations by which the input cannot be divided.
     pub fn settings(name: &str, layer: &Layer) -> Vec<Self> {
-        let usable = |number: f64| number.is_finite();
-        let divides = |number: f64| number.is_finite() && number != 0.0;
-        let count = |setting: &str, numbers: &[f64], good: &dyn Fn(f64) -> bool| {
-            let values = numbers.iter().filter(|number| !good(**number)).count();
-            let found = Self { layer: name.into(), tensor: setting.into(), values, of: numbers.len() };
-            (values > 0).then_some(found)
-        };
-        let wide = |numbers: &[f32]| numbers.iter().map(|number| f64::from(*number)).collect::<Vec<f64>>();
-        match layer {
-            Layer::Normalize { mean, std } => {
-                [count("mean", &wide(mean), &usable), count("std", &wide(std), &divides)].into_iter().flatten().collect()
-            }
-            Layer::BatchNorm { epsilon } => count("epsilon", &[*epsilon], &usable).into_iter().collect(),
-            Layer::LocalResponseNorm { alpha, beta, k, .. } => {
-                [("alpha", alpha), ("beta", beta), ("k", k)].into_iter().filter_map(|(s, n)| count(s, &[*n], &usable)).collect()
-            }
-            Layer::Activation(crate::Activation::LeakyRelu { slope }) => count("slope", &[*slope], &usable).into_iter().collect(),
-            _ => Vec::new(),
-        }
+        let unusable = layer.kind().settings().into_iter().filter(|setting| setting.unusable > 0);
+        let found =
+            |setting: Setting| Self { layer: name.into(), tensor: setting.name.into(), values: setting.unusable, of: setting.of };
+        unusable.map(found).collect()
     }
 }
 
@@ -99,7 +80,7 @@ impl Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Plan, ValueFormat};
+    use crate::{Plan, ValueFormat, layers};
 
     /// A batch norm behind a normalization of the input, with these variances.
     fn model(std: f32, variances: &[f32; 3], values: ValueFormat) -> Model {
@@ -110,9 +91,14 @@ mod tests {
         let tensors = vec![tensor("gamma", &ones), tensor("beta", &ones), tensor("mean", &ones), tensor("var", variances)];
         Model {
             nodes: vec![
-                node("input", vec![], Layer::Input { shape: vec![3, 4, 4] }, vec![]),
-                node("scale", vec![0], Layer::Normalize { mean: vec![0.0; 3], std: vec![1.0, std, 1.0] }, vec![]),
-                node("norm", vec![1], Layer::BatchNorm { epsilon: 1e-5 }, tensors),
+                node("input", vec![], Layer::Input(layers::Input { shape: vec![3, 4, 4] }), vec![]),
+                node(
+                    "scale",
+                    vec![0],
+                    Layer::Normalize(layers::Normalize { mean: vec![0.0; 3], std: vec![1.0, std, 1.0] }),
+                    vec![],
+                ),
+                node("norm", vec![1], Layer::BatchNorm(layers::BatchNorm { epsilon: 1e-5 }), tensors),
             ],
             ..Model::default()
         }

@@ -48,11 +48,11 @@ pub(super) fn steps(net: &Net, fused: Option<bool>) -> Vec<Step> {
             last_uses: Vec::new(),
         };
         if let Some(training) = fused {
-            if let (Op::Conv2d(_), false, Some((norm, Layer::BatchNorm { .. }))) = (&node.op, training, next(step.output)) {
+            if let (Op::Conv2d(_), false, Some((norm, Layer::BatchNorm(_)))) = (&node.op, training, next(step.output)) {
                 (step.norm, step.output) = (Some(norm), norm);
             }
             let normalizes = step.norm.is_some() || matches!(node.op, Op::BatchNorm(_));
-            if let (true, Some((sum, Layer::Add))) = (normalizes, next(step.output))
+            if let (true, Some((sum, Layer::Add(_)))) = (normalizes, next(step.output))
                 && let [a, b] = net.nodes[sum].inputs[..]
                 && a != b
                 && !absorbed[sum]

@@ -1,4 +1,4 @@
-use briquette_runtime::Layer;
+use briquette_runtime::{Layer, layers};
 use burn::module::Module;
 use burn::tensor::{Device, Distribution};
 
@@ -23,7 +23,7 @@ fn branches() -> Net {
     let right = b.batch_norm("right-norm", right);
     let sum = b.add("sum", &[left, right]);
     let sum = b.relu("relu", sum);
-    let both = b.fixed("both", &[sum, stem], Layer::Concat);
+    let both = b.fixed("both", &[sum, stem], layers::Concat);
     let pooled = b.global_avg_pool("pool", both);
     b.linear("fc", pooled, 5);
     b.finish().unwrap()
@@ -32,15 +32,15 @@ fn branches() -> Net {
 #[test]
 fn products_with_mean_magnitudes_agree_with_the_engine_however_maps_lie() {
     let mut b = Builder::new([3, 9, 9], 3, &Device::flex());
-    let mean = b.fixed("mean", &[b.input()], Layer::MeanMagnitude);
-    let first = b.fixed("first", &[b.input(), mean], Layer::Multiply);
+    let mean = b.fixed("mean", &[b.input()], layers::MeanMagnitude);
+    let first = b.fixed("first", &[b.input(), mean], layers::Multiply);
     let conv = b.conv("conv", first, Conv::new(6, 3));
-    let inner = b.fixed("inner", &[conv], Layer::MeanMagnitude);
-    let scaled = b.fixed("scaled", &[conv, inner], Layer::Multiply);
-    let square = b.fixed("square", &[scaled, conv], Layer::Multiply);
+    let inner = b.fixed("inner", &[conv], layers::MeanMagnitude);
+    let scaled = b.fixed("scaled", &[conv, inner], layers::Multiply);
+    let square = b.fixed("square", &[scaled, conv], layers::Multiply);
     let x = b.flatten("flatten", square);
-    let size = b.fixed("size", &[x], Layer::MeanMagnitude);
-    let x = b.fixed("vector", &[x, size], Layer::Multiply);
+    let size = b.fixed("size", &[x], layers::MeanMagnitude);
+    let x = b.fixed("vector", &[x, size], layers::Multiply);
     b.linear("fc", x, 5);
     let net = b.finish().unwrap();
     let x = Tensor::<4>::random([3, 3, 9, 9], Distribution::Normal(0.0, 1.0), &Device::flex());

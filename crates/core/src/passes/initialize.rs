@@ -74,7 +74,7 @@ impl Pass for Initialize {
 fn drawable(node: &Node) -> Result<()> {
     match node.op {
         Op::Conv2d(_) | Op::Linear(_) | Op::BatchNorm(_) | Op::Fixed(_) => Ok(()),
-        Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) => Err(Error::node(
+        Op::Structured(_) | Op::Quantize(_) => Err(Error::node(
             &node.name,
             "`initialize` draws convolutions and fully connected layers only; put it before the pass that made this",
         )),

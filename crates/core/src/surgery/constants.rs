@@ -3,12 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use briquette_runtime::Layer;
-use burn::tensor::{Device, Tensor};
+use briquette_runtime::layers::{self, Constants, Parameters};
 
 use super::{ChannelGroup, Keep};
-use crate::coding::{Coding, Source, floats};
+use crate::coding::{Coding, Source};
 use crate::error::{Error, Result};
-use crate::forward::activate;
 use crate::net::{Net, Node, Op};
 use crate::stored::Stored;
 
@@ -21,9 +20,6 @@ pub enum Border {
     /// Its mean over the convolution's outputs takes its place.
     Mean,
 }
-
-/// The values of a node's output channels (features, for vectors), where they are the same for every image and pixel.
-pub type Constants = Vec<Option<f64>>;
 
 impl Net {
     /// For each unit of groups of this network, whether all that its readers see of it is constant, or has no weight: an empty filter gives
@@ -127,96 +123,19 @@ impl Net {
         let shapes = self.shapes()?;
         let mut all: Vec<Constants> = Vec::with_capacity(self.nodes.len());
         for (index, node) in self.nodes.iter().enumerate() {
-            let spread = node.inputs.first().map_or(1, |&input| shapes[input][1..].iter().product());
+            let pixels = node.inputs.first().map_or(1, |&input| shapes[input][1..].iter().product());
             let inputs: Vec<&Constants> = node.inputs.iter().map(|&input| &all[input]).collect();
-            let found = constants(node, &inputs, shapes[index][0], spread);
+            let stored = node.parameters();
+            let tensor = |name: &str| {
+                let found = stored.iter().find(|stored| stored.name == name);
+                found.map(|found| (found.shape.clone(), found.values()))
+            };
+            let parameters = Parameters { channels: shapes[index][0], pixels, tensor: &tensor };
+            let found = node.op.layer().kind().constants(&inputs, &parameters);
             all.push(found);
         }
         Ok(all)
     }
-}
-
-/// The constants of `count` output channels; `spread` is the number of pixels of a channel of the first input.
-fn constants(node: &Node, inputs: &[&Constants], count: usize, spread: usize) -> Constants {
-    let each = |f: &dyn Fn(f64) -> f64| inputs[0].iter().map(|value| value.map(f)).collect();
-    match node.op.layer() {
-        Layer::Conv2d { padding, groups, .. } => of_filters(node, inputs[0], groups, padding != [0; 2]),
-        Layer::Linear => of_filters(node, inputs[0], 1, false),
-        Layer::BatchNorm { epsilon } => {
-            let parameters = node.stored();
-            let of = |name: &str, c: usize| {
-                parameters.iter().find(|stored| stored.name == name).map_or(0.0, |stored| f64::from(stored.base[c]))
-            };
-            let normalized = |c: usize, value: f64| of("gamma", c) * (value - of("mean", c)) / (of("var", c) + epsilon).sqrt();
-            let value = |c: usize| match inputs[0][c] {
-                _ if of("gamma", c) == 0.0 => Some(of("beta", c)),
-                value => value.map(|value| of("beta", c) + normalized(c, value)),
-            };
-            (0..count).map(value).collect()
-        }
-        Layer::Activation(function) => {
-            let values: Vec<f32> = inputs[0].iter().map(|value| value.unwrap_or_default() as f32).collect();
-            let activated = floats(activate(function, Tensor::<1>::from_floats(values.as_slice(), &Device::flex())));
-            inputs[0].iter().zip(activated).map(|(known, value)| known.map(|_| f64::from(value))).collect()
-        }
-        Layer::Quantize { levels, zero, train } => {
-            // What is stored of a clipped grid is its upper end.
-            let scale = node.stored().first().map_or(1.0, |scale| f64::from(scale.base[0]));
-            let (step, zero) = (scale / f64::from(train.steps(levels, zero)), f64::from(zero));
-            each(&|x| step * (((x / step + zero).clamp(0.0, f64::from(levels - 1)) + 0.5).floor() - zero))
-        }
-        Layer::AvgPool { window, count_padding: true } if window.padding != [0; 2] => {
-            inputs[0].iter().map(|value| value.filter(|value| *value == 0.0)).collect()
-        }
-        Layer::MaxPool(_)
-        | Layer::AvgPool { .. }
-        | Layer::AdaptiveAvgPool { .. }
-        | Layer::GlobalAvgPool
-        | Layer::Dropout { .. } => inputs[0].clone(),
-        Layer::Flatten => inputs[0].iter().flat_map(|value| std::iter::repeat_n(*value, spread)).collect(),
-        Layer::Add => (0..count).map(|c| inputs.iter().map(|input| input[c]).sum()).collect(),
-        Layer::Concat => inputs.iter().copied().flatten().copied().collect(),
-        Layer::ChannelSlice { start, len } => inputs[0][start..start + len].to_vec(),
-        Layer::PadShortcut { before, after, .. } => {
-            [&vec![Some(0.0); before], inputs[0], &vec![Some(0.0); after]].into_iter().flatten().copied().collect()
-        }
-        Layer::Multiply => {
-            let product = |(c, a): (usize, &Option<f64>)| match (*a, inputs[1][c.min(inputs[1].len() - 1)]) {
-                (Some(0.0), _) | (_, Some(0.0)) => Some(0.0),
-                (a, b) => a.zip(b).map(|(a, b)| a * b),
-            };
-            inputs[0].iter().enumerate().map(product).collect()
-        }
-        Layer::Input { .. }
-        | Layer::Normalize { .. }
-        | Layer::LocalResponseNorm { .. }
-        | Layer::Softmax
-        | Layer::Structured(_)
-        | Layer::MeanMagnitude
-        | Layer::Custom { .. } => vec![None; count],
-    }
-}
-
-/// Filters without weights give their bias; others a constant where all that they read is one, unless padding comes between.
-fn of_filters(node: &Node, input: &Constants, groups: usize, padded: bool) -> Constants {
-    let parameters = node.parameters();
-    let Some(weight) = parameters.iter().find(|stored| stored.name == "weight") else { return Vec::new() };
-    let bias = parameters.iter().find(|stored| stored.name == "bias").map(Stored::values);
-    let (values, [out, fan_in]) = (weight.values(), [weight.shape[0], weight.shape[1]]);
-    let area = values.len() / (out * fan_in);
-    let value = |filter: usize| {
-        let start = filter / (out / groups) * fan_in;
-        let mut sum = bias.as_ref().map_or(0.0, |bias| f64::from(bias[filter]));
-        for (c, taps) in values[filter * fan_in * area..][..fan_in * area].chunks_exact(area).enumerate() {
-            if taps.iter().all(|w| *w == 0.0) {
-                continue;
-            }
-            let read = input[start + c].filter(|read| !padded || *read == 0.0)?;
-            sum += read * taps.iter().map(|w| f64::from(*w)).sum::<f64>();
-        }
-        Some(sum)
-    };
-    (0..out).map(value).collect()
 }
 
 /// One input channel of a layer that a unit feeds.
@@ -281,7 +200,7 @@ impl Reader {
         let Some(weight) = node.weight() else { return Err(Error::node(&node.name, "reads channels without a weight")) };
         let (out, columns) = (weight.shape[0], weight.shape[1]);
         let (groups, inside) = match node.op.layer() {
-            Layer::Conv2d { stride, padding, dilation, groups } => {
+            Layer::Conv2d(layers::Conv2d { stride, padding, dilation, groups }) => {
                 let along = |axis: usize, tap: usize| {
                     let place = |at: usize| (at * stride[axis] + tap * dilation[axis]).checked_sub(padding[axis]);
                     let hits = (0..output[1 + axis]).filter(|at| place(*at).is_some_and(|place| place < input[1 + axis])).count();

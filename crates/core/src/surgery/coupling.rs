@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use briquette_runtime::{Activation, Layer};
+use briquette_runtime::Layer;
+use briquette_runtime::layers::Channels;
 
 use super::ChannelGroup;
 use crate::error::Result;
@@ -50,7 +51,7 @@ impl Coupling {
         for (index, node) in net.nodes.iter().enumerate() {
             let inputs: Vec<Vec<usize>> = node.inputs.iter().map(|&input| this.channels[input].clone()).collect();
             let spread = node.inputs.first().map_or(1, |&input| shapes[input][1..].iter().product());
-            let channels = this.follow(&node.op, &node.name, inputs, shapes[index][0], spread);
+            let channels = this.follow(&node.op.layer(), &node.name, inputs, shapes[index][0], spread);
             this.channels.push(channels);
         }
         this.freeze(this.channels[net.nodes.len() - 1].clone(), "they are the network's output");
@@ -61,89 +62,59 @@ impl Coupling {
     }
 
     /// The classes of a node's `count` output channels; `spread` is the number of pixels of a channel of the first input.
-    fn follow(&mut self, op: &Op, name: &str, mut inputs: Vec<Vec<usize>>, count: usize, spread: usize) -> Vec<usize> {
-        let layer = op.layer();
-        match &layer {
-            Layer::Input { .. } => {
+    fn follow(&mut self, layer: &Layer, name: &str, mut inputs: Vec<Vec<usize>>, count: usize, spread: usize) -> Vec<usize> {
+        let kind = layer.kind();
+        match kind.channels() {
+            Channels::Source => {
                 let fresh = self.fresh(count);
                 self.freeze(fresh.clone(), "they are the network's input");
                 fresh
             }
-            Layer::Conv2d { groups, .. } if *groups > 1 => {
-                let input = inputs.remove(0);
-                let per_group = count / groups;
-                if input.len() == *groups {
-                    let fresh = self.fresh(count);
+            Channels::Made { groups: 0 | 1 } => self.fresh(count),
+            Channels::Made { groups } => {
+                let (input, fresh, per_group) = (inputs.remove(0), self.fresh(count), count / groups);
+                if input.len() == groups {
                     (0..count).for_each(|out| self.classes.join(input[out / per_group], fresh[out]));
                     return fresh;
                 }
-                let fresh = self.fresh(count);
                 let fan_in = input.len() / groups;
                 (per_group..count).for_each(|out| self.classes.join(fresh[out % per_group], fresh[out]));
                 (fan_in..input.len()).for_each(|c| self.classes.join(input[c % fan_in], input[c]));
                 fresh
             }
-            Layer::Conv2d { .. } | Layer::Linear => self.fresh(count),
-            Layer::Add => {
+            Channels::Joined => {
                 let first = inputs.remove(0);
                 for other in inputs {
-                    first.iter().zip(other).for_each(|(&a, b)| self.classes.join(a, b));
+                    if other.len() == first.len() {
+                        first.iter().zip(other).for_each(|(&a, b)| self.classes.join(a, b));
+                    } else {
+                        self.freeze(other, &format!("'{name}' ({}) scales all channels by them", kind.name()));
+                    }
                 }
                 first
             }
-            Layer::Concat => inputs.concat(),
-            Layer::ChannelSlice { start, len } => inputs[0][*start..start + len].to_vec(),
-            Layer::PadShortcut { before, after, .. } => {
-                let front = self.fresh(*before);
-                let back = self.fresh(*after);
+            Channels::Concatenated => inputs.concat(),
+            Channels::Sliced { start, len } => inputs[0][start..start + len].to_vec(),
+            Channels::Surrounded { before, after } => {
+                let (front, back) = (self.fresh(before), self.fresh(after));
                 [front, inputs.remove(0), back].concat()
             }
-            Layer::Flatten => inputs[0].iter().flat_map(|&class| std::iter::repeat_n(class, spread)).collect(),
-            Layer::Structured(_) | Layer::Custom { .. } => {
-                let what = if let Layer::Custom { .. } = layer { "an open kernel" } else { "a structural matrix" };
-                inputs.into_iter().for_each(|input| self.freeze(input, &format!("'{name}', {what}, reads them")));
+            Channels::Spread => inputs[0].iter().flat_map(|&class| std::iter::repeat_n(class, spread)).collect(),
+            Channels::Mixed { why, fixed } => {
+                let why = format!("'{name}' ({}) {why}", kind.name());
+                inputs.into_iter().for_each(|input| self.freeze(input, &why));
                 let fresh = self.fresh(count);
-                self.freeze(fresh.clone(), &format!("'{name}', {what}, makes them"));
+                if fixed {
+                    self.freeze(fresh.clone(), &why);
+                }
                 fresh
             }
-            Layer::Normalize { .. }
-            | Layer::LocalResponseNorm { .. }
-            | Layer::Softmax
-            | Layer::Activation(Activation::Sigmoid) => {
+            Channels::Disturbed(why) => {
                 let input = inputs.remove(0);
-                self.freeze(
-                    input.clone(),
-                    &format!("'{name}' ({}) turns a masked channel into something else than zeros", layer.kind()),
-                );
+                self.freeze(input.clone(), &format!("'{name}' ({}) {why}", kind.name()));
                 input
             }
-            Layer::Quantize { zero, .. } if zero.fract() != 0.0 => {
-                let input = inputs.remove(0);
-                self.freeze(input.clone(), &format!("'{name}' (quantize) has no 0 to turn a masked channel into"));
-                input
-            }
-            Layer::MeanMagnitude => {
-                let input = inputs.remove(0);
-                self.freeze(input, &format!("'{name}' (mean-magnitude) divides by their number"));
-                self.fresh(count)
-            }
-            Layer::Multiply => {
-                let (first, second) = (inputs.remove(0), inputs.remove(0));
-                if first.len() == second.len() {
-                    first.iter().zip(second).for_each(|(&a, b)| self.classes.join(a, b));
-                } else {
-                    self.freeze(second, &format!("'{name}' (multiply) scales all channels by them"));
-                }
-                first
-            }
-            Layer::BatchNorm { .. }
-            | Layer::Activation(_)
-            | Layer::Quantize { .. }
-            | Layer::MaxPool(_)
-            | Layer::AvgPool { .. }
-            | Layer::AdaptiveAvgPool { .. }
-            | Layer::GlobalAvgPool
-            | Layer::Dropout { .. } => inputs.remove(0),
+            Channels::Kept => inputs.remove(0),
         }
     }
 

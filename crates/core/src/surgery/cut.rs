@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 
-use briquette_runtime::Layer;
 use burn::tensor::Device;
 
 use crate::coding::Source;
@@ -48,16 +47,8 @@ fn silence(mut parameter: Stored, stay: &[bool]) -> Stored {
 
 /// A node for the input channels and output channels that stay.
 fn shorten(node: Node, input: &[bool], output: &[bool], device: &Device) -> Result<Node> {
-    let layer = match node.op.layer() {
-        Layer::ChannelSlice { start, .. } => Layer::ChannelSlice { start: count(&input[..start]), len: count(output) },
-        Layer::PadShortcut { stride, before, .. } => {
-            Layer::PadShortcut { stride, before: count(&output[..before]), after: count(&output[before + input.len()..]) }
-        }
-        Layer::Conv2d { stride, padding, dilation, groups } if groups > 1 && groups == input.len() => {
-            Layer::Conv2d { stride, padding, dilation, groups: count(input) }
-        }
-        same => same,
-    };
+    let layer = node.op.layer();
+    let layer = layer.kind().with_channels(input, output).unwrap_or(layer);
     let parameters = node.parameters().into_iter().map(|parameter| match parameter.name {
         // Only the first group's inputs are looked at: the channels of all groups were joined by their place in the group.
         "weight" => {
@@ -98,8 +89,4 @@ fn select(mut parameter: Stored, rows: &[bool], columns: &[bool]) -> Stored {
         base: indices.iter().map(|&i| base[i]).collect(),
         coding: parameter.coding.select(&indices, |axis| [&kept_rows[..], &kept_columns[..]].get(axis).copied()),
     }
-}
-
-fn count(flags: &[bool]) -> usize {
-    flags.iter().filter(|stays| **stays).count()
 }

@@ -1,6 +1,6 @@
 mod constants;
 
-use briquette_runtime::{Activation, Grid, Hashed, Layer, Product, Stage, StepGradient, Window};
+use briquette_runtime::{Activation, Grid, Hashed, Layer, Product, Stage, StepGradient, Window, layers};
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
@@ -179,24 +179,28 @@ fn random_block(b: &mut Builder, x: At, name: &str, rng: &mut ChaCha8Rng) -> At 
         4 => {
             let inner = unit(b, x, "inner", Conv::new(rng.random_range(2..9), 1), rng);
             let outer = unit(b, inner, "outer", Conv::new(channels, 3).same(), rng);
-            let join = if rng.random() { Layer::Add } else { Layer::Multiply };
+            let join = if rng.random() { Layer::Add(layers::Add) } else { Layer::Multiply(layers::Multiply) };
             b.fixed(&sub("join"), &[x, outer], join)
         }
         5 => {
             let left = unit(b, x, "left", Conv::new(rng.random_range(2..6), 1), rng);
             let right = unit(b, x, "right", Conv::new(rng.random_range(2..6), 3).same(), rng);
-            let all = b.fixed(&sub("concat"), &[left, x, right], Layer::Concat);
+            let all = b.fixed(&sub("concat"), &[left, x, right], layers::Concat);
             b.batch_norm(&sub("concat-norm"), all)
         }
         6 if channels >= 4 => {
             let start = rng.random_range(1..channels / 2);
-            let head = b.fixed(&sub("head"), &[x], Layer::ChannelSlice { start: 0, len: start });
-            let tail = b.fixed(&sub("tail"), &[x], Layer::ChannelSlice { start, len: channels - start });
+            let head = b.fixed(&sub("head"), &[x], layers::ChannelSlice { start: 0, len: start });
+            let tail = b.fixed(&sub("tail"), &[x], layers::ChannelSlice { start, len: channels - start });
             let tail = unit(b, tail, "tail-conv", Conv::new(4, 3).same(), rng);
-            b.fixed(&sub("join"), &[tail, head], Layer::Concat)
+            b.fixed(&sub("join"), &[tail, head], layers::Concat)
         }
         7 => {
-            let layer = Layer::PadShortcut { stride: 1, before: rng.random_range(0..3), after: rng.random_range(1..3) };
+            let layer = Layer::PadShortcut(layers::PadShortcut {
+                stride: 1,
+                before: rng.random_range(0..3),
+                after: rng.random_range(1..3),
+            });
             let wide = b.fixed(&sub("shortcut"), &[x], layer);
             let filters = b.shape(wide)[0];
             let body = unit(b, x, "wide", Conv::new(filters, 3).same(), rng);
@@ -204,7 +208,11 @@ fn random_block(b: &mut Builder, x: At, name: &str, rng: &mut ChaCha8Rng) -> At 
         }
         8 if b.shape(x)[1] >= 4 => {
             let window = Window::square(2);
-            let layer = if rng.random() { Layer::MaxPool(window) } else { Layer::AvgPool { window, count_padding: true } };
+            let layer = if rng.random() {
+                Layer::MaxPool(layers::MaxPool { window })
+            } else {
+                Layer::AvgPool(layers::AvgPool { window, count_padding: true })
+            };
             b.fixed(&sub("pool"), &[x], layer)
         }
         _ => b.relu(&sub("relu"), x),
@@ -278,7 +286,7 @@ fn the_groups_of_a_concatenation_print_readably() {
     let x = b.input();
     let left = b.conv("left", x, Conv::new(4, 1));
     let right = b.conv("right", x, Conv::new(6, 3).same());
-    let x = b.fixed("concat", &[left, right], Layer::Concat);
+    let x = b.fixed("concat", &[left, right], layers::Concat);
     let x = b.conv("depthwise", x, Conv::new(10, 3).same().groups(10));
     let x = b.fixed("gate", &[x], Layer::Activation(Activation::Sigmoid));
     let x = b.conv("grouped", x, Conv::new(6, 1).groups(2));
@@ -662,19 +670,19 @@ fn means_over_channels_freeze_them_and_products_join_them() {
         b.finish().unwrap().channel_groups().unwrap()
     };
     let scaled = frozen(&|b, x| {
-        let mean = b.fixed("mean", &[x], Layer::MeanMagnitude);
-        b.fixed("multiply", &[x, mean], Layer::Multiply)
+        let mean = b.fixed("mean", &[x], layers::MeanMagnitude);
+        b.fixed("multiply", &[x, mean], layers::Multiply)
     });
     assert_eq!(scaled[0].frozen.as_deref(), Some("'mean' (mean-magnitude) divides by their number"));
     let gated = frozen(&|b, x| {
         let gate = b.conv("gate", x, Conv::new(1, 1));
-        b.fixed("multiply", &[x, gate], Layer::Multiply)
+        b.fixed("multiply", &[x, gate], layers::Multiply)
     });
     assert_eq!((gated[0].frozen.as_deref(), gated[0].len()), (None, 4));
     assert_eq!(gated[1].frozen.as_deref(), Some("'multiply' (multiply) scales all channels by them"));
     let joined = frozen(&|b, x| {
         let other = b.conv("other", x, Conv::new(4, 1));
-        b.fixed("multiply", &[x, other], Layer::Multiply)
+        b.fixed("multiply", &[x, other], layers::Multiply)
     });
     assert_eq!((joined[0].frozen.as_deref(), joined[0].len(), joined.len()), (None, 4, 2));
     assert_eq!(joined[0].producers().count(), 2);

@@ -1,7 +1,7 @@
 //! A trained network seen through some of the training images: for scores that need activations or gradients.
 
 use briquette_data::{Augment, Loader};
-use briquette_runtime::Layer;
+use briquette_runtime::{Layer, layers};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
@@ -20,11 +20,11 @@ impl Net {
             match &mut node.op {
                 Op::BatchNorm(norm) => norm.training = Param::from_bool(false),
                 Op::Fixed(fixed) => {
-                    if let Layer::Dropout { p } = &mut fixed.layer {
+                    if let Layer::Dropout(layers::Dropout { p }) = &mut fixed.layer {
                         *p = 0.0;
                     }
                 }
-                Op::Conv2d(_) | Op::Linear(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) => {}
+                Op::Conv2d(_) | Op::Linear(_) | Op::Structured(_) | Op::Quantize(_) => {}
             }
         }
         net.train()
@@ -104,7 +104,7 @@ mod tests {
     fn a_probed_network_drops_nothing() {
         let mut b = Builder::new([1, 4, 4], 1, &Device::flex());
         let x = b.flatten("flatten", b.input());
-        let x = b.fixed("drop", &[x], Layer::Dropout { p: 0.5 });
+        let x = b.fixed("drop", &[x], layers::Dropout { p: 0.5 });
         b.linear("fc", x, 3);
         let net = b.finish().unwrap();
         let pixels = |device: &Device| Tensor::<4>::ones([5, 1, 4, 4], device);

@@ -115,7 +115,7 @@ mod tests {
     use crate::builder::{Builder, Conv};
     use crate::coding::{Coding, Rounding, Source};
     use crate::pass::{Data, Silent};
-    use crate::{Grid, Layer};
+    use crate::{Grid, layers};
 
     fn data() -> Data {
         let pixels = (0..250_usize * 16).map(|i| (i * i * 31 % 251) as u8).collect();
@@ -125,7 +125,7 @@ mod tests {
 
     fn net() -> Net {
         let mut b = Builder::new([1, 4, 4], 1, &Device::flex());
-        let x = b.fixed("drop", &[b.input()], Layer::Dropout { p: 0.5 });
+        let x = b.fixed("drop", &[b.input()], layers::Dropout { p: 0.5 });
         let x = b.conv("conv", x, Conv::new(3, 2).no_bias());
         let x = b.batch_norm("norm1", x);
         let x = b.relu("relu", x);

@@ -32,7 +32,7 @@ impl Selector {
         let kind = match &node.op {
             Op::Conv2d(_) => "conv",
             Op::Linear(_) | Op::Structured(_) => "fc",
-            Op::BatchNorm(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => "",
+            Op::BatchNorm(_) | Op::Quantize(_) | Op::Fixed(_) => "",
         };
         if self.0 == node.name {
             Some(Fit::Name)
@@ -70,7 +70,7 @@ impl From<&str> for Selector {
 }
 
 /// Why a layer is refused by what prunes or shares weights.
-pub const WEIGHTLESS: &str = "has no weights of its own, for its matrix is structural or an open kernel's; leave it out";
+pub const WEIGHTLESS: &str = "has no weights of its own, for its matrix is structural; leave it out";
 
 /// The kinds of layers.
 pub(super) const KINDS: [&str; 2] = ["conv", "fc"];

@@ -1,7 +1,7 @@
 //! Krizhevsky, Sutskever, Hinton. "ImageNet Classification with Deep Convolutional Neural Networks". NIPS 2012.
 //! In the form of Caffe's reference model: one tower, convolutions 2, 4 and 5 in two groups, inputs of 227 by 227.
 
-use briquette_runtime::{Layer, Window};
+use briquette_runtime::{Window, layers};
 
 use super::{Arch, Wanted};
 use crate::builder::{At, Builder, Conv};
@@ -19,7 +19,7 @@ fn alexnet(b: &mut Builder, x: At, wanted: &Wanted) -> At {
     // Two groups need even numbers of channels at every width.
     let even = |channels: usize| wanted.scaled(channels).next_multiple_of(2);
     let norm = |b: &mut Builder, name: &str, x: At| {
-        b.fixed(name, &[x], Layer::LocalResponseNorm { size: 5, alpha: 1e-4, beta: 0.75, k: 2.0 })
+        b.fixed(name, &[x], layers::LocalResponseNorm { size: 5, alpha: 1e-4, beta: 0.75, k: 2.0 })
     };
     let conv = |b: &mut Builder, i: usize, x: At, conv: Conv| {
         let x = b.conv(&format!("conv{i}"), x, conv);
@@ -39,7 +39,7 @@ fn alexnet(b: &mut Builder, x: At, wanted: &Wanted) -> At {
     for i in [6, 7] {
         x = b.linear(&format!("fc{i}"), x, wanted.scaled(4096));
         x = b.relu(&format!("relu{i}"), x);
-        x = b.fixed(&format!("drop{i}"), &[x], Layer::Dropout { p: 0.5 });
+        x = b.fixed(&format!("drop{i}"), &[x], layers::Dropout { p: 0.5 });
     }
     b.linear("fc8", x, wanted.classes)
 }

@@ -4,7 +4,7 @@
 //! The ImageNet nets use option B, projections where the shape changes; in the bottleneck of ResNet-50 the 3x3 convolution carries the
 //! stride, as in torchvision.
 
-use briquette_runtime::{Layer, Window};
+use briquette_runtime::{Layer, Window, layers};
 
 use super::{Arch, Wanted};
 use crate::builder::{At, Builder, Conv};
@@ -60,7 +60,7 @@ fn cifar(b: &mut Builder, x: At, wanted: &Wanted, blocks: usize) -> At {
             let shortcut = if stride == 1 && missing == 0 {
                 x
             } else {
-                let layer = Layer::PadShortcut { stride, before: missing / 2, after: missing - missing / 2 };
+                let layer = Layer::PadShortcut(layers::PadShortcut { stride, before: missing / 2, after: missing - missing / 2 });
                 b.fixed(&format!("{name}.shortcut"), &[x], layer)
             };
             x = basic(b, &name, x, filters, stride);

@@ -4,6 +4,7 @@
 //! connected layer of 512 with batch norm. Dropout is left out, as in Li et al.
 
 use briquette_runtime::Window;
+use briquette_runtime::layers;
 
 use super::{Arch, Wanted};
 use crate::builder::{At, Builder, Conv};
@@ -49,7 +50,7 @@ fn imagenet(b: &mut Builder, mut x: At, wanted: &Wanted, stages: [usize; 5]) -> 
     for i in [6, 7] {
         x = b.linear(&format!("fc{i}"), x, wanted.scaled(4096));
         x = b.relu(&format!("relu{i}"), x);
-        x = b.fixed(&format!("drop{i}"), &[x], briquette_runtime::Layer::Dropout { p: 0.5 });
+        x = b.fixed(&format!("drop{i}"), &[x], layers::Dropout { p: 0.5 });
     }
     b.linear("fc8", x, wanted.classes)
 }

@@ -139,7 +139,7 @@ pub fn gradient(net: &Net, layer: usize, gradients: &GradientsParams) -> Option<
     match &net.nodes[layer].op {
         Op::Conv2d(conv) => gradients.get::<4>(conv.weight.id).map(|gradient| gradient.flatten(0, 3)),
         Op::Linear(linear) => gradients.get::<2>(linear.weight.id).map(|gradient| gradient.flatten(0, 1)),
-        Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => None,
+        Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => None,
     }
 }
 
@@ -293,27 +293,9 @@ fn source(net: &Net, layer: usize) -> Before {
         node = input;
         match net.nodes[node].op.layer() {
             Layer::Activation(_) => return Before::Activation(node),
-            Layer::Input { .. } | Layer::Normalize { .. } => return Before::Input,
-            Layer::MaxPool(_)
-            | Layer::AvgPool { .. }
-            | Layer::AdaptiveAvgPool { .. }
-            | Layer::GlobalAvgPool
-            | Layer::ChannelSlice { .. }
-            | Layer::Flatten
-            | Layer::Dropout { .. } => {}
-            Layer::Conv2d { .. }
-            | Layer::Linear
-            | Layer::BatchNorm { .. }
-            | Layer::LocalResponseNorm { .. }
-            | Layer::Softmax
-            | Layer::Add
-            | Layer::Concat
-            | Layer::PadShortcut { .. }
-            | Layer::Structured(_)
-            | Layer::Quantize { .. }
-            | Layer::MeanMagnitude
-            | Layer::Multiply
-            | Layer::Custom { .. } => return Before::Other,
+            Layer::Input(_) | Layer::Normalize(_) => return Before::Input,
+            layer if layer.kind().homogeneous() || matches!(layer, Layer::ChannelSlice(_)) => {}
+            _ => return Before::Other,
         }
     }
     Before::Input

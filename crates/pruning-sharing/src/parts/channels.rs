@@ -261,7 +261,7 @@ pub fn only_reader(net: &Net, group: &ChannelGroup, passes: impl Fn(&Layer) -> b
         let mut readers = (0..net.nodes.len()).filter(|&reader| net.nodes[reader].inputs.contains(&node));
         let (Some(only), None) = (readers.next(), readers.next()) else { return None };
         match net.nodes[only].op.layer() {
-            Layer::Linear | Layer::Conv2d { .. } => return Some(only),
+            Layer::Linear(_) | Layer::Conv2d(_) => return Some(only),
             layer if passes(&layer) => node = only,
             _ => return None,
         }

@@ -7,10 +7,11 @@
 //! Nagel, van Baalen, Blankevoort, Welling. "Data-Free Quantization Through Weight Equalization and Bias Correction". ICCV 2019.
 //! arXiv:1906.04721, section 4.1.
 
+use briquette_core::Layer;
 use briquette_core::coding::Source;
 use briquette_core::error::Result;
 use briquette_core::net::{Net, Op};
-use briquette_core::{Activation, Layer};
+use briquette_runtime::layers;
 
 /// Equalizes every pair of layers, in order and again, until nothing moves by more than a thousandth. Fold batch norms first. Weights that are
 /// shared or on a grid cannot take a factor for each channel: pairs with such a layer stay as they are, and a sentence for each says so.
@@ -54,16 +55,11 @@ fn reader(net: &Net, first: usize) -> Option<usize> {
         let mut readers = (0..net.nodes.len()).filter(|&reader| net.nodes[reader].inputs.contains(&node));
         let (Some(only), None) = (readers.next(), readers.next()) else { return None };
         node = only;
-        match net.nodes[node].op.layer() {
-            Layer::Linear | Layer::Conv2d { .. } => return Some(node),
-            Layer::Activation(Activation::Relu | Activation::LeakyRelu { .. })
-            | Layer::MaxPool(_)
-            | Layer::AvgPool { .. }
-            | Layer::AdaptiveAvgPool { .. }
-            | Layer::GlobalAvgPool
-            | Layer::Flatten
-            | Layer::Dropout { .. } => {}
-            _ => return None,
+        if linear(node) {
+            return Some(node);
+        }
+        if !net.nodes[node].op.layer().kind().homogeneous() {
+            return None;
         }
     }
 }
@@ -74,7 +70,7 @@ fn equalize_pair(mut net: Net, (first, second): (usize, usize)) -> Result<(Net, 
     let [mut makers, mut readers] = [first, second].map(|node| net.nodes[node].parameters());
     let channels = makers[0].shape[0];
     let groups = match net.nodes[second].op.layer() {
-        Layer::Conv2d { groups, .. } => groups,
+        Layer::Conv2d(layers::Conv2d { groups, .. }) => groups,
         _ => 1,
     };
     let channel = reads(&readers[0].shape, groups, channels);

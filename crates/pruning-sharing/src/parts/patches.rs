@@ -3,7 +3,6 @@
 
 use std::marker::PhantomData;
 
-use briquette_core::Layer;
 use briquette_core::builder::stream;
 use briquette_core::coding::{Coding, floats};
 use briquette_core::error::{Error, Result};
@@ -12,6 +11,7 @@ use briquette_core::pass::{Context, Event, Method, Pass};
 use briquette_core::stored::Stored;
 use briquette_core::surgery::{ChannelGroup, Keep};
 use briquette_core::training::{Recipe, probe};
+use briquette_core::{Layer, layers};
 use burn::tensor::Device;
 use nalgebra::{Cholesky, DMatrix, DMatrixView, DMatrixViewMut, DVector};
 use rand::{RngExt, SeedableRng};
@@ -241,24 +241,9 @@ fn cut(
 
 /// The layer that alone reads the channels that one layer makes.
 fn reader(net: &Net, group: &ChannelGroup) -> Option<usize> {
-    let keeps_channels = |layer: &Layer| {
-        matches!(
-            layer,
-            Layer::BatchNorm { .. }
-                | Layer::Activation(_)
-                | Layer::Dropout { .. }
-                | Layer::MaxPool(_)
-                | Layer::AvgPool { .. }
-                | Layer::AdaptiveAvgPool { .. }
-                | Layer::GlobalAvgPool
-                | Layer::Flatten
-        )
-    };
-    let reader = only_reader(net, group, keeps_channels)?;
-    match net.nodes[reader].op.layer() {
-        Layer::Linear | Layer::Conv2d { groups: 1, .. } => Some(reader),
-        _ => None,
-    }
+    let keeps_channels = |layer: &Layer| matches!(layer.kind().channels(), layers::Channels::Kept | layers::Channels::Spread);
+    let one_group = |node: &usize| net.nodes[*node].op.layer().kind().channels() == layers::Channels::Made { groups: 1 };
+    only_reader(net, group, keeps_channels).filter(one_group)
 }
 
 impl Reading {
@@ -398,7 +383,7 @@ struct Window {
 impl Window {
     fn of(layer: &Layer, shape: &[usize]) -> Option<Self> {
         match (layer, shape) {
-            (Layer::Conv2d { stride, padding, dilation, .. }, [_, _, kh, kw]) => {
+            (Layer::Conv2d(layers::Conv2d { stride, padding, dilation, .. }), [_, _, kh, kw]) => {
                 Some(Self { kernel: [*kh, *kw], stride: *stride, padding: *padding, dilation: *dilation })
             }
             _ => None,

@@ -154,7 +154,7 @@ impl Weight {
                     groups: 1,
                 })
             }
-            Op::Structured(_) | Op::Quantize(_) | Op::Custom(_) | Op::Fixed(_) => None,
+            Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => None,
         }
     }
 

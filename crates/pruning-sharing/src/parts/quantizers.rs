@@ -7,7 +7,7 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Node, Op};
 use briquette_core::quantize::Quantize;
 use briquette_core::types::{Bits, Fit, Layers, PerLayer};
-use briquette_core::{Activation, Grid, Layer, StepGradient};
+use briquette_core::{Grid, StepGradient, layers};
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use rayon::prelude::*;
@@ -228,35 +228,16 @@ pub fn place(net: Net, quantizers: &[(Site, Scale)], train: StepGradient) -> Res
 
 /// Whether a node's output has no negative values, whatever the weights.
 fn never_negative(net: &Net, node: usize) -> bool {
-    let inputs = || net.nodes[node].inputs.iter().all(|input| never_negative(net, *input));
-    match &net.nodes[node].op.layer() {
-        // Pixels.
-        Layer::Input { .. } | Layer::Softmax | Layer::MeanMagnitude => true,
-        Layer::Activation(function) => matches!(function, Activation::Relu | Activation::Relu6 | Activation::Sigmoid),
-        Layer::Quantize { zero, .. } => *zero == 0.0,
-        Layer::MaxPool(_)
-        | Layer::AvgPool { .. }
-        | Layer::AdaptiveAvgPool { .. }
-        | Layer::GlobalAvgPool
-        | Layer::Add
-        | Layer::Multiply
-        | Layer::Concat
-        | Layer::ChannelSlice { .. }
-        | Layer::PadShortcut { .. }
-        | Layer::Flatten
-        | Layer::Dropout { .. }
-        | Layer::LocalResponseNorm { .. } => inputs(),
-        Layer::Conv2d { .. }
-        | Layer::Linear
-        | Layer::BatchNorm { .. }
-        | Layer::Structured(_)
-        | Layer::Normalize { .. }
-        | Layer::Custom { .. } => false,
+    match net.nodes[node].op.layer().kind().sign() {
+        layers::Sign::NotNegative => true,
+        layers::Sign::AsInputs => net.nodes[node].inputs.iter().all(|input| never_negative(net, *input)),
+        layers::Sign::Any => false,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use briquette_core::Layer;
     use briquette_core::zoo::{Arch, Wanted};
     use burn::tensor::Device;
 
@@ -280,7 +261,7 @@ mod tests {
         assert_eq!(found.iter().filter(|site| !site.unsigned).count(), 1);
         let before: Vec<String> = net.nodes.iter().map(|node| node.name.clone()).collect();
         let adds = |net: &Net| -> Vec<Vec<String>> {
-            let sums = net.nodes.iter().filter(|node| matches!(node.op.layer(), Layer::Add));
+            let sums = net.nodes.iter().filter(|node| matches!(node.op.layer(), Layer::Add(_)));
             sums.map(|node| node.inputs.iter().map(|input| net.nodes[*input].name.clone()).collect()).collect()
         };
         let sums = adds(&net);
@@ -311,7 +292,7 @@ mod tests {
         let net = place(net, &placed, StepGradient::Fixed).unwrap();
         let read = |layer: &str| net.nodes[net.nodes[net.index(layer).unwrap()].inputs[0]].op.layer();
         let levels = |layer: &str| match read(layer) {
-            Layer::Quantize { levels, .. } => levels,
+            Layer::Quantize(layers::Quantize { levels, .. }) => levels,
             other => panic!("{layer} reads {other:?}"),
         };
         assert_eq!((levels("one"), levels("two"), levels("three"), net.nodes.len()), (16, 16, 256, 8));

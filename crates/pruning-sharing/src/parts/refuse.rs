@@ -80,7 +80,7 @@ mod tests {
             refusal::<Hashed>(structural(), keep()),
             refusal::<KmeansSharing>(structural(), json!({ "bits": { "fc1": 2, "fc2": 2 } })),
         ];
-        let why = "node 'fc1': has no weights of its own, for its matrix is structural or an open kernel's; leave it out";
+        let why = "node 'fc1': has no weights of its own, for its matrix is structural; leave it out";
         assert!(refused.iter().all(|refused| refused == why), "{refused:?}");
     }
 

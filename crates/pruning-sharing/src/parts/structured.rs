@@ -16,6 +16,7 @@ use briquette_core::types::Layers;
 use briquette_kernels::Structure;
 use briquette_kernels::optimize::Adam;
 use briquette_kernels::structured::{UNITS, units};
+use briquette_runtime::layers;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
@@ -166,7 +167,7 @@ impl<F: Form> Replacement<F> {
                 Init::Fit => bias,
                 Init::Random => Stored { base: vec![0.0; bias.base.len()], ..bias },
             }));
-            net.nodes.insert(index, node.replaced(&Layer::Structured(structure), stored, &device)?);
+            net.nodes.insert(index, node.replaced(&Layer::Structured(layers::Structured { structure }), stored, &device)?);
         }
         net.shapes()?;
         Ok(net)
@@ -177,7 +178,7 @@ impl<F: Form> Replacement<F> {
 fn replaceable(node: &Node) -> Result<Stored> {
     let plain = match (&node.op, node.op.layer()) {
         (Op::Linear(_), _) => true,
-        (Op::Conv2d(conv), Layer::Conv2d { stride, padding, groups, .. }) => {
+        (Op::Conv2d(conv), Layer::Conv2d(layers::Conv2d { stride, padding, groups, .. })) => {
             (conv.kernel_size, stride, padding, groups) == ([1; 2], [1; 2], [0; 2], 1)
         }
         _ => false,
@@ -316,8 +317,8 @@ pub(crate) mod proof {
 
     fn structure(net: &Net, layer: &str) -> Structure {
         match net.nodes[net.index(layer).unwrap()].op.layer() {
-            Layer::Structured(structure) => structure,
-            other => panic!("{layer} is a {}", other.kind()),
+            Layer::Structured(layers::Structured { structure }) => structure,
+            other => panic!("{layer} is a {}", other.kind().name()),
         }
     }
 

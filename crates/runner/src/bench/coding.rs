@@ -1,5 +1,6 @@
 //! Clustering and encoding of large layers.
 
+use briquette_runtime::layers;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -73,7 +74,7 @@ fn code(layers: &'static str, shapes: &[Vec<usize>], centroids: usize) -> Result
     let mut model = Model::default();
     for (i, (shape, values)) in shapes.iter().zip(&net).enumerate() {
         let tensors = vec![("weight".to_string(), Coded::encode(shape, values, None, &plan)?)];
-        let layer = briquette_runtime::Layer::Linear;
+        let layer = briquette_runtime::Layer::Linear(layers::Linear);
         model.nodes.push(Node { name: format!("layer{i}"), inputs: Vec::new(), layer, tensors });
     }
     let bytes = model.to_bytes()?.len();

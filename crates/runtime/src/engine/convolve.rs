@@ -1,7 +1,7 @@
 //! Convolutions and fully connected layers: a product of the weights with the columns that the windows see.
 
 use super::matrix::Matrix;
-use super::pointwise;
+use super::operation::Operation;
 use super::threads::Threads;
 use crate::Activation;
 
@@ -27,8 +27,19 @@ impl Epilogue {
             values.iter_mut().for_each(|value| *value += bias);
         }
         if let Some(activation) = self.activation {
-            pointwise::activate(activation, values);
+            activation.apply(values);
         }
+    }
+
+    /// Takes over the scale and shift of each of `out` channels; false when it cannot. The weights are left to the layer.
+    pub(crate) fn fold(&mut self, out: usize, scale: &[f32], shift: &[f32]) -> bool {
+        // Between them may stand a flattening, after which a channel is another thing.
+        if self.activation.is_some() || scale.len() != out {
+            return false;
+        }
+        let bias = |channel: usize| self.bias.get(channel).copied().unwrap_or(0.0);
+        self.bias = (0..out).map(|channel| bias(channel) * scale[channel] + shift[channel]).collect();
+        true
     }
 }
 
@@ -109,31 +120,6 @@ impl Convolution {
         Self { geometry, parts, epilogue, out }
     }
 
-    /// Bytes of the weights.
-    pub(crate) fn bytes(&self) -> usize {
-        self.parts.iter().map(|part| part.weight.bytes()).sum()
-    }
-
-    /// Multiplies each filter by its factor.
-    pub(crate) fn scale_rows(&mut self, factors: &[f32]) {
-        let rows = self.out / self.parts.len();
-        self.parts.iter_mut().zip(factors.chunks(rows)).for_each(|(part, factors)| part.weight.scale_rows(factors));
-    }
-
-    /// `input` `[batch, channels, h, w]` to `output` `[batch, out, oh, ow]`.
-    pub(crate) fn run(&self, input: &[f32], output: &mut [f32], threads: &Threads) {
-        let g = &self.geometry;
-        let positions = g.positions();
-        let deepest = self.parts.iter().map(|part| part.taps.len()).max().unwrap_or(1);
-        let tile = (TILE / deepest).clamp(64, 2048).min(LONGEST_TILE / deepest).clamp(1, positions);
-        let tiles = positions.div_ceil(tile);
-        let rows = self.out / g.groups;
-        let some = (PIECES / (rows * tiles)).max(1);
-        for (part, output) in output.chunks_mut(some * rows * positions).enumerate() {
-            self.groups(input, output, part * some, tile, threads);
-        }
-    }
-
     /// Some groups of some samples, from this one on, in tiles of so many positions.
     fn groups(&self, input: &[f32], output: &mut [f32], first_group: usize, tile: usize, threads: &Threads) {
         let g = &self.geometry;
@@ -174,6 +160,39 @@ impl Convolution {
     }
 }
 
+impl Operation for Convolution {
+    fn bytes(&self) -> usize {
+        self.parts.iter().map(|part| part.weight.bytes()).sum::<usize>() + 4 * self.epilogue.bias.len()
+    }
+
+    fn activation(&mut self) -> Option<&mut Option<Activation>> {
+        Some(&mut self.epilogue.activation)
+    }
+
+    fn fold(&mut self, scale: &[f32], shift: &[f32]) -> bool {
+        let folds = self.epilogue.fold(self.out, scale, shift);
+        if folds {
+            let rows = self.out / self.parts.len();
+            self.parts.iter_mut().zip(scale.chunks(rows)).for_each(|(part, factors)| part.weight.scale_rows(factors));
+        }
+        folds
+    }
+
+    /// `[batch, channels, h, w]` to `[batch, out, oh, ow]`.
+    fn run(&self, inputs: &[&[f32]], _: usize, output: &mut [f32], threads: &Threads) {
+        let g = &self.geometry;
+        let positions = g.positions();
+        let deepest = self.parts.iter().map(|part| part.taps.len()).max().unwrap_or(1);
+        let tile = (TILE / deepest).clamp(64, 2048).min(LONGEST_TILE / deepest).clamp(1, positions);
+        let tiles = positions.div_ceil(tile);
+        let rows = self.out / g.groups;
+        let some = (PIECES / (rows * tiles)).max(1);
+        for (part, output) in output.chunks_mut(some * rows * positions).enumerate() {
+            self.groups(inputs[0], output, part * some, tile, threads);
+        }
+    }
+}
+
 /// A convolution whose groups have one input channel each.
 #[derive(Debug)]
 pub(crate) struct Depthwise {
@@ -184,16 +203,33 @@ pub(crate) struct Depthwise {
     pub(crate) out: usize,
 }
 
-impl Depthwise {
-    /// `input` `[batch, channels, h, w]` to `output` `[batch, out, oh, ow]`.
-    pub(crate) fn run(&self, input: &[f32], output: &mut [f32], threads: &Threads) {
+impl Operation for Depthwise {
+    fn bytes(&self) -> usize {
+        4 * (self.weight.len() + self.epilogue.bias.len())
+    }
+
+    fn activation(&mut self) -> Option<&mut Option<Activation>> {
+        Some(&mut self.epilogue.activation)
+    }
+
+    fn fold(&mut self, scale: &[f32], shift: &[f32]) -> bool {
+        let folds = self.epilogue.fold(self.out, scale, shift);
+        if folds {
+            let taps = self.weight.len() / self.out;
+            self.weight.chunks_mut(taps).zip(scale).for_each(|(taps, scale)| taps.iter_mut().for_each(|tap| *tap *= scale));
+        }
+        folds
+    }
+
+    /// `[batch, channels, h, w]` to `[batch, out, oh, ow]`.
+    fn run(&self, inputs: &[&[f32]], _: usize, output: &mut [f32], threads: &Threads) {
         let g = &self.geometry;
         let area = g.input[0] * g.input[1];
         let taps = g.kernel[0] * g.kernel[1];
         threads.pieces(output, g.positions(), |number, plane| {
             let (sample, channel) = (number / self.out, number % self.out);
             let source = sample * g.channels + channel / (self.out / g.groups);
-            let input = &input[source * area..][..area];
+            let input = &inputs[0][source * area..][..area];
             plane.fill(0.0);
             for (tap, weight) in self.weight[channel * taps..][..taps].iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
                 let (ky, kx) = (tap / g.kernel[1], tap % g.kernel[1]);
@@ -217,26 +253,20 @@ impl Depthwise {
 
 /// A fully connected layer.
 #[derive(Debug)]
-pub(crate) struct Linear {
+pub(crate) struct Dense {
     /// `[out, in]`.
-    pub(crate) weight: Matrix,
-    pub(crate) epilogue: Epilogue,
-    pub(crate) out: usize,
+    weight: Matrix,
+    epilogue: Epilogue,
+    out: usize,
 }
 
-impl Linear {
+impl Dense {
     /// As [`Convolution::SPARSE_BELOW`]; higher, because a single sample is bound by memory, where leaving out zeros pays sooner.
-    pub(crate) const SPARSE_BELOW: f64 = 0.2;
+    const SPARSE_BELOW: f64 = 0.2;
 
-    /// `input` `[batch, in]` to `output` `[batch, out]`.
-    pub(crate) fn run(&self, input: &[f32], batch: usize, output: &mut [f32], threads: &Threads) {
-        if batch == 1 {
-            return self.rows(input, batch, output, threads);
-        }
-        let columns = transpose(input, batch);
-        let mut product = vec![0.0; output.len()];
-        self.rows(&columns, batch, &mut product, threads);
-        transpose_into(&product, self.out, output);
+    /// The layer with this weight `[out, fan_in]`.
+    pub(crate) fn new(out: usize, fan_in: usize, weight: Vec<f32>, epilogue: Epilogue) -> Self {
+        Self { weight: Matrix::new(out, fan_in, weight, Self::SPARSE_BELOW), epilogue, out }
     }
 
     /// `columns` `[in, batch]` to `product` `[out, batch]`.
@@ -245,6 +275,35 @@ impl Linear {
             self.weight.times(number * ROWS, columns, batch, batch, rows);
             rows.chunks_mut(batch).enumerate().for_each(|(row, values)| self.epilogue.apply(number * ROWS + row, values));
         });
+    }
+}
+
+impl Operation for Dense {
+    fn bytes(&self) -> usize {
+        self.weight.bytes() + 4 * self.epilogue.bias.len()
+    }
+
+    fn activation(&mut self) -> Option<&mut Option<Activation>> {
+        Some(&mut self.epilogue.activation)
+    }
+
+    fn fold(&mut self, scale: &[f32], shift: &[f32]) -> bool {
+        let folds = self.epilogue.fold(self.out, scale, shift);
+        if folds {
+            self.weight.scale_rows(scale);
+        }
+        folds
+    }
+
+    /// `[batch, in]` to `[batch, out]`.
+    fn run(&self, inputs: &[&[f32]], batch: usize, output: &mut [f32], threads: &Threads) {
+        if batch == 1 {
+            return self.rows(inputs[0], batch, output, threads);
+        }
+        let columns = transpose(inputs[0], batch);
+        let mut product = vec![0.0; output.len()];
+        self.rows(&columns, batch, &mut product, threads);
+        transpose_into(&product, self.out, output);
     }
 }
 

@@ -3,15 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::Around;
-use super::convolve::{Convolution, Depthwise, Epilogue, Geometry, Linear};
-use super::matrix::Matrix;
-use super::operation::Operation;
-use super::pointwise::{LocalResponse, Shortcut};
-use super::pool::Pool;
+use super::convolve::Epilogue;
+use super::operation::{Codes, Operation, decoded};
 use super::quantized::Quantized;
-use super::structured::Structured;
 use super::threads::Threads;
-use crate::{Coded, Grid, Layer, Model, Node, StepGradient};
+use crate::{Grid, Layer, Model};
 
 /// Steps in order. Value 0 is the input; step `i` makes value `i + 1`.
 #[derive(Debug)]
@@ -28,7 +24,7 @@ pub(crate) struct Program {
 pub(crate) struct Step {
     pub(crate) name: String,
     inputs: Vec<usize>,
-    operation: Operation,
+    operation: Box<dyn Operation>,
     /// Values that nobody needs afterwards.
     dead: Vec<usize>,
 }
@@ -38,27 +34,30 @@ impl Program {
     /// the layer before it and activations into its last loop, wherever nobody else looks at the value between, and layers whose weights and
     /// inputs lie on grids compute in integers.
     pub(crate) fn lower(model: &Model, shapes: &[Vec<usize>], fuse: bool) -> Self {
-        let exclusive = exclusive(model);
+        let identity: Vec<bool> = model.nodes.iter().map(|node| node.layer.runnable().identity()).collect();
+        let exclusive = exclusive(model, &identity);
         let mut integers = if fuse { integers(model, shapes) } else { BTreeMap::new() };
-        let quantized = read_by_integers(model, &integers);
+        let quantized = read_by_integers(model, &identity, &integers);
         let size = |node: usize| shapes[node].iter().product::<usize>();
         let mut program = Self { steps: Vec::new(), sizes: vec![size(0)], output: 0 };
         let mut values = vec![0; model.nodes.len()];
         for (position, node) in model.nodes.iter().enumerate().skip(1) {
             let inputs: Vec<usize> = node.inputs.iter().map(|input| values[*input]).collect();
             // Layers in integers put their inputs on the grid themselves.
-            if matches!(node.layer, Layer::Flatten | Layer::Dropout { .. }) || quantized[position] {
+            if identity[position] || quantized[position] {
                 values[position] = inputs[0];
                 continue;
             }
             let alone = fuse && exclusive[node.inputs[0]] && inputs[0] > 0;
             let before = if alone { program.steps.get_mut(inputs[0] - 1) } else { None };
-            if before.is_some_and(|step| merge(node, &mut step.operation)) {
+            if before.is_some_and(|step| node.layer.runnable().merge(node, &mut *step.operation)) {
                 values[position] = inputs[0];
                 continue;
             }
-            let in_integers = integers.remove(&position).map(Operation::Quantized);
-            let operation = in_integers.unwrap_or_else(|| operation(node, &shapes[node.inputs[0]], &shapes[position]));
+            let operation: Box<dyn Operation> = match integers.remove(&position) {
+                Some(in_integers) => Box::new(in_integers),
+                None => node.layer.runnable().operation(node, &shapes[node.inputs[0]], &shapes[position]),
+            };
             program.steps.push(Step { name: node.name.clone(), inputs, operation, dead: Vec::new() });
             program.sizes.push(size(position));
             values[position] = program.steps.len();
@@ -141,176 +140,47 @@ impl Program {
     }
 }
 
-/// Whether each node's value is looked at by one node only, through any chain of identities.
-fn exclusive(model: &Model) -> Vec<bool> {
+/// Whether each node's value is looked at by one node only, through any chain of nodes whose input goes on as it is.
+fn exclusive(model: &Model, identity: &[bool]) -> Vec<bool> {
     let mut uses = vec![0; model.nodes.len()];
     model.nodes.iter().flat_map(|node| &node.inputs).for_each(|input| uses[*input] += 1);
     let mut exclusive = vec![false; model.nodes.len()];
     for (position, node) in model.nodes.iter().enumerate() {
-        let identity = matches!(node.layer, Layer::Flatten | Layer::Dropout { .. });
-        exclusive[position] = uses[position] == 1 && (!identity || exclusive[node.inputs[0]]);
+        exclusive[position] = uses[position] == 1 && (!identity[position] || exclusive[node.inputs[0]]);
     }
     exclusive
 }
 
-/// The layers that can compute in integers, by position.
+/// What lies on a grid behind each node, and the layers that can compute in integers, by position.
 fn integers(model: &Model, shapes: &[Vec<usize>]) -> BTreeMap<usize, Quantized> {
     let mut grids: Vec<Option<Grid>> = vec![None; model.nodes.len()];
     let mut integers = BTreeMap::new();
     for (position, node) in model.nodes.iter().enumerate().skip(1) {
         let (input, grid) = (node.inputs[0], grids[node.inputs[0]].clone());
-        match &node.layer {
-            Layer::Quantize { levels, zero, train } => grids[position] = Some(grid_of(node, *levels, *zero, *train)),
-            Layer::Flatten | Layer::Dropout { .. } => grids[position] = grid,
-            Layer::Conv2d { .. } | Layer::Linear => {
+        match node.layer.runnable().codes(node, &shapes[input], &shapes[position]) {
+            Codes::Made(grid) => grids[position] = Some(grid),
+            Codes::Kept => grids[position] = grid,
+            Codes::Taken(geometry) => {
                 let Some((grid, weight)) = grid.zip(node.tensor("weight")) else { continue };
-                let geometry = geometry(node, &shapes[input], &shapes[position]);
-                let epilogue = Epilogue { bias: tensor(node, "bias"), activation: None };
+                let epilogue = Epilogue { bias: decoded(node, "bias"), activation: None };
                 let layer = Quantized::new(&geometry, weight, shapes[position][0], &grid, epilogue);
                 integers.extend(layer.map(|layer| (position, layer)));
             }
-            _ => {}
+            Codes::Lost => {}
         }
     }
     integers
 }
 
-/// Which nodes are read by layers in integers alone, through any chain of identities, and are grids or behind one.
-fn read_by_integers(model: &Model, integers: &BTreeMap<usize, Quantized>) -> Vec<bool> {
+/// Which quantizers are read by layers in integers alone, through any chain of nodes whose input goes on as it is.
+fn read_by_integers(model: &Model, identity: &[bool], integers: &BTreeMap<usize, Quantized>) -> Vec<bool> {
     let last = model.nodes.len() - 1;
     let mut alone: Vec<bool> = (0..model.nodes.len()).map(|position| position != last).collect();
     for (position, node) in model.nodes.iter().enumerate().rev() {
-        let identity = matches!(node.layer, Layer::Flatten | Layer::Dropout { .. });
-        let read = integers.contains_key(&position) || (identity && alone[position]);
+        let read = integers.contains_key(&position) || (identity[position] && alone[position]);
         node.inputs.iter().for_each(|input| alone[*input] &= read);
     }
-    model.nodes.iter().zip(alone).map(|(node, alone)| alone && matches!(node.layer, Layer::Quantize { .. })).collect()
-}
-
-/// The geometry of a convolution; a fully connected layer is one of a single pixel.
-fn geometry(node: &Node, input: &[usize], output: &[usize]) -> Geometry {
-    let single = Geometry {
-        channels: input[0],
-        input: [1, 1],
-        output: [1, 1],
-        kernel: [1, 1],
-        stride: [1, 1],
-        padding: [0, 0],
-        dilation: [1, 1],
-        groups: 1,
-    };
-    match (&node.layer, node.tensor("weight").map_or(&[][..], Coded::shape)) {
-        (Layer::Conv2d { stride, padding, dilation, groups }, [_, _, kh, kw]) => Geometry {
-            channels: input[0],
-            input: [input[1], input[2]],
-            output: [output[1], output[2]],
-            kernel: [*kh, *kw],
-            stride: *stride,
-            padding: *padding,
-            dilation: *dilation,
-            groups: *groups,
-        },
-        _ => single,
-    }
-}
-
-/// Makes the node part of the operation before it, if that can be.
-fn merge(node: &Node, before: &mut Operation) -> bool {
-    match &node.layer {
-        Layer::Activation(activation) => before.absorb(*activation),
-        Layer::BatchNorm { epsilon } => {
-            let (scale, shift) = batch_norm(node, *epsilon);
-            before.fold(&scale, &shift)
-        }
-        _ => false,
-    }
-}
-
-/// Batch normalization as a scale and a shift per channel.
-fn batch_norm(node: &Node, epsilon: f64) -> (Vec<f32>, Vec<f32>) {
-    let [gamma, beta, mean, var] = ["gamma", "beta", "mean", "var"].map(|name| tensor(node, name));
-    let channel = |c: usize| {
-        let scale = f64::from(gamma[c]) / (f64::from(var[c]) + epsilon).sqrt();
-        (scale as f32, (f64::from(beta[c]) - f64::from(mean[c]) * scale) as f32)
-    };
-    (0..gamma.len()).map(channel).unzip()
-}
-
-fn tensor(node: &Node, name: &str) -> Vec<f32> {
-    node.tensor(name).map(Coded::decode).unwrap_or_default()
-}
-
-/// The grid of a quantizer.
-fn grid_of(node: &Node, levels: u32, zero: f32, train: StepGradient) -> Grid {
-    Grid::uniform(levels, tensor(node, train.tensor())[0] / train.steps(levels, zero), zero)
-}
-
-/// The node's own operation; `input` is the shape of its first input.
-fn operation(node: &Node, input: &[usize], output: &[usize]) -> Operation {
-    let plane = |shape: &[usize]| [shape[1], shape[2]];
-    let area: usize = input[1..].iter().product();
-    match &node.layer {
-        Layer::Conv2d { groups, .. } => {
-            let shape = node.tensor("weight").map_or(&[][..], Coded::shape);
-            let geometry = geometry(node, input, output);
-            let epilogue = Epilogue { bias: tensor(node, "bias"), activation: None };
-            let (weight, out) = (tensor(node, "weight"), output[0]);
-            if shape[1] == 1 && *groups > 1 {
-                return Operation::Depthwise(Depthwise { geometry, weight, epilogue, out });
-            }
-            Operation::Convolution(Convolution::new(geometry, &weight, epilogue, out))
-        }
-        Layer::Linear => {
-            let epilogue = Epilogue { bias: tensor(node, "bias"), activation: None };
-            Operation::Linear(Linear {
-                weight: Matrix::new(output[0], input[0], tensor(node, "weight"), Linear::SPARSE_BELOW),
-                epilogue,
-                out: output[0],
-            })
-        }
-        Layer::Structured(structure) => {
-            let parameters: Vec<Vec<f32>> = structure.parameters().iter().map(|p| tensor(node, p.name)).collect();
-            let parameters: Vec<&[f32]> = parameters.iter().map(Vec::as_slice).collect();
-            let epilogue = Epilogue { bias: tensor(node, "bias"), activation: None };
-            let matrix = structure.prepare(&parameters).expect("the check of the model compared all shapes");
-            Operation::Structured(Structured { matrix, epilogue, features: structure.features() })
-        }
-        Layer::BatchNorm { epsilon } => {
-            let (scale, shift) = batch_norm(node, *epsilon);
-            Operation::Affine { scale, shift, activation: None }
-        }
-        Layer::Normalize { mean, std } => Operation::Normalize { mean: mean.clone(), std: std.clone() },
-        Layer::LocalResponseNorm { size, alpha, beta, k } => Operation::LocalResponse(LocalResponse {
-            channels: input[0],
-            size: *size,
-            alpha: *alpha as f32,
-            beta: *beta as f32,
-            k: *k as f32,
-        }),
-        Layer::Activation(activation) => Operation::Activation(*activation),
-        Layer::Quantize { levels, zero, train } => Operation::Quantize(grid_of(node, *levels, *zero, *train)),
-        Layer::Softmax => Operation::Softmax { channels: input[0] },
-        Layer::MaxPool(window) => Operation::Pool(Pool::max(window, plane(input), plane(output))),
-        Layer::AvgPool { window, count_padding } => {
-            Operation::Pool(Pool::average(window, *count_padding, plane(input), plane(output)))
-        }
-        Layer::AdaptiveAvgPool { .. } => Operation::Pool(Pool::adaptive(plane(input), plane(output))),
-        Layer::GlobalAvgPool => Operation::Pool(Pool::adaptive(plane(input), [1, 1])),
-        Layer::Add => Operation::Add { activation: None },
-        Layer::Concat => Operation::Concat,
-        Layer::MeanMagnitude => Operation::MeanMagnitude { channels: input[0] },
-        Layer::Multiply => Operation::Multiply,
-        Layer::ChannelSlice { start, .. } => Operation::Slice { start: start * area },
-        Layer::PadShortcut { stride, before, .. } => Operation::Shortcut(Shortcut {
-            input: [input[0], input[1], input[2]],
-            output: [output[0], output[1], output[2]],
-            stride: *stride,
-            before: *before,
-        }),
-        Layer::Input { .. } | Layer::Flatten | Layer::Dropout { .. } | Layer::Custom { .. } => {
-            unreachable!("{} is no step of a checked model", node.layer.kind())
-        }
-    }
+    model.nodes.iter().zip(alone).map(|(node, alone)| alone && matches!(node.layer, Layer::Quantize(_))).collect()
 }
 
 /// A buffer of at least this length with any content: the smallest free one that is large enough, or a new one.

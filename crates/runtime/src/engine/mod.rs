@@ -7,7 +7,6 @@ mod convolve;
 mod lower;
 mod matrix;
 mod operation;
-mod pointwise;
 mod pool;
 mod quantized;
 mod structured;
@@ -15,8 +14,13 @@ mod threads;
 
 use std::time::Instant;
 
+pub(crate) use self::convolve::{Convolution, Dense, Depthwise, Epilogue, Geometry};
+pub(crate) use self::operation::{Codes, Operation, PIECE, decoded};
+pub(crate) use self::pool::Pool;
+pub(crate) use self::structured::StructuredProduct;
+pub(crate) use self::threads::Threads;
+
 use self::lower::Program;
-use self::threads::Threads;
 use crate::{Error, Model, activations};
 
 /// Samples that go through the network together, if their feature maps stay within

@@ -1,5 +1,6 @@
 //! Pooling: every kind is a maximum or a mean over rectangles.
 
+use super::operation::Operation;
 use super::threads::Threads;
 use crate::Window;
 
@@ -63,13 +64,15 @@ impl Pool {
             }
         }
     }
+}
 
-    /// `input` `[planes, h, w]` to `output` `[planes, oh, ow]`.
-    pub(crate) fn run(&self, input: &[f32], output: &mut [f32], threads: &Threads) {
+impl Operation for Pool {
+    /// `[planes, h, w]` to `[planes, oh, ow]`.
+    fn run(&self, inputs: &[&[f32]], _: usize, output: &mut [f32], threads: &Threads) {
         let ([height, width], [rows, columns]) = (self.input, self.output);
         let spans: Vec<Span> = (0..columns).map(|column| self.span(1, column)).collect();
         threads.pieces(output, rows * columns, |number, plane| {
-            let input = &input[number * height * width..][..height * width];
+            let input = &inputs[0][number * height * width..][..height * width];
             for (row, out) in plane.chunks_mut(columns).enumerate() {
                 let rows = self.span(0, row);
                 for (columns, out) in spans.iter().zip(out) {

@@ -9,9 +9,9 @@ use briquette_kernels::integer::{self, Scaling};
 use briquette_kernels::{Conv2d, Precision, bits, grid};
 
 use super::convolve::{Epilogue, Geometry, transpose_into};
-use super::pointwise::quantize;
+use super::operation::Operation;
 use super::threads::Threads;
-use crate::{Coded, Grid};
+use crate::{Activation, Coded, Grid};
 
 /// Most groups of a convolution in integers: the filters of each are packed apart, which takes a multiple of the weights where they are few.
 const MOST_GROUPS: usize = 1 << 12;
@@ -34,6 +34,45 @@ enum Product {
     Signs(bits::Convolution),
     /// Perhaps with a last filter of ones, which computes the sum of a window's inputs, where weights have a zero that does not fit.
     Bytes(integer::Convolution),
+}
+
+impl Operation for Quantized {
+    fn bytes(&self) -> usize {
+        let weights = match &*self.product {
+            Product::Signs(filters) => filters.bytes(),
+            Product::Bytes(filters) => filters.bytes(),
+        };
+        weights + self.scaling.bytes() + 4 * self.epilogue.bias.len()
+    }
+
+    fn activation(&mut self) -> Option<&mut Option<Activation>> {
+        Some(&mut self.epilogue.activation)
+    }
+
+    fn fold(&mut self, scale: &[f32], shift: &[f32]) -> bool {
+        let folds = self.epilogue.fold(self.out, scale, shift);
+        if folds {
+            self.scaling.multiply(scale);
+        }
+        folds
+    }
+
+    /// `[batch, channels, h, w]` to `[batch, out, oh, ow]`. The input is put on its grid first, which changes nothing where that was done before.
+    fn run(&self, inputs: &[&[f32]], batch: usize, output: &mut [f32], threads: &Threads) {
+        let (image, map) = (inputs[0].len() / batch, output.len() / batch);
+        let positions = map / self.out;
+        // A few images at a time, so that what is between the steps stays in the cache, yet enough for each weight that is loaded.
+        let some = WINDOWS.div_ceil(positions).min(batch);
+        let tasks: Vec<_> = inputs[0].chunks(some * image).zip(output.chunks_mut(some * map)).collect();
+        if tasks.len() >= threads.count() {
+            threads.each(tasks, |scratch, (input, output)| self.few(scratch, input, image, output, 1));
+        } else {
+            let mut scratch = Scratch::default();
+            tasks.into_iter().for_each(|(input, output)| {
+                threads.inside(|count| self.few(&mut scratch, input, image, output, count));
+            });
+        }
+    }
 }
 
 impl Quantized {
@@ -112,39 +151,7 @@ impl Quantized {
         Some(Self { product, input: input.clone(), channels: geometry.channels, out, scaling, epilogue })
     }
 
-    /// Bytes that it takes in memory.
-    pub(crate) fn bytes(&self) -> usize {
-        let weights = match &*self.product {
-            Product::Signs(filters) => filters.bytes(),
-            Product::Bytes(filters) => filters.bytes(),
-        };
-        weights + self.scaling.bytes() + 4 * self.epilogue.bias.len()
-    }
-
-    /// Multiplies what each filter computes before its bias.
-    pub(crate) fn scale_rows(&mut self, factors: &[f32]) {
-        self.scaling.multiply(factors);
-    }
-
-    /// `input` `[batch, channels, h, w]` to `output` `[batch, out, oh, ow]`. The input is put on its grid first, which changes nothing where
-    /// that was done before.
-    pub(crate) fn run(&self, input: &[f32], batch: usize, output: &mut [f32], threads: &Threads) {
-        let (image, map) = (input.len() / batch, output.len() / batch);
-        let positions = map / self.out;
-        // A few images at a time, so that what is between the steps stays in the cache, yet enough for each weight that is loaded.
-        let some = WINDOWS.div_ceil(positions).min(batch);
-        let tasks: Vec<_> = input.chunks(some * image).zip(output.chunks_mut(some * map)).collect();
-        if tasks.len() >= threads.count() {
-            threads.each(tasks, |scratch, (input, output)| self.few(scratch, input, image, output, 1));
-        } else {
-            let mut scratch = Scratch::default();
-            tasks.into_iter().for_each(|(input, output)| {
-                threads.inside(|count| self.few(&mut scratch, input, image, output, count));
-            });
-        }
-    }
-
-    /// The same for a few images of this size.
+    /// [`Operation::run`] for a few images of this size.
     fn few(&self, scratch: &mut Scratch, input: &[f32], image: usize, output: &mut [f32], threads: usize) {
         let batch = input.len() / image;
         let map = output.len() / batch;
@@ -156,7 +163,7 @@ impl Quantized {
                 for (input, last) in input.chunks_exact(image).zip(scratch.last.chunks_exact_mut(image)) {
                     transpose_into(input, self.channels, last);
                 }
-                quantize(&self.input, &mut scratch.last);
+                self.input.round(&mut scratch.last);
                 let signs = bits::Matrix::of_signs(batch, image, &scratch.last, threads);
                 signs.and_then(|signs| filters.forward(&signs, &mut scratch.sums, threads))
             }

@@ -3,24 +3,34 @@
 use briquette_kernels::structured::Prepared;
 
 use super::convolve::Epilogue;
+use super::operation::Operation;
 use super::threads::Threads;
+use crate::Activation;
 
 /// A structural matrix times every vector, or every pixel of a map.
 #[derive(Debug)]
-pub(crate) struct Structured {
+pub(crate) struct StructuredProduct {
     pub(crate) matrix: Prepared,
     pub(crate) epilogue: Epilogue,
     /// Of the input and of the output.
     pub(crate) features: [usize; 2],
 }
 
-impl Structured {
-    /// `input` `[batch, in, pixels]` to `output` `[batch, out, pixels]`.
-    pub(crate) fn run(&self, input: &[f32], batch: usize, output: &mut [f32], threads: &Threads) {
-        let [inputs, outputs] = self.features;
+impl Operation for StructuredProduct {
+    fn bytes(&self) -> usize {
+        self.matrix.bytes() + 4 * self.epilogue.bias.len()
+    }
+
+    fn activation(&mut self) -> Option<&mut Option<Activation>> {
+        Some(&mut self.epilogue.activation)
+    }
+
+    /// `[batch, in, pixels]` to `[batch, out, pixels]`.
+    fn run(&self, inputs: &[&[f32]], batch: usize, output: &mut [f32], threads: &Threads) {
+        let [features, outputs] = self.features;
         let pixels = output.len() / batch / outputs;
         threads.pieces(output, outputs * pixels, |sample, out| {
-            let input = &input[sample * inputs * pixels..][..inputs * pixels];
+            let input = &inputs[0][sample * features * pixels..][..features * pixels];
             if pixels == 1 {
                 self.matrix.forward_into(input, out);
             } else {

@@ -3,7 +3,7 @@ mod grids;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Activation, Coded, Layer, Node, Plan, Structure, Window};
+use crate::{Activation, Coded, Layer, Node, Plan, Structure, Window, layers};
 
 /// Deterministic values in -1..1 with the given share of zeros in tenths.
 fn values(count: usize, seed: usize, zeros: usize) -> Vec<f32> {
@@ -26,7 +26,7 @@ fn node(name: &str, inputs: &[usize], layer: Layer, tensors: &[(&str, &[usize], 
 }
 
 fn model(input: &[usize], mut nodes: Vec<Node>) -> Model {
-    nodes.insert(0, node("input", &[], Layer::Input { shape: input.to_vec() }, &[]));
+    nodes.insert(0, node("input", &[], Layer::Input(layers::Input { shape: input.to_vec() }), &[]));
     Model { nodes, meta: Default::default() }
 }
 
@@ -63,7 +63,12 @@ struct Case {
 
 impl Case {
     fn model(&self) -> Model {
-        let layer = Layer::Conv2d { stride: self.stride, padding: self.padding, dilation: self.dilation, groups: self.groups };
+        let layer = Layer::Conv2d(layers::Conv2d {
+            stride: self.stride,
+            padding: self.padding,
+            dilation: self.dilation,
+            groups: self.groups,
+        });
         let (weight, bias) = (self.weights(), self.bias());
         let tensors: [(&str, &[usize], &[f32]); 2] = [("weight", &self.weight, &weight), ("bias", &self.weight[..1], &bias)];
         model(&self.input, vec![node("conv", &[0], layer, &tensors)])
@@ -164,7 +169,7 @@ proptest! {
     fn linear_is_its_definition(inputs in 1_usize..70, outputs in 1_usize..150, batch in 1_usize..6, zeros in 0_usize..10) {
         let (weight, bias) = (values(inputs * outputs, 1, zeros), values(outputs, 2, 0));
         let tensors: [(&str, &[usize], &[f32]); 2] = [("weight", &[outputs, inputs], &weight), ("bias", &[outputs], &bias)];
-        let model = model(&[inputs], vec![node("fc", &[0], Layer::Linear, &tensors)]);
+        let model = model(&[inputs], vec![node("fc", &[0], Layer::Linear(layers::Linear), &tensors)]);
         let input = values(inputs * batch, 3, 0);
         let row = |x: &[f32], o: usize| {
             let products = x.iter().zip(&weight[o * inputs..]).map(|(x, w)| f64::from(*x) * f64::from(*w));
@@ -185,9 +190,9 @@ proptest! {
         let window = Window { kernel, stride, padding };
         let input = values(2 * h * w, 7, 0);
         for (layer, mean, count) in [
-            (Layer::MaxPool(window), false, false),
-            (Layer::AvgPool { window, count_padding: true }, true, true),
-            (Layer::AvgPool { window, count_padding: false }, true, false),
+            (Layer::MaxPool(layers::MaxPool { window }), false, false),
+            (Layer::AvgPool(layers::AvgPool { window, count_padding: true }), true, true),
+            (Layer::AvgPool(layers::AvgPool { window, count_padding: false }), true, false),
         ] {
             let model = single(&[2, h, w], layer);
             let shape = model.check().unwrap().pop().unwrap();
@@ -214,46 +219,53 @@ proptest! {
 fn adaptive_pooling_follows_the_window_rule() {
     // torch.nn.functional.adaptive_avg_pool1d(torch.arange(5.), 3) = [0.5, 2.0, 3.5]: windows 0..2, 1..4, 3..5.
     let input = [0.0, 1.0, 2.0, 3.0, 4.0];
-    assert_eq!(run(&single(&[1, 1, 5], Layer::AdaptiveAvgPool { output: [1, 3] }), &input, 1), [0.5, 2.0, 3.5]);
-    assert_eq!(run(&single(&[1, 5, 1], Layer::AdaptiveAvgPool { output: [7, 1] }), &input, 1).len(), 7);
-    assert_eq!(run(&single(&[1, 5, 1], Layer::GlobalAvgPool), &input, 1), [2.0]);
+    assert_eq!(
+        run(&single(&[1, 1, 5], Layer::AdaptiveAvgPool(layers::AdaptiveAvgPool { output: [1, 3] })), &input, 1),
+        [0.5, 2.0, 3.5]
+    );
+    assert_eq!(run(&single(&[1, 5, 1], Layer::AdaptiveAvgPool(layers::AdaptiveAvgPool { output: [7, 1] })), &input, 1).len(), 7);
+    assert_eq!(run(&single(&[1, 5, 1], Layer::GlobalAvgPool(layers::GlobalAvgPool)), &input, 1), [2.0]);
 }
 
 #[test]
 fn shapes_and_norms_are_their_definitions() {
     let input = values(2 * 3 * 4, 9, 0);
     let [a, b] = [&input[..12], &input[12..]];
-    assert_eq!(run(&single(&[2, 3, 4], Layer::Flatten), &input, 1), input);
-    assert_eq!(run(&single(&[2, 3, 4], Layer::Dropout { p: 0.5 }), &input, 1), input);
-    assert_eq!(run(&single(&[2, 3, 4], Layer::ChannelSlice { start: 1, len: 1 }), &input, 1), b);
-    let normalize = Layer::Normalize { mean: vec![0.5, 0.25], std: vec![0.5, 2.0] };
+    assert_eq!(run(&single(&[2, 3, 4], Layer::Flatten(layers::Flatten)), &input, 1), input);
+    assert_eq!(run(&single(&[2, 3, 4], Layer::Dropout(layers::Dropout { p: 0.5 })), &input, 1), input);
+    assert_eq!(run(&single(&[2, 3, 4], Layer::ChannelSlice(layers::ChannelSlice { start: 1, len: 1 })), &input, 1), b);
+    let normalize = Layer::Normalize(layers::Normalize { mean: vec![0.5, 0.25], std: vec![0.5, 2.0] });
     let expected: Vec<f32> = a.iter().map(|x| (x - 0.5) / 0.5).chain(b.iter().map(|x| (x - 0.25) / 2.0)).collect();
     assert_eq!(run(&single(&[2, 3, 4], normalize), &input, 1), expected);
 
-    let twice = model(&[2, 3, 4], vec![node("add", &[0, 0], Layer::Add, &[]), node("concat", &[1, 0, 1], Layer::Concat, &[])]);
+    let twice = model(
+        &[2, 3, 4],
+        vec![node("add", &[0, 0], Layer::Add(layers::Add), &[]), node("concat", &[1, 0, 1], Layer::Concat(layers::Concat), &[])],
+    );
     let doubled: Vec<f32> = input.iter().map(|x| x + x).collect();
     assert_eq!(run(&twice, &input, 1), [&doubled[..], &input, &doubled].concat());
 
     let mean: Vec<f32> = a.iter().zip(b).map(|(a, b)| (a.abs() + b.abs()) / 2.0).collect();
-    let magnitude = node("mean", &[0], Layer::MeanMagnitude, &[]);
+    let magnitude = node("mean", &[0], Layer::MeanMagnitude(layers::MeanMagnitude), &[]);
     assert_eq!(run(&model(&[2, 3, 4], vec![magnitude.clone()]), &input, 1), mean);
-    let scaled = model(&[2, 3, 4], vec![magnitude, node("multiply", &[0, 1], Layer::Multiply, &[])]);
+    let scaled = model(&[2, 3, 4], vec![magnitude, node("multiply", &[0, 1], Layer::Multiply(layers::Multiply), &[])]);
     let expected: Vec<f32> = input.iter().zip(mean.iter().cycle()).map(|(x, mean)| x * mean).collect();
     assert_eq!(run(&scaled, &[&input[..], &[0.0; 24], &input].concat(), 3), [&expected[..], &[0.0; 24], &expected].concat());
-    let squared = model(&[2, 3, 4], vec![node("multiply", &[0, 0], Layer::Multiply, &[])]);
+    let squared = model(&[2, 3, 4], vec![node("multiply", &[0, 0], Layer::Multiply(layers::Multiply), &[])]);
     assert_eq!(run(&squared, &input, 1), input.iter().map(|x| x * x).collect::<Vec<f32>>());
 
-    let shortcut = Layer::PadShortcut { stride: 2, before: 1, after: 2 };
+    let shortcut = Layer::PadShortcut(layers::PadShortcut { stride: 2, before: 1, after: 2 });
     let kept = [0, 2, 8, 10];
     let planes = [vec![0.0; 4], kept.map(|i| a[i]).to_vec(), kept.map(|i| b[i]).to_vec(), vec![0.0; 8]].concat();
     assert_eq!(run(&single(&[2, 3, 4], shortcut), &input, 1), planes);
 
-    let soft = run(&single(&[4], Layer::Softmax), &[1.0, 2.0, 3.0, 4.0], 1);
+    let soft = run(&single(&[4], Layer::Softmax(layers::Softmax)), &[1.0, 2.0, 3.0, 4.0], 1);
     assert_close(&soft, &[0.032_058_6, 0.087_144_3, 0.236_882_8, 0.643_914_3], 1e-6);
 
     for size in [1, 2, 3, 5] {
         let (alpha, beta, k) = (0.9, 0.75, 2.0);
-        let out = run(&single(&[6, 1, 4], Layer::LocalResponseNorm { size, alpha, beta, k }), &input, 1);
+        let out =
+            run(&single(&[6, 1, 4], Layer::LocalResponseNorm(layers::LocalResponseNorm { size, alpha, beta, k })), &input, 1);
         let expected: Vec<f32> = (0..24)
             .map(|i| {
                 let (c, position) = (i / 4, i % 4);
@@ -269,7 +281,7 @@ fn shapes_and_norms_are_their_definitions() {
 
 /// A residual network with everything that can fuse, and some that must not.
 fn residual() -> Model {
-    let conv = |groups| Layer::Conv2d { stride: [1, 1], padding: [1, 1], dilation: [1, 1], groups };
+    let conv = |groups| Layer::Conv2d(layers::Conv2d { stride: [1, 1], padding: [1, 1], dilation: [1, 1], groups });
     let weight = |count, seed, zeros| values(count, seed, zeros);
     let (dense, depth, sparse, fc) =
         (weight(8 * 3 * 9, 1, 0), weight(8 * 9, 2, 0), weight(8 * 8 * 9, 3, 9), weight(10 * 8 * 25, 4, 9));
@@ -277,7 +289,7 @@ fn residual() -> Model {
     let var: Vec<f32> = values(8, 8, 0).iter().map(|v| v.abs() + 0.1).collect();
     let norm: [(&str, &[usize], &[f32]); 4] =
         [("gamma", &[8], &gamma), ("beta", &[8], &beta), ("mean", &[8], &mean), ("var", &[8], &var)];
-    let bn = Layer::BatchNorm { epsilon: 1e-5 };
+    let bn = Layer::BatchNorm(layers::BatchNorm { epsilon: 1e-5 });
     let relu = Layer::Activation(Activation::Relu);
     model(
         &[3, 10, 11],
@@ -287,18 +299,18 @@ fn residual() -> Model {
             node("relu1", &[2], relu.clone(), &[]),
             node("conv2", &[3], conv(8), &[("weight", &[8, 1, 3, 3], &depth)]),
             node("bn2", &[4], bn.clone(), &norm),
-            node("drop", &[5], Layer::Dropout { p: 0.1 }, &[]),
+            node("drop", &[5], Layer::Dropout(layers::Dropout { p: 0.1 }), &[]),
             node("gelu", &[6], Layer::Activation(Activation::Gelu), &[]),
             node("conv3", &[7], conv(1), &[("weight", &[8, 8, 3, 3], &sparse)]),
             node("bn3", &[8], bn.clone(), &norm),
-            node("both", &[8, 9, 3], Layer::Add, &[]),
+            node("both", &[8, 9, 3], Layer::Add(layers::Add), &[]),
             node("relu3", &[10], relu.clone(), &[]),
             node("bn4", &[11], bn, &norm),
             node("sigmoid", &[12], Layer::Activation(Activation::Sigmoid), &[]),
-            node("pool", &[13], Layer::MaxPool(Window::square(2)), &[]),
-            node("flat", &[14], Layer::Flatten, &[]),
-            node("fc", &[15], Layer::Linear, &[("weight", &[10, 200], &fc)]),
-            node("softmax", &[16], Layer::Softmax, &[]),
+            node("pool", &[13], Layer::MaxPool(layers::MaxPool { window: Window::square(2) }), &[]),
+            node("flat", &[14], Layer::Flatten(layers::Flatten), &[]),
+            node("fc", &[15], Layer::Linear(layers::Linear), &[("weight", &[10, 200], &fc)]),
+            node("softmax", &[16], Layer::Softmax(layers::Softmax), &[]),
         ],
     )
 }
@@ -337,13 +349,13 @@ fn channels_are_not_mixed_up_by_flattening() {
     let (ones, shift) = ([1.0; 18], values(18, 2, 0));
     let norm: [(&str, &[usize], &[f32]); 4] =
         [("gamma", &[18], &ones), ("beta", &[18], &shift), ("mean", &[18], &[0.0; 18]), ("var", &[18], &ones)];
-    let conv = Layer::Conv2d { stride: [1, 1], padding: [1, 1], dilation: [1, 1], groups: 1 };
+    let conv = Layer::Conv2d(layers::Conv2d { stride: [1, 1], padding: [1, 1], dilation: [1, 1], groups: 1 });
     let model = model(
         &[1, 3, 3],
         vec![
             node("conv", &[0], conv, &[("weight", &[2, 1, 3, 3], &weight)]),
-            node("flat", &[1], Layer::Flatten, &[]),
-            node("bn", &[2], Layer::BatchNorm { epsilon: 1e-30 }, &norm),
+            node("flat", &[1], Layer::Flatten(layers::Flatten), &[]),
+            node("bn", &[2], Layer::BatchNorm(layers::BatchNorm { epsilon: 1e-30 }), &norm),
         ],
     );
     let input = values(9, 3, 0);
@@ -357,7 +369,7 @@ fn channels_are_not_mixed_up_by_flattening() {
 fn memory_counts_weights_and_live_activations() {
     // Two inputs of 4 floats, an output of 3, a result of 3; the weights are 12 floats.
     let weight = values(12, 1, 0);
-    let model = model(&[4], vec![node("fc", &[0], Layer::Linear, &[("weight", &[3, 4], &weight)])]);
+    let model = model(&[4], vec![node("fc", &[0], Layer::Linear(layers::Linear), &[("weight", &[3, 4], &weight)])]);
     assert_eq!(Engine::new(&model, 1).unwrap().peak_bytes(2), 4 * (12 + 2 * (4 + 3) + 2 * 3));
 }
 
@@ -392,12 +404,14 @@ fn structural_matrices_equal_their_dense_forms_on_vectors_and_on_every_pixel() {
             shapes.iter().zip(&slices).map(|(p, values)| (p.name, &p.shape[..], *values)).collect();
         tensors.push(("bias", &[13], &bias));
         let relu = || node("relu", &[1], Layer::Activation(Activation::Relu), &[]);
-        let conv = Layer::Conv2d { stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups: 1 };
-        for (input, twin, weight) in [(&[10][..], Layer::Linear, &[13, 10][..]), (&[10, 3, 2], conv, &[13, 10, 1, 1])] {
+        let conv = Layer::Conv2d(layers::Conv2d { stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups: 1 });
+        for (input, twin, weight) in
+            [(&[10][..], Layer::Linear(layers::Linear), &[13, 10][..]), (&[10, 3, 2], conv, &[13, 10, 1, 1])]
+        {
             let model_of = |layer: Layer, tensors: &[(&str, &[usize], &[f32])]| {
                 model(input, vec![node("layer", &[0], layer, tensors), relu()])
             };
-            let fast = model_of(Layer::Structured(structure), &tensors);
+            let fast = model_of(Layer::Structured(layers::Structured { structure }), &tensors);
             let dense = model_of(twin, &[("weight", weight, &dense), ("bias", &[13], &bias)]);
             let batch = 5;
             let x = values(batch * input.iter().product::<usize>(), 4, 0);
@@ -405,22 +419,28 @@ fn structural_matrices_equal_their_dense_forms_on_vectors_and_on_every_pixel() {
             let back = Model::from_bytes(&fast.to_bytes().unwrap()).unwrap();
             assert_eq!((&back, Engine::new(&back, 3).unwrap().run(&x, batch).unwrap()), (&fast, run(&fast, &x, batch)));
         }
-        let mut wrong = model(&[10], vec![node("layer", &[0], Layer::Structured(structure), &tensors)]);
+        let mut wrong = model(&[10], vec![node("layer", &[0], Layer::Structured(layers::Structured { structure }), &tensors)]);
         wrong.nodes[1].tensors.remove(0);
         assert!(Engine::new(&wrong, 1).unwrap_err().to_string().contains("node 1"));
         tensors[0].1 = &[1, 1];
         tensors[0].2 = &[0.5];
-        let wrong = model(&[10], vec![node("layer", &[0], Layer::Structured(structure), &tensors)]);
+        let wrong = model(&[10], vec![node("layer", &[0], Layer::Structured(layers::Structured { structure }), &tensors)]);
         assert!(Engine::new(&wrong, 1).is_err());
     }
 }
 
 #[test]
 fn large_feature_maps_go_through_a_few_samples_at_a_time() {
-    let pools = [Layer::AdaptiveAvgPool { output: [1 << 11, 1 << 12] }, Layer::GlobalAvgPool];
+    let pools = [
+        Layer::AdaptiveAvgPool(layers::AdaptiveAvgPool { output: [1 << 11, 1 << 12] }),
+        Layer::GlobalAvgPool(layers::GlobalAvgPool),
+    ];
     let nodes = pools.iter().enumerate().map(|(i, layer)| node(&format!("pool{i}"), &[i], layer.clone(), &[]));
     let small = model(&[1, 2, 2], nodes.collect());
-    let large = model(&[1, 2, 2], vec![node("pool", &[0], Layer::AdaptiveAvgPool { output: [1 << 12, 1 << 13] }, &[])]);
+    let large = model(
+        &[1, 2, 2],
+        vec![node("pool", &[0], Layer::AdaptiveAvgPool(layers::AdaptiveAvgPool { output: [1 << 12, 1 << 13] }), &[])],
+    );
     let held = |model: &Model, batch: usize| Engine::new(model, 1).unwrap().peak_bytes(batch) as u64 / 4;
     assert_eq!(held(&small, 1), (1 << 23) + 4 + 1);
     // Of 32 samples 31 stay within the limit.
@@ -437,7 +457,7 @@ fn many_groups_of_one_position_come_out_as_one_by_one() {
     // More pieces of the output than are listed at once: they are worked on in parts.
     let (groups, batch) = (600_000, 2);
     let weight: Vec<f32> = (0..2 * groups).map(|i| (i % 7) as f32).collect();
-    let conv = Layer::Conv2d { stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups };
+    let conv = Layer::Conv2d(layers::Conv2d { stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups });
     // Two channels in each group, so that it is no depthwise convolution.
     let model = model(&[2 * groups, 1, 1], vec![node("conv", &[0], conv, &[("weight", &[groups, 2, 1, 1], &weight)])]);
     let input: Vec<f32> = (0..batch * 2 * groups).map(|i| (i % 5) as f32).collect();

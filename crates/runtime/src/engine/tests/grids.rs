@@ -1,7 +1,7 @@
 //! Layers in integers against the same layers in floats.
 
 use super::*;
-use crate::{Coder, Grid};
+use crate::{Coder, Grid, layers};
 
 /// A convolution on a grid behind a quantizer, with normalization and a rectifier, and a fully connected layer behind another.
 #[derive(Debug, Clone)]
@@ -30,10 +30,11 @@ impl OnGrids {
             Coded::on_grid(shape, &on, None, &grid, Coder::Packed).unwrap()
         };
         let quantize = |name: &str, from: usize| {
-            let layer = Layer::Quantize { levels: self.inputs.0, zero: self.inputs.1, train: Default::default() };
+            let layer =
+                Layer::Quantize(layers::Quantize { levels: self.inputs.0, zero: self.inputs.1, train: Default::default() });
             node(name, &[from], layer, &[("step", &[1], &[2.0_f32.powi(-5)])])
         };
-        let conv = Layer::Conv2d { stride: [1, 2], padding: self.padding, dilation: [1, 1], groups: self.groups };
+        let conv = Layer::Conv2d(layers::Conv2d { stride: [1, 2], padding: self.padding, dilation: [1, 1], groups: self.groups });
         let mut conv = node("conv", &[1], conv, &[("bias", &[6], &[0.5, -0.25, 0.0, 1.0, 0.125, -2.0])]);
         conv.tensors.insert(0, ("weight".into(), tensor(&[6, 4 / self.groups, 3, 2], 1)));
         let norm: [(&str, &[usize], &[f32]); 4] =
@@ -41,13 +42,13 @@ impl OnGrids {
         let mut nodes = vec![
             quantize("first", 0),
             conv,
-            node("norm", &[2], Layer::BatchNorm { epsilon: 1e-30 }, &norm),
+            node("norm", &[2], Layer::BatchNorm(layers::BatchNorm { epsilon: 1e-30 }), &norm),
             node("relu", &[3], Layer::Activation(Activation::Relu), &[]),
             quantize("second", 4),
-            node("flat", &[5], Layer::Flatten, &[]),
+            node("flat", &[5], Layer::Flatten(layers::Flatten), &[]),
         ];
         let shape = model(&[4, 5, 6], nodes.clone()).check().unwrap()[6].clone();
-        let mut fc = node("fc", &[6], Layer::Linear, &[]);
+        let mut fc = node("fc", &[6], Layer::Linear(layers::Linear), &[]);
         fc.tensors.push(("weight".into(), tensor(&[3, shape[0]], 2)));
         nodes.push(fc);
         model(&[4, 5, 6], nodes)
@@ -94,8 +95,8 @@ fn eight_bits_and_single_bits_take_the_place_of_floats() {
         let grid = Grid::uniform(levels, 1.0, zero);
         let on: Vec<f32> = (0..shape[0] * shape[1]).map(|i| grid.value(0, (i % levels as usize) as u16)).collect();
         let weight = Coded::on_grid(&shape, &on, None, &grid, Coder::Packed).unwrap();
-        let quantize = Layer::Quantize { levels, zero, train: Default::default() };
-        let mut fc = node("fc", &[1], Layer::Linear, &[]);
+        let quantize = Layer::Quantize(layers::Quantize { levels, zero, train: Default::default() });
+        let mut fc = node("fc", &[1], Layer::Linear(layers::Linear), &[]);
         fc.tensors.push(("weight".into(), weight));
         let model = model(&[512], vec![node("quantize", &[0], quantize, &[("step", &[1], &[1.0])]), fc]);
         Engine::new(&model, 1).unwrap().program.weight_bytes() as f64 / (shape[0] * shape[1]) as f64

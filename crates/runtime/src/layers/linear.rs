@@ -1,0 +1,76 @@
+//! Fully connected layer.
+
+use super::conv2d::of_filters;
+use super::{Channels, Constants, Extent, Kind, Parameters, Runnable, Sign, Storable, Tensor};
+use crate::bytes::Reader;
+use crate::engine::{Codes, Dense, Epilogue, Geometry, Operation, decoded};
+use crate::{Error, Node};
+
+/// `y = W x + b`; tensors `weight` `[out, in]` and optionally `bias` `[out]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Linear;
+
+impl Kind for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn tensors(&self) -> Vec<Tensor> {
+        vec![Tensor::required("weight", Extent::Free), Tensor::bias()]
+    }
+
+    fn shape(&self, inputs: &[&[usize]], weight: Option<&[usize]>) -> Result<Vec<usize>, String> {
+        let Some(&[out, fan]) = weight else {
+            return Err(format!("weight must be [out, in], is {weight:?}"));
+        };
+        if *inputs[0] != [fan] || out == 0 {
+            return Err(format!("weight {weight:?} does not take the input {:?}", inputs[0]));
+        }
+        Ok(vec![out])
+    }
+
+    fn macs(&self, weight: Option<&[usize]>, _: &[usize]) -> u64 {
+        weight.map_or(0, |weight| weight.iter().product::<usize>() as u64)
+    }
+
+    fn channels(&self) -> Channels {
+        Channels::Made { groups: 1 }
+    }
+
+    fn constants(&self, inputs: &[&Constants], of: &Parameters<'_>) -> Constants {
+        of_filters(inputs[0], of, 1, false)
+    }
+
+    fn sign(&self) -> Sign {
+        Sign::Any
+    }
+}
+
+impl Storable for Linear {
+    fn write(&self, _: &mut Vec<u8>) {}
+
+    fn read(_: &mut Reader<'_>) -> Result<Self, Error> {
+        Ok(Self)
+    }
+}
+
+impl Runnable for Linear {
+    fn operation(&self, node: &Node, input: &[usize], output: &[usize]) -> Box<dyn Operation> {
+        let epilogue = Epilogue { bias: decoded(node, "bias"), activation: None };
+        Box::new(Dense::new(output[0], input[0], decoded(node, "weight"), epilogue))
+    }
+
+    /// A convolution of a single pixel.
+    fn codes(&self, _: &Node, input: &[usize], _: &[usize]) -> Codes {
+        Codes::Taken(Geometry {
+            channels: input[0],
+            input: [1, 1],
+            output: [1, 1],
+            kernel: [1, 1],
+            stride: [1, 1],
+            padding: [0, 0],
+            dilation: [1, 1],
+            groups: 1,
+        })
+    }
+}

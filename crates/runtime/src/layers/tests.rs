@@ -1,0 +1,107 @@
+use briquette_kernels::Structure;
+
+use super::*;
+
+#[test]
+fn every_layer_comes_back() {
+    let window = Window { kernel: [3, 2], stride: [2, 1], padding: [1, 0] };
+    let (inputs, outputs, seed) = (6, 300, u64::MAX - 1);
+    let mut layers: Vec<Layer> = vec![
+        Input { shape: vec![3, 224, 200] }.into(),
+        Normalize { mean: vec![0.5, 0.25], std: vec![0.1, 0.2] }.into(),
+        Conv2d { stride: [1, 2], padding: [3, 4], dilation: [5, 6], groups: 300 }.into(),
+        Linear.into(),
+        BatchNorm { epsilon: 1e-5 }.into(),
+        LocalResponseNorm { size: 5, alpha: 1e-4, beta: 0.75, k: 2.0 }.into(),
+        Softmax.into(),
+        MaxPool { window }.into(),
+        AvgPool { window, count_padding: true }.into(),
+        AdaptiveAvgPool { output: [6, 7] }.into(),
+        GlobalAvgPool.into(),
+        Add.into(),
+        Concat.into(),
+        ChannelSlice { start: 3, len: 9 }.into(),
+        PadShortcut { stride: 2, before: 8, after: 7 }.into(),
+        Flatten.into(),
+        Dropout { p: 0.5 }.into(),
+        MeanMagnitude.into(),
+        Multiply.into(),
+    ];
+    layers.extend(
+        [StepGradient::Fixed, StepGradient::Learned, StepGradient::Clip]
+            .map(|train| Quantize { levels: 16, zero: 7.5, train }.into()),
+    );
+    layers.extend(
+        [
+            Activation::Relu,
+            Activation::LeakyRelu { slope: 0.01 },
+            Activation::Relu6,
+            Activation::Sigmoid,
+            Activation::Tanh,
+            Activation::Gelu,
+            Activation::Silu,
+        ]
+        .map(Layer::from),
+    );
+    layers.extend(
+        [
+            Structure::Circulant { inputs, outputs, seed },
+            Structure::Fastfood { inputs, outputs, seed },
+            Structure::Acdc { inputs, outputs, layers: 7, seed },
+            Structure::ToeplitzLike { inputs, outputs, rank: 4 },
+            Structure::TwoLevelToeplitz { inputs, outputs, columns: 1 },
+            Structure::Kronecker { inputs, outputs, left: [20, 2], right: [15, 3], terms: 5 },
+            Structure::Butterfly { inputs, outputs },
+        ]
+        .map(|structure| Structured { structure }.into()),
+    );
+    let mut seen = std::collections::BTreeSet::new();
+    for layer in layers {
+        let mut bytes = Vec::new();
+        layer.write(&mut bytes);
+        seen.insert(bytes[0]);
+        let mut reader = Reader::new(&bytes);
+        assert_eq!(Layer::read(&mut reader).unwrap(), layer);
+        assert!(reader.end().is_ok());
+    }
+    let known = (0..=u8::MAX).filter(|tag| !matches!(Layer::read(&mut Reader::new(&[*tag])), Err(error) if error.to_string().contains(&format!("layer {tag}"))));
+    assert_eq!(known.collect::<Vec<_>>(), seen.into_iter().collect::<Vec<_>>(), "the list above has a layer of each kind");
+}
+
+#[test]
+fn a_structural_matrix_of_no_sense_is_corrupt() {
+    for structure in [
+        Structure::Circulant { inputs: 0, outputs: 3, seed: 0 },
+        Structure::ToeplitzLike { inputs: 1 << 24, outputs: 1 << 24, rank: usize::MAX >> 1 },
+        Structure::Kronecker { inputs: 9, outputs: 9, left: [1, 1], right: [1, 1], terms: 1 },
+    ] {
+        let mut bytes = Vec::new();
+        Layer::from(Structured { structure }).write(&mut bytes);
+        assert!(matches!(Layer::read(&mut Reader::new(&bytes)), Err(Error::Corrupt { .. })), "{structure:?}");
+    }
+}
+
+#[test]
+fn convolution_follows_the_usual_formula() {
+    let conv = Layer::from(Conv2d { stride: [2, 2], padding: [3, 3], dilation: [1, 1], groups: 1 });
+    let weight = [64, 3, 7, 7];
+    let out = conv.output_shape(&[&[3, 224, 224]], Some(&weight)).unwrap();
+    assert_eq!(out, [64, 112, 112]);
+    assert_eq!(conv.macs(Some(&weight), &out), 118_013_952);
+}
+
+#[test]
+fn shapes_that_do_not_fit_name_both_sides() {
+    let of = |layer: Layer, inputs: &[&[usize]], weight: Option<&[usize]>| {
+        layer.output_shape(inputs, weight).map_err(|error| error.to_string())
+    };
+    let error = of(Linear.into(), &[&[800]], Some(&[10, 500])).unwrap_err();
+    assert_eq!(error, "linear: weight Some([10, 500]) does not take the input [800]");
+    assert!(of(Add.into(), &[&[8, 4, 4], &[16, 4, 4]], None).is_err());
+    let error = of(Multiply.into(), &[&[8, 4, 4], &[1, 4, 3]], None).unwrap_err();
+    assert_eq!(error, "multiply: inputs of the shapes [8, 4, 4] and [1, 4, 3]");
+    assert_eq!(of(Multiply.into(), &[&[8]], None).unwrap_err(), "multiply takes two input(s), 1 are wired");
+    assert_eq!(of(Multiply.into(), &[&[8, 4, 4], &[1, 4, 4]], None).unwrap(), [8, 4, 4]);
+    assert_eq!(of(MeanMagnitude.into(), &[&[8, 4, 3]], None).unwrap(), [1, 4, 3]);
+    assert!(of(MaxPool { window: Window::square(3) }.into(), &[&[1, 2, 2]], None).is_err());
+}
