@@ -21,6 +21,7 @@ mod local_response_norm;
 mod max_pool;
 mod mean_magnitude;
 mod multiply;
+mod negate;
 mod normalize;
 mod pad_shortcut;
 mod quantize;
@@ -48,6 +49,7 @@ pub use local_response_norm::LocalResponseNorm;
 pub use max_pool::MaxPool;
 pub use mean_magnitude::MeanMagnitude;
 pub use multiply::Multiply;
+pub use negate::Negate;
 pub use normalize::Normalize;
 pub use pad_shortcut::PadShortcut;
 pub use quantize::{Quantize, StepGradient};
@@ -134,6 +136,7 @@ layers! {
     19 Quantize,
     20 MeanMagnitude,
     21 Multiply,
+    22 Negate,
 }
 
 /// What a layer answers for.

@@ -26,6 +26,7 @@ fn every_layer_comes_back() {
         Dropout { p: 0.5 }.into(),
         MeanMagnitude.into(),
         Multiply.into(),
+        Negate.into(),
     ];
     layers.extend(
         [StepGradient::Fixed, StepGradient::Learned, StepGradient::Clip]

@@ -13,6 +13,7 @@ mod local_response_norm;
 mod max_pool;
 mod mean_magnitude;
 mod multiply;
+mod negate;
 mod normalize;
 mod pad_shortcut;
 mod softmax;
@@ -45,6 +46,7 @@ pub(super) fn forward(layer: &Layer, inputs: Vec<Flow>) -> Flow {
         Layer::Dropout(layer) => layer.forward(inputs),
         Layer::MeanMagnitude(layer) => layer.forward(inputs),
         Layer::Multiply(layer) => layer.forward(inputs),
+        Layer::Negate(layer) => layer.forward(inputs),
         Layer::Input(_)
         | Layer::Conv2d(_)
         | Layer::Linear(_)
