@@ -23,6 +23,7 @@ mod mean_magnitude;
 mod multiply;
 mod negate;
 mod normalize;
+mod pad;
 mod pad_shortcut;
 mod quantize;
 mod shape;
@@ -51,6 +52,7 @@ pub use mean_magnitude::MeanMagnitude;
 pub use multiply::Multiply;
 pub use negate::Negate;
 pub use normalize::Normalize;
+pub use pad::Pad;
 pub use pad_shortcut::PadShortcut;
 pub use quantize::{Quantize, StepGradient};
 pub use shape::ShapeError;
@@ -137,6 +139,7 @@ layers! {
     20 MeanMagnitude,
     21 Multiply,
     22 Negate,
+    23 Pad,
 }
 
 /// What a layer answers for.

@@ -27,6 +27,7 @@ fn every_layer_comes_back() {
         MeanMagnitude.into(),
         Multiply.into(),
         Negate.into(),
+        Pad { before: [1, 2], after: [3, 0] }.into(),
     ];
     layers.extend(
         [StepGradient::Fixed, StepGradient::Learned, StepGradient::Clip]

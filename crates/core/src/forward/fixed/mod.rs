@@ -15,6 +15,7 @@ mod mean_magnitude;
 mod multiply;
 mod negate;
 mod normalize;
+mod pad;
 mod pad_shortcut;
 mod softmax;
 
@@ -47,6 +48,7 @@ pub(super) fn forward(layer: &Layer, inputs: Vec<Flow>) -> Flow {
         Layer::MeanMagnitude(layer) => layer.forward(inputs),
         Layer::Multiply(layer) => layer.forward(inputs),
         Layer::Negate(layer) => layer.forward(inputs),
+        Layer::Pad(layer) => layer.forward(inputs),
         Layer::Input(_)
         | Layer::Conv2d(_)
         | Layer::Linear(_)
