@@ -80,6 +80,7 @@ fn layers() -> Vec<(Layer, bool)> {
         (Layer::Quantize(layers::Quantize { levels: 5, zero: 2.0, train: StepGradient::Fixed }), true),
         (Layer::MeanMagnitude(layers::MeanMagnitude), true),
         (Layer::Multiply(layers::Multiply), true),
+        (layers::Clip { low: Some(-0.5), high: Some(0.25) }.into(), true),
         (layers::Pad { before: [1, 2], after: [3, 0] }.into(), false),
         (layers::Negate.into(), true),
     ]

@@ -10,6 +10,7 @@ mod add;
 mod avg_pool;
 mod batch_norm;
 mod channel_slice;
+mod clip;
 mod concat;
 mod conv2d;
 mod dropout;
@@ -39,6 +40,7 @@ pub use add::Add;
 pub use avg_pool::AvgPool;
 pub use batch_norm::BatchNorm;
 pub use channel_slice::ChannelSlice;
+pub use clip::Clip;
 pub use concat::Concat;
 pub use conv2d::Conv2d;
 pub use dropout::Dropout;
@@ -140,6 +142,7 @@ layers! {
     21 Multiply,
     22 Negate,
     23 Pad,
+    24 Clip,
 }
 
 /// What a layer answers for.

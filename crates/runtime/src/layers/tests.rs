@@ -28,6 +28,7 @@ fn every_layer_comes_back() {
         Multiply.into(),
         Negate.into(),
         Pad { before: [1, 2], after: [3, 0] }.into(),
+        Clip { low: Some(-0.5), high: None }.into(),
     ];
     layers.extend(
         [StepGradient::Fixed, StepGradient::Learned, StepGradient::Clip]

@@ -5,6 +5,7 @@ mod adaptive_avg_pool;
 mod add;
 mod avg_pool;
 mod channel_slice;
+mod clip;
 mod concat;
 mod dropout;
 mod flatten;
@@ -49,6 +50,7 @@ pub(super) fn forward(layer: &Layer, inputs: Vec<Flow>) -> Flow {
         Layer::Multiply(layer) => layer.forward(inputs),
         Layer::Negate(layer) => layer.forward(inputs),
         Layer::Pad(layer) => layer.forward(inputs),
+        Layer::Clip(layer) => layer.forward(inputs),
         Layer::Input(_)
         | Layer::Conv2d(_)
         | Layer::Linear(_)
