@@ -1,4 +1,4 @@
-use briquette_runtime::{Layer, layers};
+use briquette_runtime::layers;
 use burn::module::Module;
 use burn::tensor::{Device, Distribution};
 
