@@ -82,7 +82,7 @@ pub fn layers(
 /// How many levels the value has that each of the quantized layers reads, where `activations` gives bits for it.
 ///
 /// # Errors
-/// As [`layers`]; a layer that is named but whose weights are not quantized.
+/// As [`layers()`]; a layer that is named but whose weights are not quantized.
 pub fn activation_levels(
     method: &str,
     net: &Net,

@@ -349,6 +349,9 @@ pub enum Channels {
 /// For each channel the value that it has everywhere, where it has one.
 pub type Constants = Vec<Option<f64>>;
 
+/// The shape of a tensor and its values, one after the other.
+pub type ShapeAndValues = (Vec<usize>, Vec<f32>);
+
 /// What [`Kind::constants`] may ask about a node.
 pub struct Parameters<'a> {
     /// Channels of the output.
@@ -356,7 +359,7 @@ pub struct Parameters<'a> {
     /// Pixels of a channel of the first input.
     pub pixels: usize,
     /// Shape and values of a tensor, as the forward pass sees them.
-    pub tensor: &'a dyn Fn(&str) -> Option<(Vec<usize>, Vec<f32>)>,
+    pub tensor: &'a dyn Fn(&str) -> Option<ShapeAndValues>,
 }
 
 impl Debug for Parameters<'_> {
