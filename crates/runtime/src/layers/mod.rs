@@ -1,7 +1,7 @@
 //! What a node of a network computes, without its weights: one description that the engine runs, the container stores, and
 //! `briquette-core` asks for shapes, costs and channels.
 //!
-//! A kind of layer is one file here and one line in the list below. [`Kind`] is what everybody may ask it; [`Storable`] and [`Runnable`] are what the
+//! A kind of layer is one file here and one line in the list below. [`Kind`] is what everybody may ask it; `Storable` and `Runnable` are what the
 //! container and the engine need. None of the three has an answer for a kind that gives none where one is needed.
 
 mod activation;
