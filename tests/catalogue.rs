@@ -68,8 +68,8 @@ fn examples_of_methods_that_only_change_values_show_a_network_and_a_module_of_bu
 fn every_method_has_a_test() {
     every_method(|entry| {
         let text = source(entry).unwrap_or_default();
-        let parts = text.split("parts::").skip(1).map(|rest| rest.split(|c: char| c != '_' && !c.is_ascii_alphanumeric()).next());
-        let shared = parts.flatten().filter_map(|part| file(entry.home, &format!("parts/{part}.rs")));
+        let named = text.split("::").skip(1).map(|rest| rest.split(|c: char| c != '_' && !c.is_ascii_alphanumeric()).next());
+        let shared = named.flatten().filter_map(|part| file(&[entry.home, "parts"], part));
         let tested = std::iter::once(text.clone()).chain(shared).any(|text| text.contains("#[test]"));
         ensure(tested, "neither its file nor one that it shares with others has a test")
     });

@@ -17,8 +17,8 @@ use briquette_core::stored::{Storage, Stored};
 use briquette_core::training::{cross_entropy, images};
 use briquette_core::zoo::{Arch, Wanted};
 use briquette_data::{GlyphCounts, Loader, Locations};
-use briquette_pruning_sharing::circulant::Circulant;
-use briquette_pruning_sharing::pact::Pact;
+use briquette_pruning_sharing::quantization::pact::Pact;
+use briquette_pruning_sharing::structural::circulant::Circulant;
 use briquette_runner::methods;
 use briquette_runtime::Model;
 use burn::module::{Module, ModuleVisitor, Param};
@@ -182,7 +182,8 @@ fn a_second_run_works_or_says_why_not() {
 
 #[test]
 fn earlier_masks_and_codebooks_are_kept_or_refused() {
-    use briquette_pruning_sharing::{kmeans_sharing, magnitude};
+    use briquette_pruning_sharing::pruning::magnitude;
+    use briquette_pruning_sharing::quantization::kmeans_sharing;
     every_case(|case| {
         if pass(case.entry).replaces() {
             return Ok(());
@@ -462,14 +463,18 @@ fn accepts(entry: &Entry, (name, make): Start) -> std::result::Result<(), String
 
 /// The text of the file that holds the method.
 pub(crate) fn source(entry: &Entry) -> Option<String> {
-    let name = entry.name.replace('-', "_");
-    [format!("{name}.rs"), format!("passes/{name}.rs")].iter().find_map(|path| file(entry.home, path))
+    file(&[entry.home], &entry.name.replace('-', "_"))
 }
 
-/// The text of a file of a crate.
-pub(crate) fn file(home: &str, path: &str) -> Option<String> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates").join(home).join("src");
-    std::fs::read_to_string(source.join(path)).ok()
+/// The text of the first file of this name in these crates, in whatever folder.
+pub(crate) fn file(homes: &[&str], name: &str) -> Option<String> {
+    fn within(folder: &Path, name: &str) -> Option<String> {
+        let entries: Vec<_> = std::fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        let here = || std::fs::read_to_string(folder.join(name)).ok();
+        here().or_else(|| entries.iter().filter(|path| path.is_dir()).find_map(|folder| within(folder, name)))
+    }
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates");
+    homes.iter().find_map(|home| within(&crates.join(home).join("src"), &format!("{name}.rs")))
 }
 
 fn values(net: &Net) -> Vec<Vec<u32>> {

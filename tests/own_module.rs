@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 
 use briquette_core::coding::{Source, Weight, adjust, weights};
-use briquette_pruning_sharing::fixed_point::{Form, Per, Reach};
-use briquette_pruning_sharing::parts::blocks::Blocks;
-use briquette_pruning_sharing::soft_weight_sharing::SoftWeightSharing;
-use briquette_pruning_sharing::{fixed_point, kmeans_sharing, learned_step, magnitude, n_m};
+use briquette_parts::blocks::Blocks;
+use briquette_pruning_sharing::pruning::soft_weight_sharing::SoftWeightSharing;
+use briquette_pruning_sharing::pruning::{magnitude, n_m};
+use briquette_pruning_sharing::quantization::fixed_point::{Form, Per, Reach};
+use briquette_pruning_sharing::quantization::{fixed_point, kmeans_sharing, learned_step};
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Linear, LinearConfig};

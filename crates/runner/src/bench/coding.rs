@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use briquette_core::zoo::Arch;
-use briquette_pruning_sharing::parts::kmeans::{Init, LLOYD_STEPS, cluster};
+use briquette_parts::kmeans::{Init, LLOYD_STEPS, cluster};
 use briquette_runtime::{Coded, Coder, Model, Node, Plan, ValueFormat};
 use burn::tensor::Device;
 use serde::Serialize;

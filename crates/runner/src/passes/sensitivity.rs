@@ -2,8 +2,8 @@
 //!
 //! For every layer `l` and every value `v` of a setting of some other method, applies that method to `l` alone with the value `v` and measures
 //! the accuracy `a_l(v)` on validation images. The curves tell which layers bear how much; the network itself is left as it was. Any
-//! method with a setting that takes a value for each layer can be tried, for example `keep` of [magnitude](briquette_pruning_sharing::magnitude)
-//! or `bits` of [kmeans-sharing](briquette_pruning_sharing::kmeans_sharing). The points are written as a table and as a plot.
+//! method with a setting that takes a value for each layer can be tried, for example `keep` of [magnitude](briquette_pruning_sharing::pruning::magnitude)
+//! or `bits` of [kmeans-sharing](briquette_pruning_sharing::quantization::kmeans_sharing). The points are written as a table and as a plot.
 //!
 //! Han, Pool, Tran, Dally. "Learning both Weights and Connections for Efficient Neural Networks". NIPS 2015. arXiv:1506.02626, figure 6.
 //! Every measured point is kept under a hash of the weights and the settings, so that an interrupted scan goes on where it stopped, as in
@@ -413,7 +413,7 @@ mod tests {
         }
         // What the method does to a layer alone, done by hand.
         let fc2 = start.index("fc2").unwrap();
-        let pruned = briquette_pruning_sharing::magnitude::prune(start, |w| (w.node() == Some(fc2)).then_some(0.05));
+        let pruned = briquette_pruning_sharing::pruning::magnitude::prune(start, |w| (w.node() == Some(fc2)).then_some(0.05));
         assert_eq!(found.points[5].measured, measure(&pruned));
         assert_eq!(host.memory.files["sensitivity.csv"], found.csv().into_bytes());
         assert!(host.memory.files["sensitivity.svg"].trim_ascii_end().ends_with(b"</svg>"));

@@ -1,0 +1,555 @@
+//! Soft weight sharing.
+//!
+//! Trains the weights `w` under a mixture of `J + 1` normal densities as their prior, and the mixture with them:
+//! `L = cross-entropy - tau / N sum_i log sum_j pi_j N(w_i | mu_j, s_j^2)`, where `N` is the number of training images, since the
+//! cross-entropy is a mean over images. Component 0 has the mean 0 and a fixed share `pi_0` close to 1: weights fall to zero unless the data
+//! hold them. All other means, deviations and shares are learned, so that the components become narrow and the weights gather at their
+//! means. An inverse-gamma prior on the variances, `-log p(s^2) = (alpha + 1) log s^2 + beta / s^2`, keeps a component from collapsing onto a
+//! few weights. Afterwards components that hardly differ merge (`pi` adds up, `mu` and `s^2` become means weighted by `pi`), and each weight
+//! takes the mean of the component most responsible for it: zeros become a mask, the others a codebook. Weights that an earlier pass has
+//! masked stay zero and take no part.
+//!
+//! Ullrich, Meeds, Welling. "Soft Weight-Sharing for Neural Network Compression". ICLR 2017. arXiv:1702.04008.
+//! Differs from the paper: the deviations start at half the distance of neighbouring means, `pi_0` has no hyper-prior, components differ by
+//! the mean of the divergences in both directions, and each layer stores its own copy of the means it uses.
+//!
+//! ```
+//! use briquette_core::coding::weights;
+//! use briquette_core::pass::Pass;
+//! use briquette_core::zoo::{Arch, Wanted};
+//! use briquette_pruning_sharing::pruning::soft_weight_sharing::SoftWeightSharing;
+//! use burn::module::Module;
+//! use burn::nn::LinearConfig;
+//! use burn::tensor::Device;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let arch = Arch::named("lenet300")?;
+//! let net = arch.build(&Wanted { width: 0.1, ..arch.wanted() }, &Device::flex())?;
+//! let settings = serde_json::json!({ "tau": 0.005, "prior": { "alpha": 250, "beta": 0.1 }, "train": { "epochs": 20 } });
+//! let method: SoftWeightSharing = serde_json::from_value(settings)?;
+//! // Layers keep their shapes; `run` needs a pass's context with its training images.
+//! assert_eq!(method.plan(net.deep_clone())?.shapes()?, net.shapes()?);
+//!
+//! // Any module of Burn, in a loop of your own: the prior is a term of the loss, and learns with the weights.
+//! let layer = LinearConfig::new(20, 10).init(&Device::flex()).train();
+//! let flat = || vec![layer.weight.val().flatten(0, 1)];
+//! let mut mixture = method.mixture(&flat(), 1000)?;
+//! let gradients = mixture.term(flat()).backward();
+//! mixture.learn(&gradients, 1e-3);
+//! let layer = mixture.harden(layer.valid())?;
+//! let mut values = weights(&layer)[0].values.clone();
+//! values.sort_by(f32::total_cmp);
+//! values.dedup();
+//! assert!(values.len() <= 17);
+//! # Ok(())
+//! # }
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use briquette_core::archive::Archive;
+use briquette_core::coding::{self, Coding, Source, Weight, floats};
+use briquette_core::error::{Error, Result};
+use briquette_core::net::{Net, Op};
+use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::training::{Choose, Extras, Objective, Recipe, fit, tune};
+use briquette_core::types::Layers;
+use briquette_core::values::plain;
+use burn::module::Module;
+use burn::optim::{Adam, AdamConfig, AdamState, AdaptiveMomentumState, Optimizer};
+use burn::tensor::{Device, Gradients, Tensor, TensorData, activation};
+use serde::Deserialize;
+
+use crate::pruning::mixture::{Component, Slopes, merge};
+use briquette_parts::codebooks::used;
+use briquette_parts::refuse;
+
+/// Trains weights towards the means of a mixture that is trained with them.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct SoftWeightSharing {
+    /// Components besides the one at zero.
+    #[serde(default = "sixteen")]
+    components: usize,
+    /// Share of the component at zero.
+    #[serde(default = "nearly_all")]
+    pi_zero: f64,
+    /// Weight of the prior against the data.
+    #[serde(default = "tau")]
+    tau: f64,
+    /// Learning rate of the mixture when that of the weights is at its highest; both follow one schedule.
+    #[serde(default = "rate")]
+    rate: f64,
+    /// Prior on the variances.
+    prior: Option<InverseGamma>,
+    /// Components that differ by less merge, in nats.
+    #[serde(default = "tenth")]
+    merge: f64,
+    /// Layers to work on, all without it.
+    #[serde(default)]
+    layers: Layers,
+    /// Layers that are left alone.
+    #[serde(default)]
+    except: Layers,
+    /// The training with the mixture, of which the last epoch counts.
+    train: Recipe,
+    /// Training of the centroids.
+    tune: Option<Recipe>,
+}
+
+/// The prior on the variances of the components.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct InverseGamma {
+    /// Shape.
+    alpha: f64,
+    /// Scale; the variance likeliest under the prior is `beta / (alpha + 1)`.
+    beta: f64,
+}
+
+impl Method for SoftWeightSharing {
+    const NAME: &'static str = "soft-weight-sharing";
+    const FAMILY: &'static str = "pruning and sharing";
+    const PAPER: &'static str = "Ullrich, Meeds, Welling, ICLR 2017, arXiv:1702.04008";
+    const EXAMPLE: &'static str = "train = { epochs = 40, lr = 5e-4 }";
+}
+
+impl Pass for SoftWeightSharing {
+    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        let layers = self.check(&net)?;
+        let mut mixture = self.mixture(&tensors(&net, Some(&layers)), cx.data.train.len())?;
+        mixture.layers = Some(layers.clone());
+        let recipe = Recipe { choose: Choose::Last, ..self.train.clone() };
+        let net = fit(net, &recipe, Extras { objectives: vec![&mut mixture], ..Extras::default() }, cx)?;
+        let names: BTreeMap<usize, String> = layers.into_iter().map(|layer| (layer, net.nodes[layer].name.clone())).collect();
+        let net = harden(net, &mixture.merged(), |weight| names.get(&weight.node()?).cloned())?;
+        tune(net, self.tune.as_ref(), cx)
+    }
+
+    fn plan(&self, net: Net) -> Result<Net> {
+        self.check(&net)?;
+        Ok(net)
+    }
+
+    fn estimate(&self) -> Option<&'static str> {
+        Some("nothing is removed here; how much is follows from the training")
+    }
+
+    fn recipes(&mut self) -> Vec<&mut Recipe> {
+        std::iter::once(&mut self.train).chain(&mut self.tune).collect()
+    }
+}
+
+impl SoftWeightSharing {
+    /// The mixture with its means evenly over the range of these weights, for a training with so many images.
+    ///
+    /// # Errors
+    /// Settings out of range.
+    pub fn mixture(&self, weights: &[Tensor<1>], images: usize) -> Result<Mixture> {
+        self.check_settings()?;
+        let all = weights.iter().flat_map(|weights| floats(plain(weights.clone())));
+        let (min, max) = all.fold((0.0_f32, 0.0_f32), |(min, max), w| (min.min(w), max.max(w)));
+        let gap = (max - min).max(f32::EPSILON) / self.components as f32;
+        let means = (0..self.components).map(|j| min + gap * (j as f32 + 0.5)).collect();
+        let device = weights.first().map(|weights| plain(weights.clone()).device()).unwrap_or_default();
+        Ok(Mixture {
+            layers: None,
+            scale: self.tau / images.max(1) as f64,
+            pi_zero: self.pi_zero,
+            prior: self.prior,
+            merge: self.merge,
+            means: Learned::new(means, &device),
+            deviations: Learned::new(vec![(gap / 2.0).ln(); self.components + 1], &device),
+            shares: Learned::new(vec![0.0; self.components], &device),
+            adam: AdamConfig::new().build(),
+            pace: self.rate / self.train.lr,
+        })
+    }
+
+    fn check_settings(&self) -> Result<()> {
+        let prior = self.prior.map_or([1.0, 1.0], |prior| [prior.alpha, prior.beta]);
+        let [alpha, beta] = prior;
+        let positive =
+            [("tau", self.tau), ("rate", self.rate), ("prior.alpha", alpha), ("prior.beta", beta), ("merge", self.merge)];
+        if let Some((name, value)) = positive.into_iter().find(|(_, value)| !(value.is_finite() && *value > 0.0)) {
+            return Err(Error::Invalid(format!("soft-weight-sharing: {name} must be above 0, is {value}")));
+        }
+        if !(self.pi_zero > 0.0 && self.pi_zero < 1.0) {
+            return Err(Error::Invalid(format!("soft-weight-sharing: pi-zero lies between 0 and 1, not {}", self.pi_zero)));
+        }
+        if self.components == 0 {
+            return Err(Error::Invalid("soft-weight-sharing: `components` must be at least 1".into()));
+        }
+        self.train.check()
+    }
+
+    /// The layers whose weights the mixture is about.
+    fn check(&self, net: &Net) -> Result<BTreeSet<usize>> {
+        self.check_settings()?;
+        let layers = self.layers.without(&self.except, net)?;
+        for node in layers.iter().map(|layer| &net.nodes[*layer]) {
+            let Some(weight) = node.weight() else { continue };
+            if weight.coding.source != Source::Free {
+                let detail = "its weights are shared already; put soft-weight-sharing before the pass that does so";
+                return Err(Error::node(&node.name, detail));
+            }
+            refuse::not_finite(&node.name, &weight.base)?;
+        }
+        Ok(layers)
+    }
+}
+
+/// The prior and what is learned of it.
+pub struct Mixture {
+    /// The layers of a network that it is about; all of them without.
+    layers: Option<BTreeSet<usize>>,
+    /// `tau / N`.
+    scale: f64,
+    pi_zero: f64,
+    prior: Option<InverseGamma>,
+    merge: f64,
+    /// Means of the components from 1 on.
+    means: Learned,
+    /// Logarithms of the deviations of all.
+    deviations: Learned,
+    /// The shares of the components from 1 on are `(1 - pi_0) softmax` of these.
+    shares: Learned,
+    adam: Adam,
+    /// Of the mixture's learning rate to that of the weights.
+    pace: f64,
+}
+
+/// A tensor that learns by Adam.
+struct Learned {
+    values: Tensor<1>,
+    moments: AdaptiveMomentumState<1>,
+}
+
+impl std::fmt::Debug for Mixture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.components()).finish()
+    }
+}
+
+impl Learned {
+    fn new(values: Vec<f32>, device: &Device) -> Self {
+        let len = values.len();
+        let zeros = || Tensor::zeros([len], device);
+        Self {
+            values: Tensor::from_data(TensorData::new(values, [len]), &device.clone().autodiff()).require_grad(),
+            moments: AdaptiveMomentumState::new(0, zeros(), zeros()),
+        }
+    }
+
+    fn step(&mut self, adam: &Adam, rate: f64, gradients: &Gradients) {
+        let Some(gradient) = self.values.grad(gradients) else { return };
+        let moments = AdamState::new(self.moments.clone());
+        let (values, state) = adam.step(rate, self.values.clone().inner(), gradient, Some(moments));
+        self.values = Tensor::from_inner(values).require_grad();
+        self.moments = state.map_or_else(|| self.moments.clone(), |state| state.momentum);
+    }
+
+    fn keep(&mut self, archive: &mut Archive<'_>) -> Result<()> {
+        let mut time = [self.moments.time as u64];
+        archive.numbers(&mut time)?;
+        self.moments.time = time[0] as usize;
+        archive.tensor(&mut self.values)?;
+        archive.tensor(&mut self.moments.moment_1)?;
+        archive.tensor(&mut self.moments.moment_2)
+    }
+}
+
+impl Mixture {
+    /// What the prior adds to the mean loss of a batch: `-tau / N sum_i log sum_j pi_j N(w_i | mu_j, s_j^2)`, and its own prior, for the weights
+    /// `w` of all layers.
+    pub fn term(&self, weights: Vec<Tensor<1>>) -> Tensor<1> {
+        let cost = self.cost(&Tensor::cat(weights, 0));
+        let cost = match self.prior {
+            Some(InverseGamma { alpha, beta }) => {
+                let logs = self.deviations.values.clone().mul_scalar(2.0);
+                cost + (logs.clone().mul_scalar(alpha + 1.0) + logs.neg().exp().mul_scalar(beta)).sum()
+            }
+            None => cost,
+        };
+        cost.mul_scalar(self.scale)
+    }
+
+    /// A step of the mixture by Adam, with the gradients of a loss that has [`term`](Self::term) in it, when the learning rate of the weights
+    /// is `lr`.
+    pub fn learn(&mut self, gradients: &Gradients, lr: f64) {
+        for learned in [&mut self.means, &mut self.deviations, &mut self.shares] {
+            learned.step(&self.adam, lr * self.pace, gradients);
+        }
+    }
+
+    /// Merges components that hardly differ, and sets each weight of any Burn module, its tensors of rank 2 or more, to the mean of the component
+    /// most responsible for it; the one at zero masks.
+    ///
+    /// # Errors
+    /// Names a layer that is left without weights.
+    pub fn harden<M: Module>(&self, module: M) -> Result<M> {
+        harden(module, &self.merged(), |weight| Some(weight.path.clone()))
+    }
+
+    fn merged(&self) -> Vec<Component> {
+        merge(self.components(), self.merge)
+    }
+
+    /// `-sum_i log sum_j pi_j N(w_i | mu_j, s_j^2)`. One pass over the weights finds the value and all slopes; what Burn derives is the
+    /// linear function that has them.
+    fn cost(&self, weights: &Tensor<1>) -> Tensor<1> {
+        let found = Slopes::of(&self.components(), &floats(weights.clone().inner()));
+        let device = weights.device();
+        let along =
+            |values: &Tensor<1>, slopes: Vec<f32>| (values.clone() * Tensor::from_floats(slopes.as_slice(), &device)).sum();
+        let slopes = |from: usize, which: usize| found.sums[from..].iter().map(|sums| sums[which] as f32).collect::<Vec<_>>();
+        let line = along(weights, found.weights.clone())
+            + along(&self.means.values, slopes(1, 0))
+            + along(&self.deviations.values, slopes(0, 1))
+            + along(&activation::log_softmax(self.shares.values.clone(), 0), slopes(1, 2));
+        line.clone() - line.detach().add_scalar(-found.value)
+    }
+
+    /// The components as they are, that at zero first.
+    fn components(&self) -> Vec<Component> {
+        let wide = |values: &Tensor<1>| floats(values.clone().inner()).into_iter().map(f64::from).collect::<Vec<_>>();
+        let [means, deviations, shares] = [&self.means, &self.deviations, &self.shares].map(|learned| wide(&learned.values));
+        let total: f64 = shares.iter().map(|share| share.exp()).sum();
+        let shares = shares.iter().map(|share| (1.0 - self.pi_zero) * share.exp() / total);
+        let all = std::iter::once(self.pi_zero).chain(shares).zip(std::iter::once(0.0).chain(means)).zip(deviations);
+        all.map(|((share, mean), deviation)| Component { share, mean, variance: (2.0 * deviation).exp() }).collect()
+    }
+}
+
+impl Objective for Mixture {
+    fn term(&self, net: &Net, _: &Tensor<4>, _: &Tensor<2>) -> Tensor<1> {
+        self.term(tensors(net, self.layers.as_ref()))
+    }
+
+    fn learn(&mut self, gradients: &Gradients, lr: f64) {
+        self.learn(gradients, lr);
+    }
+
+    fn keep(&mut self, archive: &mut Archive<'_>) -> Result<()> {
+        [&mut self.means, &mut self.deviations, &mut self.shares].into_iter().try_for_each(|learned| learned.keep(archive))
+    }
+}
+
+/// The weights of the convolutions and fully connected layers, those of `layers` where there are some.
+fn tensors(net: &Net, layers: Option<&BTreeSet<usize>>) -> Vec<Tensor<1>> {
+    let flat = |op: &Op| match op {
+        Op::Conv2d(conv) => Some(conv.weight.val().flatten::<1>(0, 3)),
+        Op::Linear(linear) => Some(linear.weight.val().flatten::<1>(0, 1)),
+        Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => None,
+    };
+    let chosen = |index: &usize| layers.is_none_or(|layers| layers.contains(index));
+    net.nodes.iter().enumerate().filter(|(index, _)| chosen(index)).filter_map(|(_, node)| flat(&node.op)).collect()
+}
+
+/// As [`Mixture::harden`], for these components and the tensors for which `layer` gives a name.
+fn harden<M: Module>(module: M, components: &[Component], layer: impl Fn(&Weight) -> Option<String>) -> Result<M> {
+    let means: Vec<f32> = components[1..].iter().map(|component| component.mean as f32).collect();
+    let responsible = |w: &f32| {
+        let density = |j: &usize| components[*j].log_density(f64::from(*w));
+        (0..components.len()).max_by(|a, b| density(a).total_cmp(&density(b))).unwrap_or(0)
+    };
+    let mut codings = BTreeMap::new();
+    for weight in coding::weights(&module) {
+        let Some(layer) = layer(&weight) else { continue };
+        let chosen: Vec<usize> = weight.values.iter().map(|w| if *w == 0.0 { 0 } else { responsible(w) }).collect();
+        let mask: Vec<bool> = chosen.iter().map(|component| *component > 0).collect();
+        if !mask.contains(&true) {
+            let detail = "all its weights fell to the component at zero; lower `tau`, `pi-zero` or the number of epochs";
+            return Err(Error::node(&layer, detail));
+        }
+        let kept: Vec<u32> =
+            chosen.into_iter().filter(|component| *component > 0).map(|component| component as u32 - 1).collect();
+        let source = used(&means, &kept).spread(&mask).into_source();
+        codings.insert(weight.path, Coding { mask: Some(mask), source });
+    }
+    Ok(coding::recode(module, codings))
+}
+
+fn sixteen() -> usize {
+    16
+}
+
+fn nearly_all() -> f64 {
+    0.99
+}
+
+fn tau() -> f64 {
+    5e-3
+}
+
+fn rate() -> f64 {
+    5e-4
+}
+
+fn tenth() -> f64 {
+    0.1
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::module::Module;
+
+    use super::*;
+    use briquette_handmade::{get, images, refusal, run, set, small};
+
+    fn settings() -> SoftWeightSharing {
+        let settings = serde_json::json!({
+            "components": 3, "pi-zero": 0.6, "tau": 20.0, "prior": { "alpha": 2.0, "beta": 0.1 }, "train": { "lr": 1e-3 }
+        });
+        serde_json::from_value(settings).unwrap()
+    }
+
+    /// A mixture that is not symmetric.
+    fn mixture(net: &Net) -> Mixture {
+        let device = net.device();
+        Mixture {
+            means: Learned::new(vec![-0.3, 0.1, 0.4], &device),
+            deviations: Learned::new(vec![-1.5, -1.0, -1.2, -0.8], &device),
+            shares: Learned::new(vec![0.2, -0.3, 0.5], &device),
+            ..settings().mixture(&tensors(net, None), 40).unwrap()
+        }
+    }
+
+    fn value(mixture: &Mixture, net: &Net) -> f64 {
+        f64::from(mixture.term(tensors(&net.deep_clone().train(), None)).into_scalar::<f32>())
+    }
+
+    #[test]
+    fn gradients_by_weights_means_deviations_and_shares_agree_with_differences() {
+        let net = small();
+        let trained = net.deep_clone().train();
+        let before = mixture(&net);
+        let gradients = before.term(tensors(&trained, None)).backward();
+        let check = |what: &str, gradient: f32, moved: &dyn Fn(f32) -> f64| {
+            let difference = (moved(4e-3) - moved(-4e-3)) / 8e-3;
+            assert!(
+                (difference - f64::from(gradient)).abs() < 0.02 + 0.01 * difference.abs(),
+                "{what}: {gradient} and {difference}"
+            );
+        };
+        for layer in ["conv1", "fc2"] {
+            let weights = get(&net, layer, "weight");
+            let gradient = trained.nodes[net.index(layer).unwrap()].gradient("weight", &gradients).unwrap();
+            for i in 0..weights.len() {
+                check(layer, gradient[i], &|step| {
+                    let mut weights = weights.clone();
+                    weights[i] += step;
+                    value(&before, &set(net.deep_clone(), layer, "weight", &weights))
+                });
+            }
+        }
+        let parts: [fn(&mut Mixture) -> &mut Learned; 3] = [|m| &mut m.means, |m| &mut m.deviations, |m| &mut m.shares];
+        let learned = [("mean", &before.means), ("deviation", &before.deviations), ("share", &before.shares)];
+        for ((what, learned), part) in learned.into_iter().zip(parts) {
+            let values = floats(learned.values.clone().inner());
+            let gradient = floats(learned.values.grad(&gradients).unwrap());
+            for i in 0..values.len() {
+                check(what, gradient[i], &|step| {
+                    let (mut values, mut moved) = (values.clone(), mixture(&net));
+                    values[i] += step;
+                    *part(&mut moved) = Learned::new(values, &net.device());
+                    value(&moved, &net)
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn a_weight_takes_the_mean_of_the_component_most_responsible_for_it() {
+        let component = |share: f64, mean: f64| Component { share, mean, variance: 0.01 };
+        let components = [component(0.9, 0.0), component(0.05, 0.5), component(0.05, -0.5)];
+        let mut weights = get(&small(), "fc2", "weight");
+        // Where the densities 0.9 exp(-50 w^2) and 0.05 exp(-50 (w - 0.5)^2) cross, at w = 0.25 + ln(18) / 50 = 0.308.
+        weights[..5].copy_from_slice(&[0.30, 0.32, -0.31, 0.9, -0.05]);
+        let hard = |weights: &[f32]| {
+            let net = set(small(), "fc2", "weight", weights);
+            let names: Vec<String> = net.nodes.iter().map(|node| node.name.clone()).collect();
+            harden(net, &components, |weight| Some(names[weight.node()?].clone()))
+        };
+        let net = hard(&weights).unwrap();
+        assert_eq!(get(&net, "fc2", "weight")[..5], [0.0, 0.5, -0.5, 0.5, 0.0]);
+        let lost = hard(&[0.1; 15]).unwrap_err().to_string();
+        assert!(lost.starts_with("node 'fc2': all its weights fell to the component at zero"), "{lost}");
+    }
+
+    #[test]
+    fn training_gathers_the_weights_at_means_that_move() {
+        let train = serde_json::json!({ "epochs": 60, "batch": 20, "lr": 0.01, "choose": "last" });
+        let spread = |tau: f64| {
+            let settings = serde_json::json!({
+                "components": 4, "pi-zero": 0.7, "tau": tau, "rate": 0.01, "prior": { "alpha": 2.0, "beta": 0.005 }, "train": train
+            });
+            let method: SoftWeightSharing = serde_json::from_value(settings).unwrap();
+            let (data, mut silent) = (images(), briquette_core::pass::Silent);
+            let mut cx = briquette_handmade::context(&data, &mut silent);
+            let mut mixture = method.mixture(&tensors(&small(), None), 40).unwrap();
+            let start = mixture.components();
+            let net =
+                fit(small(), &method.train, Extras { objectives: vec![&mut mixture], ..Extras::default() }, &mut cx).unwrap();
+            let components = mixture.components();
+            assert!(start.iter().zip(&components).skip(1).all(|(a, b)| a.mean != b.mean && a.share != b.share));
+            assert_eq!((components[0].mean, components[0].share), (0.0, 0.7));
+            let weights: Vec<f32> =
+                ["conv1", "conv2", "fc1", "fc2"].iter().flat_map(|layer| get(&net, layer, "weight")).collect();
+            let far = |w: &f32| components.iter().map(|c| (f64::from(*w) - c.mean).abs()).fold(f64::INFINITY, f64::min);
+            weights.iter().map(far).sum::<f64>() / weights.len() as f64
+        };
+        let (free, held) = (spread(1e-9), spread(5.0));
+        assert!(held < 0.5 * free, "{held} and {free}");
+    }
+
+    #[test]
+    fn the_result_is_masked_and_shared_and_stays_so_while_it_is_tuned() {
+        let settings = serde_json::json!({
+            "components": 4, "pi-zero": 0.7, "tau": 0.5, "rate": 0.01,
+            "train": { "epochs": 10, "batch": 20, "lr": 0.01 }, "tune": { "epochs": 1, "batch": 20 }
+        });
+        let net = run::<SoftWeightSharing>(small(), settings).unwrap();
+        for layer in ["conv1", "conv2", "fc1", "fc2"] {
+            let mut values = get(&net, layer, "weight");
+            values.sort_by(f32::total_cmp);
+            values.dedup();
+            assert!(values.len() <= 5, "{layer}: {values:?}");
+        }
+    }
+
+    #[test]
+    fn masked_weights_stay_zero_and_take_no_part() {
+        let pruned = crate::pruning::magnitude::prune(small(), |_| Some(0.5));
+        let left = |net: &Net| ["conv1", "conv2", "fc1", "fc2"].map(|layer| get(net, layer, "weight")).concat();
+        let before = left(&pruned);
+        let mixture = Mixture { prior: None, ..mixture(&pruned) };
+        let components = mixture.components();
+        let log = |w: &f32| {
+            let density = |c: &Component| (c.log_density(f64::from(*w)) - 0.5 * std::f64::consts::TAU.ln()).exp();
+            components.iter().map(density).sum::<f64>().ln()
+        };
+        let expected = -mixture.scale * before.iter().filter(|w| **w != 0.0).map(log).sum::<f64>();
+        let found = value(&mixture, &pruned);
+        assert!((found - expected).abs() < 1e-5 * expected.abs(), "{found} and {expected}");
+        let settings = serde_json::json!({
+            "components": 4, "pi-zero": 0.7, "tau": 0.5, "rate": 0.01, "train": { "epochs": 5, "batch": 20, "lr": 0.01 }
+        });
+        let after = left(&run::<SoftWeightSharing>(pruned, settings).unwrap());
+        assert!(before.iter().zip(&after).all(|(before, after)| *before != 0.0 || *after == 0.0));
+        assert!(after.iter().any(|w| *w != 0.0));
+    }
+
+    #[test]
+    fn settings_and_layers_that_do_not_fit_are_refused() {
+        let train = serde_json::json!({});
+        let tau = refusal::<SoftWeightSharing>(small(), serde_json::json!({ "tau": 0.0, "train": train }));
+        assert_eq!(tau, "soft-weight-sharing: tau must be above 0, is 0");
+        let pi = refusal::<SoftWeightSharing>(small(), serde_json::json!({ "pi-zero": 1.0, "train": train }));
+        assert_eq!(pi, "soft-weight-sharing: pi-zero lies between 0 and 1, not 1");
+        let shared =
+            crate::quantization::kmeans_sharing::share(small(), |_| Some(2), crate::quantization::kmeans_sharing::Init::Linear);
+        let shared = refusal::<SoftWeightSharing>(shared, serde_json::json!({ "train": train }));
+        assert!(shared.starts_with("node 'conv1': its weights are shared already"), "{shared}");
+    }
+}
