@@ -14,7 +14,7 @@ use briquette_core::training::{Extras, Recipe, fit};
 use briquette_data::Dataset;
 use briquette_runner::config::Config;
 use briquette_runtime::{
-    Activation, Coded, Coder, Engine, Grid, Hashed, Layer, Model, Node, Plan, Product, Stage, StepGradient, Structure,
+    Activation, Coded, Coder, Engine, Grid, Layer, Model, Node, Places, Plan, Product, Shared, Stage, StepGradient, Structure,
     ValueFormat, Window, layers,
 };
 use burn::tensor::Device;
@@ -381,9 +381,9 @@ fn containers() -> Vec<Vec<u8>> {
     let on_grid =
         Coded::on_grid(&[4, 6], &values, Some(&values.iter().map(|w| *w != 0.0).collect::<Vec<_>>()), &grid, Coder::Entropy)
             .expect("a tensor");
-    let hash = Hashed { seed: 7, buckets: vec![0.5, -0.25, 1.5] };
-    let values: Vec<f32> = (0..24).map(|i| hash.value(i)).collect();
-    let hashed = Coded::hashed(&[6, 4], &values, None, &hash, &Plan::default()).expect("a tensor");
+    let hash = Shared { places: Places::Hash { seed: 7 }, values: vec![0.5, -0.25, 1.5] };
+    let values = hash.expand(&[6, 4]);
+    let hashed = Coded::shared(&[6, 4], &values, None, &hash, &Plan::default()).expect("a tensor");
     let stage = Stage { centroids: (0..12).map(|i| i as f32 * 0.25).collect(), indices: (0..10).map(|i| i % 2).collect() };
     let product = Product { width: 4, columns: 6, taps: 1, stages: vec![stage] };
     let pieces = Coded::product(&[5, 6], &product.values(), None, &product, &Plan::default()).expect("a tensor");

@@ -12,11 +12,12 @@ mod tests;
 
 use std::borrow::Cow;
 
-use briquette_runtime::{Grid, Hashed, MAX_CODEBOOK, Product};
+use briquette_runtime::{Grid, MAX_CODEBOOK, Places, Product, Shared};
 use burn::module::{Module, Param, Reparameterizer};
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
+use crate::error::Result;
 use crate::quantize::{OnGrid, Ternary, view};
 
 pub use crate::quantize::Rounding;
@@ -66,14 +67,14 @@ pub enum Source {
         /// Share of the largest absolute value below which a weight is zero.
         share: f32,
     },
-    /// `w_i = s_i buckets[h_i]`, where bucket and sign come from a hash of the position in the container's layout
-    /// ([`Hashed`]): the buckets are trained, `dL/db_k = sum over i with h_i = k of s_i dL/dw_i` (Chen et al., ICML 2015).
-    Hashed {
-        /// Seed of the hash.
-        seed: u64,
-        /// The shared values.
-        buckets: Vec<f32>,
-        /// Twice the bucket, plus 1 if the sign is negative, one per weight.
+    /// `w_i = s_i values[b_i]`, where base value and sign follow from the position in the container's layout by a rule ([`Places`]): the base
+    /// values are trained, `dL/dv_k = sum over i with b_i = k of s_i dL/dw_i`, and decay as weights do.
+    Shared {
+        /// The rule.
+        rule: Places,
+        /// The base values.
+        values: Vec<f32>,
+        /// Twice the base value, plus 1 if the sign is negative, one per weight.
         places: Vec<u32>,
     },
     /// The rows are put together from centroids of blocks of columns, which are trained like those of a codebook.
@@ -92,13 +93,13 @@ impl Source {
         match self {
             Source::Ternary { .. } => true,
             Source::Grid { rounding, .. } => matches!(rounding, Rounding::Tanh | Rounding::Threshold),
-            Source::Free | Source::Codebook { .. } | Source::Hashed { .. } | Source::Product { .. } => false,
+            Source::Free | Source::Codebook { .. } | Source::Shared { .. } | Source::Product { .. } => false,
         }
     }
 
     /// A codebook of the values that a mask keeps, or free weights where they are too many for one: what is left of sharing that a cut
     /// breaks up.
-    fn shared(values: &[f32], mask: Option<&[bool]>) -> Self {
+    fn dissolved(values: &[f32], mask: Option<&[bool]>) -> Self {
         match Source::codebook(values, mask) {
             Source::Codebook { centroids, .. } if centroids.len() > MAX_CODEBOOK => Source::Free,
             source => source,
@@ -123,16 +124,23 @@ impl Source {
         Source::Codebook { centroids, assignment }
     }
 
-    /// Buckets with the places that the hash gives a tensor of this shape as Burn stores it: a matrix is hashed as its transposed, which is
+    /// Base values with the places that a rule gives a tensor of this shape as Burn stores it: of a matrix the rule sees the transposed, which is
     /// what the container holds.
-    pub fn hashed(seed: u64, buckets: Vec<f32>, shape: &[usize]) -> Self {
-        let count: usize = shape.iter().product();
-        let position = |i: usize| match shape {
-            [rows, columns] => i % columns * rows + i / columns,
-            _ => i,
+    ///
+    /// # Errors
+    /// When the rule does not fit the shape, or takes another number of values.
+    pub fn shared(rule: Places, values: Vec<f32>, shape: &[usize]) -> Result<Self> {
+        let places = match *shape {
+            [rows, columns] => {
+                rule.check(&[columns, rows], values.len())?;
+                turned(&rule.all(&[columns, rows], values.len()), columns, rows)
+            }
+            _ => {
+                rule.check(shape, values.len())?;
+                rule.all(shape, values.len())
+            }
         };
-        let places = (0..count).map(|i| Hashed::place(seed, position(i), buckets.len())).collect();
-        Source::Hashed { seed, buckets, places }
+        Ok(Source::Shared { rule, values, places })
     }
 }
 
@@ -176,7 +184,7 @@ impl Coding {
     }
 
     /// The coding of a tensor in the container's layout that takes `indices` of the flat one, in that order; `along` tells which indices
-    /// remain along an axis. A hash goes by the position and a product by blocks of columns, so that the one always, and the other unless
+    /// remain along an axis. A rule goes by the position and a product by blocks of columns, so that the one always, and the other unless
     /// whole rows are taken, becomes a codebook of the values, or free weights where these are too many for one. What follows from all weights
     /// is [`settled`](Coding::settled) before.
     pub(crate) fn select<'a>(&self, indices: &[usize], along: impl Fn(usize) -> Option<&'a [usize]>) -> Self {
@@ -194,14 +202,14 @@ impl Coding {
                 }
                 Source::Grid { grid, rounding: *rounding, learned: *learned }
             }
-            Source::Hashed { buckets, places, .. } => {
-                let values: Vec<f32> = indices.iter().map(|&i| Hashed::at(buckets, places[i])).collect();
-                Source::shared(&values, mask.as_deref())
+            Source::Shared { values, places, .. } => {
+                let values: Vec<f32> = indices.iter().map(|&i| Shared::at(values, places[i])).collect();
+                Source::dissolved(&values, mask.as_deref())
             }
             Source::Product { product, .. } => {
                 match along(0).filter(|rows| indices.len() == rows.len() * product.columns * product.taps) {
                     Some(rows) => Source::Product { product: product.select(rows), transposed: false },
-                    None => Source::shared(&indices.iter().map(|&i| product.value(i)).collect::<Vec<_>>(), mask.as_deref()),
+                    None => Source::dissolved(&indices.iter().map(|&i| product.value(i)).collect::<Vec<_>>(), mask.as_deref()),
                 }
             }
         };
@@ -217,7 +225,7 @@ impl Coding {
             Source::Ternary { scales, share } => scales.iter().chain([share]).all(|value| value.is_finite()),
             Source::Codebook { centroids, assignment } => below(assignment, centroids.len()),
             Source::Grid { grid, .. } => grid.check(shape).is_ok(),
-            Source::Hashed { buckets, places, .. } => below(places, 2 * buckets.len()),
+            Source::Shared { values, places, .. } => below(places, 2 * values.len()),
             Source::Product { product, transposed: true } => matches!(shape, [a, b] if product.check(&[*b, *a]).is_ok()),
             Source::Product { product, transposed: false } => product.check(shape).is_ok(),
         };
@@ -235,7 +243,7 @@ impl Coding {
                 let grid = Grid { axis: grid.axis.map(|axis| 1 - axis), ..grid };
                 Source::Grid { grid, rounding, learned }
             }
-            Source::Hashed { seed, buckets, places } => Source::Hashed { seed, buckets, places: turned(&places, rows, columns) },
+            Source::Shared { rule, values, places } => Source::Shared { rule, values, places: turned(&places, rows, columns) },
             Source::Product { product, transposed } => Source::Product { product, transposed: !transposed },
             source @ (Source::Free | Source::Ternary { .. }) => source,
         };
@@ -265,7 +273,7 @@ impl Coding {
                 let mask = self.mask.as_ref().map(|mask| kept(mask, &device));
                 floats(Ternary::new(*scales, *share, &device).apply(base, mask))
             }
-            Source::Hashed { buckets, places, .. } => places.iter().map(|&place| Hashed::at(buckets, place)).collect(),
+            Source::Shared { values, places, .. } => places.iter().map(|&place| Shared::at(values, place)).collect(),
             Source::Product { product, transposed: false } => product.values(),
             Source::Product { product, transposed: true } => {
                 by_column(product).map(|(row, column)| product.value(product.position(row, column))).collect()

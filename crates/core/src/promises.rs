@@ -31,7 +31,7 @@ impl Promises {
                 Source::Grid { grid, .. } if by_filter => Some(grid.levels as usize),
                 Source::Grid { grid, .. } => Some(grid.levels as usize * grid.steps.len()),
                 Source::Ternary { .. } => Some(3),
-                Source::Hashed { buckets, .. } => Some(2 * buckets.len()),
+                Source::Shared { values, .. } => Some(2 * values.len()),
                 Source::Product { product, .. } => {
                     let sums = product.stages.iter().map(|stage| product.centroids(stage));
                     Some(sums.fold(product.columns, usize::saturating_mul))

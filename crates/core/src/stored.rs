@@ -4,7 +4,7 @@ mod state;
 
 use std::collections::BTreeMap;
 
-use briquette_runtime::{Coded, Coder, Hashed, Layer, Model, NotFinite, Plan, Structure, ValueFormat, layers};
+use briquette_runtime::{Coded, Coder, Layer, Model, NotFinite, Plan, Shared, Structure, ValueFormat, layers};
 use burn::module::{Param, ParamId, RunningState};
 use burn::nn::conv::Conv2d;
 use burn::nn::{BatchNorm, BatchNormConfig, Linear, PaddingConfig2d};
@@ -13,7 +13,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::coding::{Coding, Rounding, Source, coding_of, floats, turned};
 use crate::error::{Error, Result};
-use crate::kernels;
 use crate::net::{Net, Node, Op, Structured};
 use crate::quantize::Quantize;
 
@@ -208,10 +207,6 @@ fn assemble(name: String, inputs: Vec<usize>, layer: &Layer, parameters: Vec<Sto
         }
         Layer::Structured(layers::Structured { structure }) => {
             structure.check().map_err(|error| Error::node(&name, error.to_string()))?;
-            if !kernels::is_flex(device) {
-                let detail = "structural matrices are computed on the CPU device `flex` only; set `device = \"flex\"`";
-                return Err(Error::node(&name, detail));
-            }
             let names = structure.parameters().into_iter().map(|parameter| parameter.name);
             Op::Structured(Structured {
                 tensors: names.map(|name| need(name)?.param(device)).collect::<Result<_>>()?,
@@ -296,9 +291,9 @@ impl Net {
                         Coded::encode(shape, &values, mask, &plan(ValueFormat::Codebook))
                     }
                     Source::Grid { grid, .. } => Coded::on_grid(shape, &values, mask, grid, storage.coder),
-                    Source::Hashed { seed, buckets, .. } => {
-                        let hashed = Hashed { seed: *seed, buckets: buckets.clone() };
-                        Coded::hashed(shape, &values, mask, &hashed, &plan(storage.float))
+                    Source::Shared { rule, values: base, .. } => {
+                        let shared = Shared { places: *rule, values: base.clone() };
+                        Coded::shared(shape, &values, mask, &shared, &plan(storage.float))
                     }
                     Source::Product { product, .. } => Coded::product(shape, &values, mask, product, &plan(storage.float)),
                 }?;
@@ -339,9 +334,9 @@ impl Net {
                         rounding: Rounding::Nearest,
                         learned: false,
                     }),
-                    ValueFormat::Hashed => coded.as_hashed().map_or(Source::Free, |Hashed { seed, buckets }| {
-                        let places = (0..values.len()).map(|i| Hashed::place(seed, i, buckets.len())).collect();
-                        Source::Hashed { seed, buckets, places }
+                    ValueFormat::Shared => coded.as_shared().map_or(Source::Free, |Shared { places: rule, values }| {
+                        let places = rule.all(coded.shape(), values.len());
+                        Source::Shared { rule, values, places }
                     }),
                     ValueFormat::Product => {
                         coded.as_product().map_or(Source::Free, |product| Source::Product { product, transposed: false })
@@ -392,7 +387,7 @@ fn known(name: &str) -> Result<&'static str> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use briquette_runtime::{Grid, Product, StepGradient};
+    use briquette_runtime::{Grid, Places, Product, StepGradient};
 
     use super::*;
     use crate::zoo::{Arch, Wanted};
@@ -413,8 +408,8 @@ pub(crate) mod tests {
                 let steps = (0..out).map(|c| 0.01 + 0.001 * c as f32).collect();
                 let grid = Grid { levels: 15, axis: Some(0), steps, zeros: vec![7.0; out] };
                 let on_grid = Source::Grid { grid, rounding: Rounding::Nearest, learned: true };
-                let places = (0..count).map(|i| Hashed::place(7, i, 3)).collect();
-                let hashed = Source::Hashed { seed: 7, buckets: vec![0.3, -0.2, 0.1], places };
+                let places = Places::Hash { seed: 7 }.all(&[count], 3);
+                let hashed = Source::Shared { rule: Places::Hash { seed: 7 }, values: vec![0.3, -0.2, 0.1], places };
                 // Of every second convolution the taps share their centroids.
                 let taps = if index % 10 == 4 { stored.shape[2..].iter().product::<usize>() } else { 1 };
                 let (columns, width) = (count / out / taps, 5.min(count / out / taps));

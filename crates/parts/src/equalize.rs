@@ -111,7 +111,7 @@ mod tests {
     use briquette_core::net::Node;
     use briquette_core::stored::Stored;
     use briquette_core::zoo::{Arch, Wanted};
-    use briquette_runtime::{Hashed, Product, Stage};
+    use briquette_runtime::{Places, Product, Stage};
     use burn::tensor::{Device, Tensor};
 
     use super::*;
@@ -185,14 +185,14 @@ mod tests {
                 centroids: (0..2 * columns).map(|i| (i % 7) as f32 * 0.2 - 0.5).collect(),
                 indices: (0..out).map(|i| (i % 2) as u16).collect(),
             };
-            let places = (0..count).map(|i| Hashed::place(3, i, 3)).collect();
+            let places = Places::Hash { seed: 3 }.all(&[count], 3);
             [
                 Source::Free,
                 Source::Codebook { centroids: vec![-0.6, 0.2, 0.9], assignment },
                 grid(None, false),
                 grid(Some(0), true),
                 Source::Ternary { scales: [0.4, 0.7], share: 0.1 },
-                Source::Hashed { seed: 3, buckets: vec![0.3, -0.8, 0.1], places },
+                Source::Shared { rule: Places::Hash { seed: 3 }, values: vec![0.3, -0.8, 0.1], places },
                 Source::Product { product: Product { width: columns, columns, taps: 1, stages: vec![stage] }, transposed: false },
             ]
         };

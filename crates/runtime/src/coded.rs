@@ -10,8 +10,8 @@ use crate::bytes::{Put as _, Reader};
 use crate::container::{MAX_ELEMENTS_TOTAL, MAX_RANK};
 use crate::gaps::Gaps;
 use crate::stream::{self, Stream};
-use crate::values::{Book, HashedHeader, ProductHeader, Values, decoded};
-use crate::{Coder, Error, Grid, Hashed, Plan, Product, ValueFormat};
+use crate::values::{Book, ProductHeader, SharedHeader, Values, decoded};
+use crate::{Coder, Error, Grid, Plan, Product, Shared, ValueFormat};
 
 /// The flag of a sparse tensor.
 const SPARSE: u8 = 0x10;
@@ -146,18 +146,19 @@ impl Coded {
         }
     }
 
-    /// Stores values that a hash shares as its buckets, in the smaller of the sparse, if there is a mask, and the dense form; 16-bit floats if the
-    /// plan's are. Values that are not those of the hash, and too many for so few buckets, are stored as by [`Coded::encode`].
+    /// Stores a tensor whose values are fewer values by a rule as these, in the smaller of the sparse, if there is a mask, and the dense form;
+    /// 16-bit floats if the plan's are. Values that are not those of the rule, and too many for so few, are stored as by [`Coded::encode`].
     ///
     /// # Errors
-    /// As [`Coded::encode`], and when there are no buckets.
-    pub fn hashed(shape: &[usize], values: &[f32], mask: Option<&[bool]>, hashed: &Hashed, plan: &Plan) -> Result<Self, Error> {
-        Hashed::check(hashed.buckets.len())?;
-        let stored = |_| Values::Hashed {
-            seed: hashed.seed,
-            buckets: Box::new(Values::plain(&hashed.buckets, plan.values == ValueFormat::F16)),
+    /// As [`Coded::encode`], and when the rule does not fit the shape.
+    pub fn shared(shape: &[usize], values: &[f32], mask: Option<&[bool]>, shared: &Shared, plan: &Plan) -> Result<Self, Error> {
+        elements(shape)?;
+        shared.places.check(shape, shared.values.len())?;
+        let stored = |_| Values::Shared {
+            places: shared.places,
+            base: Box::new(Values::plain(&shared.values, plan.values == ValueFormat::F16)),
         };
-        Self::derived(shape, (values, mask), |position| hashed.value(position), stored, plan)
+        Self::derived(shape, (values, mask), |position| shared.value(shape, position), stored, plan)
     }
 
     /// Stores a tensor that is a product as its centroids and indices, in the smaller of the sparse, if there is a mask, and the dense form;
@@ -254,9 +255,9 @@ impl Coded {
         }
     }
 
-    /// Seed and buckets, for tensors that a hash shares.
-    pub fn as_hashed(&self) -> Option<Hashed> {
-        self.values.as_hashed()
+    /// Base values and rule, for tensors that share them.
+    pub fn as_shared(&self) -> Option<Shared> {
+        self.values.as_shared()
     }
 
     /// Centroids and indices, for tensors that are a product.
@@ -309,7 +310,7 @@ impl Coded {
                 (ValueFormat::Codebook, indices.coder(), Some(book.len()), stream::width(book.len()))
             }
             Values::Grid { grid, codes, .. } => (ValueFormat::Grid, codes.coder(), Some(grid.levels as usize), grid.bits()),
-            Values::Hashed { buckets, .. } => (ValueFormat::Hashed, Coder::Packed, Some(buckets.plain_len()), 0),
+            Values::Shared { base, .. } => (ValueFormat::Shared, Coder::Packed, Some(base.plain_len()), 0),
             Values::Product { stages, .. } => {
                 let centroids = stages.iter().map(|stage| stage.count).sum();
                 let bits = stages.iter().map(|stage| stream::width(stage.count)).sum();
@@ -363,14 +364,14 @@ impl Coded {
         let (gap_bits, entries) = if sparse { (u32::from(reader.byte()?) + 1, reader.varint()?) } else { (0, 0) };
         let codebook = if format == ValueFormat::Codebook { reader.varint()? } else { 0 };
         let grid = if format == ValueFormat::Grid { Some(Grid::read(reader, &shape)?) } else { None };
-        let hashed = if format == ValueFormat::Hashed { Some(HashedHeader::read(reader)?) } else { None };
+        let shared = if format == ValueFormat::Shared { Some(SharedHeader::read(reader, &shape)?) } else { None };
         let product = if format == ValueFormat::Product { Some(ProductHeader::read(reader, &shape)?) } else { None };
         let gaps = if sparse { Some(Gaps::read(reader, gap_coder, gap_bits, entries, elements)?) } else { None };
         let count = gaps.as_ref().map_or(elements, Gaps::values);
-        let (values, nonzero) = match (format, grid, hashed, product) {
-            (ValueFormat::Codebook, ..) => Values::read_shared(reader, codebook, count, index_coder)?,
+        let (values, nonzero) = match (format, grid, shared, product) {
+            (ValueFormat::Codebook, ..) => Values::read_codebook(reader, codebook, count, index_coder)?,
             (_, Some(grid), ..) => (Values::read_grid(reader, grid, count, index_coder)?, 0),
-            (_, _, Some(header), _) => (Values::read_hashed(reader, header)?, 0),
+            (_, _, Some(header), _) => (Values::read_shared(reader, header)?, 0),
             (.., Some(header)) => (Values::read_product(reader, header)?, 0),
             _ => Values::read_plain(reader, format, count)?,
         };
@@ -383,7 +384,7 @@ impl Coded {
         if !coded.bounded(elements) {
             return Err(Error::corrupt(format!("{elements} elements in {} byte(s)", coded.body())));
         }
-        if matches!(format, ValueFormat::Grid | ValueFormat::Hashed | ValueFormat::Product) {
+        if matches!(format, ValueFormat::Grid | ValueFormat::Shared | ValueFormat::Product) {
             coded.nonzero = values_left(&coded.decode());
         }
         let nothing = match coded.mask {
@@ -400,7 +401,7 @@ impl Coded {
         let stored: Cow<'_, [f32]> =
             if sparse { marked.stored(true).map(|(_, value)| value).collect() } else { Cow::Borrowed(&marked.values) };
         let book = match plan.values {
-            ValueFormat::F32 | ValueFormat::F16 | ValueFormat::Grid | ValueFormat::Hashed | ValueFormat::Product => None,
+            ValueFormat::F32 | ValueFormat::F16 | ValueFormat::Grid | ValueFormat::Shared | ValueFormat::Product => None,
             ValueFormat::Codebook => match Book::of(&stored) {
                 Ok(book) => Some(book),
                 // The sparse form decides: its codebook needs no zero.
@@ -429,7 +430,7 @@ impl Coded {
             ValueFormat::F16 => 1,
             ValueFormat::Codebook => 2,
             ValueFormat::Grid => 3,
-            ValueFormat::Hashed => 4,
+            ValueFormat::Shared => 4,
             ValueFormat::Product => 5,
         };
         // A product's stages have a coder each.
@@ -542,7 +543,7 @@ fn format(code: u8) -> Result<ValueFormat, Error> {
         1 => Ok(ValueFormat::F16),
         2 => Ok(ValueFormat::Codebook),
         3 => Ok(ValueFormat::Grid),
-        4 => Ok(ValueFormat::Hashed),
+        4 => Ok(ValueFormat::Shared),
         5 => Ok(ValueFormat::Product),
         _ => Err(Error::corrupt(format!("value format {code}"))),
     }

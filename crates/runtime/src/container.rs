@@ -194,11 +194,11 @@ pub(crate) mod tests {
             Coder::Entropy,
         )
         .unwrap();
-        let hash = crate::Hashed { seed: 7, buckets: vec![0.5, -0.25, 1.5] };
+        let hash = crate::Shared { places: crate::Places::Hash { seed: 7 }, values: vec![0.5, -0.25, 1.5] };
         let mask: Vec<bool> = (0..30).map(|i| i % 4 != 2).collect();
-        let values: Vec<f32> = (0..30).map(|i| hash.value(i)).collect();
-        let values: Vec<f32> = values.iter().zip(&mask).map(|(value, keep)| if *keep { *value } else { 0.0 }).collect();
-        let hashed = Coded::hashed(&[6, 5], &values, Some(&mask), &hash, &plan(ValueFormat::F16, Coder::Packed));
+        let values: Vec<f32> =
+            hash.expand(&[6, 5]).iter().zip(&mask).map(|(value, keep)| if *keep { *value } else { 0.0 }).collect();
+        let hashed = Coded::shared(&[6, 5], &values, Some(&mask), &hash, &plan(ValueFormat::F16, Coder::Packed));
         let stage = |offset: u16| crate::Stage {
             centroids: (0..12).map(|i| f32::from(i * 5 % 7 + offset) * 0.25 - 0.5).collect(),
             indices: (0..10).map(|i| (i * 3 % 4 + offset) % 2).collect(),

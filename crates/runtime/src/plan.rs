@@ -34,8 +34,8 @@ pub enum ValueFormat {
     Codebook,
     /// Codes on a [`Grid`](crate::Grid), which [`Coded::on_grid`](crate::Coded::on_grid) takes; plain floats without one.
     Grid,
-    /// Buckets of a hash, for [`Coded::hashed`](crate::Coded::hashed); plain floats elsewhere.
-    Hashed,
+    /// Fewer values by a rule, for [`Coded::shared`](crate::Coded::shared); plain floats elsewhere.
+    Shared,
     /// Centroids and indices of a [`Product`](crate::Product), for [`Coded::product`](crate::Coded::product); plain floats elsewhere.
     Product,
 }

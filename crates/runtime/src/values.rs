@@ -1,4 +1,4 @@
-//! The values of a tensor: plain floats, a codebook and indices into it, codes on a grid, buckets of a hash, or a product's centroids and
+//! The values of a tensor: plain floats, a codebook and indices into it, codes on a grid, fewer values by a rule, or a product's centroids and
 //! indices.
 
 use half::f16;
@@ -7,7 +7,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::bytes::{Put as _, Reader};
 use crate::stream::{Stream, TASK};
-use crate::{Bits, Coder, Error, Grid, Hashed, Product, Stage, ValueFormat, product};
+use crate::{Bits, Coder, Error, Grid, Places, Product, Shared, Stage, ValueFormat, product};
 
 /// The longest codebook.
 pub const MAX_CODEBOOK: usize = 1 << 16;
@@ -27,10 +27,10 @@ pub(crate) enum Values {
         count: usize,
         codes: Stream,
     },
-    /// The buckets are plain floats.
-    Hashed {
-        seed: u64,
-        buckets: Box<Values>,
+    /// The base values are plain floats.
+    Shared {
+        places: Places,
+        base: Box<Values>,
     },
     Product {
         width: usize,
@@ -108,10 +108,10 @@ impl Values {
         Some(Product { width: *width, columns: *columns, taps: *taps, stages: stages.iter().map(stage).collect() })
     }
 
-    /// The buckets and their seed, if they are hashed.
-    pub(crate) fn as_hashed(&self) -> Option<Hashed> {
-        let Values::Hashed { seed, buckets } = self else { return None };
-        Some(Hashed { seed: *seed, buckets: buckets.floats() })
+    /// The base values and their rule, if they are shared by one.
+    pub(crate) fn as_shared(&self) -> Option<Shared> {
+        let Values::Shared { places, base } = self else { return None };
+        Some(Shared { places: *places, values: base.floats() })
     }
 
     /// Appends what a tensor's header holds of them.
@@ -121,10 +121,10 @@ impl Values {
             Values::F32(_) | Values::F16(_) => {}
             Values::Codebook { book, .. } => out.put_varint(book.len()),
             Values::Grid { grid, .. } => grid.write(out),
-            Values::Hashed { seed, buckets } => {
-                out.put_varint(buckets.plain_len());
-                out.extend(seed.to_le_bytes());
-                out.push(half(buckets));
+            Values::Shared { places, base } => {
+                out.put_varint(base.plain_len());
+                places.write(out);
+                out.push(half(base));
             }
             Values::Product { width, taps, stages, .. } => {
                 out.put_varint(*width);
@@ -138,10 +138,10 @@ impl Values {
         }
     }
 
-    /// Reads buckets.
-    pub(crate) fn read_hashed(reader: &mut Reader<'_>, header: HashedHeader) -> Result<Self, Error> {
-        let (buckets, _) = Self::read_plain(reader, float(header.half)?, header.buckets)?;
-        Ok(Values::Hashed { seed: header.seed, buckets: Box::new(buckets) })
+    /// Reads base values.
+    pub(crate) fn read_shared(reader: &mut Reader<'_>, header: SharedHeader) -> Result<Self, Error> {
+        let (base, _) = Self::read_plain(reader, float(header.half)?, header.values)?;
+        Ok(Values::Shared { places: header.places, base: Box::new(base) })
     }
 
     /// Reads centroids and indices, stage by stage.
@@ -172,7 +172,7 @@ impl Values {
     }
 
     /// Reads a codebook and indices into it; also returns how many values are not zero.
-    pub(crate) fn read_shared(
+    pub(crate) fn read_codebook(
         reader: &mut Reader<'_>,
         length: usize,
         count: usize,
@@ -201,7 +201,7 @@ impl Values {
             }
             // The grid is in the tensor's header: it says how many symbols there are.
             Values::Grid { codes, .. } => codes.write(out),
-            Values::Hashed { buckets, .. } => buckets.write(out),
+            Values::Shared { base, .. } => base.write(out),
             Values::Product { stages, .. } => stages.iter().for_each(|stage| {
                 stage.centroids.write(out);
                 stage.indices.write(out);
@@ -216,7 +216,7 @@ impl Values {
             Values::F16(values) => 2 * values.len(),
             Values::Codebook { book, indices, .. } => 4 * book.len() + indices.stored(),
             Values::Grid { codes, .. } => codes.stored(),
-            Values::Hashed { buckets, .. } => buckets.stored(),
+            Values::Shared { base, .. } => base.stored(),
             Values::Product { stages, .. } => stages.iter().map(|stage| stage.centroids.stored() + stage.indices.stored()).sum(),
         }
     }
@@ -232,7 +232,7 @@ impl Values {
             Values::Grid { grid, codes, .. } => {
                 Bits { values: codes.payload, codebook: grid.stored_bits(), tables: codes.table, ..Bits::default() }
             }
-            Values::Hashed { buckets, .. } => Bits { codebook: buckets.bits().values, ..Bits::default() },
+            Values::Shared { base, .. } => Bits { codebook: base.bits().values, ..Bits::default() },
             Values::Product { stages, .. } => stages.iter().fold(Bits::default(), |mut bits, stage| {
                 bits.values += stage.indices.payload;
                 bits.codebook += stage.centroids.bits().values;
@@ -254,9 +254,9 @@ impl Values {
                 let mut next = || positions.next().map_or(0, &channel);
                 decoded(codes, *count, grid.levels as usize).map(|code| grid.value(next(), code)).collect()
             }
-            Values::Hashed { .. } => {
-                let hashed = self.as_hashed();
-                positions.map(|position| hashed.as_ref().map_or(0.0, |hashed| hashed.value(position))).collect()
+            Values::Shared { .. } => {
+                let shared = self.as_shared();
+                positions.map(|position| shared.as_ref().map_or(0.0, |shared| shared.value(shape, position))).collect()
             }
             Values::Product { .. } => {
                 let product = self.as_product();
@@ -266,18 +266,18 @@ impl Values {
     }
 }
 
-/// What a tensor's header says of buckets.
+/// What a tensor's header says of values that are shared by a rule.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct HashedHeader {
-    buckets: usize,
-    seed: u64,
+pub(crate) struct SharedHeader {
+    values: usize,
+    places: Places,
     half: u8,
 }
 
-impl HashedHeader {
-    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, Error> {
-        let header = Self { buckets: reader.varint()?, seed: u64::from_le_bytes(reader.array()?), half: reader.byte()? };
-        Hashed::check(header.buckets)?;
+impl SharedHeader {
+    pub(crate) fn read(reader: &mut Reader<'_>, shape: &[usize]) -> Result<Self, Error> {
+        let header = Self { values: reader.varint()?, places: Places::read(reader)?, half: reader.byte()? };
+        header.places.check(shape, header.values)?;
         Ok(header)
     }
 }

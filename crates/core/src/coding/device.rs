@@ -1,6 +1,6 @@
 //! A coding on the device.
 
-use briquette_runtime::Product;
+use briquette_runtime::{Places, Product};
 use burn::module::{Module, Param, ParamId, Reparameterization};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
@@ -12,8 +12,9 @@ use crate::quantize::{OnGrid, Ternary};
 #[derive(Module, Debug)]
 pub struct Coded {
     mask: Option<Param<Tensor<1>>>,
-    /// One for shared values and hashed ones; of a product, the stages.
+    /// One for shared values; of a product, the stages.
     pub(super) books: Vec<Codebook>,
+    base: Option<Base>,
     /// [`Form::numbers`] of what is neither a plain codebook nor a grid: Burn shows a visitor tensors only.
     form: Option<Param<Tensor<1, Int>>>,
     grid: Option<OnGrid>,
@@ -24,27 +25,42 @@ pub struct Coded {
 pub(super) struct Codebook {
     pub(super) centroids: Param<Tensor<1>>,
     assignment: Param<Tensor<1, Int>>,
-    /// Whether every centroid is followed by its negative, to which indices refer as well.
-    #[module(skip)]
-    signed: bool,
 }
 
 impl Codebook {
-    fn new(centroids: &[f32], assignment: impl Iterator<Item = i64>, signed: bool, device: &Device) -> Self {
+    fn new(centroids: &[f32], assignment: impl Iterator<Item = i64>, device: &Device) -> Self {
         Self {
             centroids: Param::from_tensor(Tensor::from_data(TensorData::from(centroids), device)),
             assignment: whole(assignment.collect(), device),
-            signed,
         }
     }
 
     fn values(&self) -> Tensor<1> {
-        let mut centroids = self.centroids.val();
-        if self.signed {
-            let [count] = centroids.dims();
-            centroids = Tensor::stack::<2>(vec![centroids.clone(), centroids.neg()], 1).reshape([2 * count]);
+        self.centroids.val().select(0, self.assignment.val())
+    }
+}
+
+/// Base values of a rule, in a column: what has two dimensions decays as weights do.
+#[derive(Module, Debug)]
+struct Base {
+    base: Param<Tensor<2>>,
+    places: Param<Tensor<1, Int>>,
+}
+
+impl Base {
+    fn new(values: Vec<f32>, places: Vec<u32>, device: &Device) -> Self {
+        let count = values.len();
+        Self {
+            base: Param::from_tensor(Tensor::from_data(TensorData::new(values, [count, 1]), device)),
+            places: whole(places.into_iter().map(i64::from).collect(), device),
         }
-        centroids.select(0, self.assignment.val())
+    }
+
+    /// The values at their places, each base value being followed by its negative.
+    fn values(&self) -> Tensor<1> {
+        let base = self.base.val();
+        let [count, _] = base.dims();
+        Tensor::cat(vec![base.clone(), base.neg()], 1).reshape([2 * count]).select(0, self.places.val())
     }
 }
 
@@ -54,42 +70,52 @@ fn whole(numbers: Vec<i64>, device: &Device) -> Param<Tensor<1, Int>> {
     Param::initialized(ParamId::new(), Tensor::from_data(TensorData::new(numbers, [len]), device))
 }
 
-/// What codebooks stand for when they are no plain one.
+/// What codebooks or base values stand for.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Form {
-    Hashed { seed: u64 },
+    Shared(Places),
     Product { width: usize, columns: usize, taps: usize, transposed: bool },
 }
 
 impl Form {
-    /// The seed by 16 bits, for devices whose integers have 32.
+    /// A number that says which form, then its settings; a seed by 16 bits, for devices whose integers have 32.
     fn numbers(self) -> Vec<i64> {
+        let [no, yes] = [0, 1];
+        let flag = |set: bool| if set { yes } else { no };
         match self {
-            Form::Hashed { seed } => (0..4).map(|part| (seed >> (16 * part) & 0xffff) as i64).collect(),
-            // A transposed matrix has no taps.
             Form::Product { width, columns, taps, transposed } => {
-                vec![width as i64, columns as i64, if transposed { 0 } else { taps as i64 }]
+                vec![0, width as i64, columns as i64, taps as i64, flag(transposed)]
             }
+            Form::Shared(Places::Hash { seed }) => {
+                [1].into_iter().chain((0..4).map(|part| (seed >> (16 * part) & 0xffff) as i64)).collect()
+            }
+            Form::Shared(Places::Windows { sides: [h, w] }) => vec![2, h as i64, w as i64],
+            Form::Shared(Places::Turns { mirrored, grouped }) => vec![3, flag(mirrored), flag(grouped)],
+            Form::Shared(Places::Copies { times, signed }) => vec![4, times as i64, flag(signed)],
         }
     }
 
     pub(super) fn of(numbers: &[i64]) -> Option<Self> {
-        match *numbers {
-            [a, b, c, d] => Some(Form::Hashed { seed: [d, c, b, a].iter().fold(0, |seed, part| seed << 16 | *part as u64) }),
-            [width, columns, taps] => {
-                let (width, columns) = (width as usize, columns as usize);
-                Some(Form::Product { width, columns, taps: taps.max(1) as usize, transposed: taps == 0 })
+        let form = match *numbers {
+            [0, width, columns, taps, transposed] => {
+                let [width, columns, taps] = [width, columns, taps].map(|number| number as usize);
+                return Some(Form::Product { width, columns, taps, transposed: transposed == 1 });
             }
-            _ => None,
-        }
+            [1, a, b, c, d] => Places::Hash { seed: [d, c, b, a].iter().fold(0, |seed, part| seed << 16 | *part as u64) },
+            [2, h, w] => Places::Windows { sides: [h as usize, w as usize] },
+            [3, mirrored, grouped] => Places::Turns { mirrored: mirrored == 1, grouped: grouped == 1 },
+            [4, times, signed] => Places::Copies { times: times as usize, signed: signed == 1 },
+            _ => return None,
+        };
+        Some(Form::Shared(form))
     }
 
     /// The source that these codebooks are.
     pub(super) fn source(self, mut books: Vec<(Vec<f32>, Vec<u32>)>) -> Source {
         match self {
-            Form::Hashed { seed } => {
-                let (buckets, places) = books.swap_remove(0);
-                Source::Hashed { seed, buckets, places }
+            Form::Shared(rule) => {
+                let (values, places) = books.swap_remove(0);
+                Source::Shared { rule, values, places }
             }
             Form::Product { width, columns, taps, transposed } => {
                 let mut product = Product { width, columns, taps, stages: Vec::new() };
@@ -113,11 +139,12 @@ impl Reparameterization for Coded {
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
         let shape = base.shape();
         let mask: Option<Tensor<D>> = self.mask.as_ref().map(|mask| mask.val().reshape(shape.clone()));
-        let values = match (self.books.split_first(), &self.grid, &self.ternary) {
+        let values = match (self.books.split_first(), &self.base, &self.grid, &self.ternary) {
             (Some((first, rest)), ..) => rest.iter().fold(first.values(), |sum, book| sum + book.values()).reshape(shape),
-            (None, Some(grid), _) => grid.apply(base, mask.clone()),
-            (None, None, Some(ternary)) => ternary.apply(base, mask.clone()),
-            (None, None, None) => base,
+            (None, Some(shared), ..) => shared.values().reshape(shape),
+            (None, None, Some(grid), _) => grid.apply(base, mask.clone()),
+            (None, None, None, Some(ternary)) => ternary.apply(base, mask.clone()),
+            (None, None, None, None) => base,
         };
         match mask {
             None => values,
@@ -133,28 +160,28 @@ impl Coded {
             let len = values.len();
             Param::from_tensor(Tensor::from_data(TensorData::new(values, [len]), device)).set_require_grad(false)
         });
-        let mut coded = Self { mask, books: Vec::new(), form: None, grid: None, ternary: None };
+        let mut coded = Self { mask, books: Vec::new(), base: None, form: None, grid: None, ternary: None };
         let form = |form: Form| Some(whole(form.numbers(), device));
         match coding.source {
             Source::Free => {}
             Source::Codebook { centroids, assignment } => {
-                coded.books.push(Codebook::new(&centroids, assignment.into_iter().map(i64::from), false, device));
+                coded.books.push(Codebook::new(&centroids, assignment.into_iter().map(i64::from), device));
             }
             Source::Ternary { scales, share } => coded.ternary = Some(Ternary::new(scales, share, device)),
             Source::Grid { grid, rounding, learned } => coded.grid = Some(OnGrid::new(&grid, rounding, learned, device)),
-            Source::Hashed { seed, buckets, places } => {
-                coded.books.push(Codebook::new(&buckets, places.into_iter().map(i64::from), true, device));
-                coded.form = form(Form::Hashed { seed });
+            Source::Shared { rule, values, places } => {
+                coded.base = Some(Base::new(values, places, device));
+                coded.form = form(Form::Shared(rule));
             }
             Source::Product { product, transposed } => {
                 for stage in &product.stages {
                     let place = |(row, column)| product.place(stage, row, column) as i64;
                     let count = product.rows() * product.columns;
                     coded.books.push(match transposed {
-                        true => Codebook::new(&stage.centroids, by_column(&product).map(place), false, device),
+                        true => Codebook::new(&stage.centroids, by_column(&product).map(place), device),
                         false => {
                             let places = (0..count).map(|position| place(product.matrix_place(position)));
-                            Codebook::new(&stage.centroids, places, false, device)
+                            Codebook::new(&stage.centroids, places, device)
                         }
                     });
                 }

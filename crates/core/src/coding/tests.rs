@@ -57,10 +57,10 @@ fn differentiates(source: &Source, parts: impl Fn(&mut Source) -> Vec<&mut f32>)
 }
 
 #[test]
-fn a_buckets_gradient_is_the_signed_sum_of_its_members() {
+fn a_base_values_gradient_is_the_signed_sum_of_its_members() {
     let device = Device::flex().autodiff();
-    let source = Source::hashed(5, vec![0.5, -0.2, 0.1, 0.3], &[5, 3]);
-    let Source::Hashed { places, .. } = &source else { panic!() };
+    let source = Source::shared(Places::Hash { seed: 5 }, vec![0.5, -0.2, 0.1, 0.3], &[5, 3]).unwrap();
+    let Source::Shared { places, .. } = &source else { panic!() };
     assert!(places.iter().any(|place| place & 1 == 1) && places.iter().any(|place| place & 1 == 0));
     let (_, gradients) = loss(source.clone(), &device);
     let values = Coding { mask: None, source: source.clone() }.values(vec![0.0; 15], &[5, 3]);
@@ -72,7 +72,7 @@ fn a_buckets_gradient_is_the_signed_sum_of_its_members() {
     }
     assert!(gradients[0].iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-4), "{gradients:?} {expected:?}");
     differentiates(&source, |source| match source {
-        Source::Hashed { buckets, .. } => buckets.iter_mut().collect(),
+        Source::Shared { values, .. } => values.iter_mut().collect(),
         _ => panic!(),
     });
 }
@@ -119,7 +119,7 @@ fn centroids_that_taps_share_survive_the_way_to_the_device_and_back() {
 
 #[test]
 fn a_hash_survives_the_way_to_the_device_and_back() {
-    let source = Source::hashed(0x0123_4567_89ab_cdef, vec![0.5, -1.0, 0.0], &[2, 2]);
+    let source = Source::shared(Places::Hash { seed: 0x0123_4567_89ab_cdef }, vec![0.5, -1.0, 0.0], &[2, 2]).unwrap();
     let coding = Coding { mask: Some(vec![true, false, true, true]), source };
     let param = coding.clone().attach(Param::from_tensor(Tensor::<2>::zeros([2, 2], &Device::flex())));
     assert_eq!((floats(param.val()), coding_of(&param)), (coding.values(vec![0.0; 4], &[2, 2]), coding));

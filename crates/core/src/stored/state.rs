@@ -4,7 +4,7 @@
 
 use std::io::{Read, Write};
 
-use briquette_runtime::{Grid, Layer, MAX_ELEMENTS_TOTAL, MAX_EXPANSION, Product, Stage};
+use briquette_runtime::{Grid, Layer, MAX_ELEMENTS_TOTAL, MAX_EXPANSION, Places, Product, Stage};
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
@@ -46,10 +46,10 @@ enum Outline {
         learned: bool,
     },
     Ternary,
-    /// The places follow from seed and shape.
-    Hashed {
-        seed: u64,
-        buckets: usize,
+    /// The places follow from rule and shape.
+    Shared {
+        rule: Places,
+        values: usize,
     },
     Product {
         width: usize,
@@ -74,7 +74,7 @@ impl Outline {
                 learned: *learned,
             },
             Source::Ternary { .. } => Outline::Ternary,
-            Source::Hashed { seed, buckets, .. } => Outline::Hashed { seed: *seed, buckets: buckets.len() },
+            Source::Shared { rule, values, .. } => Outline::Shared { rule: *rule, values: values.len() },
             Source::Product { product, transposed } => Outline::Product {
                 width: product.width,
                 columns: product.columns,
@@ -112,11 +112,10 @@ impl Outline {
                 [n, p, share] => Source::Ternary { scales: [n, p], share },
                 _ => Source::Free,
             },
-            Outline::Hashed { buckets: 0, .. } => return Err(Error::State("hashed values without buckets".into())),
-            Outline::Hashed { seed, buckets } => {
-                let buckets = from.numbers(buckets)?;
+            Outline::Shared { rule, values } => {
+                let values = from.numbers(values)?;
                 accounted(from)?;
-                Source::hashed(seed, buckets, shape)
+                Source::shared(rule, values, shape).map_err(|error| Error::State(error.to_string()))?
             }
             Outline::Product { width, columns, taps, transposed, ref centroids } => {
                 if width == 0 || columns == 0 {
@@ -171,7 +170,7 @@ impl Stored {
                 to.numbers(grid.zeros)?;
             }
             Source::Ternary { scales: [n, p], share } => to.numbers([n, p, share])?,
-            Source::Hashed { buckets, .. } => to.numbers(buckets)?,
+            Source::Shared { values, .. } => to.numbers(values)?,
             Source::Product { product, .. } => {
                 for stage in &product.stages {
                     to.numbers(stage.centroids.iter().copied())?;
@@ -327,7 +326,10 @@ mod tests {
         assert!(state(Coding { mask: mask(), source: Source::Free }) < 4 * count + count / 8 + rest);
         assert!(state(Coding { mask: mask(), source: book(32) }) < count + count / 8 + rest);
         assert!(state(Coding { mask: None, source: book(300) }) < 2 * count + 4 * 300 + rest);
-        assert!(state(Coding { mask: None, source: Source::hashed(1, vec![0.5; 50], &[side, side]) }) < rest);
+        assert!(
+            state(Coding { mask: None, source: Source::shared(Places::Hash { seed: 1 }, vec![0.5; 50], &[side, side]).unwrap() })
+                < rest
+        );
     }
 
     /// The network with this coding of its last weight, as Burn stores it.
@@ -362,8 +364,8 @@ mod tests {
             },
         );
         let ternary = (values(2), 0.0_f32..1.0).prop_map(|(s, share)| Source::Ternary { scales: [s[0], s[1]], share });
-        let hashed =
-            (any::<u64>(), (1..30_usize).prop_flat_map(values)).prop_map(|(seed, buckets)| Source::hashed(seed, buckets, &SIDES));
+        let hashed = (any::<u64>(), (1..30_usize).prop_flat_map(values))
+            .prop_map(|(seed, values)| Source::shared(Places::Hash { seed }, values, &SIDES).unwrap());
         let product =
             (1..7_usize, 1..4_usize, 1..5_usize, any::<bool>()).prop_flat_map(move |(width, stages, centroids, transposed)| {
                 let [rows, columns] = if transposed { [SIDES[1], SIDES[0]] } else { SIDES };

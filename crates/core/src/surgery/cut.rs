@@ -81,7 +81,7 @@ fn select(mut parameter: Stored, rows: &[bool], columns: &[bool]) -> Stored {
         *fan_in = kept_columns.len();
     }
     // These codings may be gone afterwards, and the values must not go with them.
-    let dissolves = matches!(parameter.coding.source, Source::Hashed { .. } | Source::Product { .. });
+    let dissolves = matches!(parameter.coding.source, Source::Shared { .. } | Source::Product { .. });
     let base = if dissolves { Cow::Owned(parameter.values()) } else { Cow::Borrowed(&parameter.base) };
     Stored {
         name: parameter.name,

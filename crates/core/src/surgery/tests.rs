@@ -1,6 +1,6 @@
 mod constants;
 
-use briquette_runtime::{Activation, Grid, Hashed, Layer, Product, Stage, StepGradient, Window, layers};
+use briquette_runtime::{Activation, Grid, Layer, Places, Product, Stage, StepGradient, Window, layers};
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
@@ -134,10 +134,10 @@ fn random_source(shape: &[usize], rng: &mut ChaCha8Rng) -> Source {
             Source::Codebook { centroids: vec![-0.3, 0.1, 0.4], assignment: (0..count).map(|_| rng.random_range(0..3)).collect() }
         }
         2 | 3 => Source::Ternary { scales: [0.2, 0.3], share: rng.random_range(0.05..0.6) },
-        4 => Source::Hashed {
-            seed: 7,
-            buckets: vec![0.3, -0.2, 0.1],
-            places: (0..count).map(|i| Hashed::place(7, i, 3)).collect(),
+        4 => Source::Shared {
+            rule: Places::Hash { seed: 7 },
+            values: vec![0.3, -0.2, 0.1],
+            places: Places::Hash { seed: 7 }.all(&[count], 3),
         },
         5 => {
             let columns = count / out;
@@ -368,11 +368,11 @@ fn cut_fc2(source: impl Fn(&[usize]) -> Source, inputs: bool) -> (Stored, Vec<f3
 
 #[test]
 fn a_cut_breaks_a_hash_up_into_the_codebook_of_its_values() {
-    let hashed = |buckets: usize| {
+    let hashed = |values: usize| {
         move |shape: &[usize]| {
-            let buckets: Vec<f32> = (1..=buckets).map(|i| i as f32 * 1e-4).collect();
-            let places = (0..shape.iter().product()).map(|i| briquette_runtime::Hashed::place(3, i, buckets.len())).collect();
-            Source::Hashed { seed: 3, buckets, places }
+            let values: Vec<f32> = (1..=values).map(|i| i as f32 * 1e-4).collect();
+            let places = Places::Hash { seed: 3 }.all(shape, values.len());
+            Source::Shared { rule: Places::Hash { seed: 3 }, values, places }
         }
     };
     let (weight, left) = cut_fc2(hashed(50), false);
@@ -597,12 +597,12 @@ fn folding_leaves_the_function_under_every_coding_or_is_refused() {
         Source::Grid { grid, rounding, learned: false }
     };
     let stage = Stage { centroids: (0..8).map(|i| i as f32 * 0.1 - 0.3).collect(), indices: (0..4).map(|i| i % 2).collect() };
-    let places = (0..16).map(|i| Hashed::place(7, i, 3)).collect();
+    let places = Places::Hash { seed: 7 }.all(&[16], 3);
     let mut sources = vec![
         Source::Free,
         Source::Codebook { centroids: vec![-0.3, 0.1, 0.4], assignment: (0..16).map(|i| i % 3).collect() },
         Source::Ternary { scales: [0.2, 0.3], share: 0.05 },
-        Source::Hashed { seed: 7, buckets: vec![0.3, -0.2, 0.1], places },
+        Source::Shared { rule: Places::Hash { seed: 7 }, values: vec![0.3, -0.2, 0.1], places },
         Source::Product { product: Product { width: 4, columns: 4, taps: 1, stages: vec![stage] }, transposed: false },
     ];
     for rounding in [Rounding::Nearest, Rounding::Stochastic, Rounding::Tanh, Rounding::Threshold] {

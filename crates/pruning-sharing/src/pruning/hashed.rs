@@ -53,6 +53,7 @@ use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::{Recipe, tune};
 use briquette_core::types::{Layers, PerLayer, Ratio};
+use briquette_runtime::Places;
 use burn::module::Module;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -157,8 +158,8 @@ pub fn share<M: Module>(module: M, mut keep: impl FnMut(&Weight) -> Option<f64>,
 }
 
 fn hash(weight: &Weight, count: usize, init: Init, seed: u64) -> Source {
-    let mut source = Source::hashed(seed, vec![0.0; count], &weight.shape);
-    let Source::Hashed { buckets, places, .. } = &mut source else { return source };
+    let mut source = Source::shared(Places::Hash { seed }, vec![0.0; count], &weight.shape).expect("a hash fits every shape");
+    let Source::Shared { values: buckets, places, .. } = &mut source else { return source };
     let keeps = |i: usize| weight.coding.mask.as_ref().is_none_or(|mask| mask[i]);
     let kept = || (0..weight.values.len()).filter(|i| keeps(*i)).map(|i| (places[i], f64::from(weight.values[i])));
     match init {
@@ -195,7 +196,7 @@ mod tests {
 
     fn fc1(net: &Net) -> (u64, Vec<f32>, Vec<u32>) {
         match net.nodes[net.index("fc1").unwrap()].weight().unwrap().coding.source {
-            Source::Hashed { seed, buckets, places } => (seed, buckets, places),
+            Source::Shared { rule: Places::Hash { seed }, values, places } => (seed, values, places),
             other => panic!("{other:?}"),
         }
     }
@@ -216,7 +217,7 @@ mod tests {
         assert_eq!((buckets.len(), places.len()), (3200, 25_600));
         let model = Model::from_bytes(&file(&net)).unwrap();
         let coded = model.nodes.last().unwrap().tensor("weight").unwrap();
-        assert_eq!((coded.summary().value_format, coded.summary().codebook_len), (ValueFormat::Hashed, Some(3200)));
+        assert_eq!((coded.summary().value_format, coded.summary().codebook_len), (ValueFormat::Shared, Some(3200)));
         let (bits, bias) = (coded.bits(), 4 * 100);
         assert_eq!((bits.codebook, bits.values, bits.indices), (32 * 3200, 0, 0));
         assert!((4 * 3200..4 * 3200 + 150).contains(&(file(&net).len() - bias)), "{}", file(&net).len());

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::Places;
 
 const CODERS: [Coder; 3] = [Coder::Packed, Coder::Huffman, Coder::Entropy];
 const FORMATS: [ValueFormat; 3] = [ValueFormat::F32, ValueFormat::F16, ValueFormat::Codebook];
@@ -352,32 +353,53 @@ fn grids_that_make_no_sense_are_refused() {
 
 proptest! {
     #[test]
-    fn hashed_values_come_back_with_their_buckets(
+    fn hashed_values_come_back_with_their_base_values(
         seed in any::<u64>(),
         buckets in prop::collection::vec((-8_i8..8).prop_map(|value| f32::from(value) * 0.37), 1..40),
         shape in (1_usize..30, 1_usize..30),
         pruned in any::<bool>(),
     ) {
-        let hashed = Hashed { seed, buckets };
+        let hashed = Shared { places: Places::Hash { seed }, values: buckets };
         let shape = [shape.0, shape.1];
         let count = shape[0] * shape[1];
         let mask = pruned.then(|| (0..count).map(|i| i % 3 != 0).collect::<Vec<_>>());
-        let values = left(&(0..count).map(|i| hashed.value(i)).collect::<Vec<_>>(), mask.as_deref());
+        let values = left(&hashed.expand(&shape), mask.as_deref());
         for values_format in [ValueFormat::F32, ValueFormat::F16] {
             for coder in CODERS {
                 let plan = Plan { values: values_format, coder };
-                let coded = Coded::hashed(&shape, &values, mask.as_deref(), &hashed, &plan).unwrap();
-                prop_assert_eq!(coded.summary().value_format, ValueFormat::Hashed);
+                let coded = Coded::shared(&shape, &values, mask.as_deref(), &hashed, &plan).unwrap();
+                prop_assert_eq!(coded.summary().value_format, ValueFormat::Shared);
                 let back = reread(&coded);
                 prop_assert!(back == coded);
                 prop_assert_eq!(back.mask(), mask.clone());
                 let expected: Vec<f32> = expected(&values, mask.as_deref(), &plan).into_iter().map(f32::from_bits).collect();
                 // Without a bit for each value, a zero has the sign of its place.
                 prop_assert_eq!(back.decode(), expected);
-                let found = back.as_hashed().unwrap();
-                prop_assert_eq!((found.seed, found.buckets.len()), (seed, hashed.buckets.len()));
+                let found = back.as_shared().unwrap();
+                prop_assert_eq!((found.places, found.values.len()), (hashed.places, hashed.values.len()));
             }
         }
+    }
+
+    #[test]
+    fn values_shared_by_any_rule_come_back_with_their_base_values(
+        (meta, channels, kernel, more) in (1_usize..3, 1_usize..4, 1_usize..4, 0_usize..3),
+        rule in 0_usize..3,
+    ) {
+        let (places, filters) = match rule {
+            0 => (Places::Windows { sides: [kernel + more, kernel + 1] }, meta * (more + 1) * 2),
+            1 => (Places::Turns { mirrored: more == 1, grouped: more == 2 }, meta * 8),
+            _ => (Places::Copies { times: more + 1, signed: kernel == 2 }, meta * (more + 1)),
+        };
+        let shape = [filters, 4 * channels, kernel, kernel];
+        let count = places.count(&shape).unwrap().unwrap();
+        let shared = Shared { places, values: (0..count).map(|i| i as f32 * 0.25 - 1.0).collect() };
+        let values = shared.expand(&shape);
+        let coded = Coded::shared(&shape, &values, None, &shared, &Plan::default()).unwrap();
+        prop_assert_eq!(coded.bits().codebook, 32 * count as u64);
+        let back = reread(&coded);
+        prop_assert_eq!(back.decode(), values);
+        prop_assert_eq!(back.as_shared(), Some(shared));
     }
 
     #[test]
@@ -410,10 +432,10 @@ proptest! {
 }
 
 #[test]
-fn buckets_take_four_bytes_each_and_a_product_what_its_formula_says() {
-    let hashed = Hashed { seed: 3, buckets: (0..1000).map(|i| i as f32 * 0.01 - 5.0).collect() };
-    let values: Vec<f32> = (0..80 * 100).map(|i| hashed.value(i)).collect();
-    let coded = Coded::hashed(&[80, 100], &values, None, &hashed, &Plan::default()).unwrap();
+fn base_values_take_four_bytes_each_and_a_product_what_its_formula_says() {
+    let hashed = Shared { places: Places::Hash { seed: 3 }, values: (0..1000).map(|i| i as f32 * 0.01 - 5.0).collect() };
+    let values = hashed.expand(&[80, 100]);
+    let coded = Coded::shared(&[80, 100], &values, None, &hashed, &Plan::default()).unwrap();
     assert_eq!((coded.bits().codebook, coded.bits().values), (32 * 1000, 0));
     assert!(coded.stored() < 4 * 1000 + 16, "{}", coded.stored());
     // rows ceil(columns / width) log2 k bits of indices and 32 k columns of centroids, in every stage.
@@ -450,17 +472,17 @@ fn taps_that_share_centroids_make_a_convolution_nine_times_smaller() {
 }
 
 #[test]
-fn values_beside_their_hash_or_product_are_stored_as_they_are() {
-    let hashed = Hashed { seed: 3, buckets: vec![0.5, 1.0] };
-    let mut values: Vec<f32> = (0..40).map(|i| hashed.value(i)).collect();
+fn values_beside_their_rule_or_product_are_stored_as_they_are() {
+    let hashed = Shared { places: Places::Hash { seed: 3 }, values: vec![0.5, 1.0] };
+    let mut values = hashed.expand(&[40]);
     values[7] = 9.0;
-    let coded = Coded::hashed(&[40], &values, None, &hashed, &Plan::default()).unwrap();
+    let coded = Coded::shared(&[40], &values, None, &hashed, &Plan::default()).unwrap();
     assert_eq!((coded.summary().value_format, coded.decode()), (ValueFormat::F32, values));
     // One bucket of 4 bytes may stand for 20480 values, not for more.
-    for (count, format) in [(20_480, ValueFormat::Hashed), (20_481, ValueFormat::F32)] {
-        let hashed = Hashed { seed: 3, buckets: vec![0.5] };
-        let values: Vec<f32> = (0..count).map(|i| hashed.value(i)).collect();
-        assert_eq!(Coded::hashed(&[count], &values, None, &hashed, &Plan::default()).unwrap().summary().value_format, format);
+    for (count, format) in [(20_480, ValueFormat::Shared), (20_481, ValueFormat::F32)] {
+        let hashed = Shared { places: Places::Hash { seed: 3 }, values: vec![0.5] };
+        let values = hashed.expand(&[count]);
+        assert_eq!(Coded::shared(&[count], &values, None, &hashed, &Plan::default()).unwrap().summary().value_format, format);
     }
     let refused =
         |product: &Product| Coded::product(&[2, 3], &[0.0; 6], None, product, &Plan::default()).unwrap_err().to_string();
@@ -478,10 +500,9 @@ fn values_beside_their_hash_or_product_are_stored_as_they_are() {
     assert_eq!(refused(&by_tap), "corrupt: a product whose taps share centroids, of the shape [2, 3]");
     let other = Coded::product(&[2, 3, 2], &[0.0; 12], None, &by_tap, &Plan::default()).unwrap_err().to_string();
     assert_eq!(other, "corrupt: a product of 3 taps for [2, 3, 2]");
-    assert_eq!(
-        Coded::hashed(&[1], &[0.0], None, &Hashed { seed: 0, buckets: vec![] }, &Plan::default()).unwrap_err().to_string(),
-        "corrupt: hashed values without buckets"
-    );
+    let none = Shared { places: Places::Hash { seed: 0 }, values: vec![] };
+    let refused = Coded::shared(&[1], &[0.0], None, &none, &Plan::default()).unwrap_err().to_string();
+    assert_eq!(refused, "corrupt: shared values: there are none");
 }
 
 #[test]
