@@ -5,6 +5,7 @@
 //! network knows the difference. `BRIQUETTE_KERNELS=off` gives plain Burn, for comparison.
 
 mod conv;
+mod host;
 mod linear;
 mod norm;
 mod optimize;
@@ -28,6 +29,7 @@ use burn_flex::FlexTensor;
 
 pub use conv::Steps;
 pub(crate) use conv::{convolve, convolve_normalized};
+pub use host::Hosted;
 pub use linear::Finish;
 pub(crate) use linear::linear;
 pub use norm::Form;

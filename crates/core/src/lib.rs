@@ -19,6 +19,7 @@ pub mod promises;
 pub mod quantize;
 pub mod rank;
 pub mod scan;
+pub mod selftest;
 pub mod stored;
 pub mod surgery;
 pub mod task;

@@ -12,7 +12,6 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::chance;
-use crate::error::{Error, Result};
 use crate::kernels::{self, Levels, Quantizing, takes};
 use crate::types::Bits;
 
@@ -262,29 +261,15 @@ pub struct CoarseGradient {
 impl CoarseGradient {
     /// Of each sample's gradients, with the largest absolute value `m`, every one is rounded at random to `2^bits` levels that lie evenly from
     /// `-m` to `m` (Zhou et al., "DoReFa-Net", arXiv:1606.06160, 2016, equation 12).
-    ///
-    /// # Errors
-    /// On other devices than `flex`: elsewhere no operation has another gradient than its own.
-    pub fn of_bits(bits: Bits, device: &Device) -> Result<Self> {
-        Self::new(Levels::OfSample { bits: bits.get() }, Rounding::Stochastic, device)
+    pub fn of_bits(bits: Bits) -> Self {
+        Self { levels: Levels::OfSample { bits: bits.get() }, rounding: Rounding::Stochastic }
     }
 
     /// Gradients in the fixed-point format `<integer, fraction>`: multiples of `2^-fraction` from `-2^(integer - 1)` to one less than
     /// `2^(integer - 1)` (Gupta, Agrawal, Gopalakrishnan, Narayanan, ICML 2015); at random, or by [`Rounding::Nearest`] to the nearest.
-    ///
-    /// # Errors
-    /// As [`CoarseGradient::of_bits`].
-    pub fn in_format(integer: u32, fraction: u32, rounding: Rounding, device: &Device) -> Result<Self> {
+    pub fn in_format(integer: u32, fraction: u32, rounding: Rounding) -> Self {
         let (step, end) = (0.5_f32.powi(fraction as i32), 2.0_f32.powi((integer + fraction) as i32 - 1));
-        Self::new(Levels::OfFormat { step, end }, rounding, device)
-    }
-
-    fn new(levels: Levels, rounding: Rounding, device: &Device) -> Result<Self> {
-        if kernels::serve(device) {
-            return Ok(Self { levels, rounding });
-        }
-        let detail = "gradients of few bits are computed on the CPU device `flex` only, by our kernels; set `device = \"flex\"`";
-        Err(Error::Invalid(detail.into()))
+        Self { levels: Levels::OfFormat { step, end }, rounding }
     }
 
     /// The same values `[batch, ...]`.

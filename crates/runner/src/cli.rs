@@ -234,6 +234,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
     match &cli.verb {
         Verb::Run { config, out, resume } => {
             let config = read(config)?;
+            crate::device::deepen(&config.device)?;
             let options = run::Options { out: out.clone(), data_dir: data_dir.map(Into::into), resume: *resume };
             let (folder, report) = run::run(&config, &options)?;
             if cli.json {

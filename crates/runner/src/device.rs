@@ -1,7 +1,98 @@
-//! From a name in a config to a device.
+//! From a name in a config to a device that computes what it should.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use briquette_core::selftest;
 use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+
+/// What computes a run, where it is not the CPU.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Adapter {
+    /// The adapter's own name.
+    pub name: String,
+    /// The interface through which it is driven.
+    pub backend: String,
+    /// The driver and its version.
+    pub driver: String,
+}
+
+/// The device of this name, held against the CPU before it gets work ([`selftest::check`]), and what it is.
+///
+/// # Errors
+/// As [`device`]; where no driver offers such a device, or it does not open; one that computes wrongly.
+pub fn open(name: &str) -> Result<(Device, Option<Adapter>)> {
+    let device = device(name)?;
+    if device == Device::flex() {
+        return Ok((device, None));
+    }
+    let adapter = adapter(name, &device)?;
+    // A backend that fails underneath panics; what it says there is all that it says.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let tested = catch_unwind(AssertUnwindSafe(|| selftest::check(&device)));
+    std::panic::set_hook(hook);
+    match tested {
+        Ok(found) => found.map_err(|error| anyhow!("device '{name}'{}: {error}", of(adapter.as_ref())))?,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+            let text = text.unwrap_or("no reason is given").lines().next().unwrap_or_default();
+            bail!("device '{name}'{} fails a first computation: {text}; take another device, or `flex`", of(adapter.as_ref()))
+        }
+    }
+    Ok((device, adapter))
+}
+
+fn of(adapter: Option<&Adapter>) -> String {
+    adapter.map(|a| format!(" ({}, {}, driver {})", a.name, a.backend, a.driver)).unwrap_or_default()
+}
+
+/// Opens the adapter of a graphics interface.
+#[cfg(any(feature = "wgpu", feature = "vulkan"))]
+fn adapter(name: &str, device: &Device) -> Result<Option<Adapter>> {
+    use burn::backend::wgpu::graphics::AutoGraphicsApi;
+    use burn::backend::wgpu::{RuntimeOptions, try_init_setup};
+    use burn::backend::{CubeDevice, DispatchDevice};
+    let DispatchDevice::Cube(CubeDevice::Wgpu(selected)) = device.as_dispatch() else { return Ok(None) };
+    let setup = try_init_setup::<AutoGraphicsApi>(selected, RuntimeOptions::default()).map_err(|error| {
+        let detail = "is a driver installed, and does VK_DRIVER_FILES, if it is set, name one? `flex` computes on the CPU";
+        anyhow!("device '{name}' does not open: {error}; {detail}")
+    })?;
+    let info = setup.adapter.get_info();
+    let driver = [info.driver, info.driver_info].into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join(" ");
+    Ok(Some(Adapter { name: info.name, backend: format!("{:?}", info.backend).to_lowercase(), driver }))
+}
+
+#[cfg(not(any(feature = "wgpu", feature = "vulkan")))]
+fn adapter(_: &str, _: &Device) -> Result<Option<Adapter>> {
+    Ok(None)
+}
+
+/// Starts this program anew with larger stacks for all threads where the device compiles kernels while it runs: compilers go deep, in threads
+/// of their own that take the size from the environment, once.
+///
+/// # Errors
+/// When the program cannot be started.
+pub(crate) fn deepen(name: &str) -> Result<()> {
+    let compiles = ["wgpu", "vulkan", "cuda"].contains(&name.split(':').next().unwrap_or_default());
+    if !compiles || std::env::var_os(STACK_VARIABLE).is_some() {
+        return Ok(());
+    }
+    let mut again = std::process::Command::new(std::env::current_exe().context("cannot find this program's file")?);
+    again.args(std::env::args_os().skip(1)).env(STACK_VARIABLE, STACK);
+    #[cfg(unix)]
+    return Err(std::os::unix::process::CommandExt::exec(&mut again)).context("cannot start this program with larger stacks");
+    #[cfg(not(unix))]
+    {
+        let status = again.status().context("cannot start this program with larger stacks")?;
+        std::process::exit(status.code().unwrap_or(1))
+    }
+}
+
+/// The variable by which all threads of a Rust program are given their stack, in bytes.
+const STACK_VARIABLE: &str = "RUST_MIN_STACK";
+const STACK: &str = "268435456";
 
 /// The device of this name: a backend and, after a colon, the number of one of its devices.
 ///

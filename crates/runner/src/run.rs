@@ -59,7 +59,7 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
         tracing::info!("{} is finished; nothing to do", folder.display());
         return Ok((folder, report));
     }
-    let device = device::device(&config.device)?;
+    let (device, adapter) = device::open(&config.device)?;
     let (splits, data) = setup::data(&config.data, config.seed, options.data_dir.as_deref())?;
     let (train, valid, test) = (data.train.len(), data.valid.len(), data.test.len());
     let from = if valid_from(config) == ValidFrom::Test { " (of the test set)" } else { "" };
@@ -127,7 +127,7 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
     }
     let (_, bytes) = measure::size(&net, progress.storage, 0, "")?;
     files::write(&folder.join(MODEL), &bytes)?;
-    let report = summarize(config, &hash, progress.rows, &splits, &data)?;
+    let report = Report { adapter, ..summarize(config, &hash, progress.rows, &splits, &data)? };
     report::write(&folder, &report)?;
     Ok((folder, report))
 }
@@ -252,6 +252,7 @@ fn summarize(config: &Config, hash: &str, rows: Vec<Row>, splits: &briquette_dat
         config_hash: hash.to_string(),
         seed: config.seed,
         device: if config.device == "auto" { "flex".into() } else { config.device.clone() },
+        adapter: None,
         smoke: config.smoke,
         versions,
         data: DataInfo {

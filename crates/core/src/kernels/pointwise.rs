@@ -1,12 +1,13 @@
 //! The order of values, the rectifier, and the loss.
 
-use briquette_kernels::grid::{self, Grid};
+use briquette_kernels::grid::Grid;
 use briquette_kernels::pointwise;
 use briquette_runtime::StepGradient;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 
+use super::host::coarse;
 use super::*;
 
 /// `[batch, channels, height, width]` to `[batch, height, width, channels]`.
@@ -31,7 +32,11 @@ pub(crate) fn quantize<const D: usize>(x: Tensor<D>, step: Tensor<1>, rule: Quan
 
 /// The same values; their gradient is rounded to fewer values, up or down by the noise.
 pub(crate) fn coarsen<const D: usize>(x: Tensor<D>, noise: Tensor<D>, levels: Levels) -> Tensor<D> {
-    Tensor::from_dispatch(<Dispatch as Kernels>::coarsen(x.into_dispatch(), noise.into_dispatch(), levels))
+    let coarsen = match is_flex(&x.device().inner()) {
+        true => <Dispatch as Kernels>::coarsen,
+        false => <Dispatch as Hosted>::coarsen,
+    };
+    Tensor::from_dispatch(coarsen(x.into_dispatch(), noise.into_dispatch(), levels))
 }
 
 /// The mean over the rows of `-sum_k t_k log softmax(logits)_k`.
@@ -202,13 +207,8 @@ impl Backward<Flex, 1> for Coarse {
         let dy = grads.consume::<Flex>(&ops.node);
         if let [Some(node)] = ops.parents {
             let (noise, levels) = ops.state;
-            let size = dy.shape().as_slice()[1..].iter().product();
-            let rounded = with_values(&dy, |dy| {
-                with_values(&noise, |noise| match levels {
-                    Levels::OfSample { bits } => grid::coarse(dy, noise, size, bits),
-                    Levels::OfFormat { step, end } => grid::in_format(dy, noise, step, end),
-                })
-            });
+            let shape = dy.shape();
+            let rounded = with_values(&dy, |dy| with_values(&noise, |noise| coarse(dy, noise, shape.as_slice(), levels)));
             grads.register::<Flex>(node.id, like(&dy, rounded));
         }
     }

@@ -16,15 +16,18 @@ pub(crate) fn structured(layer: &Structured, x: Tensor<2>) -> Tensor<2> {
         tensor.reshape([rows * columns])
     });
     let parameters: Tensor<1> = Tensor::cat(parameters.collect(), 0);
-    let (x, parameters) = (x.into_dispatch(), parameters.into_dispatch());
-    let y = Tensor::from_dispatch(<Dispatch as Kernels>::multiply_structured(x, parameters, layer.structure));
+    let multiply = match is_flex(&x.device().inner()) {
+        true => <Dispatch as Kernels>::multiply_structured,
+        false => <Dispatch as Hosted>::multiply_structured,
+    };
+    let y = Tensor::from_dispatch(multiply(x.into_dispatch(), parameters.into_dispatch(), layer.structure));
     match &layer.bias {
         Some(bias) => y + bias.val().unsqueeze(),
         None => y,
     }
 }
 
-fn prepare(structure: Structure, mut parameters: &[f32]) -> Prepared {
+pub(super) fn prepare(structure: Structure, mut parameters: &[f32]) -> Prepared {
     let shapes = structure.parameters();
     let each = shapes.iter().map(|parameter| parameters.split_off(..parameter.count()).expect(CHECKED));
     structure.prepare(&each.collect::<Vec<_>>()).expect(CHECKED)

@@ -37,8 +37,7 @@
 //!
 //! Zhou, Wu, Ni, Zhou, Wen, Zou. "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth Gradients".
 //! arXiv:1606.06160, 2016.
-//! Differs from the paper: gradients keep their precision unless `gradients` says otherwise, and lose it on the device `flex` only; and residual
-//! sums read the quantized activations.
+//! Differs from the paper: gradients keep their precision unless `gradients` says otherwise, and residual sums read the quantized activations.
 
 use std::collections::BTreeMap;
 
@@ -100,7 +99,7 @@ impl Dorefa {
     /// quantized is none of them.
     fn coarse(&self, net: &Net, layers: &BTreeMap<String, u32>) -> Result<Option<Coarse>> {
         let Some(bits) = self.gradients else { return Ok(None) };
-        let gradient = CoarseGradient::of_bits(bits, &net.device())?;
+        let gradient = CoarseGradient::of_bits(bits);
         Ok(Some(Coarse { gradient, layers: layers.keys().map(|name| net.index(name)).collect::<Result<_>>()? }))
     }
 }

@@ -38,7 +38,7 @@
 //!
 //! Gupta, Agrawal, Gopalakrishnan, Narayanan. "Deep Learning with Limited Numerical Precision". ICML 2015. arXiv:1502.02551.
 //! Differs from the paper: the optimizer's moments and normalization stay in floating point, activations and gradients too unless they are
-//! given a format, and gradients have one on the device `flex` only.
+//! given a format.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -185,18 +185,16 @@ impl StochasticRounding {
         self.weights.check("weights")?;
         self.activations.map_or(Ok(()), |format| format.check("activations"))?;
         self.gradients.map_or(Ok(()), |format| format.check("gradients"))?;
-        self.coarse(net)?;
         let bits = Bits::try_from(self.weights.integer + self.weights.fraction).map_err(Error::Invalid)?;
         layers(Self::NAME, net, &PerLayer::All(bits), &self.layers.without(&self.except, net)?, (|_| true, "2 to 16"))
     }
 
-    fn coarse(&self, net: &Net) -> Result<Option<CoarseGradient>> {
+    fn coarse(&self) -> Option<CoarseGradient> {
         let rounding = match self.rounding {
             By::Stochastic => Rounding::Stochastic,
             By::Nearest => Rounding::Nearest,
         };
-        let coarse = |format: Format| CoarseGradient::in_format(format.integer, format.fraction, rounding, &net.device());
-        self.gradients.map(coarse).transpose()
+        self.gradients.map(|format| CoarseGradient::in_format(format.integer, format.fraction, rounding))
     }
 
     /// The training's own way through the network with its quantizers in place, if it has one. `layers` are by name, for quantizers move the
@@ -204,7 +202,7 @@ impl StochasticRounding {
     fn way(&self, net: &Net, layers: &BTreeSet<String>) -> Result<Option<Way>> {
         let layers: Vec<usize> = layers.iter().map(|name| net.index(name)).collect::<Result<_>>()?;
         let noisy = self.activations.filter(|_| self.rounding == By::Stochastic).map(|format| Noisy::new(net, &layers, format));
-        let gradients = self.coarse(net)?;
+        let gradients = self.coarse();
         Ok((noisy.is_some() || gradients.is_some()).then_some(Way { noisy, gradients, layers }))
     }
 }

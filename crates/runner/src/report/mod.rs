@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 pub use metrics::Metrics;
 
 use crate::config::ValidFrom;
+use crate::device::Adapter;
 
 /// Version of the schema.
 pub const SCHEMA: u32 = 1;
@@ -57,6 +58,9 @@ pub struct Report {
     pub seed: u64,
     /// Device that trained.
     pub device: String,
+    /// What that device is, where it is not the CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<Adapter>,
     /// Whether epochs and data were cut down for a trial.
     pub smoke: bool,
     /// Versions of the programs involved.
@@ -82,6 +86,7 @@ impl Default for Report {
             config_hash: String::new(),
             seed: 0,
             device: String::new(),
+            adapter: None,
             smoke: false,
             versions: BTreeMap::new(),
             data: DataInfo::default(),

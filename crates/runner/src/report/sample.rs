@@ -27,6 +27,7 @@ pub(super) fn report() -> Report {
         config_hash: "3f9a1c0de4b25a77".into(),
         seed: 7,
         device: "flex".into(),
+        adapter: None,
         smoke: true,
         versions: BTreeMap::from([("briquette".into(), "0.1.0".into()), ("burn".into(), "0.22.1".into())]),
         data: DataInfo {
