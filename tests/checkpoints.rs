@@ -50,6 +50,7 @@ fn a_resnet_trained_with_pytorch_keeps_its_accuracy() {
     let data = briquette_data::open("cifar10-exact4000", &Locations::from_env(None)).unwrap().train;
     let mut right = 0;
     for (index, batch) in Loader::ordered(&data, 200).enumerate() {
+        let batch = batch.unwrap();
         right += hits(&engine.run(&batch.images, batch.len).unwrap(), &batch.labels, 1);
         if index == 0 {
             assert!(difference(&net, &model, batch.images, batch.len) <= 1e-4);

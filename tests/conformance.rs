@@ -269,7 +269,7 @@ fn whatever_trains_on_has_its_gradient() {
     every_case(|case| {
         let (net, _) = case.run_on(case.start())?;
         let net = net.train();
-        let batch = Loader::ordered(&DATA.train, 50).next().unwrap();
+        let batch = Loader::ordered(&DATA.train, 50).next().unwrap().unwrap();
         let images = images(&batch, DATA.train.shape, &Device::flex().autodiff());
         let gradients = cross_entropy(net.forward(images), &batch.labels, 0.0).backward();
         let mut reached =

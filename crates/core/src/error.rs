@@ -47,6 +47,9 @@ pub enum Error {
     /// The user asked to stop; the run can be resumed.
     #[error("stopped on request")]
     Stopped,
+    /// The data set refused, or an image of it can no longer be read.
+    #[error(transparent)]
+    Data(#[from] briquette_data::Error),
     /// The container or the engine refused.
     #[error(transparent)]
     Runtime(#[from] briquette_runtime::Error),

@@ -9,6 +9,7 @@ mod probe;
 mod recipe;
 mod renew;
 mod state;
+mod tally;
 #[cfg(test)]
 mod tests;
 
@@ -36,6 +37,7 @@ use crate::net::Net;
 use crate::pass::{Context, Event, Host, Saved};
 use crate::task::Task;
 use state::State;
+use tally::Tally;
 
 /// A term that a method adds to the recipe's loss.
 pub trait Objective {
@@ -149,8 +151,8 @@ pub struct Score {
 /// Trains `net` on the training split and returns the weights of the epoch that the recipe chooses.
 ///
 /// # Errors
-/// [`Error::Stopped`] when the host asks to stop, [`Error::Diverged`] when the loss is not finite: the state of the last whole epoch is
-/// with the host. Settings that cannot train, data of other images or classes than the network's, and the host's own failures.
+/// [`Error::Stopped`] when the host asks to stop, [`Error::Diverged`] when the loss is not finite, [`Error::Data`] when an image cannot be read: the
+/// state of the last whole epoch is with the host. Settings that cannot train, data of other images or classes than the network's, and the host's own failures.
 pub fn fit(net: Net, recipe: &Recipe, mut extras: Extras<'_>, cx: &mut Context<'_>) -> Result<Net> {
     recipe.check()?;
     let task = Task::of(&net)?;
@@ -190,20 +192,21 @@ pub fn fit(net: Net, recipe: &Recipe, mut extras: Extras<'_>, cx: &mut Context<'
         chance::seed(stream(seed, &format!("dropout-{epoch}")));
         let began = Instant::now();
         let what = format!("epoch {}/{}", epoch + 1, recipe.epochs);
-        let loader =
-            Loader::train(&cx.data.train, recipe.batch, recipe.augment.clone(), stream(seed, &format!("order-{epoch}")), WORKERS);
-        let (mut loss_sum, mut correct, mut seen, mut lr) = (0.0, 0, 0, 0.0);
+        let (train, order) = (&cx.data.train, stream(seed, &format!("order-{epoch}")));
+        let loader = Loader::train(train, recipe.batch, recipe.augment.clone(), order, train.workers(recipe.batch));
+        let (mut tally, mut seen, mut lr) = (Tally::new(&device, [1]), 0, 0.0);
+        let finite = |loss: f64, lr| if loss.is_finite() { Ok(()) } else { Err(Error::Diverged { epoch, loss, lr }) };
         for (index, batch) in loader.enumerate() {
             if cx.host.stop_requested() {
                 return Err(Error::Stopped);
             }
+            let batch = batch?;
             lr = recipe.rate((epoch * steps_per_epoch + index) as f64 / steps_per_epoch as f64);
-            let images = images(&batch, cx.data.train.shape, &device.clone().autodiff());
+            let images = images(&batch, train.shape, &device.clone().autodiff());
             let logits = kernels::in_precision(recipe.precision.into(), || match extras.forward {
                 Some(own) => own.forward(&net, images.clone()),
                 None => net.forward(images.clone()),
             });
-            correct += hits(&floats(logits.clone().inner()), &batch.labels, 1);
             let mut loss = match recipe.loss {
                 Loss::CrossEntropy => cross_entropy(logits.clone(), &batch.labels, recipe.label_smoothing),
                 Loss::SquareHinge => square_hinge(logits.clone(), &batch.labels),
@@ -211,10 +214,7 @@ pub fn fit(net: Net, recipe: &Recipe, mut extras: Extras<'_>, cx: &mut Context<'
             for objective in &extras.objectives {
                 loss = loss + objective.term(&net, &images, &logits);
             }
-            let value = f64::from(floats(loss.clone().inner())[0]);
-            if !value.is_finite() {
-                return Err(Error::Diverged { epoch, loss: value, lr });
-            }
+            finite(tally.add(&logits.inner(), &batch.labels, loss.clone().inner()), lr)?;
             let grads = loss.backward();
             extras.objectives.iter_mut().for_each(|objective| objective.learn(&grads, lr));
             let mut grads = GradientsParams::from_grads(grads, &net);
@@ -226,10 +226,11 @@ pub fn fit(net: Net, recipe: &Recipe, mut extras: Extras<'_>, cx: &mut Context<'
             for projection in &mut extras.projections {
                 net = projection.project(net, epoch * steps_per_epoch + index, recipe.epochs * steps_per_epoch);
             }
-            loss_sum += value * batch.len as f64;
             seen += batch.len;
-            cx.host.event(Event::Step { what: &what, done: seen, total: cx.data.train.len(), loss: loss_sum / seen as f64 });
+            cx.host.event(Event::Step { what: &what, done: seen, total: train.len(), loss: tally.loss_so_far() });
         }
+        let (train_loss, [train_accuracy]) = tally.means();
+        finite(train_loss, lr)?;
         let seconds = began.elapsed().as_secs_f64();
         let last = std::mem::replace(&mut state.net, net.valid());
         let valid = match extras.settle {
@@ -240,8 +241,8 @@ pub fn fit(net: Net, recipe: &Recipe, mut extras: Extras<'_>, cx: &mut Context<'
             epoch,
             of: recipe.epochs,
             lr,
-            train_loss: loss_sum / seen.max(1) as f64,
-            train_accuracy: correct as f64 / seen.max(1) as f64,
+            train_loss,
+            train_accuracy,
             valid_accuracy: valid.accuracy,
             seconds,
             images_per_s: seen as f64 / seconds.max(1e-9),
@@ -276,26 +277,24 @@ pub fn tune(net: Net, recipe: Option<&Recipe>, cx: &mut Context<'_>) -> Result<N
 /// Accuracy and loss of `net` on `data`.
 ///
 /// # Errors
-/// [`Error::Stopped`] when the host asks to stop. Data of other images or classes than the network's.
+/// [`Error::Stopped`] when the host asks to stop. Data of other images or classes than the network's, and images that cannot be read.
 pub fn evaluate(net: &Net, data: &Dataset, device: &Device, host: &mut dyn Host) -> Result<Score> {
     Task::of(net)?.check(data)?;
     let batch = samples_together(net.fullest(&net.shapes()?)?, EVALUATION_BATCH);
     let net = net.valid();
-    let (mut correct, mut top5, mut loss, mut seen) = (0, 0, 0.0, 0);
+    let (mut tally, mut seen) = (Tally::new(device, [1, 5]), 0);
     for batch in Loader::ordered(data, batch) {
         if host.stop_requested() {
             return Err(Error::Stopped);
         }
+        let batch = batch?;
         let logits = net.forward(images(&batch, data.shape, device));
-        loss += f64::from(floats(cross_entropy(logits.clone(), &batch.labels, 0.0))[0]) * batch.len as f64;
-        let logits = floats(logits);
-        correct += hits(&logits, &batch.labels, 1);
-        top5 += hits(&logits, &batch.labels, 5);
+        tally.add(&logits, &batch.labels, cross_entropy(logits.clone(), &batch.labels, 0.0));
         seen += batch.len;
-        host.event(Event::Step { what: "evaluation", done: seen, total: data.len(), loss: loss / seen as f64 });
+        host.event(Event::Step { what: "evaluation", done: seen, total: data.len(), loss: tally.loss_so_far() });
     }
-    let share = |count: usize| count as f64 / seen.max(1) as f64;
-    Ok(Score { accuracy: share(correct), top5: share(top5), loss: loss / seen.max(1) as f64 })
+    let (loss, [accuracy, top5]) = tally.means();
+    Ok(Score { accuracy, top5, loss })
 }
 
 /// Number of samples whose label is among the `k` largest of their logits; `logits` is `[labels.len(), classes]`, flat.
@@ -307,9 +306,6 @@ pub fn hits(logits: &[f32], labels: &[u16], k: usize) -> usize {
     };
     rows.zip(labels).filter(|(row, label)| row[**label as usize].is_finite() && ahead(row, **label as usize) < k).count()
 }
-
-/// Threads that prepare batches beside the one that trains.
-const WORKERS: usize = 1;
 
 /// Images per batch of an evaluation, unless their feature maps take too much memory.
 const EVALUATION_BATCH: usize = 200;
@@ -348,31 +344,51 @@ pub fn square_hinge(logits: Tensor<2>, labels: &[u16]) -> Tensor<1> {
 
 /// Scales all gradients by `limit / norm` when the norm of all of them together exceeds `limit`.
 fn clip(mut grads: GradientsParams, net: &Net, limit: f64) -> GradientsParams {
-    struct Norm<'a>(&'a GradientsParams, f64);
+    /// The squares of each gradient, summed: `[1]` each.
+    struct Squares<'a>(&'a GradientsParams, Vec<Tensor<1>>);
 
-    impl ModuleVisitor for Norm<'_> {
+    impl ModuleVisitor for Squares<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             if let Some(grad) = self.0.get::<D>(param.id) {
-                self.1 += f64::from(floats(grad.powi_scalar(2).sum())[0]);
+                self.1.push(grad.powi_scalar(2).sum());
             }
         }
     }
 
-    struct Scale<'a>(&'a mut GradientsParams, f64);
+    struct Scale<'a>(&'a mut GradientsParams, Factor);
+
+    enum Factor {
+        Here(f64),
+        There(Tensor<1>),
+    }
 
     impl ModuleVisitor for Scale<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             if let Some(grad) = self.0.remove::<D>(param.id) {
-                self.0.register(param.id, grad.mul_scalar(self.1));
+                let scaled = match &self.1 {
+                    Factor::Here(factor) => grad.mul_scalar(*factor),
+                    Factor::There(factor) => grad * factor.clone().reshape([1; D]),
+                };
+                self.0.register(param.id, scaled);
             }
         }
     }
 
-    let mut norm = Norm(&grads, 0.0);
-    net.visit(&mut norm);
-    let norm = norm.1.sqrt();
-    if norm > limit {
-        net.visit(&mut Scale(&mut grads, limit / norm));
-    }
+    let mut squares = Squares(&grads, Vec::new());
+    net.visit(&mut squares);
+    let squares = squares.1;
+    let factor = match squares.first() {
+        None => return grads,
+        Some(first) if kernels::is_flex(&first.device()) => {
+            let norm = squares.into_iter().map(|sum| f64::from(floats(sum)[0])).sum::<f64>().sqrt();
+            match norm > limit {
+                true => Factor::Here(limit / norm),
+                false => return grads,
+            }
+        }
+        // To ask whether the norm exceeds the limit would be to wait for the device.
+        Some(_) => Factor::There(Tensor::cat(squares, 0).sum().sqrt().recip().mul_scalar(limit).clamp_max(1.0)),
+    };
+    net.visit(&mut Scale(&mut grads, factor));
     grads
 }

@@ -136,9 +136,12 @@ mod tests {
     #[test]
     fn golden_records() {
         let set = read("cifar10", [record(&[9]), record(&[0])].concat(), 2).expect("whole");
-        assert_eq!((set.label(0), set.label(1), set.pixel(1)[1023], set.pixel(1)[1024]), (9, 0, 1, 2));
+        assert_eq!(
+            (set.label(0), set.label(1), set.pixel(1).expect("memory")[1023], set.pixel(1).expect("memory")[1024]),
+            (9, 0, 1, 2)
+        );
         let set = read("cifar100", record(&[19, 99]), 1).expect("whole");
-        assert_eq!((set.label(0), set.pixel(0)[0]), (99, 1));
+        assert_eq!((set.label(0), set.pixel(0).expect("memory")[0]), (99, 1));
     }
 
     #[test]
@@ -153,7 +156,7 @@ mod tests {
     fn records_in_memory_become_a_set() {
         let set = Dataset::from_cifar("mine", 7, 2, &[record(&[0, 6]), record(&[9, 1])].concat()).expect("whole");
         assert_eq!((set.shape, set.len(), set.label(0), set.label(1)), ([3, 32, 32], 2, 6, 1));
-        assert_eq!((set.pixel(1)[0], set.pixel(1)[3071]), (1, 3));
+        assert_eq!((set.pixel(1).expect("memory")[0], set.pixel(1).expect("memory")[3071]), (1, 3));
         let error = |lead: usize, bytes: &[u8]| Dataset::from_cifar("mine", 7, lead, bytes).expect_err("broken").to_string();
         assert_eq!(error(1, &[0; 3072]), "mine: 3072 bytes are no whole number of records of 3073");
         assert_eq!(error(1, &record(&[7])), "mine: label 7 of record 0 is not below 7");

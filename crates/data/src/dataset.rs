@@ -2,13 +2,13 @@ use std::{fmt, sync::Arc};
 
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 
-use crate::Error;
+use crate::{Error, Images, images::Pixels, loader::HELD};
 
 /// Images of one shape with their labels: all of them, or a chosen few of a shared store.
 ///
-/// Clones and subsets share the pixels. [`Dataset::images`] and [`Dataset::labels`] are the whole store; [`Dataset::pixel`],
-/// [`Dataset::label`] and [`Dataset::len`] speak of the samples in view.
+/// Clones and subsets share the store, which need not be in memory: [`Dataset::pixel`] and [`Dataset::read`] fetch an image when it is asked for.
 #[derive(Clone)]
 pub struct Dataset {
     /// Name of the set and split.
@@ -17,15 +17,65 @@ pub struct Dataset {
     pub shape: [usize; 3],
     /// Number of classes; labels are `0..classes`.
     pub classes: usize,
-    /// Pixels of the store, `[n, c, h, w]`.
-    pub images: Arc<Vec<u8>>,
-    /// Labels of the store, `[n]`.
-    pub labels: Arc<Vec<u16>>,
+    images: Arc<dyn Images>,
     view: Option<Arc<Vec<u32>>>,
 }
 
 impl Dataset {
+    /// Takes images wherever they lie.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use briquette_data::{Dataset, Error, Images};
+    ///
+    /// /// Grey images of 2x2 pixels, each of one value, drawn when they are asked for.
+    /// #[derive(Debug)]
+    /// struct Greys;
+    ///
+    /// impl Images for Greys {
+    ///     fn len(&self) -> usize {
+    ///         200
+    ///     }
+    ///
+    ///     fn label(&self, i: usize) -> u16 {
+    ///         (i / 100) as u16
+    ///     }
+    ///
+    ///     fn read(&self, i: usize, pixels: &mut [u8]) -> Result<(), Error> {
+    ///         pixels.fill(i as u8);
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// # fn main() -> Result<(), Error> {
+    /// let greys = Dataset::new("greys", [1, 2, 2], 2, Arc::new(Greys))?;
+    /// assert_eq!((greys.len(), greys.label(7), greys.pixel(7)?), (200, 0, vec![7; 4]));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// A shape without pixels, more images than 2^32 - 1, and labels that are not below `classes`.
+    pub fn new(name: impl Into<String>, shape: [usize; 3], classes: usize, images: Arc<dyn Images>) -> Result<Self, Error> {
+        let name = name.into();
+        let fault = |what: String| Err(Error::Inconsistent { name: name.clone(), what });
+        if pixels_of(shape).is_none() {
+            return fault(format!("shape {shape:?} has no pixels or too many"));
+        }
+        if u32::try_from(images.len()).is_err() {
+            return fault(format!("{} images are more than 2^32 - 1", images.len()));
+        }
+        if let Some(at) = (0..images.len()).find(|&at| usize::from(images.label(at)) >= classes) {
+            return fault(format!("label {} of image {at} is not below the {classes} classes", images.label(at)));
+        }
+        Ok(Self { name, shape, classes, images, view: None })
+    }
+
     /// Takes pixels `[n, c, h, w]` and `n` labels that are in memory already.
+    ///
+    /// # Errors
+    /// As [`Dataset::new`], and pixels that are not of so many images of this shape.
     pub fn from_memory(
         name: impl Into<String>,
         shape: [usize; 3],
@@ -34,26 +84,18 @@ impl Dataset {
         labels: Vec<u16>,
     ) -> Result<Self, Error> {
         let name = name.into();
-        let fault = |what: String| Err(Error::Inconsistent { name: name.clone(), what });
-        let pixels = match shape.iter().try_fold(1_usize, |product, &side| product.checked_mul(side)) {
-            Some(pixels) if pixels > 0 => pixels,
-            _ => return fault(format!("shape {shape:?} has no pixels or too many")),
-        };
-        if labels.len().checked_mul(pixels) != Some(images.len()) {
-            return fault(format!("{} labels of shape {shape:?} ask for other than {} bytes", labels.len(), images.len()));
+        // A shape that has none is refused by `new`.
+        let size = pixels_of(shape).unwrap_or(0);
+        if size > 0 && labels.len().checked_mul(size) != Some(images.len()) {
+            let what = format!("{} labels of shape {shape:?} ask for other than {} bytes", labels.len(), images.len());
+            return Err(Error::Inconsistent { name, what });
         }
-        if u32::try_from(labels.len()).is_err() {
-            return fault(format!("{} images are more than 2^32 - 1", labels.len()));
-        }
-        if let Some(at) = labels.iter().position(|&label| usize::from(label) >= classes) {
-            return fault(format!("label {} of image {at} is not below the {classes} classes", labels[at]));
-        }
-        Ok(Self { name, shape, classes, images: Arc::new(images), labels: Arc::new(labels), view: None })
+        Self::new(name, shape, classes, Arc::new(Pixels { size, images, labels }))
     }
 
     /// Number of samples in view.
     pub fn len(&self) -> usize {
-        self.view.as_ref().map_or(self.labels.len(), |view| view.len())
+        self.view.as_ref().map_or_else(|| self.images.len(), |view| view.len())
     }
 
     /// Whether no sample is in view.
@@ -62,14 +104,37 @@ impl Dataset {
     }
 
     /// Pixels of sample `i`, `[c, h, w]`. Panics if `i` is not below [`Dataset::len`].
-    pub fn pixel(&self, i: usize) -> &[u8] {
-        let size: usize = self.shape.iter().product();
-        &self.images[self.stored(i) * size..][..size]
+    ///
+    /// # Errors
+    /// As [`Images::read`].
+    pub fn pixel(&self, i: usize) -> Result<Vec<u8>, Error> {
+        let mut pixels = vec![0; self.size()];
+        self.read(i, &mut pixels)?;
+        Ok(pixels)
+    }
+
+    /// Writes the pixels of sample `i`, `[c, h, w]`, over `pixels`. Panics if `i` is not below [`Dataset::len`], or if `pixels` has another length.
+    ///
+    /// # Errors
+    /// As [`Images::read`].
+    pub fn read(&self, i: usize, pixels: &mut [u8]) -> Result<(), Error> {
+        assert_eq!(pixels.len(), self.size(), "one byte for each pixel and channel");
+        self.images.read(self.stored(i), pixels)
     }
 
     /// Label of sample `i`. Panics if `i` is not below [`Dataset::len`].
     pub fn label(&self, i: usize) -> u16 {
-        self.labels[self.stored(i)]
+        self.images.label(self.stored(i))
+    }
+
+    /// Threads that should make batches of so many images: one where reading is a copy, else as many as compute, but no more than hold
+    /// 512 MiB together. How many there are changes no batch.
+    pub fn workers(&self, batch: usize) -> usize {
+        if self.images.in_memory() {
+            return 1;
+        }
+        let bytes = batch.saturating_mul(self.size()).saturating_mul(size_of::<f32>()).saturating_mul(HELD);
+        rayon::current_num_threads().min(AHEAD_BYTES / bytes.max(1)).max(1)
     }
 
     /// The samples at `positions` of this view, in that order. Panics if one is not below [`Dataset::len`].
@@ -113,16 +178,32 @@ impl Dataset {
         counts
     }
 
-    /// Mean and standard deviation of each channel, of pixels / 255.
-    pub fn statistics(&self) -> (Vec<f32>, Vec<f32>) {
+    /// Mean and standard deviation of each channel, of pixels / 255. Every image is read once, by all threads, and none is kept.
+    ///
+    /// # Errors
+    /// As [`Images::read`].
+    pub fn statistics(&self) -> Result<(Vec<f32>, Vec<f32>), Error> {
         let [channels, height, width] = self.shape;
-        let mut counts = vec![[0_u64; 256]; channels];
-        for i in 0..self.len() {
-            for (plane, counts) in self.pixel(i).chunks_exact(height * width).zip(&mut counts) {
+        let none = || (vec![[0_u64; 256]; channels], vec![0; self.size()]);
+        let count = |(mut counts, mut pixels): (Vec<[u64; 256]>, Vec<u8>), i: usize| {
+            self.read(i, &mut pixels)?;
+            for (plane, counts) in pixels.chunks_exact(height * width).zip(&mut counts) {
                 plane.iter().for_each(|&pixel| counts[usize::from(pixel)] += 1);
             }
-        }
-        counts.iter().map(moments).unzip()
+            Ok((counts, pixels))
+        };
+        // Whole numbers: whichever thread counts what, the sums are the same.
+        let add = |(mut counts, pixels): (Vec<[u64; 256]>, Vec<u8>), (others, _): (Vec<[u64; 256]>, Vec<u8>)| {
+            counts.as_flattened_mut().iter_mut().zip(others.as_flattened()).for_each(|(count, other)| *count += other);
+            Ok((counts, pixels))
+        };
+        let (counts, _) = (0..self.len()).into_par_iter().try_fold(none, count).try_reduce(none, add)?;
+        Ok(counts.iter().map(moments).unzip())
+    }
+
+    /// Bytes of an image.
+    fn size(&self) -> usize {
+        self.shape.iter().product()
     }
 
     fn stored(&self, i: usize) -> usize {
@@ -139,6 +220,14 @@ impl fmt::Debug for Dataset {
             .field("len", &self.len())
             .finish_non_exhaustive()
     }
+}
+
+/// Most bytes of batches that wait for the training step, or are being made, where several threads make them.
+const AHEAD_BYTES: usize = 512 << 20;
+
+/// Pixels of an image, if it has any and their number can be told.
+fn pixels_of(shape: [usize; 3]) -> Option<usize> {
+    shape.iter().try_fold(1_usize, |product, &side| product.checked_mul(side)).filter(|&pixels| pixels > 0)
 }
 
 /// Divides `wanted` among classes in proportion to `counts`: floors first, then one each by largest remainder.
@@ -186,7 +275,10 @@ mod tests {
     #[test]
     fn subsets_of_subsets_look_through() {
         let few = toy(&[0, 1, 2, 0]).subset(&[3, 1, 0]).subset(&[1, 0]);
-        assert_eq!((few.len(), few.label(0), few.pixel(0), few.pixel(1)), (2, 1, &[2, 3][..], &[6, 7][..]));
+        assert_eq!(
+            (few.len(), few.label(0), few.pixel(0).expect("memory"), few.pixel(1).expect("memory")),
+            (2, 1, vec![2, 3], vec![6, 7])
+        );
         assert_eq!(few.take(9).len(), 2);
     }
 
@@ -196,7 +288,7 @@ mod tests {
         let (train, valid) = set.split(5, 1);
         assert_eq!((train.len(), valid.len()), (5, 5));
         assert_eq!(valid.class_counts()[1], 2);
-        let pixels = |set: &Dataset| (0..set.len()).map(|i| set.pixel(i)[0]).collect::<Vec<_>>();
+        let pixels = |set: &Dataset| (0..set.len()).map(|i| set.pixel(i).expect("memory")[0]).collect::<Vec<_>>();
         let mut all = [pixels(&train), pixels(&valid)].concat();
         all.sort_unstable();
         assert_eq!(all, pixels(&set));
@@ -209,6 +301,6 @@ mod tests {
     #[test]
     fn statistics_are_per_channel() {
         let set = Dataset::from_memory("two", [2, 1, 1], 1, vec![0, 255, 255, 255], vec![0, 0]).expect("consistent");
-        assert_eq!(set.statistics(), (vec![0.5, 1.0], vec![0.5, 0.0]));
+        assert_eq!(set.statistics().expect("memory"), (vec![0.5, 1.0], vec![0.5, 0.0]));
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     files::{Found, checked, find},
     manifest,
     manifest::{File, Manifest},
-    open::{is_embedded, unknown},
+    open::{Own, is_embedded, unknown},
 };
 
 /// Brings the files of a set: what lies in the folders searched is checked, what is absent is downloaded into the cache folder
@@ -21,7 +21,7 @@ use crate::{
 /// `progress` hears bytes done and bytes in all. An interrupted download goes on where it stopped; a damaged file in the cache
 /// folder is fetched again, elsewhere it is an error.
 pub fn get(name: &str, at: &Locations, progress: &mut dyn FnMut(u64, u64)) -> Result<PathBuf, Error> {
-    if is_embedded(name) || name.starts_with("folder:") {
+    if is_embedded(name) || Own::named(name).is_some() {
         return Err(Error::Inconsistent { name: name.into(), what: "there is nothing to download".into() });
     }
     let set = manifest(name).ok_or_else(|| unknown(name))?;

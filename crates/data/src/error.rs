@@ -5,7 +5,9 @@ use std::{io, path::PathBuf};
 #[non_exhaustive]
 pub enum Error {
     /// No data set has this name.
-    #[error("unknown data set '{name}'; did you mean {nearest}? (a folder of images is named 'folder:PATH')")]
+    #[error(
+        "unknown data set '{name}'; did you mean {nearest}? (a folder of images is named 'folder:PATH', one of tar archives 'shards:PATH')"
+    )]
     UnknownSet {
         /// The name asked for.
         name: String,

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     Error, Locations, get, manifest,
     manifest::{File, Manifest},
-    open::is_embedded,
+    open::{Own, is_embedded},
 };
 
 /// Whether the files of a set are at hand.
@@ -44,11 +44,14 @@ pub fn locate(name: &str, at: &Locations) -> Result<Status, Error> {
     if is_embedded(name) {
         return Ok(Status::Embedded);
     }
-    if let Some(path) = name.strip_prefix("folder:") {
-        let path = PathBuf::from(path);
+    if let Some(own) = Own::named(name) {
+        let (path, files) = match own {
+            Own::Folder(path) => (path, "train/<class>/"),
+            Own::Shards(path) => (path, "train/*.tar"),
+        };
         return match path.is_dir() {
-            true => Ok(Status::Found(path)),
-            false => Err(Error::Missing { set: name.into(), files: vec!["train/<class>/".into()], dirs: vec![path] }),
+            true => Ok(Status::Found(path.into())),
+            false => Err(Error::Missing { set: name.into(), files: vec![files.into()], dirs: vec![path.into()] }),
         };
     }
     let set = manifest(name).ok_or_else(|| crate::open::unknown(name))?;

@@ -149,7 +149,7 @@ mod tests {
     fn files_in_memory_become_a_set() {
         let labels = [0, 0, 8, 1, 0, 0, 0, 2, 1, 0];
         let set = Dataset::from_idx("mine", 2, &TWO_IMAGES, &labels).expect("whole");
-        assert_eq!((set.shape, set.len(), set.pixel(1), set.label(0)), ([1, 1, 2], 2, &[30, 40][..], 1));
+        assert_eq!((set.shape, set.len(), set.pixel(1).expect("memory"), set.label(0)), ([1, 1, 2], 2, vec![30, 40], 1));
         let error = |labels: &[u8]| Dataset::from_idx("mine", 2, &TWO_IMAGES, labels).expect_err("broken").to_string();
         assert_eq!(error(&[0, 0, 8, 1, 0, 0, 0, 1, 1]), "mine labels: 1 labels for 2 images of 1x2");
         assert!(error(&[0, 0, 8, 1, 0, 0, 0, 2, 1, 2]).contains("label 2 of image 1"));

@@ -1,4 +1,4 @@
-//! Image data sets: a synthetic one that needs no files, MNIST, Fashion-MNIST, CIFAR and folders of images; batches of them with
+//! Image data sets: a synthetic one that needs no files, MNIST, Fashion-MNIST, CIFAR, folders of images and tar archives of them; batches with
 //! augmentation; downloads with checksums.
 //!
 //! ```
@@ -10,6 +10,7 @@
 //! let (train, valid) = set.train.split(100, 7);
 //! assert_eq!((train.len(), valid.len(), set.test.len()), (400, 100, 100));
 //! for batch in Loader::train(&train, 64, Augment { pad_crop: 2, flip: false }, 7, 2) {
+//!     let batch = batch?;
 //!     assert_eq!(batch.images.len(), batch.len * 28 * 28);
 //! }
 //! # Ok(())
@@ -18,8 +19,11 @@
 //!
 //! # Your own data
 //!
-//! A folder `train/<class>/*.png`, `test/<class>/*.png` (or `.jpg`) is the set `folder:PATH`; both splits have the same classes. Pixels already in memory become a
-//! [`Dataset`], and a pair of those becomes [`Splits`]:
+//! A folder `train/<class>/*.png`, `test/<class>/*.png` (or `.jpg`) is the set `folder:PATH`; both splits have the same classes. Tar archives of such
+//! files, `train/*.tar` and `test/*.tar`, are the set `shards:PATH`. Neither is held in memory: files are indexed when the set is opened, and decoded by the threads of a [`Loader`]
+//! when their turn comes.
+//!
+//! Pixels already in memory become a [`Dataset`], as does whatever implements [`Images`], and a pair of those becomes [`Splits`]:
 //!
 //! ```
 //! use briquette_data::{Dataset, Loader, Splits};
@@ -28,10 +32,12 @@
 //! // Two grey images of 2x2 pixels, `[n, c, h, w]`, and the class of each.
 //! let train = Dataset::from_memory("mine train", [1, 2, 2], 2, vec![0, 10, 20, 30, 255, 245, 235, 225], vec![0, 1])?;
 //! let test = train.take(1);
-//! let (mean, std) = train.statistics();
 //! let classes = vec!["dark".into(), "bright".into()];
-//! let mine = Splits { name: "mine".into(), train, test, classes, mean, std, sha256: Vec::new() };
-//! assert_eq!(Loader::ordered(&mine.train, 32).next().map(|batch| batch.labels), Some(vec![0, 1]));
+//! let mine = Splits { name: "mine".into(), train, test, classes, moments: None, sha256: Vec::new() };
+//! let (mean, std) = mine.normalization()?;
+//! assert_eq!((mean.len(), std.len()), (1, 1));
+//! let batches = Loader::ordered(&mine.train, 32).collect::<Result<Vec<_>, _>>()?;
+//! assert_eq!(batches[0].labels, [0, 1]);
 //! # Ok(())
 //! # }
 //! ```
@@ -40,16 +46,19 @@ mod augment;
 mod cifar;
 mod dataset;
 mod download;
+mod encoded;
 mod error;
 mod files;
 mod folder;
 mod glyphs;
 mod idx;
+mod images;
 mod jpeg;
 mod loader;
 mod locations;
 mod manifest;
 mod open;
+mod shards;
 mod store;
 
 pub use augment::Augment;
@@ -57,6 +66,7 @@ pub use dataset::Dataset;
 pub use download::get;
 pub use error::Error;
 pub use files::{MissingFile, Status, locate};
+pub use images::Images;
 pub use loader::{Batch, Loader};
 pub use locations::{GlyphCounts, Locations};
 pub use manifest::{File, Format, Manifest, Piece, manifest};

@@ -10,10 +10,13 @@ use std::{
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{Augment, Dataset};
+use crate::{Augment, Dataset, Error};
 
 /// Batches each worker may hold ready.
 const AHEAD: usize = 2;
+
+/// Batches of a worker that are in memory at once: those that are ready, and the one that it makes.
+pub(crate) const HELD: usize = AHEAD + 1;
 
 /// Some samples, ready for a network's input layer.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,7 +29,10 @@ pub struct Batch {
     pub len: usize,
 }
 
-/// Iterator over the batches of one epoch, made ahead of time by worker threads.
+/// Iterator over the batches of one epoch, read, decoded and augmented ahead of time by worker threads.
+///
+/// An image that cannot be read is an error in the place of its batch, after which the iterator ends: the first such image in the order of the epoch,
+/// whichever thread met which first. Each worker makes two batches ahead and no more, so that memory does not grow with the set.
 ///
 /// Order and content depend on the seed alone, never on the number of workers: the order of the samples is drawn from stream 0 of
 /// ChaCha8 seeded with the epoch's seed, the augmentation of the sample at position `p` of that order from stream `p + 1`.
@@ -37,7 +43,7 @@ pub struct Loader {
     workers: usize,
     next: usize,
     end: usize,
-    running: Vec<(Receiver<Batch>, JoinHandle<()>)>,
+    running: Vec<(Receiver<Result<Batch, Error>>, JoinHandle<()>)>,
 }
 
 impl Loader {
@@ -60,7 +66,7 @@ impl Loader {
     /// Goes through all of `data` in its own order, unchanged: for evaluation. Panics if `batch` is zero.
     pub fn ordered(data: &Dataset, batch: usize) -> Self {
         let order = (0..data.len() as u32).collect();
-        Self::new(data, batch, Plan { data: data.clone(), order, batch, augment: None }, 1)
+        Self::new(data, batch, Plan { data: data.clone(), order, batch, augment: None }, data.workers(batch))
     }
 
     /// Leaves out the last batch if it is short.
@@ -89,7 +95,14 @@ impl Loader {
             let (sender, receiver) = sync_channel(AHEAD);
             let plan = Arc::clone(&self.plan);
             let make = move || {
-                (first + worker..end).step_by(step).map(|index| plan.make(index)).all(|batch| sender.send(batch).is_ok());
+                let made = (first + worker..end).step_by(step).map(|index| plan.make(index));
+                // Nobody reads on behind an error, and nobody listens any more once the loader is dropped.
+                for batch in made {
+                    let failed = batch.is_err();
+                    if sender.send(batch).is_err() || failed {
+                        break;
+                    }
+                }
             };
             (receiver, thread::spawn(make))
         };
@@ -98,31 +111,34 @@ impl Loader {
 }
 
 impl Iterator for Loader {
-    type Item = Batch;
+    type Item = Result<Batch, Error>;
 
-    fn next(&mut self) -> Option<Batch> {
+    fn next(&mut self) -> Option<Self::Item> {
         if self.next >= self.end {
             return None;
         }
-        if self.workers == 0 {
-            self.next += 1;
-            return Some(self.plan.make(self.next - 1));
-        }
+        let batch = if self.workers == 0 { self.plan.make(self.next) } else { self.receive() };
+        self.next = if batch.is_ok() { self.next + 1 } else { self.end };
+        Some(batch)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.end - self.next, Some(self.end - self.next))
+    }
+}
+
+impl Loader {
+    fn receive(&mut self) -> Result<Batch, Error> {
         if self.running.is_empty() {
             self.start();
         }
         // Each worker's channel is served in turn, the next one always first.
         let (receiver, thread) = self.running.remove(0);
         let Ok(batch) = receiver.recv() else {
-            std::panic::resume_unwind(thread.join().expect_err("a worker ends early only by a panic"));
+            std::panic::resume_unwind(thread.join().expect_err("a worker ends early by a panic or behind an error"));
         };
         self.running.push((receiver, thread));
-        self.next += 1;
-        Some(batch)
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        (self.end - self.next, Some(self.end - self.next))
+        batch
     }
 }
 
@@ -145,29 +161,33 @@ struct Plan {
 }
 
 impl Plan {
-    fn make(&self, index: usize) -> Batch {
+    fn make(&self, index: usize) -> Result<Batch, Error> {
         let start = index * self.batch;
         let samples = &self.order[start..self.order.len().min(start + self.batch)];
-        let mut images = Vec::with_capacity(samples.len() * self.data.shape.iter().product::<usize>());
+        let size = self.data.shape.iter().product::<usize>();
+        let (mut images, mut pixels) = (Vec::with_capacity(samples.len() * size), vec![0; size]);
         for (position, &sample) in (start as u64..).zip(samples) {
-            let pixels = self.data.pixel(sample as usize);
+            self.data.read(sample as usize, &mut pixels)?;
             match &self.augment {
                 Some((augment, rng)) => {
                     let mut rng = rng.clone();
                     rng.set_stream(position + 1);
-                    augment.apply(pixels, self.data.shape, &mut rng, &mut images);
+                    augment.apply(&pixels, self.data.shape, &mut rng, &mut images);
                 }
                 None => images.extend(pixels.iter().map(|&pixel| f32::from(pixel) / 255.0)),
             }
         }
         let labels = samples.iter().map(|&sample| self.data.label(sample as usize)).collect();
-        Batch { images, labels, len: samples.len() }
+        Ok(Batch { images, labels, len: samples.len() })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+    use crate::Images;
 
     fn toy(n: usize) -> Dataset {
         let images = (0..n * 4).map(|i| (i * 7) as u8).collect();
@@ -178,18 +198,22 @@ mod tests {
         Loader::train(&toy(n), batch, Augment { pad_crop: 1, flip: true }, seed, workers)
     }
 
+    fn all(loader: Loader) -> Vec<Batch> {
+        loader.collect::<Result<_, _>>().expect("memory")
+    }
+
     #[test]
     fn the_number_of_workers_changes_nothing() {
-        let one: Vec<Batch> = train(103, 8, 5, 0).collect();
+        let one = all(train(103, 8, 5, 0));
         for workers in [1, 2, 3, 40] {
-            assert_eq!(train(103, 8, 5, workers).collect::<Vec<_>>(), one);
+            assert_eq!(all(train(103, 8, 5, workers)), one);
         }
-        assert_ne!(train(103, 8, 6, 2).collect::<Vec<_>>(), one);
+        assert_ne!(all(train(103, 8, 6, 2)), one);
     }
 
     #[test]
     fn an_epoch_visits_every_sample_once() {
-        let mut labels: Vec<u16> = train(103, 8, 5, 2).flat_map(|batch| batch.labels).collect();
+        let mut labels: Vec<u16> = all(train(103, 8, 5, 2)).into_iter().flat_map(|batch| batch.labels).collect();
         assert_ne!(labels, (0..103).collect::<Vec<u16>>());
         labels.sort_unstable();
         assert_eq!(labels, (0..103).collect::<Vec<u16>>());
@@ -197,7 +221,7 @@ mod tests {
 
     #[test]
     fn short_last_batches() {
-        let sizes = |loader: Loader| loader.map(|batch| batch.len).collect::<Vec<_>>();
+        let sizes = |loader: Loader| all(loader).iter().map(|batch| batch.len).collect::<Vec<_>>();
         assert_eq!(sizes(train(10, 4, 0, 2)), [4, 4, 2]);
         assert_eq!(sizes(train(10, 4, 0, 2).drop_last()), [4, 4]);
         assert_eq!(sizes(train(9, 4, 0, 2)), [4, 4]);
@@ -210,22 +234,88 @@ mod tests {
 
     #[test]
     fn evaluation_keeps_order_and_pixels() {
-        let batch = Loader::ordered(&toy(9), 4).nth(1).expect("three batches");
+        let batch = &all(Loader::ordered(&toy(9), 4))[1];
         assert_eq!(batch.labels, [4, 5, 6, 7]);
         assert_eq!(batch.images[1], 119.0 / 255.0);
     }
 
     #[test]
     fn an_epoch_can_go_on_where_it_stopped() {
-        let whole: Vec<Batch> = train(50, 8, 5, 2).collect();
-        assert_eq!(train(50, 8, 5, 3).starting_at(4).collect::<Vec<_>>(), whole[4..]);
+        let whole = all(train(50, 8, 5, 2));
+        assert_eq!(all(train(50, 8, 5, 3).starting_at(4)), whole[4..]);
         assert_eq!(train(50, 8, 5, 3).starting_at(99).count(), 0);
     }
 
     #[test]
     fn a_loader_dropped_early_ends_its_threads() {
         let mut loader = train(1000, 2, 1, 3);
-        loader.next();
+        loader.next().expect("a batch").expect("memory");
         drop(loader);
+    }
+
+    /// Four images to a batch, of which those that are named cannot be read.
+    #[derive(Debug)]
+    struct Holes(Vec<usize>);
+
+    impl Images for Holes {
+        fn len(&self) -> usize {
+            40
+        }
+
+        fn label(&self, _: usize) -> u16 {
+            0
+        }
+
+        fn read(&self, i: usize, pixels: &mut [u8]) -> Result<(), Error> {
+            pixels.fill(i as u8);
+            if self.0.contains(&i) { Err(Error::malformed(format!("{i}.png"), "a hole")) } else { Ok(()) }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_one_error_in_its_place_and_the_first_of_several() {
+        let set = Dataset::new("holes", [1, 1, 1], 1, Arc::new(Holes(vec![38, 21, 23]))).expect("consistent");
+        let ordered = |workers| {
+            let mut loader = Loader::ordered(&set, 4);
+            loader.workers = workers;
+            loader
+        };
+        for workers in [0, 1, 2, 3, 7] {
+            let found: Vec<_> = ordered(workers).collect();
+            assert_eq!(found.len(), 6);
+            assert!(found[..5].iter().all(Result::is_ok));
+            assert_eq!(found[5].as_ref().expect_err("a hole").to_string(), "21.png: a hole");
+            assert!(ordered(workers).starting_at(6).collect::<Vec<_>>()[3].is_err());
+        }
+    }
+
+    /// Counts how many images have been read.
+    #[derive(Debug)]
+    struct Counted(Arc<AtomicUsize>);
+
+    impl Images for Counted {
+        fn len(&self) -> usize {
+            100_000
+        }
+
+        fn label(&self, _: usize) -> u16 {
+            0
+        }
+
+        fn read(&self, _: usize, _: &mut [u8]) -> Result<(), Error> {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn no_more_is_read_than_is_taken_and_held() {
+        let read = Arc::new(AtomicUsize::new(0));
+        let set = Dataset::new("counted", [1, 1, 1], 1, Arc::new(Counted(Arc::clone(&read)))).expect("consistent");
+        let mut loader = Loader::train(&set, 10, Augment::default(), 1, 3);
+        (0..20).for_each(|_| drop(loader.next().expect("a batch")));
+        drop(loader);
+        // A worker that has handed over a batch just now may have begun another one.
+        assert!((200..=10 * (20 + 3 * (HELD + 1))).contains(&read.load(Ordering::SeqCst)), "{read:?}");
     }
 }

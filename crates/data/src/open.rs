@@ -1,5 +1,7 @@
+use std::path::Path;
+
 use crate::{
-    Dataset, Error, Locations, cifar, files, folder, glyphs, idx, jpeg, manifest, manifest::Format, manifest::MANIFESTS,
+    Dataset, Error, Locations, cifar, files, folder, glyphs, idx, jpeg, manifest, manifest::Format, manifest::MANIFESTS, shards,
 };
 
 /// A data set, opened: both splits and what is known of them.
@@ -13,11 +15,11 @@ pub struct Splits {
     pub test: Dataset,
     /// Class names, label 0 first.
     pub classes: Vec<String>,
-    /// Mean of each channel of the training images, pixels / 255.
-    pub mean: Vec<f32>,
-    /// Standard deviation of each channel of the training images, pixels / 255.
-    pub std: Vec<f32>,
-    /// SHA-256 of each file read, or of the pixels where they come from no known file.
+    /// Mean and standard deviation of each channel of the training images, pixels / 255, where they are known already; [`Splits::normalization`] measures
+    /// them where not.
+    pub moments: Option<(Vec<f32>, Vec<f32>)>,
+    /// SHA-256 of each file read; of each split's pixels where they come from no file, and of the digests of its files and their labels where every
+    /// image has a file of its own.
     pub sha256: Vec<String>,
 }
 
@@ -35,6 +37,14 @@ pub struct Outline {
 }
 
 impl Splits {
+    /// Mean and standard deviation of each channel of the training images, pixels / 255. Where they are not known, all training images are read for them.
+    ///
+    /// # Errors
+    /// Names an image that cannot be read.
+    pub fn normalization(&self) -> Result<(Vec<f32>, Vec<f32>), Error> {
+        self.moments.clone().map_or_else(|| self.train.statistics(), Ok)
+    }
+
     /// What [`outline`] says of this set.
     pub fn outline(&self) -> Outline {
         let (shape, classes) = (self.train.shape, self.classes.len());
@@ -42,20 +52,26 @@ impl Splits {
     }
 }
 
-/// Names that [`open`] knows, the one that needs no files first. Besides, `folder:PATH` is a folder of images.
+/// Names that [`open`] knows, the one that needs no files first. Besides, `folder:PATH` is a folder of images, and `shards:PATH` one of tar archives of
+/// images.
 pub fn names() -> Vec<&'static str> {
     [GLYPHS].into_iter().chain(MANIFESTS.iter().map(|(name, _)| *name)).collect()
 }
 
-/// Opens a data set by name; every file is checked by length and SHA-256 before it is used.
+/// Opens a data set by name; every file of a public set is checked by length and SHA-256 before it is used.
+///
+/// Public sets lie in memory. Folders and shards are indexed: each file is read once, to see its header and its end, but decoded only when an
+/// image is asked for.
 ///
 /// Absent files are downloaded into the cache folder unless [`Locations::offline`] is set.
 pub fn open(name: &str, at: &Locations) -> Result<Splits, Error> {
     if is_embedded(name) {
         return glyphs::splits(at.glyphs);
     }
-    if let Some(path) = name.strip_prefix("folder:") {
-        return folder::splits(path.as_ref());
+    match Own::named(name) {
+        Some(Own::Folder(path)) => return folder::list(path)?.splits(),
+        Some(Own::Shards(path)) => return shards::list(path)?.splits(),
+        None => {}
     }
     let set = manifest(name).ok_or_else(|| unknown(name))?;
     let found = files::obtain(&set, at)?;
@@ -64,20 +80,38 @@ pub fn open(name: &str, at: &Locations) -> Result<Splits, Error> {
         Format::Cifar10 | Format::Cifar100 | Format::CifarXz => cifar::splits(&set, &found)?,
         Format::CifarJpeg => jpeg::splits(&set, &found, at)?,
     };
-    Ok(Splits { name: set.name, train, test, classes: set.classes, mean: set.mean, std: set.std, sha256 })
+    Ok(Splits { name: set.name, train, test, classes: set.classes, moments: Some((set.mean, set.std)), sha256 })
 }
 
-/// What [`open`] would give, without the pixels: of a public set by its manifest, whether its files are at hand or not; of a folder by the headers
-/// of its files.
+/// What [`open`] would give, without the pixels: of a public set by its manifest, whether its files are at hand or not; of a folder or of
+/// shards by the headers of the images.
 pub fn outline(name: &str, at: &Locations) -> Result<Outline, Error> {
     if is_embedded(name) {
         return Ok(glyphs::outline(at.glyphs));
     }
-    if let Some(path) = name.strip_prefix("folder:") {
-        return folder::outline(path.as_ref());
+    match Own::named(name) {
+        Some(Own::Folder(path)) => return folder::list(path)?.outline(),
+        Some(Own::Shards(path)) => return shards::list(path)?.outline(),
+        None => {}
     }
     let set = manifest(name).ok_or_else(|| unknown(name))?;
     Ok(Outline { name: set.name, shape: set.shape, classes: set.classes.len(), counts: set.counts })
+}
+
+/// A user's own set.
+pub(crate) enum Own<'a> {
+    /// A folder of images.
+    Folder(&'a Path),
+    /// A folder of tar archives.
+    Shards(&'a Path),
+}
+
+impl<'a> Own<'a> {
+    /// What a name means that begins with `folder:` or `shards:`.
+    pub(crate) fn named(name: &'a str) -> Option<Self> {
+        let folder = name.strip_prefix("folder:").map(|path| Self::Folder(path.as_ref()));
+        folder.or_else(|| name.strip_prefix("shards:").map(|path| Self::Shards(path.as_ref())))
+    }
 }
 
 const GLYPHS: &str = "glyphs";
@@ -104,9 +138,10 @@ mod tests {
 
     /// Measures what the manifest promises.
     fn agrees(set: &Splits) {
-        let (mean, std) = set.train.statistics();
+        let (mean, std) = set.train.statistics().expect("memory");
+        let (known_mean, known_std) = set.normalization().expect("known");
         let near = |found: &[f32], said: &[f32]| found.iter().zip(said).all(|(found, said)| (found - said).abs() < 2e-6);
-        assert!(near(&mean, &set.mean) && near(&std, &set.std), "{}: mean {mean:?}, std {std:?}", set.name);
+        assert!(near(&mean, &known_mean) && near(&std, &known_std), "{}: mean {mean:?}, std {std:?}", set.name);
         let counts = manifest(&set.name).expect("known").counts;
         assert_eq!([set.train.len(), set.test.len()], counts);
     }
@@ -141,12 +176,14 @@ mod tests {
         agrees(&lossy);
         // Means by libjpeg; the decoder used here rounds chroma up by a fifth of a level.
         let libjpeg = [0.491250, 0.482090, 0.446521];
-        assert!(lossy.mean.iter().zip(libjpeg).all(|(mean, other)| (mean - other).abs() < 1.5e-3), "{:?}", lossy.mean);
+        let (mean, _) = lossy.normalization().expect("known");
+        assert!(mean.iter().zip(libjpeg).all(|(mean, other)| (mean - other).abs() < 1.5e-3), "{mean:?}");
         assert_eq!((lossy.train.class_counts(), lossy.test.class_counts()), (vec![5000; 10], vec![1000; 10]));
         let [mut square, values] = [0.0, (4000 * 3072) as f64];
         for i in 0..4000 {
             assert_eq!(lossy.train.label(i), exact.train.label(i));
-            let pairs = lossy.train.pixel(i).iter().zip(exact.train.pixel(i));
+            let [lossy, exact] = [&lossy, &exact].map(|set| set.train.pixel(i).expect("memory"));
+            let pairs = lossy.iter().zip(&exact);
             square += pairs.map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2)).sum::<f64>();
         }
         // The same pictures but for the loss of quality 75: a signal-to-noise ratio near 30 dB.

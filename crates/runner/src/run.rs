@@ -75,8 +75,9 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
             (progress, net)
         }
         None => {
-            let normalization = (splits.mean.clone(), splits.std.clone());
-            let net = setup::model(config, &splits.outline(), Some(normalization), &device)?;
+            // What is measured on all training images is asked for where it is used only.
+            let normalization = if setup::normalizes(config) { Some(splits.normalization()?) } else { None };
+            let net = setup::model(config, &splits.outline(), normalization, &device)?;
             // Not before everything that can be wrong with the config has been seen: what fails leaves no folder behind.
             std::fs::create_dir_all(&checkpoint).with_context(|| format!("cannot make {}", folder.display()))?;
             let mut progress = Progress { config_hash: hash.clone(), done: 0, rows: Vec::new(), storage: Storage::default() };

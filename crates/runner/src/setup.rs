@@ -138,6 +138,11 @@ pub fn model(config: &Config, outline: &Outline, normalization: Normalization, d
     }
 }
 
+/// Whether the network that the config starts from takes the data's normalization: one that it builds, unless it sets another.
+pub fn normalizes(config: &Config) -> bool {
+    config.model.container().is_none() && config.model.mean.is_none() && config.model.std.is_none()
+}
+
 /// The network of a container, for the data of this outline.
 ///
 /// # Errors
@@ -255,7 +260,7 @@ mod tests {
 
     #[test]
     fn validation_images_of_the_test_set_are_the_same_for_every_seed_and_in_no_other_split() {
-        let pixels = |set: &Dataset| (0..set.len()).map(|i| set.pixel(i).to_vec()).collect::<Vec<_>>();
+        let pixels = |set: &Dataset| (0..set.len()).map(|i| set.pixel(i).unwrap()).collect::<Vec<_>>();
         let [(splits, one), (_, other)] = [1, 2].map(|seed| data(&spec(ValidFrom::Test), seed, None).unwrap());
         assert_eq!((one.train.len(), one.valid.class_counts(), one.test.class_counts()), (120, vec![3; 10], vec![3; 10]));
         assert_eq!(pixels(&one.valid), pixels(&other.valid));
@@ -270,7 +275,7 @@ mod tests {
     fn validation_images_of_the_training_set_follow_the_seed() {
         let [one, other] = [1, 2].map(|seed| data(&spec(ValidFrom::Train), seed, None).unwrap().1);
         assert_eq!((one.train.len(), one.valid.len(), one.test.len()), (110, 10, 60));
-        assert_ne!(one.valid.pixel(0), other.valid.pixel(0));
+        assert_ne!(one.valid.pixel(0).unwrap(), other.valid.pixel(0).unwrap());
     }
 
     #[test]

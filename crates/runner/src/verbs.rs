@@ -301,6 +301,7 @@ pub(crate) fn eval(file: &Path, data: &str, split: &str, data_dir: Option<&Path>
     task.check(&set).with_context(|| file.display().to_string())?;
     let mut right = 0;
     for batch in Loader::ordered(&set, 100) {
+        let batch = batch?;
         right += hits(&engine.run(&batch.images, batch.len)?, &batch.labels, 1);
     }
     let accuracy = right as f64 / set.len().max(1) as f64;

@@ -35,7 +35,7 @@ impl Net {
 /// `visit`: in an order that follows from the pass's seed and `what`, without augmentation. Returns the number of images.
 ///
 /// # Errors
-/// [`Error::Stopped`] when the host asks to stop, and the errors of `visit`.
+/// [`Error::Stopped`] when the host asks to stop, [`Error::Data`] when an image cannot be read, and the errors of `visit`.
 pub fn probe(
     cx: &mut Context<'_>,
     what: &str,
@@ -50,6 +50,7 @@ pub fn probe(
         if cx.host.stop_requested() {
             return Err(Error::Stopped);
         }
+        let batch = batch?;
         visit(images(&batch, train.shape, device), &batch.labels)?;
         seen += batch.len;
         cx.host.event(Event::Step { what, done: seen, total, loss: 0.0 });

@@ -164,7 +164,7 @@ mod tests {
     fn statistics_are_the_moments_over_all_images_with_nothing_dropped() {
         let net = renewed(net());
         let all = super::super::images(
-            &briquette_data::Loader::ordered(&data().train, 250).next().unwrap(),
+            &briquette_data::Loader::ordered(&data().train, 250).next().unwrap().unwrap(),
             [1, 4, 4],
             &Device::flex(),
         );

@@ -223,3 +223,49 @@ fn a_state_of_another_network_is_refused() {
         assert!(error.contains("training-0 is of another network; remove the file"), "{error}");
     }
 }
+
+/// Images of which one cannot be read.
+#[derive(Debug)]
+struct Hole(Dataset, usize);
+
+impl briquette_data::Images for Hole {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn label(&self, i: usize) -> u16 {
+        self.0.label(i)
+    }
+
+    fn read(&self, i: usize, pixels: &mut [u8]) -> std::result::Result<(), briquette_data::Error> {
+        self.0.read(i, pixels)?;
+        let gone = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        if i == self.1 { Err(briquette_data::Error::Io { path: "train/7.png".into(), source: gone() }) } else { Ok(()) }
+    }
+}
+
+#[test]
+fn an_image_that_cannot_be_read_ends_a_training_with_one_error_that_names_it() {
+    let with_hole = |set: &Dataset, i| {
+        let images = std::sync::Arc::new(Hole(set.clone(), i));
+        Dataset::new("holes", set.shape, set.classes, images).unwrap()
+    };
+    let run = |data: &Data| {
+        let (mut host, recipe) = (Memory::default(), serde_json::from_str(r#"{ "epochs": 2, "batch": 10 }"#).unwrap());
+        let result = fit(net(), &recipe, Extras::default(), &mut Context::new(&Device::flex(), 7, data, &mut host));
+        (result, host.states.len())
+    };
+    let whole = run(&halves()).0.unwrap();
+    // Read one by one as the training asks for them, the images are those that lie in memory, and so are the weights.
+    let data = halves();
+    let read = Data { train: with_hole(&data.train, usize::MAX), valid: with_hole(&data.valid, usize::MAX), test: data.test };
+    assert!(run(&read).0.unwrap().to_state() == whole.to_state());
+    for (train, valid) in [(77, usize::MAX), (usize::MAX, 3)] {
+        let data = halves();
+        let data = Data { train: with_hole(&data.train, train), valid: with_hole(&data.valid, valid), test: data.test };
+        let (result, states) = run(&data);
+        let error = result.unwrap_err();
+        assert!(matches!(error, Error::Data(_)) && error.to_string().starts_with("train/7.png: "), "{error}");
+        assert_eq!(states, 0, "no state of an epoch that was not whole");
+    }
+}

@@ -1,5 +1,8 @@
+use std::{fs, io::Cursor};
+
 use super::*;
-use image::{GrayImage, ImageBuffer, Luma, LumaA, Pixel, Rgb, RgbImage, Rgba};
+use crate::{Augment, Dataset, Loader, Outline, Splits};
+use image::{GrayImage, ImageBuffer, ImageFormat, Luma, LumaA, Pixel, Rgb, RgbImage, Rgba};
 use tempfile::TempDir;
 
 fn at(dir: &TempDir, name: &str) -> PathBuf {
@@ -22,6 +25,14 @@ fn toy() -> TempDir {
     dir
 }
 
+fn splits(path: &Path) -> Result<Splits, Error> {
+    list(path)?.splits()
+}
+
+fn outline(path: &Path) -> Result<Outline, Error> {
+    list(path)?.outline()
+}
+
 fn refusal(dir: &TempDir) -> String {
     let error = splits(dir.path()).expect_err("broken").to_string();
     assert!(outline(dir.path()).is_err() || error.contains("cut short") || error.contains("corrupt"), "{error}");
@@ -33,7 +44,7 @@ fn read_back(name: &str, save: impl Fn(&Path)) -> Vec<u8> {
     let dir = tempfile::tempdir().expect("temporary folder");
     ["train", "test"].iter().for_each(|split| save(&at(&dir, &format!("{split}/a/{name}"))));
     let train = splits(dir.path()).expect("whole").train;
-    train.pixel(0).iter().step_by(train.shape[1] * train.shape[2]).copied().collect()
+    train.pixel(0).expect("whole").into_iter().step_by(train.shape[1] * train.shape[2]).collect()
 }
 
 fn png<P>(pixel: P) -> Vec<u8>
@@ -49,8 +60,11 @@ fn classes_in_order_of_name_and_images_in_turn() {
     let dir = toy();
     let set = crate::open(&format!("folder:{}", dir.path().display()), &crate::Locations::from_env(None)).expect("whole");
     assert_eq!((&set.classes, set.train.shape), (&vec!["ant".to_owned(), "cat".to_owned()], [1, 2, 3]));
-    assert_eq!((0..3).map(|i| (set.train.label(i), set.train.pixel(i)[0])).collect::<Vec<_>>(), [(0, 3), (1, 1), (1, 2)]);
-    assert_eq!((set.test.len(), set.test.pixel(0)[5]), (2, 4));
+    assert_eq!(
+        (0..3).map(|i| (set.train.label(i), set.train.pixel(i).expect("whole")[0])).collect::<Vec<_>>(),
+        [(0, 3), (1, 1), (1, 2)]
+    );
+    assert_eq!((set.test.len(), set.test.pixel(0).expect("whole")[5]), (2, 4));
     assert_eq!(outline(dir.path()).expect("whole"), set.outline());
 }
 
@@ -59,7 +73,10 @@ fn subfolders_belong_to_their_class() {
     let dir = toy();
     grey_file(&dir, "train/ant/more/1.png", [3, 2], 6);
     let train = splits(dir.path()).expect("whole").train;
-    assert_eq!((0..4).map(|i| (train.label(i), train.pixel(i)[0])).collect::<Vec<_>>(), [(0, 3), (1, 1), (0, 6), (1, 2)]);
+    assert_eq!(
+        (0..4).map(|i| (train.label(i), train.pixel(i).expect("whole")[0])).collect::<Vec<_>>(),
+        [(0, 3), (1, 1), (0, 6), (1, 2)]
+    );
 }
 
 #[test]
@@ -100,8 +117,8 @@ fn one_image_in_colour_makes_all_of_them_colour() {
     RgbImage::from_pixel(3, 2, Rgb([1, 2, 3])).save(at(&dir, "test/cat/1.png")).expect("saved");
     let set = splits(dir.path()).expect("whole");
     assert_eq!((set.train.shape, set.test.shape), ([3, 2, 3], [3, 2, 3]));
-    assert_eq!(set.train.pixel(0), [3; 18], "the grey picture in three planes");
-    assert_eq!(set.test.pixel(2), [[1; 6], [2; 6], [3; 6]].concat());
+    assert_eq!(set.train.pixel(0).expect("whole"), [3; 18], "the grey picture in three planes");
+    assert_eq!(set.test.pixel(2).expect("whole"), [[1; 6], [2; 6], [3; 6]].concat());
 }
 
 #[test]
@@ -212,4 +229,86 @@ fn what_does_not_fit_is_refused() {
     assert!(matches!(splits(empty.path()), Err(Error::Io { .. })));
     ["train", "test"].iter().for_each(|name| fs::create_dir_all(empty.path().join(name)).expect("created"));
     assert!(refusal(&empty).contains("one folder for each class"));
+}
+
+/// The same images with their pixels in memory.
+fn in_memory(set: &Dataset) -> Dataset {
+    let pixels = (0..set.len()).flat_map(|i| set.pixel(i).expect("whole")).collect();
+    let labels = (0..set.len()).map(|i| set.label(i)).collect();
+    Dataset::from_memory(set.name.clone(), set.shape, set.classes, pixels, labels).expect("consistent")
+}
+
+#[test]
+fn an_indexed_set_gives_the_batches_of_one_in_memory() {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    for i in 0..23 {
+        fs::write(at(&dir, &format!("train/{}/{i}.jpg", i % 3)), jpeg(8, 16)).expect("written");
+        RgbImage::from_fn(8, 16, |x, y| Rgb([(x * i) as u8, (y * i * 3) as u8, i as u8]))
+            .save(at(&dir, &format!("test/{}/{i}.png", i % 3)))
+            .expect("saved");
+    }
+    let set = splits(dir.path()).expect("whole");
+    for indexed in [&set.train, &set.test] {
+        let memory = in_memory(indexed);
+        assert_eq!(indexed.statistics().expect("whole"), memory.statistics().expect("memory"));
+        let batches = |set: &Dataset, workers| {
+            let augment = Augment { pad_crop: 2, flip: true };
+            Loader::train(set, 5, augment, 3, workers).collect::<Result<Vec<_>, _>>().expect("whole")
+        };
+        let whole = batches(&memory, 1);
+        for workers in [0, 1, 2, 5] {
+            assert_eq!(batches(indexed, workers), whole);
+        }
+        let (halves, others) = (indexed.split(7, 4), memory.split(7, 4));
+        assert_eq!(batches(&halves.0, 2), batches(&others.0, 1));
+        assert_eq!(batches(&halves.1, 2), batches(&others.1, 1));
+        assert_eq!(
+            batches(indexed, 3)[2..],
+            Loader::train(indexed, 5, Augment { pad_crop: 2, flip: true }, 3, 3)
+                .starting_at(2)
+                .map(|batch| batch.expect("whole"))
+                .collect::<Vec<_>>()
+        );
+    }
+}
+
+#[test]
+fn what_vanishes_or_changes_once_it_is_indexed_is_named_when_it_is_read() {
+    let dir = toy();
+    let set = splits(dir.path()).expect("whole");
+    let error = |set: &Dataset| Loader::ordered(set, 2).find_map(Result::err).expect("an image is gone").to_string();
+    grey_file(&dir, "train/cat/0.png", [2, 2], 1);
+    assert!(error(&set.train).contains("train/cat/0.png: no longer the image that was indexed"), "{}", error(&set.train));
+    RgbImage::from_pixel(3, 2, Rgb([9; 3])).save(at(&dir, "train/cat/0.png")).expect("saved");
+    assert!(error(&set.train).contains("train/cat/0.png: no longer the image that was indexed"));
+    fs::write(at(&dir, "train/cat/0.png"), []).expect("written");
+    assert!(error(&set.train).contains("train/cat/0.png: "));
+    fs::remove_file(at(&dir, "train/cat/0.png")).expect("removed");
+    assert!(error(&set.train).contains("train/cat/0.png: "));
+    assert!(set.normalization().expect_err("gone").to_string().contains("train/cat/0.png: "));
+    assert_eq!(Loader::ordered(&set.test, 2).filter(Result::is_ok).count(), 1);
+}
+
+#[test]
+fn what_only_a_decoder_sees_is_named_when_the_image_is_read() {
+    let dir = toy();
+    let mut bytes = fs::read(at(&dir, "train/ant/0.png")).expect("read");
+    // In the compressed pixels, whose checksum no longer holds.
+    let data = bytes.windows(4).position(|name| name == b"IDAT").expect("pixels");
+    bytes[data + 6] ^= 0xff;
+    fs::write(at(&dir, "train/ant/0.png"), bytes).expect("written");
+    let set = splits(dir.path()).expect("headers and ends are there");
+    let error = set.normalization().expect_err("broken").to_string();
+    assert!(error.contains("train/ant/0.png: "), "{error}");
+}
+
+#[test]
+fn a_longer_header_than_a_plan_reads_at_first_is_read_after_all() {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let mut bytes = jpeg(16, 8);
+    let comment = [&[0xff, 0xfe, 0xff, 0xff][..], &[b'x'; 0xfffd]].concat();
+    (0..3).for_each(|_| drop(bytes.splice(2..2, comment.iter().copied())));
+    ["train/a/0.jpg", "test/a/0.jpg"].iter().for_each(|name| fs::write(at(&dir, name), &bytes).expect("written"));
+    assert_eq!(outline(dir.path()).expect("whole").shape, [3, 8, 16]);
+    assert_eq!(splits(dir.path()).expect("whole").train.pixel(0).expect("whole").len(), 3 * 8 * 16);
 }

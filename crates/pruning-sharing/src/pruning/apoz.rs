@@ -176,7 +176,7 @@ mod tests {
     }
 
     fn data_pixel(image: usize, pixel: usize) -> f64 {
-        f64::from(images().train.pixel(image)[pixel]) / 255.0
+        f64::from(images().train.pixel(image).unwrap()[pixel]) / 255.0
     }
 
     #[test]

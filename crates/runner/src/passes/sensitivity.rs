@@ -277,7 +277,7 @@ impl Known {
             return Err(Error::Stopped);
         }
         let found = match measure(cx) {
-            Err(stop @ (Error::Stopped | Error::Host(_))) => return Err(stop),
+            Err(stop @ (Error::Stopped | Error::Host(_) | Error::Data(_))) => return Err(stop),
             found => found.map_err(|error| error.to_string()),
         };
         self.points.insert(name.to_string(), found.clone());

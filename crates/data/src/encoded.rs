@@ -1,0 +1,285 @@
+//! Sets of JPEG and PNG files, be they in folders or in archives: indexed when the set is opened, decoded when an image is asked for.
+//!
+//! Pixels are those of torchvision's `ImageFolder`, which is `PIL.Image.open(path).convert("RGB")`: the format is told by the content, palettes and
+//! CMYK become red, green and blue, alpha is dropped, grey stands in all three planes, 16 bits keep the high eight, and the rotation that EXIF asks
+//! for is not applied. Two things differ: 16-bit grey keeps its high eight bits too, where PIL cuts off at 255, and a set without any colour
+//! stays grey, one plane.
+//!
+//! What is checked when: [`Listed::outline`] looks at headers, for a plan need not wait for more. [`Listed::splits`] reads each file once, from its
+//! first byte to its last, without decoding it: sizes and colours must agree, a file that ends before its image does is refused by name, and the digest of
+//! all bytes tells one set from another. What only a decoder sees, an error names when the image is read, be it for the statistics or for a
+//! training; so does a file that has gone or changed since.
+
+use std::{
+    fmt,
+    io::Cursor,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader};
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use crate::{
+    Dataset, Error, Images, Outline, Splits,
+    files::{hexadecimal, is_lfs_pointer},
+    jpeg::{is_whole, planes},
+};
+
+/// Where the bytes of encoded images lie.
+pub(crate) trait Source: fmt::Debug + Send + Sync + 'static {
+    /// Number of images.
+    fn len(&self) -> usize;
+
+    /// What errors call image `i`.
+    fn place(&self, i: usize) -> PathBuf;
+
+    /// The first bytes of image `i`, `most` of them or all that there are.
+    fn bytes(&self, i: usize, most: u64) -> Result<Vec<u8>, Error>;
+}
+
+/// Encoded images and their labels.
+#[derive(Debug)]
+pub(crate) struct Split<S> {
+    pub(crate) source: S,
+    pub(crate) labels: Vec<u16>,
+}
+
+/// Both splits of a set of encoded images, of which no image has been looked at yet.
+pub(crate) struct Listed<S> {
+    pub(crate) name: String,
+    pub(crate) classes: Vec<String>,
+    pub(crate) train: Split<S>,
+    pub(crate) test: Split<S>,
+}
+
+impl<S: Source> Listed<S> {
+    /// The set, after a look at each file.
+    ///
+    /// All images must have one size. One image in colour makes all of them red, green and blue; without any, all are grey.
+    pub(crate) fn splits(self) -> Result<Splits, Error> {
+        let (shape, sha256) = self.survey(whole)?;
+        let Self { name, classes, train, test } = self;
+        let set = |split: &str, Split { source, labels }: Split<S>| {
+            let images = Encoded { source, labels, shape };
+            Dataset::new(format!("{name} {split}"), shape, classes.len(), Arc::new(images))
+        };
+        let (train, test) = (set("train", train)?, set("test", test)?);
+        Ok(Splits { name, train, test, classes, moments: None, sha256: sha256.to_vec() })
+    }
+
+    /// What [`Listed::splits`] would give, by the headers of the images alone.
+    pub(crate) fn outline(self) -> Result<Outline, Error> {
+        let (shape, _) = self.survey(header)?;
+        let counts = [&self.train, &self.test].map(|split| split.labels.len());
+        Ok(Outline { name: self.name, shape, classes: self.classes.len(), counts })
+    }
+
+    /// `[channels, height, width]` of all images, and of each split a digest of what was seen, in order, with the labels.
+    fn survey(&self, look: fn(&S, usize) -> Result<Seen, Error>) -> Result<([usize; 3], [String; 2]), Error> {
+        let splits = [&self.train, &self.test];
+        let (mut colour, mut first) = (false, None);
+        let mut digests = [Sha256::new(), Sha256::new()];
+        for (Split { source, labels }, digest) in splits.into_iter().zip(&mut digests) {
+            // A number at a time, so that what is kept of each image does not pile up.
+            for start in (0..source.len()).step_by(TOGETHER) {
+                let some = start..source.len().min(start + TOGETHER);
+                let seen: Vec<Seen> = some.clone().into_par_iter().map(|i| look(source, i)).collect::<Result<_, _>>()?;
+                for (i, seen) in some.zip(seen) {
+                    let (size, place) = first.get_or_insert_with(|| (seen.size, source.place(i)));
+                    if *size != seen.size {
+                        let ([width, height], [other_width, other_height]) = (*size, seen.size);
+                        let what = format!("{other_width}x{other_height} pixels where {} has {width}x{height}", place.display());
+                        return Err(Error::malformed(source.place(i), what + "; bring all images to one size"));
+                    }
+                    colour |= seen.colour;
+                    digest.update(labels[i].to_le_bytes());
+                    digest.update(seen.digest);
+                }
+            }
+        }
+        let [width, height] = first.map_or([0; 2], |(size, _)| size);
+        let channels = if colour { 3 } else { 1 };
+        Ok(([channels, height as usize, width as usize], digests.map(|digest| hexadecimal(&digest.finalize()))))
+    }
+}
+
+/// Images that a survey looks at before it compares them.
+const TOGETHER: usize = 4096;
+
+/// What a look at an encoded image tells.
+struct Seen {
+    /// Width and height.
+    size: [u32; 2],
+    colour: bool,
+    /// SHA-256 of what was read.
+    digest: [u8; 32],
+}
+
+/// Bytes in which most headers end.
+const HEAD: u64 = 64 << 10;
+
+/// Longest file of an image that is read.
+const LONGEST: u64 = 256 << 20;
+
+fn header<S: Source>(source: &S, i: usize) -> Result<Seen, Error> {
+    let bytes = source.bytes(i, HEAD)?;
+    match seen(&bytes, || source.place(i)) {
+        // Metadata may come first, and be long.
+        Err(_) if bytes.len() as u64 == HEAD => seen(&all(source, i)?, || source.place(i)),
+        seen => seen,
+    }
+}
+
+fn whole<S: Source>(source: &S, i: usize) -> Result<Seen, Error> {
+    let bytes = all(source, i)?;
+    let seen = seen(&bytes, || source.place(i))?;
+    reaches_its_end(&bytes, || source.place(i))?;
+    Ok(seen)
+}
+
+fn all<S: Source>(source: &S, i: usize) -> Result<Vec<u8>, Error> {
+    let bytes = source.bytes(i, LONGEST + 1)?;
+    if bytes.len() as u64 > LONGEST {
+        return Err(Error::malformed(source.place(i), format!("more than {LONGEST} bytes; an image of this size is not read")));
+    }
+    Ok(bytes)
+}
+
+fn seen(bytes: &[u8], place: impl Fn() -> PathBuf) -> Result<Seen, Error> {
+    if is_lfs_pointer(bytes) {
+        return Err(Error::LfsPointer { path: place() });
+    }
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|error| Error::io(place())(error))?;
+    let decoder = reader.into_decoder().map_err(|error| Error::malformed(place(), error.to_string()))?;
+    let (width, height) = decoder.dimensions();
+    let grey = matches!(decoder.color_type(), ColorType::L8 | ColorType::L16 | ColorType::La8 | ColorType::La16);
+    Ok(Seen { size: [width, height], colour: !grey, digest: Sha256::digest(bytes).into() })
+}
+
+/// Decoders fill with grey what a JPEG lacks, and let a PNG pass whose last chunk is gone.
+fn reaches_its_end(bytes: &[u8], place: impl Fn() -> PathBuf) -> Result<(), Error> {
+    let whole = match image::guess_format(bytes) {
+        Ok(ImageFormat::Jpeg) => is_whole(bytes),
+        Ok(ImageFormat::Png) => bytes.windows(4).rev().any(|name| name == b"IEND"),
+        _ => true,
+    };
+    if whole {
+        return Ok(());
+    }
+    Err(Error::malformed(place(), "the file is cut short: it does not reach the end of its image; fetch it again"))
+}
+
+/// Images that are decoded each time they are asked for.
+struct Encoded<S> {
+    source: S,
+    labels: Vec<u16>,
+    shape: [usize; 3],
+}
+
+impl<S: Source> Images for Encoded<S> {
+    fn len(&self) -> usize {
+        self.source.len()
+    }
+
+    fn label(&self, i: usize) -> u16 {
+        self.labels[i]
+    }
+
+    fn read(&self, i: usize, pixels: &mut [u8]) -> Result<(), Error> {
+        let bytes = all(&self.source, i)?;
+        let place = || self.source.place(i);
+        if is_lfs_pointer(&bytes) {
+            return Err(Error::LfsPointer { path: place() });
+        }
+        reaches_its_end(&bytes, place)?;
+        let decode = || ImageReader::new(Cursor::new(&bytes)).with_guessed_format()?.decode();
+        let image = decode().map_err(|error| Error::malformed(place(), error.to_string()))?;
+        let [channels, height, width] = self.shape;
+        let changed = [image.width() as usize, image.height() as usize] != [width, height];
+        if changed || (channels == 1 && image.color().has_color()) {
+            let what = "no longer the image that was indexed: size or colour differ; the set changed while it was in use";
+            return Err(Error::malformed(place(), what));
+        }
+        match channels {
+            1 => pixels.copy_from_slice(grey(image).as_raw()),
+            _ => planes(colour(image).as_raw(), 3, pixels),
+        }
+        Ok(())
+    }
+}
+
+impl<S> fmt::Debug for Encoded<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Encoded").field("len", &self.labels.len()).field("shape", &self.shape).finish_non_exhaustive()
+    }
+}
+
+fn colour(image: DynamicImage) -> image::RgbImage {
+    match image {
+        DynamicImage::ImageRgb16(_) | DynamicImage::ImageRgba16(_) => {
+            let wide = image.into_rgb16();
+            image::RgbImage::from_fn(wide.width(), wide.height(), |x, y| image::Rgb(wide.get_pixel(x, y).0.map(high)))
+        }
+        DynamicImage::ImageLuma16(_) | DynamicImage::ImageLumaA16(_) => DynamicImage::from(grey(image)).into_rgb8(),
+        image => image.into_rgb8(),
+    }
+}
+
+fn grey(image: DynamicImage) -> image::GrayImage {
+    match image {
+        DynamicImage::ImageLuma16(_) | DynamicImage::ImageLumaA16(_) => {
+            let wide = image.into_luma16();
+            image::GrayImage::from_fn(wide.width(), wide.height(), |x, y| image::Luma(wide.get_pixel(x, y).0.map(high)))
+        }
+        image => image.into_luma8(),
+    }
+}
+
+fn high(value: u16) -> u8 {
+    value.to_be_bytes()[0]
+}
+
+/// The members of all classes, one of each class in turn, with their labels: any first few hold as many of each class.
+pub(crate) fn in_turn<T>(classes: Vec<Vec<T>>) -> Vec<(T, u16)> {
+    let ranked =
+        |(members, label): (Vec<T>, u16)| members.into_iter().enumerate().map(move |(rank, member)| (rank, label, member));
+    let mut all: Vec<(usize, u16, T)> = classes.into_iter().zip(0_u16..).flat_map(ranked).collect();
+    all.sort_by_key(|&(rank, label, _)| (rank, label));
+    all.into_iter().map(|(_, label, member)| (member, label)).collect()
+}
+
+/// Refuses a class that only one of the splits has.
+pub(crate) fn same_classes([train, test]: [(&Path, &[String]); 2]) -> Result<(), Error> {
+    for ((split, here), (_, there), other) in [(test, train, "train"), (train, test, "test")] {
+        if let Some(odd) = here.iter().find(|class| !there.contains(class)) {
+            let what = format!("{other}/ has no such class; both splits must have the same");
+            return Err(Error::malformed(split.join(odd), what));
+        }
+    }
+    Ok(())
+}
+
+/// What the ending of a file's name says, in capitals or not.
+#[derive(PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// An image that is read.
+    Read,
+    /// An image in a format that is not read.
+    Unread,
+    /// No image.
+    Other,
+}
+
+impl Kind {
+    pub(crate) fn of(path: &Path) -> Self {
+        let ending =
+            path.extension().map(|ending| ending.to_ascii_lowercase().to_string_lossy().into_owned()).unwrap_or_default();
+        match ending.as_str() {
+            "png" | "jpg" | "jpeg" => Self::Read,
+            "bmp" | "gif" | "pgm" | "ppm" | "tif" | "tiff" | "webp" => Self::Unread,
+            _ => Self::Other,
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Images in tar archives: `train/*.tar` and `test/*.tar`, read by offset and never unpacked.
+//!
+//! A member `CLASS/NAME.jpg` (`.jpeg`, `.png`; subfolders belong to their class) is an image of that class, as in a folder of images. Where there are members
+//! `KEY.cls`, as in WebDataset's archives, `KEY.jpg` is an image of the class whose number is the text of `KEY.cls`; a key ends at the first dot of
+//! a file's name.
+//!
+//! Images are taken one of each class in turn, those of a class in order of name, however they are spread over the archives: a folder packed into
+//! shards is the same set, and trains to the same bits.
+
+mod archive;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    Error,
+    encoded::{Kind, Listed, Source, Split, in_turn, same_classes},
+    files::is_lfs_pointer,
+    folder::{BESIDE, EMPTY, UNREAD, entries},
+};
+use archive::{Content, Member};
+
+/// Lists both splits.
+pub(crate) fn list(path: &Path) -> Result<Listed<Shards>, Error> {
+    let folders = ["train", "test"].map(|split| path.join(split));
+    let [train, test] = [Found::below(&folders[0])?, Found::below(&folders[1])?];
+    let ([classes, judged], [train, test]) = match [train.is_labelled(), test.is_labelled()] {
+        [false, false] => {
+            let of = |found: Found| found.by_folder().map(|classes| classes.into_iter().unzip());
+            let ((classes, train), (judged, test)): ((Vec<_>, Vec<_>), (Vec<_>, Vec<_>)) = (of(train)?, of(test)?);
+            ([classes, judged], [train, test])
+        }
+        [true, true] => {
+            let [train, test] = [train.by_number()?, test.by_number()?];
+            let names = |classes: &[Vec<Place>]| (0..classes.len()).map(|class| class.to_string()).collect();
+            ([names(&train), names(&test)], [train, test])
+        }
+        [labelled, _] => {
+            let (with, without) = if labelled { ("train", "test") } else { ("test", "train") };
+            let what = format!("no member `KEY.cls` says a class, but in {with}/ some do; label both splits alike");
+            return Err(Error::malformed(path.join(without), what));
+        }
+    };
+    if classes.is_empty() || classes.len() > usize::from(u16::MAX) {
+        let what =
+            format!("expected images as `CLASS/NAME.jpg`, or as `KEY.jpg` with `KEY.cls`, found {} classes", classes.len());
+        return Err(Error::malformed(&folders[0], what));
+    }
+    filled(&folders[0], &classes, &train)?;
+    same_classes([(&folders[0], &classes), (&folders[1], &judged)])?;
+    filled(&folders[1], &judged, &test)?;
+    let [train, test] = [(&folders[0], train), (&folders[1], test)].map(|(folder, classes)| {
+        let (places, labels) = in_turn(classes).into_iter().unzip();
+        archives(folder).map(|archives| Split { source: Shards { archives, places }, labels })
+    });
+    Ok(Listed { name: format!("shards:{}", path.display()), classes, train: train?, test: test? })
+}
+
+/// Refuses a class without images.
+fn filled(folder: &Path, classes: &[String], images: &[Vec<Place>]) -> Result<(), Error> {
+    match images.iter().position(Vec::is_empty) {
+        Some(class) => Err(Error::malformed(folder.join(&classes[class]), EMPTY)),
+        None => Ok(()),
+    }
+}
+
+/// Where an image lies.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// Which archive.
+    archive: u32,
+    /// Where the member begins with its headers.
+    start: u64,
+    /// Where its bytes are.
+    content: Content,
+}
+
+/// Archives that hold images.
+#[derive(Debug)]
+pub(crate) struct Shards {
+    archives: Vec<PathBuf>,
+    places: Vec<Place>,
+}
+
+impl Source for Shards {
+    fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// The archive, and in it the member, whose name is read again: names of all images would take the most memory of all that is kept.
+    fn place(&self, i: usize) -> PathBuf {
+        let Place { archive, start, .. } = self.places[i];
+        let path = &self.archives[archive as usize];
+        let member = File::open(path).ok().and_then(|file| archive::member(&file, start).ok().flatten());
+        path.join(member.map_or_else(|| PathBuf::from(format!("(member at byte {start})")), |member| member.path))
+    }
+
+    fn bytes(&self, i: usize, most: u64) -> Result<Vec<u8>, Error> {
+        let Place { archive, content, .. } = self.places[i];
+        let length = content.length.min(most);
+        read(&self.archives[archive as usize], content.start, length).map_err(|error| match error {
+            Error::Malformed { what, .. } => Error::malformed(self.place(i), what),
+            error => error,
+        })
+    }
+}
+
+/// So many bytes of a file, each time of a file just opened: a set may have more archives than a process may hold open.
+fn read(path: &Path, start: u64, length: u64) -> Result<Vec<u8>, Error> {
+    let mut file = File::open(path).map_err(Error::io(path))?;
+    file.seek(SeekFrom::Start(start)).map_err(Error::io(path))?;
+    let mut bytes = Vec::new();
+    file.take(length).read_to_end(&mut bytes).map_err(Error::io(path))?;
+    if bytes.len() as u64 != length {
+        let what = format!("{} of {length} bytes are left; the archive changed while it was in use", bytes.len());
+        return Err(Error::malformed(path, what));
+    }
+    Ok(bytes)
+}
+
+/// The archives of a split, in order of name.
+fn archives(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut archives = Vec::new();
+    for path in entries(folder)? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        if path.is_dir() {
+            return Err(Error::malformed(path, "a folder among the archives, which is not looked into; take it away"));
+        }
+        if name.ends_with(".tar") {
+            archives.push(path);
+        } else if name.contains(".tar.") || name.ends_with(".tgz") || name.ends_with(".txz") {
+            return Err(Error::malformed(path, "a compressed archive has no offsets to read by; decompress it to a .tar"));
+        }
+    }
+    match archives.is_empty() {
+        true => Err(Error::malformed(folder, "no .tar in this folder")),
+        false => Ok(archives),
+    }
+}
+
+/// What the archives of a split hold.
+struct Found {
+    archives: Vec<PathBuf>,
+    /// By the member's path.
+    images: BTreeMap<PathBuf, Place>,
+    /// The numbers in `KEY.cls`, by the path up to the key's end.
+    labels: BTreeMap<PathBuf, (Place, u16)>,
+    /// Folders at the top.
+    folders: BTreeSet<String>,
+}
+
+impl Found {
+    fn below(folder: &Path) -> Result<Self, Error> {
+        let archives = archives(folder)?;
+        let mut found = Self { archives, images: BTreeMap::new(), labels: BTreeMap::new(), folders: BTreeSet::new() };
+        for (path, archive) in found.archives.clone().iter().zip(0_u32..) {
+            let file = File::open(path).map_err(Error::io(path))?;
+            let mut beginning = Vec::new();
+            (&file).take(64).read_to_end(&mut beginning).map_err(Error::io(path))?;
+            if is_lfs_pointer(&beginning) {
+                return Err(Error::LfsPointer { path: path.clone() });
+            }
+            let mut start = 0;
+            while let Some(member) = archive::member(&file, start).map_err(|what| Error::malformed(path, what))? {
+                let next = member.next;
+                found.add(member, archive, start)?;
+                start = next;
+            }
+        }
+        Ok(found)
+    }
+
+    fn add(&mut self, member: Member, archive: u32, start: u64) -> Result<(), Error> {
+        let Member { path, content, .. } = member;
+        // What begins with a dot is some program's own, as in a folder.
+        if path.iter().any(|part| part.as_encoded_bytes().starts_with(b".")) {
+            return Ok(());
+        }
+        let at = self.archives[archive as usize].join(&path);
+        let parts = path.iter().count();
+        if let Some(top) = path.iter().next().filter(|_| parts > 1 || content.is_none()) {
+            self.folders.insert(top.to_string_lossy().into_owned());
+        }
+        let Some(content) = content else { return Ok(()) };
+        let place = Place { archive, start, content };
+        let twice = |other: Place| {
+            let other = self.archives[other.archive as usize].display();
+            Err(Error::malformed(&at, format!("{other} has a member of this name, too; names must differ within a split")))
+        };
+        if path.extension() == Some(OsStr::new("cls")) {
+            let label = label(&self.archives[archive as usize], content).map_err(|error| match error {
+                Error::Malformed { what, .. } => Error::malformed(&at, what),
+                error => error,
+            })?;
+            return self.labels.insert(key(&path), (place, label)).map_or(Ok(()), |(other, _)| twice(other));
+        }
+        match Kind::of(&path) {
+            Kind::Read => self.images.insert(path, place).map_or(Ok(()), twice),
+            Kind::Unread => Err(Error::malformed(at, UNREAD)),
+            Kind::Other => Ok(()),
+        }
+    }
+
+    /// Whether members say the classes, not folders.
+    fn is_labelled(&self) -> bool {
+        !self.labels.is_empty()
+    }
+
+    /// Classes in order of name, with their images in order of name.
+    fn by_folder(self) -> Result<Vec<(String, Vec<Place>)>, Error> {
+        let mut classes: BTreeMap<String, Vec<Place>> = self.folders.into_iter().map(|folder| (folder, Vec::new())).collect();
+        for (path, place) in self.images {
+            let class = path.iter().next().filter(|_| path.iter().count() > 1).map(OsStr::to_string_lossy);
+            match class.and_then(|class| classes.get_mut(&*class)) {
+                Some(images) => images.push(place),
+                None => return Err(Error::malformed(self.archives[place.archive as usize].join(path), BESIDE)),
+            }
+        }
+        Ok(classes.into_iter().collect())
+    }
+
+    /// The images of classes 0 and on, each in order of name.
+    fn by_number(self) -> Result<Vec<Vec<Place>>, Error> {
+        let Self { archives, images, mut labels, .. } = self;
+        let highest = labels.values().map(|&(_, label)| usize::from(label)).max();
+        let mut classes = vec![Vec::new(); highest.map_or(0, |highest| highest + 1)];
+        for (path, place) in images {
+            match labels.remove(&key(&path)) {
+                Some((_, label)) => classes[usize::from(label)].push(place),
+                None => {
+                    let at = archives[place.archive as usize].join(path);
+                    return Err(Error::malformed(at, "no `KEY.cls` says its class, or another image has its key"));
+                }
+            }
+        }
+        match labels.into_iter().next() {
+            Some((key, (place, _))) => {
+                let at = archives[place.archive as usize].join(format!("{}.cls", key.display()));
+                Err(Error::malformed(at, "says the class of no image: there is no .png, .jpg or .jpeg of its key"))
+            }
+            None => Ok(classes),
+        }
+    }
+}
+
+/// The path up to the first dot of the file's name.
+fn key(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(name.split('.').next().unwrap_or_default())
+}
+
+/// The number that a `.cls` holds.
+fn label(archive: &Path, content: Content) -> Result<u16, Error> {
+    // A number of a class has at most five digits, and perhaps a line's end behind it.
+    let bytes = read(archive, content.start, content.length.min(16))?;
+    let text = String::from_utf8_lossy(&bytes);
+    text.trim().parse().ok().filter(|&label| content.length <= 16 && label < u16::MAX).ok_or_else(|| {
+        let what = format!("a class is a number below {}, not '{}'", u16::MAX, text.trim().escape_debug());
+        Error::malformed(archive, what)
+    })
+}
