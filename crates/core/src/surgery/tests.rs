@@ -1,4 +1,5 @@
 mod constants;
+mod cost;
 
 use briquette_runtime::{Activation, Grid, Hashed, Layer, Product, Stage, StepGradient, Window, layers};
 use burn::module::Param;
