@@ -19,7 +19,7 @@ use briquette_core::zoo::{Arch, Wanted};
 use briquette_data::{GlyphCounts, Loader, Locations};
 use briquette_pruning_sharing::quantization::pact::Pact;
 use briquette_pruning_sharing::structural::circulant::Circulant;
-use briquette_runner::methods;
+use briquette_runner::{METHODS, methods};
 use briquette_runtime::Model;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
@@ -50,9 +50,9 @@ fn names_are_unique_and_those_of_the_files() {
 fn examples_are_read_and_unknown_settings_refused() {
     every_method(|entry| {
         let mut settings = example(entry);
-        (entry.parse)(settings.clone()).map_err(|error| Error::Invalid(error.to_string()))?;
+        (entry.parse)(settings.clone(), METHODS).map_err(|error| Error::Invalid(error.to_string()))?;
         settings["no-such-setting"] = 1.into();
-        let refused = (entry.parse)(settings).map_or_else(|error| error.to_string(), |_| "nothing is refused".into());
+        let refused = (entry.parse)(settings, METHODS).map_or_else(|error| error.to_string(), |_| "nothing is refused".into());
         ensure(refused.contains("unknown field `no-such-setting`"), &refused)?;
         ensure(!entry.paper.is_empty() && !entry.family.is_empty(), "names no paper or no family")
     });
@@ -420,7 +420,7 @@ impl Case {
         if settings.get("tune").is_none() {
             settings["tune"] = serde_json::json!({ "batch": 40 });
         }
-        let mut pass = (self.entry.parse)(settings).unwrap_or_else(|_| pass(self.entry));
+        let mut pass = (self.entry.parse)(settings, METHODS).unwrap_or_else(|_| pass(self.entry));
         pass.shrink();
         pass.recipes().into_iter().for_each(|recipe| recipe.epochs = 2);
         briquette_core::chance::seed(drawn);
@@ -452,7 +452,7 @@ fn example(entry: &Entry) -> serde_json::Value {
 }
 
 fn pass(entry: &Entry) -> Box<dyn Pass> {
-    let mut pass = (entry.parse)(example(entry)).unwrap();
+    let mut pass = (entry.parse)(example(entry), METHODS).unwrap();
     pass.shrink();
     pass
 }

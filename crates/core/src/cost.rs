@@ -1,11 +1,10 @@
 //! What a network costs: parameters, non-zeros and multiply-accumulates, layer by layer.
 
-use briquette_runtime::Model;
-use burn::module::Param;
+use briquette_runtime::{Layer, Model};
 use burn::tensor::Device;
 
 use crate::error::Result;
-use crate::net::{Net, Op};
+use crate::net::{Net, Node, Op};
 
 /// The cost of a network.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,37 +48,10 @@ impl Cost {
     /// When the network does not hold together.
     pub fn of(net: &Net) -> Result<Self> {
         let shapes = net.shapes()?;
-        let mut layers = Vec::new();
-        for (index, node) in net.nodes.iter().enumerate() {
-            let shape = match &node.op {
-                Op::Structured(structured) => vec![structured.structure.count()],
-                op => op.weight_shape().unwrap_or_default(),
-            };
-            let weights: usize = if shape.is_empty() { 0 } else { shape.iter().product() };
-            let (params, weights, macs) = match &node.op {
-                Op::Conv2d(conv) => {
-                    (weights + vector(conv.bias.as_ref()), weights, node.op.layer().macs(Some(&shape), &shapes[index]))
-                }
-                Op::Linear(linear) => {
-                    (weights + vector(linear.bias.as_ref()), weights, node.op.layer().macs(Some(&shape), &shapes[index]))
-                }
-                Op::BatchNorm(norm) => (vector(Some(&norm.gamma)) + vector(Some(&norm.beta)), 0, 0),
-                Op::Structured(structured) => {
-                    (weights + vector(structured.bias.as_ref()), weights, node.op.layer().macs(None, &shapes[index]))
-                }
-                Op::Quantize(_) | Op::Fixed(_) => continue,
-            };
-            layers.push(LayerCost {
-                node: index,
-                name: node.name.clone(),
-                kind: node.op.layer().kind().name(),
-                shape,
-                params,
-                weights,
-                macs,
-            });
-        }
-        Ok(Self { layers })
+        let layers = net.nodes.iter().zip(&shapes).enumerate();
+        let layers = layers
+            .filter_map(|(index, (node, shape))| LayerCost::of(index, node, &node.op.layer(), node.op.weight_shape(), shape));
+        Ok(Self { layers: layers.collect() })
     }
 
     /// Trainable values.
@@ -105,6 +77,26 @@ impl Cost {
     }
 }
 
-fn vector(param: Option<&Param<burn::tensor::Tensor<1>>>) -> usize {
-    param.map_or(0, |param| param.lazy_shape()[0])
+impl LayerCost {
+    /// The cost of a node, with this layer, weight and output in the place of its own; none where it has no parameters.
+    pub(crate) fn of(index: usize, node: &Node, layer: &Layer, weight: Option<Vec<usize>>, output: &[usize]) -> Option<Self> {
+        // Each of these vectors has a value for each channel of the output.
+        let (shape, vectors) = match &node.op {
+            Op::Conv2d(conv) => (weight.clone()?, usize::from(conv.bias.is_some())),
+            Op::Linear(linear) => (weight.clone()?, usize::from(linear.bias.is_some())),
+            Op::Structured(structured) => (vec![structured.structure.count()], usize::from(structured.bias.is_some())),
+            Op::BatchNorm(_) => (Vec::new(), 2),
+            Op::Quantize(_) | Op::Fixed(_) => return None,
+        };
+        let weights = if shape.is_empty() { 0 } else { shape.iter().product() };
+        Some(Self {
+            node: index,
+            name: node.name.clone(),
+            kind: layer.kind().name(),
+            shape,
+            params: weights + vectors * output[0],
+            weights,
+            macs: layer.macs(weight.as_deref(), output),
+        })
+    }
 }

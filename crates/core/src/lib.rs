@@ -15,6 +15,7 @@ pub mod kernels;
 pub mod net;
 pub mod pass;
 pub mod passes;
+pub mod price;
 pub mod promises;
 pub mod quantize;
 pub mod rank;

@@ -81,7 +81,7 @@ impl dyn Pass {
 }
 
 /// What names a pass in a config. The deserialized struct is the method; fields are its settings.
-pub trait Method: Pass + DeserializeOwned + 'static {
+pub trait Method: Pass + 'static {
     /// Name in a config; also the name of the method's file.
     const NAME: &'static str;
     /// Family of the survey.
@@ -90,6 +90,15 @@ pub trait Method: Pass + DeserializeOwned + 'static {
     const PAPER: &'static str;
     /// A minimal table of settings, as TOML lines.
     const EXAMPLE: &'static str;
+}
+
+/// A method that applies others. Its settings hold theirs, so that what cannot be applied is refused where they are read.
+pub trait Search: Method + Sized {
+    /// Reads the settings; the methods that they name are those of the catalogue.
+    ///
+    /// # Errors
+    /// What cannot be read, or names no method.
+    fn read(settings: serde_json::Value, methods: Catalogue) -> std::result::Result<Self, serde_json::Error>;
 }
 
 /// A method in a scheme's list.
@@ -105,31 +114,52 @@ pub struct Entry {
     pub paper: &'static str,
     /// [`Method::EXAMPLE`].
     pub example: &'static str,
-    /// Reads the settings.
-    pub parse: fn(serde_json::Value) -> std::result::Result<Box<dyn Pass>, serde_json::Error>,
+    /// Reads the settings, in which methods of the catalogue may be named.
+    pub parse: fn(serde_json::Value, Catalogue) -> std::result::Result<Box<dyn Pass>, serde_json::Error>,
 }
 
 impl Entry {
     /// The entry of a method that lives in the crate `home`.
-    pub const fn of<M: Method>(home: &'static str) -> Self {
-        Self {
-            name: M::NAME,
-            home,
-            family: M::FAMILY,
-            paper: M::PAPER,
-            example: M::EXAMPLE,
-            parse: |settings| Ok(Box::new(serde_json::from_value::<M>(settings)?)),
-        }
+    pub const fn of<M: Method + DeserializeOwned>(home: &'static str) -> Self {
+        Self::parsed::<M>(home, |settings, _| Ok(Box::new(serde_json::from_value::<M>(settings)?)))
+    }
+
+    /// The entry of a method that applies others.
+    pub const fn searching<M: Search>(home: &'static str) -> Self {
+        Self::parsed::<M>(home, |settings, methods| Ok(Box::new(M::read(settings, methods)?)))
+    }
+
+    const fn parsed<M: Method>(
+        home: &'static str,
+        parse: fn(serde_json::Value, Catalogue) -> std::result::Result<Box<dyn Pass>, serde_json::Error>,
+    ) -> Self {
+        Self { name: M::NAME, home, family: M::FAMILY, paper: M::PAPER, example: M::EXAMPLE, parse }
     }
 }
 
-/// The entry of this name.
-///
-/// # Errors
-/// An unknown name, with the nearest ones.
-pub fn find<'a>(entries: &[&'a Entry], name: &str) -> Result<&'a Entry> {
-    let found = entries.iter().find(|entry| entry.name == name);
-    found.copied().ok_or_else(|| Error::unknown("method", name, entries.iter().map(|entry| entry.name)))
+/// The methods that a program knows, as the lists of its crates.
+#[derive(Debug, Clone, Copy)]
+pub struct Catalogue(&'static [&'static [Entry]]);
+
+impl Catalogue {
+    /// The methods of these lists.
+    pub const fn of(lists: &'static [&'static [Entry]]) -> Self {
+        Self(lists)
+    }
+
+    /// The methods, list by list.
+    pub fn entries(self) -> impl Iterator<Item = &'static Entry> {
+        self.0.iter().copied().flatten()
+    }
+
+    /// The method of this name.
+    ///
+    /// # Errors
+    /// An unknown name, with the nearest ones.
+    pub fn find(self, name: &str) -> Result<&'static Entry> {
+        let found = self.entries().find(|entry| entry.name == name);
+        found.ok_or_else(|| Error::unknown("method", name, self.entries().map(|entry| entry.name)))
+    }
 }
 
 /// The data of a run. Epochs are chosen on `valid`; `test` is measured once per pass.
@@ -157,8 +187,8 @@ pub struct Context<'a> {
     pub stage: usize,
     /// Epochs of all trainings of this pass.
     pub curve: Vec<Epoch>,
-    /// What a pass found out about the layers one by one.
-    pub scan: Option<Scan>,
+    /// What the pass found out, for the report.
+    pub findings: Vec<Finding>,
     /// How containers are written from here on.
     pub storage: Storage,
 }
@@ -167,6 +197,18 @@ impl std::fmt::Debug for Context<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Context").field("seed", &self.seed).field("stage", &self.stage).finish_non_exhaustive()
     }
+}
+
+/// What a pass found out beside the network that it hands on.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Finding {
+    /// How the network does with one layer changed.
+    Scan {
+        /// Name of the files that show it, without an ending.
+        file: String,
+        /// The points.
+        scan: Scan,
+    },
 }
 
 /// What happens while a pass runs.
@@ -304,6 +346,15 @@ impl Host for Memory {
 impl<'a> Context<'a> {
     /// A context whose curve and stages are at their start.
     pub fn new(device: &Device, seed: u64, data: &'a Data, host: &'a mut dyn Host) -> Self {
-        Self { device: device.clone(), seed, data, host, stage: 0, curve: Vec::new(), scan: None, storage: Storage::default() }
+        Self {
+            device: device.clone(),
+            seed,
+            data,
+            host,
+            stage: 0,
+            curve: Vec::new(),
+            findings: Vec::new(),
+            storage: Storage::default(),
+        }
     }
 }

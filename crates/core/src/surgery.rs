@@ -6,6 +6,7 @@
 //! them *cut* give the same outputs. Channels for which that cannot hold are frozen and say why.
 
 mod constants;
+mod cost;
 mod coupling;
 mod cut;
 mod fold;

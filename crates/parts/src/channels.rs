@@ -312,14 +312,15 @@ fn weakest_go(groups: &[ChannelGroup], scores: &[Vec<f64>], ratios: &[f64]) -> V
 
 /// One ratio for all groups, the smallest at which no more than the budget remains. A group always keeps one unit.
 fn for_budget(method: &str, net: &Net, groups: &[ChannelGroup], scores: &[Vec<f64>], budget: Budget) -> Result<Vec<f64>> {
-    let limit = budget.share() * budget.count(net)?;
+    let price = budget.price();
+    let limit = budget.share() * price.of(net)?;
     let capped = |ratio: f64| -> Vec<f64> { groups.iter().map(|group| ratio.min(1.0 - 1.0 / group.len() as f64)).collect() };
     let fits = |ratio: f64| -> Result<bool> {
         let keeps = weakest_go(groups, scores, &capped(ratio));
-        Ok(budget.count(&net.deep_clone().keep(&pairs(groups, keeps))?)? <= limit)
+        Ok(price.after(net, &pairs(groups, keeps))? <= limit)
     };
     if !fits(1.0)? {
-        let (share, unit) = (budget.share(), budget.unit());
+        let (share, unit) = (budget.share(), price.unit());
         let detail = format!("{method}: even one filter per group leaves more than {share} of the {unit}");
         return Err(Error::Invalid(detail));
     }

@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use briquette_core::pass::{Entry, Pass, find};
+use briquette_core::pass::{Entry, Pass};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use crate::METHODS;
 
 mod keys;
 
@@ -170,10 +172,9 @@ impl Config {
         model.check().with_context(|| format!("{}: model", at()))?;
         let mut data: DataSpec = named_or_table(top.data, "name").with_context(|| format!("{}: data", at()))?;
         data.valid_from.get_or_insert(if model.file.is_some() { ValidFrom::Test } else { ValidFrom::Train });
-        let methods = crate::methods();
         let mut passes = Vec::new();
         for (index, settings) in top.pass.into_iter().enumerate() {
-            passes.push(step(&methods, settings).with_context(|| format!("{}: pass {index}", at()))?);
+            passes.push(step(settings).with_context(|| format!("{}: pass {index}", at()))?);
         }
         if !smoke {
             data.smoke = None;
@@ -216,12 +217,12 @@ impl Config {
 const SMOKE_TRAIN: usize = 900;
 const SMOKE_TEST: usize = 300;
 
-fn step(methods: &[&'static Entry], mut settings: toml::Table) -> Result<Step> {
+fn step(mut settings: toml::Table) -> Result<Step> {
     let method = settings.remove("method").ok_or_else(|| anyhow!("has no `method`"))?;
     let name = method.as_str().ok_or_else(|| anyhow!("`method` is not a text: {method}"))?;
-    let entry = find(methods, name)?;
+    let entry = METHODS.find(name)?;
     let settings = serde_json::to_value(settings)?;
-    let pass = (entry.parse)(settings.clone()).map_err(|error| not_read(entry, &settings, &error))?;
+    let pass = (entry.parse)(settings.clone(), METHODS).map_err(|error| not_read(entry, &settings, &error))?;
     Ok(Step { entry, pass })
 }
 
@@ -229,7 +230,7 @@ fn step(methods: &[&'static Entry], mut settings: toml::Table) -> Result<Step> {
 fn not_read(entry: &Entry, settings: &serde_json::Value, error: &serde_json::Error) -> anyhow::Error {
     let name = entry.name;
     let text = keys::explain(&error.to_string(), |key, to| {
-        let error = (entry.parse)(keys::renamed(settings, key, to)).err();
+        let error = (entry.parse)(keys::renamed(settings, key, to), METHODS).err();
         error.is_none_or(|error| !error.to_string().starts_with("unknown field"))
     });
     let example = if text.starts_with("missing field") {

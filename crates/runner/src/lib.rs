@@ -8,7 +8,6 @@ pub mod files;
 pub mod host;
 pub mod measure;
 pub mod memory;
-pub mod passes;
 pub mod plan;
 pub mod remeasure;
 pub mod report;
@@ -16,12 +15,15 @@ pub mod run;
 pub mod setup;
 pub mod verbs;
 
-use briquette_core::pass::Entry;
+use briquette_core::pass::{Catalogue, Entry};
+
+/// The methods of every crate.
+pub const METHODS: Catalogue =
+    Catalogue::of(&[briquette_core::passes::METHODS, briquette_pruning_sharing::METHODS, briquette_search::METHODS]);
 
 /// Every method of every crate, by name.
 pub fn methods() -> Vec<&'static Entry> {
-    let mut all =
-        Vec::from_iter(briquette_core::passes::METHODS.iter().chain(briquette_pruning_sharing::METHODS).chain(passes::METHODS));
+    let mut all: Vec<&Entry> = METHODS.entries().collect();
     all.sort_by_key(|entry| entry.name);
     all
 }

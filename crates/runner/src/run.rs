@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, anyhow, bail};
 use briquette_core::builder::stream;
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Data};
+use briquette_core::pass::{Context, Data, Finding};
 use briquette_core::promises::Promises;
 use briquette_core::stored::Storage;
 use briquette_runtime::{Model, ValueFormat};
@@ -104,12 +104,15 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
         let began = Instant::now();
         net = step.pass.run(net, &mut cx).with_context(named)?;
         net.shapes().and_then(|_| promises.check(&net)).with_context(named)?;
-        let (curve, scan, storage) = (std::mem::take(&mut cx.curve), cx.scan.take(), cx.storage);
+        let (curve, findings, storage) = (std::mem::take(&mut cx.curve), std::mem::take(&mut cx.findings), cx.storage);
         progress.storage = storage;
         let (mut row, bytes) =
             measure::row(&net, storage, (index + imported, step.entry.name), &data, &device, &mut host).with_context(named)?;
         row.valid_accuracy = curve.last().map(|epoch| epoch.valid_accuracy);
-        row.scan = scan;
+        for Finding::Scan { file, scan } in findings {
+            files::write(&folder.join(format!("{file}.svg")), report::plots::scan(&scan)?.as_bytes())?;
+            row.scan = Some(scan);
+        }
         row.curve = curve.into_iter().map(Into::into).collect();
         row.seconds = began.elapsed().as_secs_f64();
         row.peak_memory = memory::peak();

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use briquette_runtime::Layer;
 use burn::tensor::Device;
 
 use crate::coding::Source;
@@ -45,14 +46,24 @@ fn silence(mut parameter: Stored, stay: &[bool]) -> Stored {
     parameter
 }
 
+/// The node's layer for the input channels and output channels that stay.
+pub(super) fn layer(node: &Node, input: &[bool], output: &[bool]) -> Layer {
+    let layer = node.op.layer();
+    layer.kind().with_channels(input, output).unwrap_or(layer)
+}
+
+/// Which columns of a weight `[rows, columns, ...]` stay with these input channels. Only those of the first group are looked at: the channels of all
+/// groups were joined by their place in the group.
+pub(super) fn columns<'a>(shape: &[usize], input: &'a [bool]) -> &'a [bool] {
+    if shape[1] == 1 { &[true] } else { &input[..shape[1]] }
+}
+
 /// A node for the input channels and output channels that stay.
 fn shorten(node: Node, input: &[bool], output: &[bool], device: &Device) -> Result<Node> {
-    let layer = node.op.layer();
-    let layer = layer.kind().with_channels(input, output).unwrap_or(layer);
+    let layer = layer(&node, input, output);
     let parameters = node.parameters().into_iter().map(|parameter| match parameter.name {
-        // Only the first group's inputs are looked at: the channels of all groups were joined by their place in the group.
         "weight" => {
-            let columns = if parameter.shape[1] == 1 { &[true] } else { &input[..parameter.shape[1]] };
+            let columns = columns(&parameter.shape, input);
             select(parameter, output, columns)
         }
         // A quantizer has one for all channels.

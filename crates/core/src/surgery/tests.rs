@@ -1,4 +1,5 @@
 mod constants;
+mod cost;
 
 use briquette_runtime::{Activation, Grid, Layer, Places, Product, Stage, StepGradient, Window, layers};
 use burn::module::Param;

@@ -11,7 +11,7 @@ use burn::tensor::Device;
 use serde::Serialize;
 
 use crate::memory::{forget_peak, peak};
-use crate::methods;
+use crate::METHODS;
 
 /// One method's figures.
 #[derive(Debug, Serialize)]
@@ -54,8 +54,7 @@ fn row(name: &str, settings: serde_json::Value) -> Result<CurvatureRow> {
     let images = Dataset::from_memory("noise", [c, h, w], 1000, pixels, labels)?;
     let data = Data { train: images.clone(), valid: images.clone(), test: images };
     let what = format!("{name} {settings}");
-    let entry = *methods().iter().find(|entry| entry.name == name).context("the method has another name now")?;
-    let method = (entry.parse)(settings)?;
+    let method = (METHODS.find(name)?.parse)(settings, METHODS)?;
     let dense = 4.0 * values(&net).count() as f64;
     forget_peak()?;
     let began = Instant::now();

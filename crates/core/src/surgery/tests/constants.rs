@@ -1,7 +1,7 @@
 use super::*;
 
 /// The network with the weights of these filters set to zero, by a mask where they have no values of their own.
-fn emptied(mut net: Net, filters: &[(usize, usize)]) -> Net {
+pub(super) fn emptied(mut net: Net, filters: &[(usize, usize)]) -> Net {
     let device = net.device();
     for &(index, filter) in filters {
         let node = net.nodes.remove(index);

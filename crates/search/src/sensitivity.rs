@@ -2,19 +2,21 @@
 //!
 //! For every layer `l` and every value `v` of a setting of some other method, applies that method to `l` alone with the value `v` and measures
 //! the accuracy `a_l(v)` on validation images. The curves tell which layers bear how much; the network itself is left as it was. Any
-//! method with a setting that takes a value for each layer can be tried, for example `keep` of [magnitude](briquette_pruning_sharing::pruning::magnitude)
-//! or `bits` of [kmeans-sharing](briquette_pruning_sharing::quantization::kmeans_sharing). The points are written as a table and as a plot.
+//! method with a setting that takes a value for each layer can be tried, for example `keep` of `magnitude` or `bits` of `kmeans-sharing`. The points are
+//! written as a table; who runs the pass may draw them.
 //!
 //! Han, Pool, Tran, Dally. "Learning both Weights and Connections for Efficient Neural Networks". NIPS 2015. arXiv:1506.02626, figure 6.
 //! Every measured point is kept under a hash of the weights and the settings, so that an interrupted scan goes on where it stopped, as in
 //! Siddegowda et al. "Neural Network Quantization with AI Model Efficiency Toolkit (AIMET)". arXiv:2201.08442, 2022.
 //!
 //! ```
-//! use briquette_core::pass::{Context, Data, Memory, Pass};
+//! use briquette_core::pass::{Catalogue, Context, Data, Memory, Pass, Search};
 //! use briquette_core::zoo::{Arch, Wanted};
 //! use briquette_data::Dataset;
-//! use briquette_runner::passes::Sensitivity;
+//! use briquette_search::sensitivity::Sensitivity;
 //! use burn::tensor::Device;
+//!
+//! const METHODS: Catalogue = Catalogue::of(&[briquette_pruning_sharing::METHODS]);
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let arch = Arch::named("lenet300")?;
@@ -24,7 +26,7 @@
 //! let data = Data { train: images.clone(), valid: images.clone(), test: images };
 //!
 //! let settings = serde_json::json!({ "probe": { "method": "magnitude" }, "sweep": { "keep": [1.0, 0.1] } });
-//! let method: Sensitivity = serde_json::from_value(settings)?;
+//! let method = Sensitivity::read(settings, METHODS)?;
 //! let mut host = Memory::default();
 //! method.run(net, &mut Context::new(&Device::flex(), 1, &data, &mut host))?;
 //! let table = String::from_utf8(host.files["sensitivity.csv"].clone())?;
@@ -39,23 +41,29 @@ use std::num::NonZeroUsize;
 
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Entry, Event, Host, Method, Pass, Saved, StateWriter, find};
+use briquette_core::pass::{Catalogue, Context, Entry, Event, Finding, Host, Method, Pass, Saved, Search, StateWriter};
 use briquette_core::scan::{Measured, Point, Scan};
 use briquette_core::training::{Recipe, evaluate};
 use briquette_core::types::Layers;
 use serde::Deserialize;
+use serde::de::Error as _;
 use serde_json::{Map, Number, Value};
 use sha2::{Digest, Sha256};
 
-use crate::report::plots;
-
 /// Tries a method on each layer alone and measures the accuracy.
+#[derive(Debug)]
+pub struct Sensitivity {
+    probe: Probe,
+    settings: Settings,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Sensitivity {
-    /// The method to try, and the values.
-    #[serde(flatten)]
-    probe: Probe,
+struct Settings {
+    /// The name of the method and its settings, but for one.
+    probe: Map<String, Value>,
+    /// That setting, which must take a value for each layer, and the values to try.
+    sweep: BTreeMap<String, Vec<Number>>,
     /// Layers to try; without it all that hold weights, those left out that the method refuses.
     #[serde(default)]
     layers: Layers,
@@ -64,15 +72,15 @@ pub struct Sensitivity {
     except: Layers,
     /// Validation images to measure on; all without it.
     images: Option<NonZeroUsize>,
-    /// Name of the table (`.csv`) and of the plot (`.svg`).
+    /// Name of the table (`.csv`) and of a plot (`.svg`).
     #[serde(default = "file")]
     file: String,
 }
 
 /// A method whose setting `key` is still open.
-#[derive(Debug, Deserialize)]
-#[serde(try_from = "Tables")]
+#[derive(Debug)]
 struct Probe {
+    methods: Catalogue,
     entry: &'static Entry,
     settings: Map<String, Value>,
     key: String,
@@ -83,16 +91,6 @@ struct Probe {
     trial: bool,
 }
 
-/// A probe as a config has it.
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Tables {
-    /// The name of the method and its settings, but for one.
-    probe: Map<String, Value>,
-    /// That setting, which must take a value for each layer, and the values to try.
-    sweep: BTreeMap<String, Vec<Number>>,
-}
-
 impl Method for Sensitivity {
     const NAME: &'static str = "sensitivity";
     const FAMILY: &'static str = "search";
@@ -100,10 +98,19 @@ impl Method for Sensitivity {
     const EXAMPLE: &'static str = "probe = { method = \"magnitude\" }\nsweep = { keep = [0.5, 0.2, 0.1] }";
 }
 
+impl Search for Sensitivity {
+    fn read(settings: Value, methods: Catalogue) -> std::result::Result<Self, serde_json::Error> {
+        let mut settings: Settings = serde_json::from_value(settings)?;
+        let probe = std::mem::take(&mut settings.probe);
+        let probe = Probe::of(probe, std::mem::take(&mut settings.sweep), methods).map_err(serde_json::Error::custom)?;
+        Ok(Self { probe, settings })
+    }
+}
+
 impl Pass for Sensitivity {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let layers = self.layers(&net)?;
-        let images = cx.data.valid.take(self.images.map_or(usize::MAX, NonZeroUsize::get));
+        let images = cx.data.valid.take(self.settings.images.map_or(usize::MAX, NonZeroUsize::get));
         let mut known = Known::load(&self.fingerprint(&net, images.len(), cx.seed), cx.host)?;
         let baseline = known.get("", cx, |cx| evaluate(&net, &images, &cx.device, cx.host).map(Into::into))?;
         let mut scan = Scan { method: self.probe.entry.name.into(), key: self.probe.key.clone(), ..Scan::default() };
@@ -123,7 +130,7 @@ impl Pass for Sensitivity {
                         scan.points.push(Point { layer: layer.clone(), value, measured });
                         format!("{:.2} %", 100.0 * measured.accuracy)
                     }
-                    Err(refused) if self.layers.given() => return Err(Error::Invalid(format!("{point}: {refused}"))),
+                    Err(refused) if self.settings.layers.given() => return Err(Error::Invalid(format!("{point}: {refused}"))),
                     Err(refused) => {
                         refusal = format!("left out, {refused}");
                         refusal.clone()
@@ -135,15 +142,14 @@ impl Pass for Sensitivity {
         if scan.points.is_empty() {
             return Err(Error::Invalid(format!("sensitivity: {} changes no layer; the last was {refusal}", scan.method)));
         }
-        cx.host.write(&format!("{}.csv", self.file), scan.csv().as_bytes())?;
-        let plot = plots::scan(&scan).map_err(|error| Error::Host(format!("cannot draw the scan: {error:#}")))?;
-        cx.host.write(&format!("{}.svg", self.file), plot.as_bytes())?;
-        cx.scan = Some(scan);
+        let file = self.settings.file.clone();
+        cx.host.write(&format!("{file}.csv"), scan.csv().as_bytes())?;
+        cx.findings.push(Finding::Scan { file, scan });
         Ok(net)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
-        for layer in self.layers(&net)?.iter().filter(|_| self.layers.given()) {
+        for layer in self.layers(&net)?.iter().filter(|_| self.settings.layers.given()) {
             self.probe.on(layer, &self.probe.values[0])?.plan(net.deep_clone())?;
         }
         Ok(net)
@@ -151,7 +157,7 @@ impl Pass for Sensitivity {
 
     /// Those of one layer for each selector, for the network is not known here.
     fn rounds(&self) -> usize {
-        self.layers.len().max(1) * self.probe.values.len()
+        self.settings.layers.len().max(1) * self.probe.values.len()
     }
 
     fn recipes(&mut self) -> Vec<&mut Recipe> {
@@ -159,7 +165,8 @@ impl Pass for Sensitivity {
     }
 
     fn shorten(&mut self) {
-        self.images = Some(self.images.map_or(TRIAL_IMAGES, |images| images.min(TRIAL_IMAGES)));
+        let images = &mut self.settings.images;
+        *images = Some(images.map_or(TRIAL_IMAGES, |images| images.min(TRIAL_IMAGES)));
         self.probe.trial = true;
     }
 }
@@ -169,7 +176,8 @@ const TRIAL_IMAGES: NonZeroUsize = NonZeroUsize::new(200).unwrap();
 
 impl Sensitivity {
     fn layers(&self, net: &Net) -> Result<Vec<String>> {
-        Ok(self.layers.without(&self.except, net)?.into_iter().map(|index| net.nodes[index].name.clone()).collect())
+        let chosen = self.settings.layers.without(&self.settings.except, net)?;
+        Ok(chosen.into_iter().map(|index| net.nodes[index].name.clone()).collect())
     }
 
     /// Hash of everything that a point depends on beside its layer and value.
@@ -197,13 +205,15 @@ impl Write for Hashing<'_> {
     }
 }
 
-impl TryFrom<Tables> for Probe {
-    type Error = String;
-
-    fn try_from(Tables { probe: mut settings, sweep }: Tables) -> std::result::Result<Self, String> {
+impl Probe {
+    fn of(
+        mut settings: Map<String, Value>,
+        sweep: BTreeMap<String, Vec<Number>>,
+        methods: Catalogue,
+    ) -> std::result::Result<Self, String> {
         let name = settings.remove("method").ok_or("`probe` has no `method`")?;
         let name = name.as_str().ok_or_else(|| format!("`method` of `probe` is not a text: {name}"))?;
-        let entry = find(&crate::methods(), name).map_err(|error| error.to_string())?;
+        let entry = methods.find(name).map_err(|error| error.to_string())?;
         let mut sweep = sweep.into_iter();
         let (key, values) = match (sweep.next(), sweep.next()) {
             (Some((key, values)), None) if !values.is_empty() => (key, values),
@@ -212,20 +222,18 @@ impl TryFrom<Tables> for Probe {
         if settings.contains_key(&key) {
             return Err(format!("`{key}` stands in `probe` and in `sweep`; leave it out of `probe`"));
         }
-        let mut probe = Probe { entry, settings, key, values, recipes: Vec::new(), trial: false };
+        let mut probe = Probe { methods, entry, settings, key, values, recipes: Vec::new(), trial: false };
         for value in &probe.values {
             probe.recipes = probe.on("rest", value).map_err(|error| error.to_string())?.trainings();
         }
         Ok(probe)
     }
-}
 
-impl Probe {
     /// The method with this value for this layer alone.
     fn on(&self, layer: &str, value: &Number) -> Result<Box<dyn Pass>> {
         let mut settings = self.settings.clone();
         settings.insert(self.key.clone(), Map::from_iter([(layer.to_string(), Value::Number(value.clone()))]).into());
-        let mut pass = (self.entry.parse)(Value::Object(settings)).map_err(|error| {
+        let mut pass = (self.entry.parse)(Value::Object(settings), self.methods).map_err(|error| {
             let hint = if error.to_string().starts_with("invalid type: map") { "it takes no value for each layer: " } else { "" };
             Error::Invalid(format!("{} with {} = {value}: {hint}{error}", self.entry.name, self.key))
         })?;
@@ -380,8 +388,10 @@ mod tests {
         arch.build(&Wanted { width: 0.2, seed, ..arch.wanted() }, &Device::flex()).unwrap()
     }
 
+    const METHODS: Catalogue = Catalogue::of(&[briquette_pruning_sharing::METHODS]);
+
     fn read(settings: Value) -> Sensitivity {
-        serde_json::from_value(settings).unwrap()
+        Sensitivity::read(settings, METHODS).unwrap()
     }
 
     fn magnitude() -> Sensitivity {
@@ -393,7 +403,9 @@ mod tests {
         let mut cx = Context::new(&Device::flex(), 3, &data, host);
         let net = method.run(net, &mut cx)?;
         assert_eq!((cx.curve.len(), cx.stage), (0, 0), "trainings of the probe are not those of the pass");
-        Ok((net, cx.scan.unwrap()))
+        let [Finding::Scan { file, scan }] = cx.findings.try_into().unwrap();
+        assert_eq!(file, "sensitivity");
+        Ok((net, scan))
     }
 
     fn places(scan: &Scan) -> Vec<(&str, f64)> {
@@ -416,7 +428,6 @@ mod tests {
         let pruned = briquette_pruning_sharing::pruning::magnitude::prune(start, |w| (w.node() == Some(fc2)).then_some(0.05));
         assert_eq!(found.points[5].measured, measure(&pruned));
         assert_eq!(host.memory.files["sensitivity.csv"], found.csv().into_bytes());
-        assert!(host.memory.files["sensitivity.svg"].trim_ascii_end().ends_with(b"</svg>"));
     }
 
     #[test]
@@ -476,7 +487,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_scanned_is_refused_before_anything_runs() {
-        let refusal = |settings: Value| serde_json::from_value::<Sensitivity>(settings).unwrap_err().to_string();
+        let refusal = |settings: Value| Sensitivity::read(settings, METHODS).unwrap_err().to_string();
         let sweep = |sweep: Value| refusal(json!({ "probe": { "method": "magnitude" }, "sweep": sweep }));
         let probe = |probe: Value| refusal(json!({ "probe": probe, "sweep": { "keep": [0.5] } }));
         let cases = [

@@ -1,0 +1,32 @@
+//! What a network costs after a cut, from shapes alone.
+
+use super::{ChannelGroup, Keep, cut};
+use crate::cost::{Cost, LayerCost};
+use crate::error::{Error, Result};
+use crate::net::Net;
+
+impl Net {
+    /// The cost of what [`Net::keep`] makes of these cuts, without making it: no weight is read.
+    ///
+    /// # Errors
+    /// As [`Net::keep`].
+    pub fn cost_after(&self, cuts: &[(&ChannelGroup, Keep)]) -> Result<Cost> {
+        let stay = self.surviving(cuts)?;
+        let (mut shapes, mut layers) = (Vec::<Vec<usize>>::with_capacity(self.nodes.len()), Vec::new());
+        for (index, node) in self.nodes.iter().enumerate() {
+            let input = node.inputs.first().map_or(&[] as &[bool], |&input| &stay[input]);
+            let layer = cut::layer(node, input, &stay[index]);
+            let weight = node.op.weight_shape().map(|mut shape| {
+                let kept = |flags: &[bool]| flags.iter().filter(|stays| **stays).count();
+                (shape[0], shape[1]) = (kept(&stay[index]), kept(cut::columns(&shape, input)));
+                shape
+            });
+            let inputs: Vec<&[usize]> = node.inputs.iter().map(|&input| shapes[input].as_slice()).collect();
+            let shape = layer.output_shape(&inputs, weight.as_deref());
+            let shape = shape.map_err(|source| Error::Shape { node: node.name.clone(), source })?;
+            layers.extend(LayerCost::of(index, node, &layer, weight, &shape));
+            shapes.push(shape);
+        }
+        Ok(Cost { layers })
+    }
+}

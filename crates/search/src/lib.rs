@@ -1,0 +1,11 @@
+//! Methods that apply other methods: section 8 of Cheng et al.'s survey, "A Survey of Model Compression and Acceleration for Deep Neural Networks".
+//!
+//! They know no other scheme's crate. What they apply they find in the [catalogue](briquette_core::pass::Catalogue) of the program that reads
+//! their settings, which name a method as a pass of a config does.
+
+pub mod sensitivity;
+
+use briquette_core::pass::Entry;
+
+/// The methods of this crate.
+pub const METHODS: &[Entry] = &[Entry::searching::<sensitivity::Sensitivity>("search")];
