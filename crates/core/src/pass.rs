@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 
 use briquette_data::Dataset;
+use briquette_runtime::Model;
 use burn::tensor::Device;
 use serde::de::DeserializeOwned;
 
@@ -11,7 +12,8 @@ use crate::error::{Error, Result};
 use crate::net::Net;
 use crate::scan::Scan;
 use crate::stored::Storage;
-use crate::training::{Epoch, Recipe};
+use crate::task::Task;
+use crate::training::{Distillation, Epoch, Recipe};
 
 /// Anything that turns one network into another.
 pub trait Pass: Send + std::fmt::Debug {
@@ -137,19 +139,33 @@ impl Entry {
     }
 }
 
-/// The methods that a program knows, as the lists of its crates.
-#[derive(Debug, Clone, Copy)]
-pub struct Catalogue(&'static [&'static [Entry]]);
+/// The methods that a program knows, and the objectives that recipes may name, as the lists of its crates.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Catalogue {
+    methods: &'static [&'static [Entry]],
+    distillations: &'static [&'static [Distillation]],
+}
 
 impl Catalogue {
-    /// The methods of these lists.
-    pub const fn of(lists: &'static [&'static [Entry]]) -> Self {
-        Self(lists)
+    /// The methods of these lists, and no objectives.
+    pub const fn of(methods: &'static [&'static [Entry]]) -> Self {
+        Self { methods, distillations: &[] }
+    }
+
+    /// The same methods, and the objectives of these lists.
+    #[must_use]
+    pub const fn distilling(self, distillations: &'static [&'static [Distillation]]) -> Self {
+        Self { distillations, ..self }
+    }
+
+    /// The objectives that recipes may name, by crate.
+    pub fn distillations(self) -> &'static [&'static [Distillation]] {
+        self.distillations
     }
 
     /// The methods, list by list.
     pub fn entries(self) -> impl Iterator<Item = &'static Entry> {
-        self.0.iter().copied().flatten()
+        self.methods.iter().copied().flatten()
     }
 
     /// The method of this name.
@@ -191,6 +207,8 @@ pub struct Context<'a> {
     pub findings: Vec<Finding>,
     /// How containers are written from here on.
     pub storage: Storage,
+    /// What a config may name.
+    pub catalogue: Catalogue,
 }
 
 impl std::fmt::Debug for Context<'_> {
@@ -275,6 +293,13 @@ pub trait Host {
     /// # Errors
     /// When it cannot be read.
     fn read(&mut self, name: &str) -> Result<Vec<u8>>;
+    /// The network as it was before the pass, on this device: the teacher of a training that names no other.
+    ///
+    /// # Errors
+    /// Where it was not kept, or cannot be read.
+    fn before(&mut self, _device: &Device) -> Result<Net> {
+        Err(Error::Host("the network from before the pass is not kept here; name the `teacher` of `distill`".into()))
+    }
 }
 
 /// A host that shows nothing and keeps nothing: for tests and for programs that only want the result.
@@ -312,9 +337,18 @@ pub struct Memory {
     pub states: BTreeMap<String, Vec<u8>>,
     /// What passes have written or may read, by name.
     pub files: BTreeMap<String, Vec<u8>>,
+    /// The network as it was before the pass, for trainings that learn from it.
+    pub before: Option<Net>,
 }
 
 impl Host for Memory {
+    fn before(&mut self, _: &Device) -> Result<Net> {
+        let kept = self.before.as_ref().map(|net| net.deep_clone());
+        kept.ok_or_else(|| {
+            Error::Host("the network from before the pass is not kept here; name the `teacher` of `distill`".into())
+        })
+    }
+
     fn event(&mut self, _: Event<'_>) {}
 
     fn stop_requested(&self) -> bool {
@@ -355,6 +389,20 @@ impl<'a> Context<'a> {
             curve: Vec::new(),
             findings: Vec::new(),
             storage: Storage::default(),
+            catalogue: Catalogue::default(),
         }
+    }
+
+    /// The network in a container that the user named, for the images and classes of the data at hand.
+    ///
+    /// # Errors
+    /// When the file cannot be read, holds no sound network, or one for something else.
+    pub fn load(&mut self, file: &str) -> Result<Net> {
+        let bytes = self.host.read(file)?;
+        let loaded = Model::from_bytes(&bytes).map_err(Error::from).and_then(|model| Net::from_model(&model, &self.device));
+        let loaded = loaded.map_err(|source| Error::File { file: file.into(), source: Box::new(source) })?;
+        let fits = Task::of(&loaded)?.check(&self.data.train);
+        fits.map_err(|error| Error::Invalid(format!("{file}: {error}")))?;
+        Ok(loaded)
     }
 }

@@ -4,6 +4,7 @@
 //! stage and the epoch, and the state is handed to the host after each epoch, so that an interrupted training goes on from there and
 //! ends with the same weights.
 
+mod objective;
 mod optimizer;
 mod probe;
 mod recipe;
@@ -19,9 +20,10 @@ use briquette_data::{Batch, Dataset, Loader};
 use briquette_runtime::activations::samples_together;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::{Device, Gradients, Tensor, TensorData, activation};
+use burn::tensor::{Device, Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 
+pub use objective::{Distill, Distillation, Distiller, Objective, Seen, Taps};
 pub use optimizer::Descent;
 pub use probe::probe;
 pub use recipe::{Choose, Loss, Optimizer, Precision, Recipe, Schedule};
@@ -36,25 +38,9 @@ use crate::kernels;
 use crate::net::Net;
 use crate::pass::{Context, Event, Host, Saved};
 use crate::task::Task;
+use objective::Watched;
 use state::State;
 use tally::Tally;
-
-/// A term that a method adds to the recipe's loss.
-pub trait Objective {
-    /// The term for this batch; a scalar that carries gradients.
-    fn term(&self, net: &Net, images: &Tensor<4>, logits: &Tensor<2>) -> Tensor<1>;
-
-    /// Trains the tensors that the term has of its own, if any, by the gradients of the whole loss; `lr` is the network's rate.
-    fn learn(&mut self, _gradients: &Gradients, _lr: f64) {}
-
-    /// Keeps in the training's state what outlives a step.
-    ///
-    /// # Errors
-    /// Those of the archive.
-    fn keep(&mut self, _archive: &mut Archive<'_>) -> Result<()> {
-        Ok(())
-    }
-}
 
 /// What a method does around each optimizer step.
 pub trait Projection {
@@ -75,8 +61,8 @@ pub trait Projection {
 
 /// How a method computes the logits while it trains, in the place of [`Net::forward`]; it draws from [`chance`] alone, and keeps nothing.
 pub trait Forward {
-    /// `[batch, classes]` for images `[batch, channels, height, width]`.
-    fn forward(&self, net: &Net, images: Tensor<4>) -> Tensor<2>;
+    /// `[batch, classes]` for images `[batch, channels, height, width]`; `taps` meets the outputs of all nodes.
+    fn forward(&self, net: &Net, images: Tensor<4>, taps: &mut Taps) -> Tensor<2>;
 }
 
 /// How the network that a method hands on comes from the one in training, where the two differ: other weights than those of the training's
@@ -101,6 +87,18 @@ pub struct Extras<'a> {
     pub forward: Option<&'a dyn Forward>,
     /// What is validated instead of the network in training.
     pub settle: Option<&'a dyn Settle>,
+}
+
+impl<'a> Extras<'a> {
+    /// These and one more objective, if there is one.
+    fn with<'b>(self, more: Option<&'b mut (dyn Objective + 'b)>) -> Extras<'b>
+    where
+        'a: 'b,
+    {
+        let objectives = self.objectives.into_iter().map(|objective| objective as &mut dyn Objective).chain(more).collect();
+        let projections = self.projections.into_iter().map(|projection| projection as &mut dyn Projection).collect();
+        Extras { objectives, projections, forward: self.forward, settle: self.settle }
+    }
 }
 
 impl Extras<'_> {
@@ -153,7 +151,7 @@ pub struct Score {
 /// # Errors
 /// [`Error::Stopped`] when the host asks to stop, [`Error::Diverged`] when the loss is not finite, [`Error::Data`] when an image cannot be read: the
 /// state of the last whole epoch is with the host. Settings that cannot train, data of other images or classes than the network's, and the host's own failures.
-pub fn fit(net: Net, recipe: &Recipe, mut extras: Extras<'_>, cx: &mut Context<'_>) -> Result<Net> {
+pub fn fit(net: Net, recipe: &Recipe, extras: Extras<'_>, cx: &mut Context<'_>) -> Result<Net> {
     recipe.check()?;
     let task = Task::of(&net)?;
     [&cx.data.train, &cx.data.valid].into_iter().try_for_each(|data| task.check(data))?;
@@ -168,6 +166,9 @@ pub fn fit(net: Net, recipe: &Recipe, mut extras: Extras<'_>, cx: &mut Context<'
         return Ok(net);
     }
     let device = cx.device.clone();
+    let mut distilled = recipe.distill.as_ref().map(|distill| distill.objective(&net, cx)).transpose()?;
+    let mut extras = extras.with(distilled.as_mut().map(|objective| &mut **objective as &mut dyn Objective));
+    let watched = Watched::by(&extras.objectives, &net)?;
     let mut optimizer = recipe.optimizer();
     let mut state = match cx.host.saved(&key)? {
         None => State::start(&net),
@@ -203,17 +204,18 @@ pub fn fit(net: Net, recipe: &Recipe, mut extras: Extras<'_>, cx: &mut Context<'
             let batch = batch?;
             lr = recipe.rate((epoch * steps_per_epoch + index) as f64 / steps_per_epoch as f64);
             let images = images(&batch, train.shape, &device.clone().autodiff());
+            let mut taps = watched.taps();
             let logits = kernels::in_precision(recipe.precision.into(), || match extras.forward {
-                Some(own) => own.forward(&net, images.clone()),
-                None => net.forward(images.clone()),
+                Some(own) => own.forward(&net, images.clone(), &mut taps),
+                None => net.tapped(images.clone(), &mut taps),
             });
-            let mut loss = match recipe.loss {
+            let task = match recipe.loss {
                 Loss::CrossEntropy => cross_entropy(logits.clone(), &batch.labels, recipe.label_smoothing),
                 Loss::SquareHinge => square_hinge(logits.clone(), &batch.labels),
             };
-            for objective in &extras.objectives {
-                loss = loss + objective.term(&net, &images, &logits);
-            }
+            let (labels, ids) = (&batch.labels[..], &batch.ids[..]);
+            let step = Seen { net: &net, images: &images, labels, ids, logits: &logits, taps: &[] };
+            let loss = watched.loss(&mut extras.objectives, task, taps, step)?;
             finite(tally.add(&logits.inner(), &batch.labels, loss.clone().inner()), lr)?;
             let grads = loss.backward();
             extras.objectives.iter_mut().for_each(|objective| objective.learn(&grads, lr));

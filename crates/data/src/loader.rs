@@ -25,6 +25,8 @@ pub struct Batch {
     pub images: Vec<f32>,
     /// Labels, `[len]`.
     pub labels: Vec<u16>,
+    /// Which images of the set these are, `[len]`.
+    pub ids: Vec<u32>,
     /// Number of samples.
     pub len: usize,
 }
@@ -178,7 +180,7 @@ impl Plan {
             }
         }
         let labels = samples.iter().map(|&sample| self.data.label(sample as usize)).collect();
-        Ok(Batch { images, labels, len: samples.len() })
+        Ok(Batch { images, labels, ids: samples.to_vec(), len: samples.len() })
     }
 }
 

@@ -5,9 +5,9 @@ use briquette_core::coding::{Rounding, Source, floats};
 use briquette_core::error::Result;
 use briquette_core::net::{Net, Node};
 use briquette_core::pass::{Context, Data, Host, Pass, Silent};
-use briquette_core::training::{evaluate, probe, renew};
+use briquette_core::training::{Objective, Seen, evaluate, probe, renew};
 use briquette_data::Dataset;
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use serde::de::DeserializeOwned;
 
 /// Two convolutions of 4 and 3 filters, the first with batch norm, and two fully connected layers of 5 and 3 outputs, for images of 4 by 4.
@@ -106,4 +106,10 @@ pub fn refusal<P: Pass + DeserializeOwned>(net: Net, settings: serde_json::Value
 /// A context of seed 3.
 pub fn context<'a>(data: &'a Data, host: &'a mut dyn Host) -> Context<'a> {
     Context::new(&Device::flex(), 3, data, host)
+}
+
+/// An objective's term for one image of zeros.
+pub fn term(objective: &mut dyn Objective, net: &Net, device: &Device) -> Tensor<1> {
+    let (images, logits) = (Tensor::zeros([1, 1, 4, 4], device), Tensor::zeros([1, 3], device));
+    objective.term(&Seen { net, images: &images, labels: &[0], ids: &[0], logits: &logits, taps: &[] }).unwrap()
 }

@@ -222,7 +222,10 @@ fn step(mut settings: toml::Table) -> Result<Step> {
     let name = method.as_str().ok_or_else(|| anyhow!("`method` is not a text: {method}"))?;
     let entry = METHODS.find(name)?;
     let settings = serde_json::to_value(settings)?;
-    let pass = (entry.parse)(settings.clone(), METHODS).map_err(|error| not_read(entry, &settings, &error))?;
+    let mut pass = (entry.parse)(settings.clone(), METHODS).map_err(|error| not_read(entry, &settings, &error))?;
+    for distill in pass.recipes().into_iter().filter_map(|recipe| recipe.distill.as_ref()) {
+        distill.distiller(METHODS.distillations()).with_context(|| format!("({name})"))?;
+    }
     Ok(Step { entry, pass })
 }
 

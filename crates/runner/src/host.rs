@@ -7,11 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use briquette_core::error::{Error, Result};
+use briquette_core::net::Net;
 use briquette_core::pass::{Event, Host, Saved, StateWriter};
+use burn::tensor::Device;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::files;
 use crate::memory::{self, shown};
+use crate::run::{load_net, net_file};
 
 /// Set by Ctrl-C.
 pub static STOP: AtomicBool = AtomicBool::new(false);
@@ -129,6 +132,13 @@ impl Host for RunHost {
             Some(folder) => files::write(&folder.join(name), bytes).map_err(|error| Error::Host(format!("{error:#}"))),
             None => Ok(()),
         }
+    }
+
+    fn before(&mut self, device: &Device) -> Result<Net> {
+        // What the pass began with is the checkpoint from which it would begin again.
+        let folder = self.folder.as_ref().map(|folder| folder.join("checkpoint"));
+        let path = folder.ok_or_else(|| Error::Host("a run that writes nothing keeps no network from before a pass".into()))?;
+        load_net(&net_file(&path, self.pass), device).map_err(|error| Error::Host(format!("{error:#}")))
     }
 
     fn read(&mut self, name: &str) -> Result<Vec<u8>> {

@@ -19,7 +19,8 @@ use briquette_core::pass::{Catalogue, Entry};
 
 /// The methods of every crate.
 pub const METHODS: Catalogue =
-    Catalogue::of(&[briquette_core::passes::METHODS, briquette_pruning_sharing::METHODS, briquette_search::METHODS]);
+    Catalogue::of(&[briquette_core::passes::METHODS, briquette_pruning_sharing::METHODS, briquette_search::METHODS])
+        .distilling(&[briquette_distillation::DISTILLATIONS]);
 
 /// Every method of every crate, by name.
 pub fn methods() -> Vec<&'static Entry> {

@@ -100,6 +100,7 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
         let named = || format!("{}: pass {index} ({})", config.path.display(), step.entry.name);
         let mut cx = Context::new(&device, stream(config.seed, &format!("pass-{index}")), &data, &mut host);
         cx.storage = progress.storage;
+        cx.catalogue = crate::METHODS;
         let promises = if step.pass.replaces() { Promises::default() } else { Promises::of(&net) };
         let began = Instant::now();
         net = step.pass.run(net, &mut cx).with_context(named)?;
@@ -209,7 +210,7 @@ fn load_progress(checkpoint: &Path, hash: &str) -> Result<Option<Progress>> {
     Ok(Some(progress))
 }
 
-fn load_net(path: &Path, device: &Device) -> Result<Net> {
+pub(crate) fn load_net(path: &Path, device: &Device) -> Result<Net> {
     let damaged = || format!("the checkpoint {} cannot be read; remove the folder to start anew", path.display());
     let file = File::open(path).with_context(damaged)?;
     Net::read_state(&mut BufReader::with_capacity(1 << 20, file), device).with_context(damaged)
@@ -225,7 +226,7 @@ fn save_progress(checkpoint: &Path, progress: &Progress, net: &Net) -> Result<()
     Ok(())
 }
 
-fn net_file(checkpoint: &Path, done: usize) -> PathBuf {
+pub(crate) fn net_file(checkpoint: &Path, done: usize) -> PathBuf {
     checkpoint.join(format!("net-{done}.state"))
 }
 

@@ -26,13 +26,11 @@
 //! # }
 //! ```
 
-use briquette_runtime::Model;
 use serde::Deserialize;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::net::Net;
 use crate::pass::{Context, Method, Pass};
-use crate::task::Task;
 
 /// Reads a container; masks and codebooks in it become codings again, so that tuning goes on from there.
 #[derive(Debug, Deserialize)]
@@ -51,12 +49,7 @@ impl Method for Load {
 
 impl Pass for Load {
     fn run(&self, _: Net, cx: &mut Context<'_>) -> Result<Net> {
-        let bytes = cx.host.read(&self.file)?;
-        let loaded = Model::from_bytes(&bytes).map_err(Error::from).and_then(|model| Net::from_model(&model, &cx.device));
-        let loaded = loaded.map_err(|source| Error::File { file: self.file.clone(), source: Box::new(source) })?;
-        let fits = Task::of(&loaded)?.check(&cx.data.train);
-        fits.map_err(|error| Error::Invalid(format!("{}: {error}", self.file)))?;
-        Ok(loaded)
+        cx.load(&self.file)
     }
 
     fn replaces(&self) -> bool {

@@ -3,6 +3,7 @@
 use briquette_data::Augment;
 use serde::{Deserialize, Serialize};
 
+use super::Distill;
 use crate::error::{Error, Result};
 
 /// How a network is trained or tuned.
@@ -42,6 +43,9 @@ pub struct Recipe {
     pub augment: Augment,
     /// Which epoch's weights are kept.
     pub choose: Choose,
+    /// What the network learns from a teacher, beside the task or in its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distill: Option<Distill>,
 }
 
 /// Optimizers.
@@ -132,6 +136,7 @@ impl Default for Recipe {
             precision: Precision::F32,
             augment: Augment::default(),
             choose: Choose::Best,
+            distill: None,
         }
     }
 }

@@ -1,7 +1,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::net::Op;
+use crate::net::{Op, Value};
 use crate::pass::{Data, Memory, Silent};
 use crate::zoo::{Arch, Wanted};
 
@@ -108,8 +108,8 @@ fn objectives_and_projections_take_part_in_every_step() {
     /// Pulls the logits to zero, strongly.
     struct Small;
     impl Objective for Small {
-        fn term(&self, _: &Net, _: &Tensor<4>, logits: &Tensor<2>) -> Tensor<1> {
-            logits.clone().powi_scalar(2).mean().mul_scalar(100.0)
+        fn term(&mut self, seen: &Seen<'_>) -> Result<Tensor<1>> {
+            Ok(seen.logits.clone().powi_scalar(2).mean().mul_scalar(100.0))
         }
     }
     struct Count(AtomicUsize);
@@ -131,6 +131,56 @@ fn objectives_and_projections_take_part_in_every_step() {
     assert_eq!(count.0.into_inner(), 96);
     // Without the term the same recipe tells the two classes apart; with it, it must not.
     assert!(curve[7].train_accuracy < 0.6 && curve[7].train_loss > 2.0_f64.ln(), "{curve:?}");
+}
+
+#[test]
+fn an_objective_sees_images_labels_and_taps_of_the_one_forward_pass_and_may_take_the_place_of_the_task() {
+    /// Pulls what a node puts out to zero, in the place of the task.
+    struct Quiet {
+        node: usize,
+        seen: usize,
+    }
+    impl Objective for Quiet {
+        fn taps(&self, _: &Net) -> Result<Vec<usize>> {
+            Ok(vec![self.node, 0])
+        }
+
+        fn task(&self) -> f64 {
+            0.0
+        }
+
+        fn term(&mut self, seen: &Seen<'_>) -> Result<Tensor<1>> {
+            let [Value::Vector(features), Value::Map(input)] = seen.taps else { panic!("{:?}", seen.taps) };
+            assert_eq!(floats(input.clone()), floats(seen.images.clone()));
+            let data = halves().train;
+            let mut pixels = vec![0; data.shape.iter().product()];
+            for (row, (id, label)) in seen.ids.iter().zip(seen.labels).enumerate() {
+                assert_eq!(data.label(*id as usize), *label);
+                data.read(*id as usize, &mut pixels).unwrap();
+                let image = floats(seen.images.clone().slice([row..row + 1]));
+                assert!(image.iter().zip(&pixels).all(|(a, b)| *a == f32::from(*b) / 255.0));
+            }
+            // The logits are those of the features that were tapped.
+            let again = seen.net.forward(seen.images.clone());
+            assert_eq!(floats(again), floats(seen.logits.clone()));
+            self.seen += seen.labels.len();
+            Ok(features.clone().powi_scalar(2).mean())
+        }
+    }
+    let settings = || serde_json::json!({ "epochs": 6, "batch": 10, "lr": 0.01, "choose": "last" });
+    let (plain, _) = trained(settings(), Extras::default()).unwrap();
+    let node = plain.nodes.len() - 1;
+    let mut quiet = Quiet { node, seen: 0 };
+    let (quieted, _) = trained(settings(), Extras { objectives: vec![&mut quiet], ..Extras::default() }).unwrap();
+    assert_eq!(quiet.seen, 6 * halves().train.len());
+    let size = |net: &Net| {
+        let batch = Loader::ordered(&halves().train, 20).next().unwrap().unwrap();
+        floats(net.forward(images(&batch, halves().train.shape, &Device::flex())).powi_scalar(2).mean())[0]
+    };
+    assert!(size(&quieted) < 0.1 * size(&plain), "{} {}", size(&quieted), size(&plain));
+    let mut beyond = Quiet { node: 99, seen: 0 };
+    let refused = trained(settings(), Extras { objectives: vec![&mut beyond], ..Extras::default() });
+    assert!(refused.unwrap_err().to_string().starts_with("node 99 is looked at by the loss"));
 }
 
 /// The network that is used says the same of every image: whatever the one in training learns, validation sees one class of two.

@@ -40,7 +40,7 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::surgery::{Border, ChannelGroup, Keep};
-use briquette_core::training::{Extras, Objective, Recipe, fit};
+use briquette_core::training::{Extras, Objective, Recipe, Seen, fit};
 use briquette_core::types::Ratio;
 use burn::tensor::Tensor;
 use serde::Deserialize;
@@ -119,13 +119,13 @@ struct Penalty {
 }
 
 impl Objective for Penalty {
-    fn term(&self, net: &Net, _: &Tensor<4>, logits: &Tensor<2>) -> Tensor<1> {
+    fn term(&mut self, Seen { net, logits, .. }: &Seen<'_>) -> Result<Tensor<1>> {
         let size = |norm: &usize| match &net.nodes[*norm].op {
             Op::BatchNorm(norm) => Some(norm.gamma.val().abs().sum()),
             Op::Conv2d(_) | Op::Linear(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => None,
         };
         let zero = Tensor::zeros([1], &logits.device());
-        self.norms.iter().filter_map(size).fold(zero, |sum, size| sum + size).mul_scalar(self.lambda)
+        Ok(self.norms.iter().filter_map(size).fold(zero, |sum, size| sum + size).mul_scalar(self.lambda))
     }
 }
 
@@ -161,7 +161,7 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use briquette_handmade::{get, outputs, refusal, run, set, small};
+    use briquette_handmade::{get, outputs, refusal, run, set, small, term};
 
     const GAMMA: [f32; 4] = [0.9, -0.2, 0.1, -0.5];
 
@@ -180,8 +180,8 @@ mod tests {
         let net = scaled().train();
         let device = Device::flex().autodiff();
         let norm = net.index("norm1").unwrap();
-        let penalty = Penalty { lambda: 0.1, norms: vec![norm] };
-        let term = penalty.term(&net, &Tensor::zeros([1, 1, 4, 4], &device), &Tensor::zeros([1, 3], &device));
+        let mut penalty = Penalty { lambda: 0.1, norms: vec![norm] };
+        let term = term(&mut penalty, &net, &device);
         assert!((term.clone().into_scalar::<f32>() - 0.17).abs() < 1e-6);
         let gradient = net.nodes[norm].gradient("gamma", &term.backward()).unwrap();
         assert_eq!(gradient, [0.1, -0.1, 0.1, -0.1]);

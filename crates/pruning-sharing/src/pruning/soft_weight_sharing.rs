@@ -52,7 +52,7 @@ use briquette_core::coding::{self, Coding, Source, Weight, floats};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
 use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::{Choose, Extras, Objective, Recipe, fit, tune};
+use briquette_core::training::{Choose, Extras, Objective, Recipe, Seen, fit, tune};
 use briquette_core::types::Layers;
 use briquette_core::values::plain;
 use burn::module::Module;
@@ -322,8 +322,8 @@ impl Mixture {
 }
 
 impl Objective for Mixture {
-    fn term(&self, net: &Net, _: &Tensor<4>, _: &Tensor<2>) -> Tensor<1> {
-        self.term(tensors(net, self.layers.as_ref()))
+    fn term(&mut self, seen: &Seen<'_>) -> Result<Tensor<1>> {
+        Ok(Self::term(self, tensors(seen.net, self.layers.as_ref())))
     }
 
     fn learn(&mut self, gradients: &Gradients, lr: f64) {

@@ -46,7 +46,7 @@ use briquette_core::error::Result;
 use briquette_core::net::{Net, Value};
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::quantize::CoarseGradient;
-use briquette_core::training::{Extras, Forward, Recipe, fit};
+use briquette_core::training::{Extras, Forward, Recipe, Taps, fit};
 use briquette_core::types::Bits;
 use burn::tensor::Tensor;
 use serde::Deserialize;
@@ -111,11 +111,14 @@ struct Coarse {
 }
 
 impl Forward for Coarse {
-    fn forward(&self, net: &Net, images: Tensor<4>) -> Tensor<2> {
-        let tap = |index: usize, value: Value| match (self.layers.contains(&index), value) {
-            (true, Value::Map(x)) => Value::Map(self.gradient.apply(x)),
-            (true, Value::Vector(x)) => Value::Vector(self.gradient.apply(x)),
-            (false, value) => value,
+    fn forward(&self, net: &Net, images: Tensor<4>, taps: &mut Taps) -> Tensor<2> {
+        let tap = |index: usize, value: Value| {
+            taps.meet(index, &value);
+            match (self.layers.contains(&index), value) {
+                (true, Value::Map(x)) => Value::Map(self.gradient.apply(x)),
+                (true, Value::Vector(x)) => Value::Vector(self.gradient.apply(x)),
+                (false, value) => value,
+            }
         };
         net.trace(images, tap).vector()
     }
@@ -243,7 +246,7 @@ mod tests {
         let mut mean = vec![0.0; exact.len()];
         for draw in 0..2000 {
             briquette_core::chance::seed(draw);
-            let logits = coarse.forward(&net, x.clone());
+            let logits = coarse.forward(&net, x.clone(), &mut Taps::default());
             mean.iter_mut().zip(by_conv2(logits)).for_each(|(mean, found)| *mean += found / 2000.0);
         }
         // Of one image the gradient by a bias is that of the output: it lies on the four levels from the largest to its negative.
@@ -252,7 +255,7 @@ mod tests {
             let gradients = logits.powi_scalar(2).sum().backward();
             net.nodes[net.index("fc1").unwrap()].gradient("bias", &gradients).unwrap()
         };
-        let (of_one, drawn) = (by_fc1(net.forward(one.clone())), by_fc1(coarse.forward(&net, one)));
+        let (of_one, drawn) = (by_fc1(net.forward(one.clone())), by_fc1(coarse.forward(&net, one, &mut Taps::default())));
         let largest = of_one.iter().fold(0.0_f32, |most, g| most.max(g.abs()));
         let on_level = |g: &f32| [-3.0, -1.0, 1.0, 3.0].iter().any(|third| (3.0 * g / largest - third).abs() < 1e-4);
         assert!(drawn.iter().all(on_level) && !of_one.iter().all(on_level), "{drawn:?} {of_one:?}");

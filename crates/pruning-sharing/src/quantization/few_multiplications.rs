@@ -48,7 +48,7 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op, Value};
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::quantize::straight;
-use briquette_core::training::{Extras, Forward, Recipe};
+use briquette_core::training::{Extras, Forward, Recipe, Taps};
 use briquette_core::types::Layers;
 use burn::module::{Module, Param, ParamId};
 use burn::nn::conv::Conv2d;
@@ -161,7 +161,7 @@ enum Drawn {
 }
 
 impl Forward for Shifts {
-    fn forward(&self, net: &Net, images: Tensor<4>) -> Tensor<2> {
+    fn forward(&self, net: &Net, images: Tensor<4>, taps: &mut Taps) -> Tensor<2> {
         let mut passing = net.clone();
         let mut drawn = BTreeMap::new();
         for &layer in &self.layers {
@@ -182,6 +182,7 @@ impl Forward for Shifts {
         let mut read: BTreeMap<usize, Option<Value>> =
             self.layers.iter().map(|&layer| (net.nodes[layer].inputs[0], None)).collect();
         let tap = |index: usize, value: Value| {
+            taps.meet(index, &value);
             let input = || read.get(&net.nodes[index].inputs[0]).cloned().flatten();
             let value = match (drawn.get(&index), value) {
                 (Some(weight), value) => match input() {
@@ -279,7 +280,7 @@ mod tests {
         let exponents = [-5, 3];
         let way = Shifts { layers: vec![1, 3], exponents };
         let images = Tensor::<4>::random([4, 1, 3, 3], Distribution::Normal(0.0, 1.0), &device);
-        let logits = way.forward(&net, images.clone());
+        let logits = way.forward(&net, images.clone(), &mut Taps::default());
         let own = net.forward(images.clone());
         let near = |a: &[f32], b: &[f32]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4);
         assert!(near(&floats(logits.clone().inner()), &floats(own.clone().inner())));

@@ -33,7 +33,7 @@ use briquette_core::StepGradient;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
 use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::{Extras, Objective, Recipe, fit};
+use briquette_core::training::{Extras, Objective, Recipe, Seen, fit};
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
@@ -89,12 +89,12 @@ impl Pass for Pact {
 struct Decay(f64);
 
 impl Objective for Decay {
-    fn term(&self, net: &Net, _: &Tensor<4>, logits: &Tensor<2>) -> Tensor<1> {
+    fn term(&mut self, Seen { net, logits, .. }: &Seen<'_>) -> Result<Tensor<1>> {
         let squares = net.nodes.iter().filter_map(|node| match &node.op {
             Op::Quantize(own) if own.train == StepGradient::Clip => Some(own.scale.val().powi_scalar(2)),
             _ => None,
         });
-        squares.fold(Tensor::zeros([1], &logits.device()), |sum, square| sum + square).mul_scalar(self.0)
+        Ok(squares.fold(Tensor::zeros([1], &logits.device()), |sum, square| sum + square).mul_scalar(self.0))
     }
 }
 
@@ -115,7 +115,7 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use briquette_handmade::{images, refusal, run, small, stirred};
+    use briquette_handmade::{images, refusal, run, small, stirred, term};
 
     fn clips(net: &Net) -> Vec<f32> {
         let clip = |op: &Op| match op {
@@ -134,9 +134,7 @@ mod tests {
     fn the_decay_of_clip_values_has_its_gradient() {
         let device = Device::flex();
         let net = run::<Pact>(small(), settings(0, 3.0, 0.0)).unwrap();
-        let value = |net: &Net, device: &Device| {
-            Decay(0.2).term(net, &Tensor::zeros([1, 1, 4, 4], device), &Tensor::zeros([1, 3], device))
-        };
+        let value = |net: &Net, device: &Device| term(&mut Decay(0.2), net, device);
         assert!((floats(value(&net, &device))[0] - 0.2 * 2.0 * 9.0).abs() < 1e-4);
         let trained = net.train();
         let grads = value(&trained, &device.clone().autodiff()).backward();

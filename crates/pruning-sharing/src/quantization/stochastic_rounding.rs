@@ -48,7 +48,7 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op, Value};
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::quantize::CoarseGradient;
-use briquette_core::training::{Extras, Forward, Projection, Recipe, fit};
+use briquette_core::training::{Extras, Forward, Projection, Recipe, Taps, fit};
 use briquette_core::types::{Bits, Layers, PerLayer};
 use briquette_core::{Grid, StepGradient};
 use burn::module::{Module, Param, ParamId};
@@ -306,10 +306,13 @@ impl Way {
 }
 
 impl Forward for Way {
-    fn forward(&self, net: &Net, images: Tensor<4>) -> Tensor<2> {
-        let logits = self.passing(net).trace(images, |node, value| match value {
-            Value::Map(x) => Value::Map(self.shown(node, x)),
-            Value::Vector(x) => Value::Vector(self.shown(node, x)),
+    fn forward(&self, net: &Net, images: Tensor<4>, taps: &mut Taps) -> Tensor<2> {
+        let logits = self.passing(net).trace(images, |node, value| {
+            taps.meet(node, &value);
+            match value {
+                Value::Map(x) => Value::Map(self.shown(node, x)),
+                Value::Vector(x) => Value::Vector(self.shown(node, x)),
+            }
         });
         logits.vector()
     }
@@ -434,7 +437,7 @@ mod tests {
             let mut mean = vec![0.0; exact.len()];
             for draw in 0..2000 {
                 chance::seed(draw);
-                let found = gradient(way.forward(&net, x.clone()), layer, parameter);
+                let found = gradient(way.forward(&net, x.clone(), &mut Taps::default()), layer, parameter);
                 assert!(on_format(&found), "{layer}: {found:?}");
                 mean.iter_mut().zip(found).for_each(|(mean, found)| *mean += found / 2000.0);
             }

@@ -65,7 +65,7 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
 use briquette_core::pass::{Context, Event, Method, Pass};
 use briquette_core::quantize::straight;
-use briquette_core::training::{Extras, Forward, Projection, Recipe, Settle, evaluate, fit, renew};
+use briquette_core::training::{Extras, Forward, Projection, Recipe, Settle, Taps, evaluate, fit, renew};
 use briquette_core::{Grid, coding};
 use burn::module::{Param, ParamId};
 use burn::tensor::Tensor;
@@ -288,8 +288,8 @@ struct Distorted {
 }
 
 impl Forward for Distorted {
-    fn forward(&self, net: &Net, images: Tensor<4>) -> Tensor<2> {
-        distorted(net, &self.layers, self.under).forward(images)
+    fn forward(&self, net: &Net, images: Tensor<4>, taps: &mut Taps) -> Tensor<2> {
+        distorted(net, &self.layers, self.under).tapped(images, taps)
     }
 }
 
@@ -369,7 +369,7 @@ mod tests {
         let net = small().train();
         let all: Vec<usize> = net.weighted().map(|(index, _)| index).collect();
         let pixels = Tensor::<4>::random([5, 1, 4, 4], burn::tensor::Distribution::Normal(0.0, 1.0), &device);
-        let logits = Distorted { layers: all.clone(), under: Distortion::Sign }.forward(&net, pixels);
+        let logits = Distorted { layers: all.clone(), under: Distortion::Sign }.forward(&net, pixels, &mut Taps::default());
         let grads = logits.powi_scalar(2).sum().backward();
         assert!(all.iter().all(|layer| net.nodes[*layer].gradient("weight", &grads).unwrap().iter().any(|g| *g != 0.0)));
     }

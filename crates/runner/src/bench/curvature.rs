@@ -10,8 +10,8 @@ use briquette_data::Dataset;
 use burn::tensor::Device;
 use serde::Serialize;
 
-use crate::memory::{forget_peak, peak};
 use crate::METHODS;
+use crate::memory::{forget_peak, peak};
 
 /// One method's figures.
 #[derive(Debug, Serialize)]
