@@ -151,3 +151,74 @@ fn filters_are_the_columns_of_a_matrix_and_the_rows_of_others() {
         assert_eq!(weight.unfiltered(weight.filters().into_owned()), weight.values);
     }
 }
+
+/// A map turned counterclockwise by a quarter.
+fn quarter(map: &[f32], side: usize) -> Vec<f32> {
+    (0..side * side).map(|i| map[i % side * side + side - 1 - i / side]).collect()
+}
+
+#[test]
+fn filters_that_turn_make_a_network_whose_outputs_turn_with_its_input() {
+    use crate::builder::{Builder, Conv};
+    let device = Device::flex();
+    let mut b = Builder::new([1, 7, 7], 3, &device);
+    let mut x = b.conv("lift", b.input(), Conv::new(8, 3).no_bias());
+    x = b.relu("relu", x);
+    b.conv("group", x, Conv::new(12, 3).no_bias());
+    let turning = |node: crate::net::Node, grouped: bool| {
+        let mut parameters = node.parameters();
+        for stored in parameters.iter_mut().filter(|stored| stored.name == "weight") {
+            let rule = Places::Turns { mirrored: false, grouped };
+            let count = rule.count(&stored.shape).unwrap().unwrap();
+            let values = (0..count).map(|i| ((i * i * 7 + 3 * i) % 23) as f32 / 11.0 - 1.0).collect();
+            stored.coding.source = Source::shared(rule, values, &stored.shape).unwrap();
+        }
+        node.with(parameters, &device).unwrap()
+    };
+    let nodes = b.finish().unwrap().nodes.into_iter();
+    let nodes = nodes.map(|node| match node.name.as_str() {
+        "lift" => turning(node, false),
+        "group" => turning(node, true),
+        _ => node,
+    });
+    let net = crate::net::Net { nodes: nodes.collect() };
+    let image: Vec<f32> = (0..49).map(|i| ((i * i * 5) % 17) as f32 / 8.0 - 1.0).collect();
+    let maps = |image: Vec<f32>| {
+        let input = Tensor::<4>::from_data(TensorData::new(image, [1, 1, 7, 7]), &device);
+        let crate::net::Value::Map(y) = net.trace(input, |_, value| value) else { panic!() };
+        floats(y).chunks(9).map(<[f32]>::to_vec).collect::<Vec<_>>()
+    };
+    let (still, turned) = (maps(image.clone()), maps(quarter(&image, 7)));
+    assert_eq!((still.len(), turned.len()), (12, 12));
+    for filter in 0..3 {
+        for g in 0..4 {
+            let expected = quarter(&still[4 * filter + (g + 3) % 4], 3);
+            let found = &turned[4 * filter + g];
+            assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4), "{filter} {g}: {found:?} {expected:?}");
+        }
+    }
+    assert!(still[0] != still[1]);
+}
+
+#[test]
+fn base_values_decay_as_weights_do() {
+    use crate::training::{Optimizer, Recipe};
+    let device = Device::flex();
+    let source = Source::shared(Places::Copies { times: 2, signed: true }, vec![1.0, -2.0, 0.5], &[1, 2, 3]).unwrap_err();
+    assert!(source.to_string().contains("each filter stands 2 times"), "{source}");
+    let source = Source::shared(Places::Copies { times: 2, signed: true }, vec![1.0, -2.0, 0.5], &[2, 3, 1]).unwrap();
+    let param = Coding { mask: None, source }.attach(Param::from_tensor(Tensor::<3>::zeros([2, 3, 1], &device)));
+    assert_eq!(floats(param.val()), [1.0, -2.0, 0.5, -1.0, 2.0, -0.5]);
+    #[derive(Module, Debug)]
+    struct One {
+        weight: Param<Tensor<3>>,
+    }
+    let module = One { weight: param }.train();
+    let recipe = Recipe { optimizer: Optimizer::Sgd, momentum: 0.0, weight_decay: 0.5, ..Recipe::default() };
+    let loss = module.weight.val().sum();
+    let gradients = burn::optim::GradientsParams::from_grads(loss.backward(), &module);
+    let after = recipe.optimizer().step(0.1, module, gradients);
+    // Copies of both signs have no gradient of the sum; what is left is the decay, by 0.1 * 0.5.
+    let found = floats(after.valid().weight.val());
+    assert!(found.iter().zip([0.95, -1.9, 0.475, -0.95, 1.9, -0.475]).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?}");
+}
