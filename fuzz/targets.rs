@@ -32,6 +32,8 @@ pub(crate) enum Target {
     Idx,
     /// Records of CIFAR.
     Cifar,
+    /// A tar archive of images.
+    Shards,
     /// A config and what `--set` changes in it.
     Config,
     /// A network as a run keeps it between its passes.
@@ -39,8 +41,16 @@ pub(crate) enum Target {
 }
 
 /// All of them.
-pub(crate) const TARGETS: [Target; 7] =
-    [Target::Container, Target::Checkpoint, Target::Safetensors, Target::Idx, Target::Cifar, Target::Config, Target::State];
+pub(crate) const TARGETS: [Target; 8] = [
+    Target::Container,
+    Target::Checkpoint,
+    Target::Safetensors,
+    Target::Idx,
+    Target::Cifar,
+    Target::Shards,
+    Target::Config,
+    Target::State,
+];
 
 impl Target {
     /// Its name, which is also that of its folder in `fuzz/corpus`.
@@ -51,6 +61,7 @@ impl Target {
             Target::Safetensors => "safetensors",
             Target::Idx => "idx",
             Target::Cifar => "cifar",
+            Target::Shards => "shards",
             Target::Config => "config",
             Target::State => "state",
         }
@@ -72,6 +83,7 @@ impl Target {
             Target::Safetensors => checkpoint(bytes, "safetensors"),
             Target::Idx => idx(bytes),
             Target::Cifar => cifar(bytes),
+            Target::Shards => shards(bytes),
             Target::Config => config(bytes),
             Target::State => state(bytes),
         }
@@ -85,6 +97,7 @@ impl Target {
             Target::Safetensors => vec![plain_safetensors()],
             Target::Idx => idx_files(),
             Target::Cifar => vec![[vec![0, 1], vec![7; 3 * 1024]].concat(), [vec![1, 2, 1], vec![9; 3 * 1024]].concat()],
+            Target::Shards => archives(),
             Target::Config => configs(),
             Target::State => states(),
         }
@@ -239,6 +252,73 @@ fn cifar(bytes: &[u8]) {
     if let Ok(set) = Dataset::from_cifar("fuzz", 10, usize::from(*lead) + 1, records) {
         used(&set);
     }
+}
+
+/// Reads an archive as both splits of a set, twice: as it is, and with the checksums of its headers repaired.
+fn shards(bytes: &[u8]) {
+    let mut forged = bytes.to_vec();
+    for block in forged.chunks_exact_mut(512).filter(|block| block[257..262] == *b"ustar") {
+        mark(block);
+    }
+    for bytes in [bytes, &forged] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for split in ["train", "test"] {
+            std::fs::create_dir(folder.path().join(split)).expect("a folder");
+            std::fs::write(folder.path().join(split).join("0.tar"), bytes).expect("an archive");
+        }
+        let (name, at) = (format!("shards:{}", folder.path().display()), briquette_data::Locations::from_env(None));
+        let planned = briquette_data::outline(&name, &at);
+        if let Ok(set) = briquette_data::open(&name, &at) {
+            assert_eq!(planned.expect("what is read can be planned"), set.outline());
+            // Whether an image can be decoded is seen when it is read.
+            let _ = set.normalization();
+            assert!(briquette_data::Loader::ordered(&set.train, 3).count() <= set.train.len().div_ceil(3));
+        }
+    }
+}
+
+/// Writes a header's checksum: the sum of its bytes, those of the sum itself taken for blanks.
+fn mark(header: &mut [u8]) {
+    header[148..156].fill(b' ');
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+}
+
+/// Archives of class folders and of keys, with an extended header and a long name.
+fn archives() -> Vec<Vec<u8>> {
+    let member = |name: &str, kind: u8, content: &[u8]| {
+        let mut bytes = vec![0; 512];
+        bytes[..name.len()].copy_from_slice(name.as_bytes());
+        bytes[124..135].copy_from_slice(format!("{:011o}", content.len()).as_bytes());
+        bytes[156] = kind;
+        bytes[257..265].copy_from_slice(b"ustar\x0000");
+        mark(&mut bytes);
+        bytes.extend_from_slice(content);
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
+        bytes
+    };
+    let chunk = |kind: &[u8; 4], data: &[u8]| {
+        let body = [&kind[..], data].concat();
+        [&(data.len() as u32).to_be_bytes()[..], &body, &crc32fast::hash(&body).to_be_bytes()].concat()
+    };
+    // One grey pixel, stored without compression.
+    let png = [
+        b"\x89PNG\r\n\x1a\n".to_vec(),
+        chunk(b"IHDR", &[0, 0, 0, 1, 0, 0, 0, 1, 8, 0, 0, 0, 0]),
+        chunk(b"IDAT", &[0x78, 1, 1, 2, 0, 0xfd, 0xff, 0, 77, 0, 79, 0, 78]),
+        chunk(b"IEND", &[]),
+    ]
+    .concat();
+    let folders = [
+        member("ant/", b'5', b""),
+        member("ant/0.png", b'0', &png),
+        member("pax", b'x', b"18 path=cat/a.png\n"),
+        member("short", b'0', &png),
+        member("././@LongLink", b'L', b"cat/b.png\0"),
+        member("cat", b'0', &png),
+    ];
+    let keys = [member("7.png", b'0', &png), member("7.cls", b'0', b"0\n"), member("7.json", b'0', b"{}")];
+    [folders.concat(), keys.concat()].map(|members| [members, vec![0; 1024]].concat()).into()
 }
 
 /// What is done with any set.

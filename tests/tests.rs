@@ -7,6 +7,7 @@ mod conformance;
 mod engine;
 mod interruption;
 mod kernels;
+mod large_sets;
 mod own_module;
 mod passes;
 mod program;

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{nightly, root, say};
 
 /// The readers, as `fuzz/targets.rs` names them.
-const TARGETS: [&str; 7] = ["container", "checkpoint", "safetensors", "idx", "cifar", "config", "state"];
+const TARGETS: [&str; 8] = ["container", "checkpoint", "safetensors", "idx", "cifar", "shards", "config", "state"];
 
 /// Marks at every branch, by which libFuzzer sees what is new.
 const FLAGS: [&str; 7] = [

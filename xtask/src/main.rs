@@ -6,6 +6,7 @@ mod fuzz;
 mod nightly;
 mod peer;
 mod sanitize;
+mod shards;
 mod sweep;
 mod sweep_table;
 mod tables;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         "sweep" => with_copy(&arguments, |briquette| sweep::run(&arguments[1..], &root(), briquette)),
         "record" => containers::record(&arguments[1..]),
         "remeasure" => with_copy(&[], |briquette| containers::remeasure(&arguments[1..], &root(), briquette)),
+        "shards" => with_copy(&[], |briquette| shards::run(&root(), briquette)),
         "sanitize" => sanitize::run(&arguments[1..]),
         "fuzz" => fuzz::run(&arguments[1..]),
         _ => briquette(&arguments),
@@ -58,6 +60,7 @@ fn help() -> Result<ExitCode> {
          sweep      runs what docs/records/PAGE/NAME.toml describes and NAME.json lacks; `--jobs N` points at once, `--device D`\n  \
          record     copies a run's report and small containers to docs/records/PAGE/NAME.json\n  \
          remeasure  renews the latencies in the records of a page from the containers beside them\n  \
+         shards     the memory of a training on 10,000 and on 100,000 generated images\n  \
          sanitize   the kernels' tests under AddressSanitizer; needs a nightly toolchain\n  \
          fuzz       the readers of files under libFuzzer, 600 s each; `--seconds N`; targets by name; needs a nightly toolchain\n  \
          table      writes docs/tables and the README's results from docs/records, and docs/methods.md");

@@ -123,6 +123,9 @@ const HEAD: u64 = 64 << 10;
 /// Longest file of an image that is read.
 const LONGEST: u64 = 256 << 20;
 
+/// Most pixels of an image that is read: 4096 by 4096. A header may promise more than any memory holds.
+const LARGEST: u64 = 1 << 24;
+
 fn header<S: Source>(source: &S, i: usize) -> Result<Seen, Error> {
     let bytes = source.bytes(i, HEAD)?;
     match seen(&bytes, || source.place(i)) {
@@ -154,6 +157,12 @@ fn seen(bytes: &[u8], place: impl Fn() -> PathBuf) -> Result<Seen, Error> {
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|error| Error::io(place())(error))?;
     let decoder = reader.into_decoder().map_err(|error| Error::malformed(place(), error.to_string()))?;
     let (width, height) = decoder.dimensions();
+    if u64::from(width) * u64::from(height) > LARGEST {
+        return Err(Error::malformed(
+            place(),
+            format!("{width}x{height} pixels; no more than {LARGEST} are read, scale the images down"),
+        ));
+    }
     let grey = matches!(decoder.color_type(), ColorType::L8 | ColorType::L16 | ColorType::La8 | ColorType::La16);
     Ok(Seen { size: [width, height], colour: !grey, digest: Sha256::digest(bytes).into() })
 }

@@ -31,23 +31,17 @@ use archive::{Content, Member};
 pub(crate) fn list(path: &Path) -> Result<Listed<Shards>, Error> {
     let folders = ["train", "test"].map(|split| path.join(split));
     let [train, test] = [Found::below(&folders[0])?, Found::below(&folders[1])?];
-    let ([classes, judged], [train, test]) = match [train.is_labelled(), test.is_labelled()] {
-        [false, false] => {
-            let of = |found: Found| found.by_folder().map(|classes| classes.into_iter().unzip());
-            let ((classes, train), (judged, test)): ((Vec<_>, Vec<_>), (Vec<_>, Vec<_>)) = (of(train)?, of(test)?);
-            ([classes, judged], [train, test])
-        }
-        [true, true] => {
-            let [train, test] = [train.by_number()?, test.by_number()?];
-            let names = |classes: &[Vec<Place>]| (0..classes.len()).map(|class| class.to_string()).collect();
-            ([names(&train), names(&test)], [train, test])
-        }
+    let archives = [train.archives.clone(), test.archives.clone()];
+    let sorted = match [train.is_labelled(), test.is_labelled()] {
+        [false, false] => Found::by_folder as fn(Found) -> Result<Classes, Error>,
+        [true, true] => Found::by_number,
         [labelled, _] => {
             let (with, without) = if labelled { ("train", "test") } else { ("test", "train") };
             let what = format!("no member `KEY.cls` says a class, but in {with}/ some do; label both splits alike");
             return Err(Error::malformed(path.join(without), what));
         }
     };
+    let ((classes, train), (judged, test)) = (sorted(train)?, sorted(test)?);
     if classes.is_empty() || classes.len() > usize::from(u16::MAX) {
         let what =
             format!("expected images as `CLASS/NAME.jpg`, or as `KEY.jpg` with `KEY.cls`, found {} classes", classes.len());
@@ -56,11 +50,12 @@ pub(crate) fn list(path: &Path) -> Result<Listed<Shards>, Error> {
     filled(&folders[0], &classes, &train)?;
     same_classes([(&folders[0], &classes), (&folders[1], &judged)])?;
     filled(&folders[1], &judged, &test)?;
-    let [train, test] = [(&folders[0], train), (&folders[1], test)].map(|(folder, classes)| {
+    let [read, judged] = archives;
+    let [train, test] = [(read, train), (judged, test)].map(|(archives, classes)| {
         let (places, labels) = in_turn(classes).into_iter().unzip();
-        archives(folder).map(|archives| Split { source: Shards { archives, places }, labels })
+        Split { source: Shards { archives, places }, labels }
     });
-    Ok(Listed { name: format!("shards:{}", path.display()), classes, train: train?, test: test? })
+    Ok(Listed { name: format!("shards:{}", path.display()), classes, train, test })
 }
 
 /// Refuses a class without images.
@@ -70,6 +65,9 @@ fn filled(folder: &Path, classes: &[String], images: &[Vec<Place>]) -> Result<()
         None => Ok(()),
     }
 }
+
+/// The names of classes, and the images of each.
+type Classes = (Vec<String>, Vec<Vec<Place>>);
 
 /// Where an image lies.
 #[derive(Clone, Copy, Debug)]
@@ -214,7 +212,7 @@ impl Found {
     }
 
     /// Classes in order of name, with their images in order of name.
-    fn by_folder(self) -> Result<Vec<(String, Vec<Place>)>, Error> {
+    fn by_folder(self) -> Result<Classes, Error> {
         let mut classes: BTreeMap<String, Vec<Place>> = self.folders.into_iter().map(|folder| (folder, Vec::new())).collect();
         for (path, place) in self.images {
             let class = path.iter().next().filter(|_| path.iter().count() > 1).map(OsStr::to_string_lossy);
@@ -223,11 +221,11 @@ impl Found {
                 None => return Err(Error::malformed(self.archives[place.archive as usize].join(path), BESIDE)),
             }
         }
-        Ok(classes.into_iter().collect())
+        Ok(classes.into_iter().unzip())
     }
 
     /// The images of classes 0 and on, each in order of name.
-    fn by_number(self) -> Result<Vec<Vec<Place>>, Error> {
+    fn by_number(self) -> Result<Classes, Error> {
         let Self { archives, images, mut labels, .. } = self;
         let highest = labels.values().map(|&(_, label)| usize::from(label)).max();
         let mut classes = vec![Vec::new(); highest.map_or(0, |highest| highest + 1)];
@@ -245,7 +243,7 @@ impl Found {
                 let at = archives[place.archive as usize].join(format!("{}.cls", key.display()));
                 Err(Error::malformed(at, "says the class of no image: there is no .png, .jpg or .jpeg of its key"))
             }
-            None => Ok(classes),
+            None => Ok(((0..classes.len()).map(|class| class.to_string()).collect(), classes)),
         }
     }
 }

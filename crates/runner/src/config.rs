@@ -70,7 +70,7 @@ pub struct ModelSpec {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DataSpec {
-    /// Name of the set, or `folder:PATH`.
+    /// Name of the set, `folder:PATH` or `shards:PATH`.
     pub name: String,
     /// Training images to use, validation included; all without it.
     pub train: Option<usize>,

@@ -231,6 +231,18 @@ fn what_does_not_fit_is_refused() {
     assert!(refusal(&empty).contains("one folder for each class"));
 }
 
+#[test]
+fn a_header_that_promises_more_than_memory_holds_is_refused() {
+    let dir = toy();
+    let mut bytes = fs::read(at(&dir, "train/ant/0.png")).expect("read");
+    bytes[16..24].copy_from_slice(&[5000_u32.to_be_bytes(), 5000_u32.to_be_bytes()].concat());
+    let checksum = crc(&bytes[12..29]).to_be_bytes();
+    bytes[29..33].copy_from_slice(&checksum);
+    fs::write(at(&dir, "train/ant/0.png"), bytes).expect("written");
+    let error = refusal(&dir);
+    assert!(error.contains("train/ant/0.png: 5000x5000 pixels; no more than 16777216 are read"), "{error}");
+}
+
 /// The same images with their pixels in memory.
 fn in_memory(set: &Dataset) -> Dataset {
     let pixels = (0..set.len()).flat_map(|i| set.pixel(i).expect("whole")).collect();
