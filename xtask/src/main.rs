@@ -23,7 +23,8 @@ fn main() -> ExitCode {
         "help" | "-h" | "--help" => help(),
         "test" => test(&arguments[1..]),
         "check" => check(),
-        "bench" => peer::with_peer(with_default(&arguments, "training")).and_then(|arguments| briquette(&arguments)),
+        "bench" if names_a_file(&arguments) => briquette(&arguments),
+        "bench" => bench(with_default(&arguments, "training")),
         "table" => write_generated(),
         "smoke" => smoke(&arguments[1..]),
         "sweep" => with_copy(&arguments, |briquette| sweep::run(&arguments[1..], &root(), briquette)),
@@ -49,11 +50,11 @@ fn say(text: &str) {
 
 fn help() -> Result<ExitCode> {
     say("cargo xtask <verb>\n\n  \
-         run CONFIG, plan CONFIG, methods, models, data, inspect, eval, latency, verify, import\n             \
+         run CONFIG, plan CONFIG, methods, models, data, inspect, eval, bench FILE, verify, import\n             \
          the verbs of `briquette`; `cargo xtask run --help` lists a verb's options\n  \
          test       all tests\n  \
          check      format, lints, documentation, generated pages up to date\n  \
-         bench      training speed and memory; `--peer` puts PyTorch beside it\n  \
+         bench      training speed and memory; `--peer` puts PyTorch beside it; `bench --help` lists what else is measured for developers\n  \
          smoke      a trial run of every config, or of those named\n  \
          sweep      runs what docs/records/PAGE/NAME.toml describes and NAME.json lacks; `--jobs N` points at once, `--device D`\n  \
          record     copies a run's report and small containers to docs/records/PAGE/NAME.json\n  \
@@ -67,8 +68,22 @@ fn help() -> Result<ExitCode> {
 /// Builds `briquette`, then runs it by itself, so that its output is not mixed with cargo's and its exit code is its own.
 fn briquette(arguments: &[String]) -> Result<ExitCode> {
     build(arguments)?;
-    let mut command = Command::new(binary());
+    let mut command = Command::new(binary("briquette"));
     environment(command.args(arguments));
+    exit_code(&mut command)
+}
+
+/// Whether a container is named, and not what developers measure.
+fn names_a_file(arguments: &[String]) -> bool {
+    arguments.iter().any(|argument| argument.ends_with(".brq")) || arguments.get(1).is_some_and(|name| Path::new(name).is_file())
+}
+
+/// Builds the benchmarks for developers and runs one of them.
+fn bench(arguments: Vec<String>) -> Result<ExitCode> {
+    let arguments = peer::with_peer(arguments)?;
+    build(&[])?;
+    let mut command = Command::new(binary("briquette-bench"));
+    environment(command.args(&arguments[1..]));
     exit_code(&mut command)
 }
 
@@ -81,9 +96,9 @@ fn build(arguments: &[String]) -> Result<()> {
     if build.status().context("cannot run cargo")?.success() { Ok(()) } else { bail!("briquette does not build") }
 }
 
-fn binary() -> PathBuf {
+fn binary(name: &str) -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    target.join("debug").join("briquette")
+    target.join("debug").join(name)
 }
 
 /// The feature that the device in the arguments or in the config asks for.
@@ -146,7 +161,7 @@ fn smoke(names: &[String]) -> Result<ExitCode> {
             std::fs::remove_dir_all(&out).with_context(|| out.display().to_string())?;
         }
         let began = std::time::Instant::now();
-        let mut run = Command::new(binary());
+        let mut run = Command::new(binary("briquette"));
         environment(run.arg("run").arg(config).arg("--smoke").arg("--out").arg(&out));
         let output = run.output().context("cannot run briquette")?;
         let seconds = began.elapsed().as_secs();
@@ -167,7 +182,7 @@ fn with_copy(arguments: &[String], work: impl FnOnce(&(dyn Fn() -> Command + Syn
     build(arguments)?;
     let copy = root().join("target/sweep").join(format!("briquette-{}", std::process::id()));
     std::fs::create_dir_all(root().join("target/sweep")).context("cannot make target/sweep")?;
-    std::fs::copy(binary(), &copy).with_context(|| copy.display().to_string())?;
+    std::fs::copy(binary("briquette"), &copy).with_context(|| copy.display().to_string())?;
     let result = work(&|| {
         let mut command = Command::new(&copy);
         environment(&mut command);
@@ -203,7 +218,7 @@ fn check() -> Result<ExitCode> {
 fn generated() -> Result<Vec<(PathBuf, String)>> {
     let arguments = ["methods".to_string(), "--markdown".to_string()];
     build(&arguments)?;
-    let output = Command::new(binary()).args(arguments).output().context("cannot run briquette")?;
+    let output = Command::new(binary("briquette")).args(arguments).output().context("cannot run briquette")?;
     let mut files = tables::all(&root())?;
     files.push((root().join("docs/methods.md"), String::from_utf8(output.stdout)?));
     Ok(files)

@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::report::Row;
 use crate::run::MODEL;
-use crate::{bench, measure, setup};
+use crate::{measure, setup, steps};
 
 /// What is known of a pass before it runs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -42,7 +42,7 @@ pub fn plan(mut config: Config, data_dir: Option<&Path>) -> Result<Vec<Planned>>
         let (mut row, _) = measure::size(net, Storage::default(), pass, method)?;
         let (mut epochs, mut memory_mib) = (0, 0.0_f64);
         if trainings.iter().any(|recipe| recipe.epochs > 0) {
-            let per_image = bench::seconds_per_image(net)?;
+            let per_image = steps::seconds_per_image(net)?;
             for recipe in trainings {
                 epochs += recipe.epochs;
                 memory_mib = memory_mib.max(memory(net, recipe.batch)?);
