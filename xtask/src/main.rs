@@ -271,3 +271,18 @@ fn exit_code(command: &mut Command) -> Result<ExitCode> {
     let status = command.status().with_context(|| format!("cannot run {:?}", command.get_program()))?;
     Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_benchmark_of_a_container_is_the_users_and_all_others_are_for_developers() {
+        let users = |arguments: &[&str]| names_a_file(&arguments.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert!(users(&["bench", "model.brq"]) && users(&["bench", "--batch", "1", "model.brq", "--against", "other.brq"]));
+        assert!(users(&["bench", &root().join("Cargo.toml").display().to_string()]));
+        assert!(
+            !users(&["bench"]) && !users(&["bench", "--json"]) && !users(&["bench", "training", "--peer", "/usr/bin/python3"])
+        );
+    }
+}

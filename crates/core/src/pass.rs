@@ -10,7 +10,6 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 use crate::net::Net;
-use crate::passes::Train;
 use crate::scan::Scan;
 use crate::stored::Storage;
 use crate::training::{Epoch, Recipe};
@@ -134,17 +133,11 @@ impl Entry {
         Ok(Step { entry: self, pass, recipes })
     }
 
-    /// Has `change` see the recipes in settings of this method, one for each training of a round. Every method has them under `train` and `tune`, and
-    /// what applies another has them in the settings of that one; the settings of the method `train` are one. What is none is left to
-    /// who reads the settings.
+    /// Has `change` see the recipes in settings of this method, one for each training of a round: what is called `train` or `tune`, the settings of the
+    /// method `train` among them, at any depth, for what applies another method holds its settings. What is no recipe is left to who
+    /// reads the settings.
     pub fn recipes(&self, settings: &mut serde_json::Value, change: &mut dyn FnMut(&mut Recipe)) {
-        let mut see = |value: &mut serde_json::Value| {
-            if let Ok(mut recipe) = Recipe::deserialize(&*value) {
-                change(&mut recipe);
-                *value = serde_json::to_value(recipe).expect("a recipe is plain data");
-            }
-        };
-        if self.name == Train::NAME { see(settings) } else { below(settings, &mut see) }
+        recipes(self.name, settings, change);
     }
 
     const fn parsed<M: Method>(
@@ -155,10 +148,18 @@ impl Entry {
     }
 }
 
-/// Has `see` look at what stands under `train` and `tune`, in tables at any depth.
-fn below(settings: &mut serde_json::Value, see: &mut dyn FnMut(&mut serde_json::Value)) {
-    for (key, value) in settings.as_object_mut().into_iter().flatten() {
-        if ["train", "tune"].contains(&key.as_str()) { see(value) } else { below(value, see) }
+fn recipes(name: &str, value: &mut serde_json::Value, change: &mut dyn FnMut(&mut Recipe)) {
+    use serde_json::Value;
+    if ["train", "tune"].contains(&name) {
+        let Ok(mut recipe) = Recipe::deserialize(&*value) else { return };
+        change(&mut recipe);
+        *value = serde_json::to_value(recipe).expect("a recipe is plain data");
+        return;
+    }
+    match value {
+        Value::Object(table) => table.iter_mut().for_each(|(key, value)| recipes(key, value, change)),
+        Value::Array(list) => list.iter_mut().for_each(|value| recipes("", value, change)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
 
@@ -423,7 +424,7 @@ mod tests {
     #[test]
     fn recipes_are_found_wherever_they_stand_and_a_trial_run_is_short() {
         let settings = json!({ "train": { "epochs": 7 }, "keep": 0.5, "tune": { "epochs": 5, "lr": 0.3, "warmup": 2 },
-            "probe": { "tune": { "epochs": 3 }, "keep": { "train": 1 } } });
+            "probe": [{ "tune": { "epochs": 3 }, "keep": { "train": 1 } }] });
         for (trial, expected) in [(false, [3, 7, 5]), (true, [1, 1, 1])] {
             let step = NESTED.read(settings.clone(), ALL, trial).unwrap();
             let mut epochs: Vec<usize> = step.trainings().map(|recipe| recipe.epochs).collect();
