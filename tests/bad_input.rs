@@ -193,6 +193,48 @@ fn a_container_is_inspected_as_one_whatever_it_is_called() {
 }
 
 #[test]
+fn a_benchmark_refuses_files_and_numbers_that_it_cannot_measure() {
+    let bench = Bench::with(SMALL);
+    std::fs::write(bench.path("net.safetensors"), safetensors_of_lenet300(10)).unwrap();
+    assert!(bench.call(&["import", "net.safetensors", "--arch", "lenet300", "--out", "net.brq"]).status.success());
+    for (arguments, expected, expected_code) in [
+        (&["training"][..], "cannot read training", 1),
+        (&["net.brq", "--against", "before.brq"], "cannot read before.brq", 1),
+        (&["net.safetensors"], "net.safetensors is not a whole container", 1),
+        (&["net.brq", "--batch", "4000000"], "net.brq: a batch of 4000000 images takes more than 1 GB", 1),
+        (&["net.brq", "--batch", "1,0"], "invalid value '0' for '--batch <N,...>'", 2),
+        (&["net.brq", "--batch", "one"], "invalid value 'one' for '--batch <N,...>'", 2),
+        (&["net.brq", "--threads", "2,0"], "invalid value '0' for '--threads <N,...>'", 2),
+        (&["net.brq", "--threads", "1,60000"], "invalid value '60000' for '--threads <N,...>'", 2),
+        (&["net.brq", "--net", "lenet5"], "unexpected argument '--net'", 2),
+    ] {
+        let (error, code) = bench.refusal(&[&["bench"], arguments].concat());
+        assert!(error.contains(expected) && code == expected_code, "{arguments:?}: {code}, {error}");
+    }
+}
+
+#[test]
+fn a_benchmark_prints_one_document_with_a_row_for_each_batch_and_number_of_threads() {
+    let bench = Bench::with(SMALL);
+    std::fs::write(bench.path("net.safetensors"), safetensors_of_lenet300(10)).unwrap();
+    assert!(bench.call(&["import", "net.safetensors", "--arch", "lenet300", "--out", "net.brq"]).status.success());
+    let rows = |arguments: &[&str]| {
+        let output = bench.call(&[&["--json", "bench", "net.brq"], arguments].concat());
+        let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        document["rows"].as_array().unwrap().clone()
+    };
+    let beside = rows(&["--against", "net.brq", "--batch", "1,3", "--threads", "1,2", "--layers"]);
+    let at: Vec<[u64; 2]> = beside.iter().map(|row| ["batch", "threads"].map(|key| row[key].as_u64().unwrap())).collect();
+    assert_eq!(at, [[1, 1], [3, 1], [1, 2], [3, 2]]);
+    for row in &beside {
+        assert_eq!((row["layers"].as_array().unwrap().len(), row["speedup"].as_array().unwrap().len()), (3, 3), "{row}");
+        assert_eq!(row["peak_bytes"], row["against"]["peak_bytes"]);
+    }
+    let alone = rows(&["--batch", "2", "--threads", "1"]);
+    assert!(alone.len() == 1 && alone[0]["against"].is_null() && alone[0]["median_ms"].as_f64().unwrap() > 0.0, "{alone:?}");
+}
+
+#[test]
 fn masks_of_no_tensor_and_variances_below_zero_are_seen_by_inspect() {
     let bench = Bench::with(SMALL);
     let floats: Vec<u8> = [1.0_f32, -0.5].iter().flat_map(|value| value.to_le_bytes()).collect();

@@ -420,9 +420,13 @@ impl Case {
         if settings.get("tune").is_none() {
             settings["tune"] = serde_json::json!({ "batch": 40 });
         }
-        let mut pass = (self.entry.parse)(settings, METHODS).unwrap_or_else(|_| pass(self.entry));
-        pass.shrink();
-        pass.recipes().into_iter().for_each(|recipe| recipe.epochs = 2);
+        let twice = |mut settings| {
+            self.entry.recipes(&mut settings, &mut |recipe| recipe.epochs = 2);
+            let mut pass = (self.entry.parse)(settings, METHODS)?;
+            pass.shorten();
+            Ok::<_, serde_json::Error>(pass)
+        };
+        let pass = twice(settings).or_else(|_| twice(example(self.entry))).unwrap();
         briquette_core::chance::seed(drawn);
         let mut cx = Context::new(&Device::flex(), 3, &DATA, host);
         let net = pass.run(self.start(), &mut cx)?;
@@ -451,13 +455,11 @@ fn example(entry: &Entry) -> serde_json::Value {
     serde_json::to_value(table).unwrap()
 }
 
-fn pass(entry: &Entry) -> Box<dyn Pass> {
-    let mut pass = (entry.parse)(example(entry), METHODS).unwrap();
-    pass.shrink();
-    pass
+fn pass(entry: &'static Entry) -> Box<dyn Pass> {
+    entry.read(example(entry), METHODS, true).unwrap().pass
 }
 
-fn accepts(entry: &Entry, (name, make): Start) -> std::result::Result<(), String> {
+fn accepts(entry: &'static Entry, (name, make): Start) -> std::result::Result<(), String> {
     pass(entry).plan(make()).map(drop).map_err(|error| format!("{name}: {error}"))
 }
 

@@ -118,6 +118,20 @@ fn every_key_of_a_config_is_in_the_vocabulary_and_the_other_way_round() {
     assert!(gone.is_empty(), "docs/vocabulary.md lists {gone:?}, which no setting bears");
 }
 
+/// Plans and trial runs look for the recipes of a method there.
+#[test]
+fn recipes_stand_under_train_and_tune() {
+    let mut found = 0;
+    for read in read() {
+        for line in read.body.iter().filter(|line| line.ends_with(": Recipe,") || line.ends_with(": Option<Recipe>,")) {
+            let name = line.split(':').next().unwrap_or_default().split_whitespace().last().unwrap_or_default();
+            assert!(["train", "tune"].contains(&name), "{}: {line}", read.place);
+            found += 1;
+        }
+    }
+    assert!(found > 30, "{found}");
+}
+
 #[test]
 fn every_struct_of_a_config_is_read_in_kebab_case() {
     let strict = |read: &&Read| read.attributes.contains("deny_unknown_fields") && !read.body.is_empty();

@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
-use crate::sweep::{Latency, Record, read_record};
+use crate::sweep::{Latency, Record, Turns, read_record};
 use crate::{say, tables, training_speed};
 
 /// Copies the report of a finished run to `docs/records/PAGE/NAME.json`, its small containers beside it, in the place of those that were there.
@@ -107,19 +107,20 @@ pub(crate) fn remeasure(arguments: &[String], root: &Path, briquette: &dyn Fn() 
     Ok(ExitCode::SUCCESS)
 }
 
-/// What `briquette latency` says of one file.
+/// The part of what `briquette bench` says that a record keeps.
 #[derive(Deserialize)]
 struct Said {
     date: String,
-    rows: Vec<Latency>,
+    rows: Vec<Turns>,
 }
 
 fn points(record: &mut Record, root: &Path, briquette: &dyn Fn() -> Command) -> Result<usize> {
     let mut measured = 0;
-    for point in record.points.iter_mut().filter(|point| point.containers.len() == 2) {
-        let output = output(briquette().current_dir(root).args(["--json", "latency"]).args(&point.containers))?;
-        let mut said: Said = serde_json::from_slice(&output)?;
-        point.latency = said.rows.pop().context("`briquette latency` measured nothing")?;
+    for point in &mut record.points {
+        let [first, last] = &point.containers[..] else { continue };
+        let output = output(briquette().current_dir(root).args(["--json", "bench"]).arg(last).arg("--against").arg(first))?;
+        let said: Said = serde_json::from_slice(&output)?;
+        point.latency = Latency::of(&said.rows);
         point.remeasured = Some(said.date);
         measured += 1;
     }

@@ -24,7 +24,8 @@ fn main() -> ExitCode {
         "help" | "-h" | "--help" => help(),
         "test" => test(&arguments[1..]),
         "check" => check(),
-        "bench" => peer::with_peer(with_default(&arguments, "training")).and_then(|arguments| briquette(&arguments)),
+        "bench" if names_a_file(&arguments) => briquette(&arguments),
+        "bench" => bench(with_default(&arguments, "training")),
         "table" => write_generated(),
         "smoke" => smoke(&arguments[1..]),
         "sweep" => with_copy(&arguments, |briquette| sweep::run(&arguments[1..], &root(), briquette)),
@@ -51,11 +52,11 @@ fn say(text: &str) {
 
 fn help() -> Result<ExitCode> {
     say("cargo xtask <verb>\n\n  \
-         run CONFIG, plan CONFIG, methods, models, data, inspect, eval, latency, verify, import\n             \
+         run CONFIG, plan CONFIG, methods, models, data, inspect, eval, bench FILE, verify, import\n             \
          the verbs of `briquette`; `cargo xtask run --help` lists a verb's options\n  \
          test       all tests\n  \
          check      format, lints, documentation, generated pages up to date\n  \
-         bench      training speed and memory; `--peer` puts PyTorch beside it\n  \
+         bench      training speed and memory; `--peer` puts PyTorch beside it; `bench --help` lists what else is measured for developers\n  \
          smoke      a trial run of every config, or of those named\n  \
          sweep      runs what docs/records/PAGE/NAME.toml describes and NAME.json lacks; `--jobs N` points at once, `--device D`\n  \
          record     copies a run's report and small containers to docs/records/PAGE/NAME.json\n  \
@@ -70,8 +71,22 @@ fn help() -> Result<ExitCode> {
 /// Builds `briquette`, then runs it by itself, so that its output is not mixed with cargo's and its exit code is its own.
 fn briquette(arguments: &[String]) -> Result<ExitCode> {
     build(arguments)?;
-    let mut command = Command::new(binary());
+    let mut command = Command::new(binary("briquette"));
     environment(command.args(arguments));
+    exit_code(&mut command)
+}
+
+/// Whether a container is named, and not what developers measure.
+fn names_a_file(arguments: &[String]) -> bool {
+    arguments.iter().any(|argument| argument.ends_with(".brq")) || arguments.get(1).is_some_and(|name| Path::new(name).is_file())
+}
+
+/// Builds the benchmarks for developers and runs one of them.
+fn bench(arguments: Vec<String>) -> Result<ExitCode> {
+    let arguments = peer::with_peer(arguments)?;
+    build(&[])?;
+    let mut command = Command::new(binary("briquette-bench"));
+    environment(command.args(&arguments[1..]));
     exit_code(&mut command)
 }
 
@@ -84,9 +99,9 @@ fn build(arguments: &[String]) -> Result<()> {
     if build.status().context("cannot run cargo")?.success() { Ok(()) } else { bail!("briquette does not build") }
 }
 
-fn binary() -> PathBuf {
+fn binary(name: &str) -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    target.join("debug").join("briquette")
+    target.join("debug").join(name)
 }
 
 /// The feature that the device in the arguments or in the config asks for.
@@ -149,7 +164,7 @@ fn smoke(names: &[String]) -> Result<ExitCode> {
             std::fs::remove_dir_all(&out).with_context(|| out.display().to_string())?;
         }
         let began = std::time::Instant::now();
-        let mut run = Command::new(binary());
+        let mut run = Command::new(binary("briquette"));
         environment(run.arg("run").arg(config).arg("--smoke").arg("--out").arg(&out));
         let output = run.output().context("cannot run briquette")?;
         let seconds = began.elapsed().as_secs();
@@ -170,7 +185,7 @@ fn with_copy(arguments: &[String], work: impl FnOnce(&(dyn Fn() -> Command + Syn
     build(arguments)?;
     let copy = root().join("target/sweep").join(format!("briquette-{}", std::process::id()));
     std::fs::create_dir_all(root().join("target/sweep")).context("cannot make target/sweep")?;
-    std::fs::copy(binary(), &copy).with_context(|| copy.display().to_string())?;
+    std::fs::copy(binary("briquette"), &copy).with_context(|| copy.display().to_string())?;
     let result = work(&|| {
         let mut command = Command::new(&copy);
         environment(&mut command);
@@ -206,7 +221,7 @@ fn check() -> Result<ExitCode> {
 fn generated() -> Result<Vec<(PathBuf, String)>> {
     let arguments = ["methods".to_string(), "--markdown".to_string()];
     build(&arguments)?;
-    let output = Command::new(binary()).args(arguments).output().context("cannot run briquette")?;
+    let output = Command::new(binary("briquette")).args(arguments).output().context("cannot run briquette")?;
     let mut files = tables::all(&root())?;
     files.push((root().join("docs/methods.md"), String::from_utf8(output.stdout)?));
     Ok(files)
@@ -258,4 +273,19 @@ fn root() -> PathBuf {
 fn exit_code(command: &mut Command) -> Result<ExitCode> {
     let status = command.status().with_context(|| format!("cannot run {:?}", command.get_program()))?;
     Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_benchmark_of_a_container_is_the_users_and_all_others_are_for_developers() {
+        let users = |arguments: &[&str]| names_a_file(&arguments.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert!(users(&["bench", "model.brq"]) && users(&["bench", "--batch", "1", "model.brq", "--against", "other.brq"]));
+        assert!(users(&["bench", &root().join("Cargo.toml").display().to_string()]));
+        assert!(
+            !users(&["bench"]) && !users(&["bench", "--json"]) && !users(&["bench", "training", "--peer", "/usr/bin/python3"])
+        );
+    }
 }

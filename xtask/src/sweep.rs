@@ -101,6 +101,24 @@ pub(crate) struct Latency {
     pub(crate) speedup: BTreeMap<String, [f64; 3]>,
 }
 
+/// The times of one size of batch on one number of threads, as `briquette bench --against` says them.
+#[derive(Deserialize)]
+pub(crate) struct Turns {
+    batch: usize,
+    threads: usize,
+    median_ms: f64,
+    quartiles_ms: [f64; 2],
+    speedup: [f64; 3],
+}
+
+impl Latency {
+    pub(crate) fn of(rows: &[Turns]) -> Self {
+        let key = |row: &Turns| format!("b{}t{}", row.batch, row.threads);
+        let ms = rows.iter().map(|row| (key(row), [row.quartiles_ms[0], row.median_ms, row.quartiles_ms[1]]));
+        Self { ms: ms.collect(), speedup: rows.iter().map(|row| (key(row), row.speedup)).collect() }
+    }
+}
+
 /// The figures of a report that a sweep keeps.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Row {

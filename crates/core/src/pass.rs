@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use briquette_data::Dataset;
 use briquette_runtime::Model;
 use burn::tensor::Device;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
@@ -54,32 +55,13 @@ pub trait Pass: Send + std::fmt::Debug {
         None
     }
 
-    /// The recipes of the pass's trainings, in order.
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        Vec::new()
-    }
-
-    /// How often the pass goes through its recipes.
+    /// How often the pass goes through the [recipes](Entry::recipes) in its settings.
     fn rounds(&self) -> usize {
         1
     }
 
     /// Shortens what is no recipe, such as the number of images that are looked at, for a trial run of a few minutes at most.
     fn shorten(&mut self) {}
-}
-
-impl dyn Pass {
-    /// The trainings that the pass does, in order.
-    pub fn trainings(&mut self) -> Vec<Recipe> {
-        let recipes: Vec<Recipe> = self.recipes().into_iter().map(|recipe| recipe.clone()).collect();
-        std::iter::repeat_n(recipes, self.rounds()).flatten().collect()
-    }
-
-    /// Shrinks the pass for a trial run: every training to one epoch, and what else takes long.
-    pub fn shrink(&mut self) {
-        self.recipes().into_iter().for_each(Recipe::shrink);
-        self.shorten();
-    }
 }
 
 /// What names a pass in a config. The deserialized struct is the method; fields are its settings.
@@ -131,11 +113,75 @@ impl Entry {
         Self::parsed::<M>(home, |settings, methods| Ok(Box::new(M::read(settings, methods)?)))
     }
 
+    /// Reads the settings for a run or, shrunk, for a trial of a few minutes: every training to one epoch, and what else takes long.
+    ///
+    /// # Errors
+    /// What the method does not take.
+    pub fn read(
+        &'static self,
+        mut settings: serde_json::Value,
+        methods: Catalogue,
+        trial: bool,
+    ) -> std::result::Result<Step, serde_json::Error> {
+        if trial {
+            self.recipes(&mut settings, &mut Recipe::shrink);
+        }
+        let mut recipes = Vec::new();
+        self.recipes(&mut settings, &mut |recipe| recipes.push(recipe.clone()));
+        for distill in recipes.iter().filter_map(|recipe| recipe.distill.as_ref()) {
+            distill.distiller(methods.distillations()).map_err(serde::de::Error::custom)?;
+        }
+        let mut pass = (self.parse)(settings, methods)?;
+        if trial {
+            pass.shorten();
+        }
+        Ok(Step { entry: self, pass, recipes })
+    }
+
+    /// Has `change` see the recipes in settings of this method, one for each training of a round: what is called `train` or `tune`, the settings of the
+    /// method `train` among them, at any depth, for what applies another method holds its settings. What is no recipe is left to who
+    /// reads the settings.
+    pub fn recipes(&self, settings: &mut serde_json::Value, change: &mut dyn FnMut(&mut Recipe)) {
+        recipes(self.name, settings, change);
+    }
+
     const fn parsed<M: Method>(
         home: &'static str,
         parse: fn(serde_json::Value, Catalogue) -> std::result::Result<Box<dyn Pass>, serde_json::Error>,
     ) -> Self {
         Self { name: M::NAME, home, family: M::FAMILY, paper: M::PAPER, example: M::EXAMPLE, parse }
+    }
+}
+
+fn recipes(name: &str, value: &mut serde_json::Value, change: &mut dyn FnMut(&mut Recipe)) {
+    use serde_json::Value;
+    if ["train", "tune"].contains(&name) {
+        let Ok(mut recipe) = Recipe::deserialize(&*value) else { return };
+        change(&mut recipe);
+        *value = serde_json::to_value(recipe).expect("a recipe is plain data");
+        return;
+    }
+    match value {
+        Value::Object(table) => table.iter_mut().for_each(|(key, value)| recipes(key, value, change)),
+        Value::Array(list) => list.iter_mut().for_each(|value| recipes("", value, change)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// A pass that was read from its settings.
+#[derive(Debug)]
+pub struct Step {
+    /// Its method.
+    pub entry: &'static Entry,
+    /// The method with its settings.
+    pub pass: Box<dyn Pass>,
+    recipes: Vec<Recipe>,
+}
+
+impl Step {
+    /// The trainings that it does.
+    pub fn trainings(&self) -> impl Iterator<Item = &Recipe> {
+        (0..self.pass.rounds()).flat_map(|_| &self.recipes)
     }
 }
 
@@ -404,5 +450,55 @@ impl<'a> Context<'a> {
         let fits = Task::of(&loaded)?.check(&self.data.train);
         fits.map_err(|error| Error::Invalid(format!("{file}: {error}")))?;
         Ok(loaded)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::passes::METHODS;
+
+    const ALL: Catalogue = Catalogue::of(&[METHODS]);
+
+    /// A method that trains three times a round, and reads whatever it is given.
+    const NESTED: Entry = Entry {
+        name: "nested",
+        parse: |settings, _| {
+            assert!(settings["tune"]["epochs"].is_number());
+            Ok(Box::new(crate::passes::Evaluate::deserialize(json!({}))?))
+        },
+        ..METHODS[0]
+    };
+
+    #[test]
+    fn recipes_are_found_wherever_they_stand_and_a_trial_run_is_short() {
+        let settings = json!({ "train": { "epochs": 7 }, "keep": 0.5, "tune": { "epochs": 5, "lr": 0.3, "warmup": 2 },
+            "probe": [{ "tune": { "epochs": 3 }, "keep": { "train": 1 } }] });
+        for (trial, expected) in [(false, [3, 7, 5]), (true, [1, 1, 1])] {
+            let step = NESTED.read(settings.clone(), ALL, trial).unwrap();
+            let mut epochs: Vec<usize> = step.trainings().map(|recipe| recipe.epochs).collect();
+            let mut expected = expected.to_vec();
+            epochs.sort_unstable();
+            expected.sort_unstable();
+            assert_eq!(epochs, expected);
+            let rates: Vec<(f64, f64)> = step.trainings().map(|recipe| (recipe.lr, recipe.warmup)).collect();
+            assert!(rates.contains(&(0.3, if trial { 0.2 } else { 2.0 })), "{rates:?}");
+        }
+    }
+
+    #[test]
+    fn the_settings_of_the_method_train_are_a_recipe() {
+        let train = ALL.find("train").unwrap();
+        let epochs = |trial| {
+            train.read(json!({ "epochs": 40 }), ALL, trial).unwrap().trainings().map(|recipe| recipe.epochs).sum::<usize>()
+        };
+        assert_eq!([epochs(false), epochs(true)], [40, 1]);
+        // What is no recipe is for the method to refuse, in a trial run as in any.
+        for trial in [false, true] {
+            let refused = train.read(json!({ "epoch": 3 }), ALL, trial).unwrap_err().to_string();
+            assert!(refused.contains("unknown field `epoch`"), "{refused}");
+        }
     }
 }

@@ -197,11 +197,6 @@ impl Channels {
         tune(net, self.tune.as_ref(), cx)
     }
 
-    /// The training afterwards.
-    pub fn recipes(&mut self) -> Vec<&mut Recipe> {
-        self.tune.iter_mut().collect()
-    }
-
     fn ranked(&self, method: &str, global: Option<Ratio>) -> Result<Option<Ratio>> {
         if global.is_some() == self.open() {
             Ok(global)

@@ -122,11 +122,6 @@ impl Codebooks {
         Ok(members)
     }
 
-    /// The training of the centroids.
-    pub fn recipes(&mut self) -> Vec<&mut Recipe> {
-        self.tune.iter_mut().collect()
-    }
-
     /// For a trial run.
     pub fn shorten(&mut self) {
         self.calibration_images = self.calibration_images.min(10);

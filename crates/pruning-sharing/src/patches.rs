@@ -10,7 +10,7 @@ use briquette_core::net::{Net, Value};
 use briquette_core::pass::{Context, Event, Method, Pass};
 use briquette_core::stored::Stored;
 use briquette_core::surgery::{ChannelGroup, Keep};
-use briquette_core::training::{Recipe, probe};
+use briquette_core::training::probe;
 use briquette_core::{Layer, layers};
 use burn::tensor::Device;
 use nalgebra::{Cholesky, DMatrix, DMatrixView, DMatrixViewMut, DVector};
@@ -127,10 +127,6 @@ impl<C: Choice> Pass for ByNextLayer<C> {
         let (groups, counts): (Vec<ChannelGroup>, Vec<usize>) = self.counts(&net)?.into_iter().unzip();
         let keeps = groups.iter().zip(counts).map(|(group, count)| group.best(&vec![0.0; group.len()], count)).collect();
         net.keep(&pairs(&groups, keeps))
-    }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        self.channels.recipes()
     }
 
     fn shorten(&mut self) {

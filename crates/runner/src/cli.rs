@@ -1,15 +1,19 @@
 //! The command line: verbs, exit codes, logs.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
-use anyhow::{Context as _, Result};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
 
 use crate::config::Config;
 use crate::host::STOP;
-use crate::{bench, plan, remeasure, run, setup, verbs};
+use crate::program::{on_a_pool_thread, print, show, start_log};
+use crate::report::Report;
+use crate::{plan, remeasure, run, setup, verbs};
 
 /// Model compression for CNNs: TOML in, a smaller and faster network out.
 #[derive(Debug, Parser)]
@@ -78,11 +82,22 @@ enum Verb {
         #[arg(long, default_value = "test")]
         split: String,
     },
-    /// Measure the latency of containers beside that of the first, in turns.
-    Latency {
-        /// The containers.
-        #[arg(required = true)]
-        files: Vec<PathBuf>,
+    /// Measure how long a container takes, alone or in turns with another.
+    Bench {
+        /// The container.
+        file: PathBuf,
+        /// Another container, with which it takes turns.
+        #[arg(long, value_name = "FILE")]
+        against: Option<PathBuf>,
+        /// Images in a batch; several numbers are measured one after the other.
+        #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,32", value_parser = clap::value_parser!(u32).range(1..))]
+        batch: Vec<u32>,
+        /// Threads; several numbers are measured one after the other [default: 1, and one for each core].
+        #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024))]
+        threads: Vec<u16>,
+        /// Tell the time of each layer.
+        #[arg(long)]
+        layers: bool,
     },
     /// Renew the latencies of a record from the containers beside it; `cargo xtask remeasure` does so for a page.
     Remeasure {
@@ -120,40 +135,6 @@ enum Verb {
         #[arg(long)]
         out: PathBuf,
     },
-    /// Measure training speed, memory and where the time goes.
-    Bench {
-        /// What is measured.
-        what: Bench,
-        /// One network instead of all.
-        #[arg(long)]
-        net: Option<String>,
-        /// Of `memory`: whole training steps or the forward pass alone.
-        #[arg(long, default_value = "train")]
-        mode: bench::Mode,
-        /// Of `memory`: images per step.
-        #[arg(long, default_value_t = 128)]
-        batch: usize,
-        /// A Python with PyTorch, to run beside us; `cargo xtask bench training --peer` makes one.
-        #[arg(long, value_name = "PYTHON")]
-        peer: Option<PathBuf>,
-    },
-}
-
-/// Benchmarks.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Bench {
-    /// Speed and memory of the training graph beside plain Burn.
-    Training,
-    /// Peak memory of a few steps of one net in this process.
-    Memory,
-    /// Speed and memory of clustering and encoding 38 million weights.
-    Coding,
-    /// Speed of products of bytes and of bits beside those of floats.
-    Integer,
-    /// Time and memory of states and containers of AlexNet and VGG-16, pruned and shared.
-    States,
-    /// Time and memory of pruning AlexNet by curvature.
-    Curvature,
 }
 
 #[derive(Debug, Subcommand)]
@@ -207,17 +188,6 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Runs everything on a thread of the pool whose threads the kernels share. From outside, each parallel region would wake all of the pool's
-/// threads, which the system likes to put on one core for a millisecond or more, while a thread of the pool wakes only the others.
-fn on_a_pool_thread(threads: Option<u16>, work: impl FnOnce() -> Result<ExitCode, Failure> + Send) -> Result<ExitCode, Failure> {
-    // Without a number of its own, rayon counts the cores. Networks are deep and debug builds are greedy: as much stack as the main thread has.
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.map_or(0, usize::from)).stack_size(8 << 20);
-    pool.build_global().context("cannot start the threads; fewer may do, as in `--threads 1`")?;
-    let mut result = None;
-    rayon::scope(|_| result = Some(work()));
-    result.expect("the scope has run the work")
-}
-
 struct Failure {
     code: u8,
     error: anyhow::Error,
@@ -237,44 +207,63 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
             crate::device::deepen(&config.device)?;
             let options = run::Options { out: out.clone(), data_dir: data_dir.map(Into::into), resume: *resume };
             let (folder, report) = run::run(&config, &options)?;
-            if cli.json {
-                verbs::print_json(&report)?;
-            } else {
-                verbs::print(&format!("{}\n{}", report.table(), verbs::closing(&folder, &report)))?;
-            }
+            show(&Ran { report, folder }, cli.json)?;
         }
         Verb::Plan { config } => {
             let config = read(config)?;
             let rows = plan::plan(config, data_dir).map_err(|error| Failure { code: BAD_USAGE, error })?;
-            verbs::plan(&rows, cli.json)?;
+            show(&verbs::Preview::of(rows), cli.json)?;
         }
-        Verb::Methods { markdown } => verbs::methods(cli.json, *markdown)?,
-        Verb::Models => verbs::models(cli.json)?,
-        Verb::Data { action: None } => verbs::data_list(cli.json, data_dir)?,
-        Verb::Data { action: Some(DataAction::Get { name }) } => verbs::data_get(name, data_dir)?,
-        Verb::Inspect { file, prefix } => verbs::inspect(file, prefix.as_deref(), cli.json)?,
-        Verb::Eval { file, data, split } => verbs::eval(file, data, split, data_dir, cli.json)?,
-        Verb::Latency { files } => verbs::latency(files, cli.json)?,
+        Verb::Methods { markdown: true } => print(&verbs::methods().markdown())?,
+        Verb::Methods { markdown: false } => show(&verbs::methods(), cli.json)?,
+        Verb::Models => show(&verbs::models()?, cli.json)?,
+        Verb::Data { action: None } => show(&verbs::data(data_dir)?, cli.json)?,
+        Verb::Data { action: Some(DataAction::Get { name }) } => show(&verbs::get(name, data_dir)?, cli.json)?,
+        Verb::Inspect { file, prefix } => show(&verbs::inspect(file, prefix.as_deref())?, cli.json)?,
+        Verb::Eval { file, data, split } => show(&verbs::eval(file, data, split, data_dir)?, cli.json)?,
+        Verb::Bench { file, against, batch, threads, layers } => {
+            let mut each = vec![1, rayon::current_num_threads()];
+            each.dedup();
+            let settings = verbs::Settings {
+                against: against.clone(),
+                batches: batch.iter().map(|batch| *batch as usize).collect(),
+                threads: if threads.is_empty() { each } else { threads.iter().copied().map(usize::from).collect() },
+                layers: *layers,
+            };
+            show(&verbs::bench(file, settings)?, cli.json)?;
+        }
         Verb::Remeasure { record } => {
             let rows = remeasure::remeasure(record)?;
-            verbs::print(&format!("{rows} rows measured"))?;
+            print(&format!("{rows} rows measured"))?;
         }
-        Verb::Verify { file } => return Ok(if verbs::verify(file, cli.json)? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+        Verb::Verify { file } => {
+            let verified = verbs::verify(file)?;
+            show(&verified, cli.json)?;
+            return Ok(if verified.sound() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
         Verb::Import { file, arch, mean, std, classes, prefix, table, out } => {
             let normalization = setup::normalized(mean.clone().zip(std.clone()))?;
             let names = setup::Names { prefix: prefix.clone(), table: table.as_deref().map(setup::table).transpose()? };
-            verbs::import(file, &names, arch, normalization, *classes, out, cli.json)?;
+            show(&verbs::import(file, &names, arch, normalization, *classes, out)?, cli.json)?;
         }
-        Verb::Bench { what: Bench::Training, net, peer, .. } => verbs::bench_training(net.as_deref(), peer.as_deref(), cli.json)?,
-        Verb::Bench { what: Bench::Memory, net, mode, batch, .. } => {
-            verbs::bench_memory(net.as_deref(), *mode, *batch, cli.json)?
-        }
-        Verb::Bench { what: Bench::Coding, .. } => verbs::bench_coding(cli.json)?,
-        Verb::Bench { what: Bench::States, net, .. } => verbs::bench_states(net.as_deref(), cli.json)?,
-        Verb::Bench { what: Bench::Curvature, .. } => verbs::bench_curvature(cli.json)?,
-        Verb::Bench { what: Bench::Integer, .. } => verbs::bench_integer(cli.json)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A run that is done: its report, and where the rest of it lies.
+#[derive(Serialize)]
+#[serde(transparent)]
+struct Ran {
+    report: Report,
+    #[serde(skip)]
+    folder: PathBuf,
+}
+
+impl fmt::Display for Ran {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ratio = self.report.metrics.alpha_bytes.map_or(String::new(), |alpha| format!("{alpha:.1}x smaller; "));
+        write!(f, "{}\n{ratio}report: {}", self.report.table(), self.folder.join("report.html").display())
+    }
 }
 
 /// A config that does not hold together is bad usage.
@@ -290,11 +279,4 @@ fn on_interrupt() {
     if STOP.swap(true, Ordering::Relaxed) {
         std::process::exit(STOPPED.into());
     }
-}
-
-fn start_log() {
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("BRIQUETTE_LOG").unwrap_or_else(|_| EnvFilter::new("warn,briquette_runner=info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().with_target(false);
-    log.with_level(false).with_ansi(false).init();
 }

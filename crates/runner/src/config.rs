@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use briquette_core::pass::{Entry, Pass};
+use briquette_core::pass::{Entry, Step};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -35,15 +35,6 @@ pub struct Config {
     pub smoke: bool,
     /// The overrides, as given.
     pub sets: Vec<String>,
-}
-
-/// One pass of a config.
-#[derive(Debug)]
-pub struct Step {
-    /// Its method.
-    pub entry: &'static Entry,
-    /// Its settings.
-    pub pass: Box<dyn Pass>,
 }
 
 /// Where the network comes from.
@@ -174,12 +165,11 @@ impl Config {
         data.valid_from.get_or_insert(if model.file.is_some() { ValidFrom::Test } else { ValidFrom::Train });
         let mut passes = Vec::new();
         for (index, settings) in top.pass.into_iter().enumerate() {
-            passes.push(step(settings).with_context(|| format!("{}: pass {index}", at()))?);
+            passes.push(step(settings, smoke).with_context(|| format!("{}: pass {index}", at()))?);
         }
         if !smoke {
             data.smoke = None;
         } else {
-            passes.iter_mut().for_each(|step| step.pass.shrink());
             data.train = Some(data.train.map_or(SMOKE_TRAIN, |n| n.min(SMOKE_TRAIN)));
             data.test = Some(data.test.map_or(SMOKE_TEST, |n| n.min(SMOKE_TEST)));
             data.valid = data.valid.map(|n| n.min(SMOKE_TRAIN / 6));
@@ -217,16 +207,12 @@ impl Config {
 const SMOKE_TRAIN: usize = 900;
 const SMOKE_TEST: usize = 300;
 
-fn step(mut settings: toml::Table) -> Result<Step> {
+fn step(mut settings: toml::Table, trial: bool) -> Result<Step> {
     let method = settings.remove("method").ok_or_else(|| anyhow!("has no `method`"))?;
     let name = method.as_str().ok_or_else(|| anyhow!("`method` is not a text: {method}"))?;
     let entry = METHODS.find(name)?;
     let settings = serde_json::to_value(settings)?;
-    let mut pass = (entry.parse)(settings.clone(), METHODS).map_err(|error| not_read(entry, &settings, &error))?;
-    for distill in pass.recipes().into_iter().filter_map(|recipe| recipe.distill.as_ref()) {
-        distill.distiller(METHODS.distillations()).with_context(|| format!("({name})"))?;
-    }
-    Ok(Step { entry, pass })
+    entry.read(settings.clone(), METHODS, trial).map_err(|error| not_read(entry, &settings, &error))
 }
 
 /// What is missing is shown by the method's example.
@@ -276,8 +262,8 @@ mod tests {
 
     #[test]
     fn keys_can_be_overridden_deep_down() {
-        let mut config = parse(TEXT, &["pass.1.tune.epochs=1", "model=lenet300", "seed=9"]).unwrap();
-        assert_eq!(config.passes[1].pass.trainings()[0].epochs, 1);
+        let config = parse(TEXT, &["pass.1.tune.epochs=1", "model=lenet300", "seed=9"]).unwrap();
+        assert_eq!(config.passes[1].trainings().next().unwrap().epochs, 1);
         assert_eq!(config.model.arch.as_deref(), Some("lenet300"));
         assert_eq!((config.seed, config.expected.as_str()), (9, "expected"));
         assert_ne!(config.hash(), parse(TEXT, &[]).unwrap().hash());

@@ -1,6 +1,5 @@
 //! Whole compression experiments from TOML files: the library behind the binary `briquette`.
 
-pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod device;
@@ -9,10 +8,13 @@ pub mod host;
 pub mod measure;
 pub mod memory;
 pub mod plan;
+pub mod program;
 pub mod remeasure;
 pub mod report;
 pub mod run;
 pub mod setup;
+pub mod steps;
+pub mod timing;
 pub mod verbs;
 
 use briquette_core::pass::{Catalogue, Entry};

@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::report::Row;
 use crate::run::MODEL;
-use crate::{bench, measure, setup};
+use crate::{measure, setup, steps};
 
 /// What is known of a pass before it runs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -35,14 +35,14 @@ pub struct Planned {
 ///
 /// # Errors
 /// As a run would fail before its first step.
-pub fn plan(mut config: Config, data_dir: Option<&Path>) -> Result<Vec<Planned>> {
+pub fn plan(config: Config, data_dir: Option<&Path>) -> Result<Vec<Planned>> {
     let outline = setup::outline(&config.data, data_dir)?;
     let mut net = setup::model(&config, &outline, None, &Device::flex())?;
-    let planned = |net: &Net, pass: usize, method: &str, trainings: &[Recipe]| -> Result<Planned> {
+    let planned = |net: &Net, pass: usize, method: &str, trainings: &[&Recipe]| -> Result<Planned> {
         let (mut row, _) = measure::size(net, Storage::default(), pass, method)?;
         let (mut epochs, mut memory_mib) = (0, 0.0_f64);
         if trainings.iter().any(|recipe| recipe.epochs > 0) {
-            let per_image = bench::seconds_per_image(net)?;
+            let per_image = steps::seconds_per_image(net)?;
             for recipe in trainings {
                 epochs += recipe.epochs;
                 memory_mib = memory_mib.max(memory(net, recipe.batch)?);
@@ -56,7 +56,7 @@ pub fn plan(mut config: Config, data_dir: Option<&Path>) -> Result<Vec<Planned>>
     let loaded: BTreeSet<String> = config.passes.iter().filter_map(|step| step.pass.loads().map(str::to_string)).collect();
     // What passes will have written by then goes before files of that name beside the config, as in a run.
     let mut saved: BTreeMap<String, Net> = BTreeMap::new();
-    for (index, step) in config.passes.iter_mut().enumerate() {
+    for (index, step) in config.passes.iter().enumerate() {
         let named = || format!("{}: pass {index} ({})", config.path.display(), step.entry.name);
         let mut estimate = step.pass.estimate();
         let path: Option<PathBuf> = step.pass.loads().map(|file| base.join(file));
@@ -71,7 +71,7 @@ pub fn plan(mut config: Config, data_dir: Option<&Path>) -> Result<Vec<Planned>>
         for file in step.pass.saves().into_iter().chain([MODEL]).filter(|file| loaded.contains(*file)) {
             saved.insert(file.to_string(), net.deep_clone());
         }
-        let row = planned(&net, index, step.entry.name, &step.pass.trainings()).with_context(named)?;
+        let row = planned(&net, index, step.entry.name, &step.trainings().collect::<Vec<_>>()).with_context(named)?;
         rows.push(Planned { estimate, ..row });
     }
     Ok(rows)

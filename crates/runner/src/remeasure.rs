@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result, bail};
 use briquette_runtime::Model;
 
 use crate::files;
-use crate::measure::{Times, beside};
 use crate::report::{Metrics, Report};
+use crate::timing::{Times, beside, now};
 
 /// The container of a row of a record: `NAME-<row>.brq` beside `NAME.json`.
 pub fn container(record: &Path, row: usize) -> PathBuf {
@@ -46,18 +46,9 @@ pub fn remeasure(path: &Path) -> Result<usize> {
     Ok(measured)
 }
 
-/// The container in a file.
-///
-/// # Errors
-/// Names the file.
-pub fn model(path: &Path) -> Result<Model> {
+fn model(path: &Path) -> Result<Model> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     Model::from_bytes(&bytes).with_context(|| path.display().to_string())
-}
-
-/// The time, to the second.
-pub(crate) fn now() -> Result<String> {
-    Ok(jiff::Timestamp::now().round(jiff::Unit::Second)?.to_string())
 }
 
 #[cfg(test)]

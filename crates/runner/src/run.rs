@@ -20,7 +20,7 @@ use crate::config::{Config, ValidFrom};
 use crate::host::RunHost;
 use crate::memory::{self, shown};
 use crate::report::{self, DataInfo, Metrics, Report, Row};
-use crate::{device, files, measure, remeasure, setup};
+use crate::{device, files, measure, setup, timing};
 
 /// Where a run works and how.
 #[derive(Debug, Clone, Default)]
@@ -147,7 +147,7 @@ impl Progress {
         let first = std::fs::read(&baseline).with_context(|| format!("cannot read {}", baseline.display()))?;
         let first = Model::from_bytes(&first).with_context(|| baseline.display().to_string())?;
         let model = Model::from_bytes(bytes).context("the container that was just written cannot be read back")?;
-        measure::beside(&first, &model)?.into_row(&mut row);
+        timing::beside(&first, &model)?.into_row(&mut row);
         if let Some(kept) = small(net, self.storage, bytes) {
             let rows = folder.join("rows");
             std::fs::create_dir_all(&rows).with_context(|| format!("cannot make {}", rows.display()))?;
@@ -251,7 +251,7 @@ fn summarize(config: &Config, hash: &str, rows: Vec<Row>, splits: &briquette_dat
         title: config.name(),
         expected: config.expected.clone(),
         command: command(config),
-        date: remeasure::now()?,
+        date: timing::now()?,
         remeasured: None,
         config: config.text.clone(),
         config_hash: hash.to_string(),

@@ -43,7 +43,7 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Catalogue, Context, Entry, Event, Finding, Host, Method, Pass, Saved, Search, StateWriter};
 use briquette_core::scan::{Measured, Point, Scan};
-use briquette_core::training::{Recipe, evaluate};
+use briquette_core::training::evaluate;
 use briquette_core::types::Layers;
 use serde::Deserialize;
 use serde::de::Error as _;
@@ -85,8 +85,8 @@ struct Probe {
     settings: Map<String, Value>,
     key: String,
     values: Vec<Number>,
-    /// The trainings of one application.
-    recipes: Vec<Recipe>,
+    /// How often one application goes through its recipes.
+    rounds: usize,
     /// Whether the method is shrunk as for a trial run.
     trial: bool,
 }
@@ -157,11 +157,7 @@ impl Pass for Sensitivity {
 
     /// Those of one layer for each selector, for the network is not known here.
     fn rounds(&self) -> usize {
-        self.settings.layers.len().max(1) * self.probe.values.len()
-    }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        self.probe.recipes.iter_mut().collect()
+        self.settings.layers.len().max(1) * self.probe.values.len() * self.probe.rounds
     }
 
     fn shorten(&mut self) {
@@ -222,9 +218,9 @@ impl Probe {
         if settings.contains_key(&key) {
             return Err(format!("`{key}` stands in `probe` and in `sweep`; leave it out of `probe`"));
         }
-        let mut probe = Probe { methods, entry, settings, key, values, recipes: Vec::new(), trial: false };
+        let mut probe = Probe { methods, entry, settings, key, values, rounds: 1, trial: false };
         for value in &probe.values {
-            probe.recipes = probe.on("rest", value).map_err(|error| error.to_string())?.trainings();
+            probe.rounds = probe.on("rest", value).map_err(|error| error.to_string())?.rounds();
         }
         Ok(probe)
     }
@@ -233,14 +229,11 @@ impl Probe {
     fn on(&self, layer: &str, value: &Number) -> Result<Box<dyn Pass>> {
         let mut settings = self.settings.clone();
         settings.insert(self.key.clone(), Map::from_iter([(layer.to_string(), Value::Number(value.clone()))]).into());
-        let mut pass = (self.entry.parse)(Value::Object(settings), self.methods).map_err(|error| {
+        let read = self.entry.read(Value::Object(settings), self.methods, self.trial).map_err(|error| {
             let hint = if error.to_string().starts_with("invalid type: map") { "it takes no value for each layer: " } else { "" };
             Error::Invalid(format!("{} with {} = {value}: {hint}{error}", self.entry.name, self.key))
         })?;
-        if self.trial {
-            pass.shrink();
-        }
-        Ok(pass)
+        Ok(read.pass)
     }
 
     /// A copy of the network with one layer changed.

@@ -33,7 +33,7 @@ use std::collections::BTreeMap;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Value};
 use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::{Recipe, probe};
+use briquette_core::training::probe;
 use briquette_core::{Activation, Layer};
 use burn::tensor::Tensor;
 use serde::Deserialize;
@@ -73,10 +73,6 @@ impl Pass for Apoz {
     fn plan(&self, net: Net) -> Result<Net> {
         self.check(&net)?;
         self.channels.plan_equal(Self::NAME, net)
-    }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        self.channels.recipes()
     }
 
     fn shorten(&mut self) {

@@ -93,10 +93,6 @@ impl Pass for BiasedDecay {
     fn estimate(&self) -> Option<&'static str> {
         Some("nothing is removed here; how much is follows from the training")
     }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        std::iter::once(&mut self.train).chain(&mut self.tune).collect()
-    }
 }
 
 impl BiasedDecay {

@@ -32,7 +32,6 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::surgery::ChannelGroup;
-use briquette_core::training::Recipe;
 use serde::Deserialize;
 
 use briquette_parts::channels::{Channels, only_reader, pairs};
@@ -75,10 +74,6 @@ impl Pass for DataFree {
             merged = add_columns(merged, group, &mergers[..(group.len() - keep.count()).min(mergers.len())])?;
         }
         merged.keep(&pairs(&groups, keeps))
-    }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        self.channels.recipes()
     }
 }
 

@@ -27,7 +27,6 @@ use briquette_core::error::Result;
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::stored::Stored;
-use briquette_core::training::Recipe;
 use serde::Deserialize;
 
 use briquette_parts::channels::{Channels, FilterScores};
@@ -57,10 +56,6 @@ impl Pass for FilterL1 {
     fn plan(&self, net: Net) -> Result<Net> {
         let scores = FilterScores::of_weights(&net, norms).relative();
         self.channels.cut(Self::NAME, net, |_, group| scores.means(group))
-    }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        self.channels.recipes()
     }
 }
 

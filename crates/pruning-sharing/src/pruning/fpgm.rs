@@ -28,7 +28,6 @@ use briquette_core::error::Result;
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::stored::Stored;
-use briquette_core::training::Recipe;
 use serde::Deserialize;
 
 use briquette_parts::channels::{Channels, FilterScores};
@@ -58,10 +57,6 @@ impl Pass for Fpgm {
     fn plan(&self, net: Net) -> Result<Net> {
         let scores = FilterScores::of_weights(&net, distances).relative();
         self.channels.cut(Self::NAME, net, |_, group| scores.means(group))
-    }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        self.channels.recipes()
     }
 }
 

@@ -93,10 +93,6 @@ impl Pass for GroupBrainDamage {
     fn estimate(&self) -> Option<&'static str> {
         self.threshold.map(|_| "how many columns fall to the threshold follows from the training")
     }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        std::iter::once(&mut self.train).chain(&mut self.tune).collect()
-    }
 }
 
 impl GroupBrainDamage {

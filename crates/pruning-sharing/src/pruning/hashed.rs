@@ -107,10 +107,6 @@ impl Pass for Hashed {
     fn plan(&self, net: Net) -> Result<Net> {
         self.share(net, 0)
     }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        self.tune.iter_mut().collect()
-    }
 }
 
 impl Hashed {

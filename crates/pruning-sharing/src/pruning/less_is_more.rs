@@ -90,10 +90,6 @@ impl Pass for LessIsMore {
     fn estimate(&self) -> Option<&'static str> {
         Some("nothing is removed here; how much is follows from the training")
     }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        std::iter::once(&mut self.train).chain(&mut self.tune).collect()
-    }
 }
 
 impl LessIsMore {

@@ -127,10 +127,6 @@ impl Pass for Magnitude {
         (self.keep.is_none()).then_some("the threshold parts the layers by the weights at hand, which training may still change")
     }
 
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        self.tune.iter_mut().collect()
-    }
-
     fn rounds(&self) -> usize {
         self.rounds
     }

@@ -96,10 +96,6 @@ impl Pass for Movement {
             Some(highest(vec![0.0; weight.base.len()], weight.coding.mask.as_deref(), *keep.get(&index)?))
         })
     }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        std::iter::once(&mut self.train).chain(&mut self.tune).collect()
-    }
 }
 
 impl Movement {

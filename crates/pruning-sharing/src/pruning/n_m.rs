@@ -117,10 +117,6 @@ impl Pass for NM {
         };
         Ok(prune(net, |weight| free(weight).then(|| (self.n, blocks(weight)))))
     }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        self.tune.iter_mut().collect()
-    }
 }
 
 /// Masks all but the largest `n` weights of every block of each tensor of rank 2 or more in any Burn module, for the `n`, at least 1, and the

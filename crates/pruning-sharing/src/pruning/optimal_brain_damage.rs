@@ -106,10 +106,6 @@ impl Pass for OptimalBrainDamage {
         self.global.map(|_| "the layers' shares are those of equal curvature; data give others")
     }
 
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        self.tune.iter_mut().collect()
-    }
-
     fn rounds(&self) -> usize {
         self.rounds
     }

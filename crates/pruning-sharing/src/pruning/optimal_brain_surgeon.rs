@@ -120,10 +120,6 @@ impl Pass for OptimalBrainSurgeon {
         })
     }
 
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        self.tune.iter_mut().collect()
-    }
-
     fn rounds(&self) -> usize {
         self.rounds
     }

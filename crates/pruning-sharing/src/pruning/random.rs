@@ -39,7 +39,6 @@ use briquette_core::coding::Weight;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::Recipe;
 use briquette_core::types::{PerLayer, Ratio};
 use burn::module::Module;
 use rand::{RngExt, SeedableRng};
@@ -75,10 +74,6 @@ impl Pass for Random {
 
     fn plan(&self, net: Net) -> Result<Net> {
         self.prune(net, 0)
-    }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        self.channels.recipes()
     }
 }
 

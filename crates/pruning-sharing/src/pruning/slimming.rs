@@ -98,10 +98,6 @@ impl Pass for Slimming {
     fn estimate(&self) -> Option<&'static str> {
         self.channels.estimate(self.global)
     }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        std::iter::once(&mut self.train).chain(self.channels.recipes()).collect()
-    }
 }
 
 impl Slimming {

@@ -37,7 +37,7 @@ use std::collections::BTreeMap;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Node};
 use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::{Recipe, cross_entropy, probe};
+use briquette_core::training::{cross_entropy, probe};
 use briquette_core::types::Ratio;
 use burn::tensor::Gradients;
 use serde::Deserialize;
@@ -83,10 +83,6 @@ impl Pass for Taylor {
 
     fn estimate(&self) -> Option<&'static str> {
         self.channels.estimate(self.global)
-    }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        self.channels.recipes()
     }
 
     fn shorten(&mut self) {

@@ -109,10 +109,6 @@ impl Pass for BinaryConnect {
         let binary = layers(&net, (&self.layers, &self.except), Self::NAME)?;
         if self.real { Ok(net) } else { Ok(binarize_layers(net, &binary, Scale::One, self.rounding())) }
     }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        vec![&mut self.train]
-    }
 }
 
 impl BinaryConnect {

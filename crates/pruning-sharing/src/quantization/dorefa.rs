@@ -88,10 +88,6 @@ impl Pass for Dorefa {
         self.coarse(&net, &BTreeMap::new())?;
         self.clipped.apply(Self::NAME, net, 1.0, 1, StepGradient::Fixed)
     }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        vec![&mut self.train]
-    }
 }
 
 impl Dorefa {

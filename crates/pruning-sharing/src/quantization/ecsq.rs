@@ -44,7 +44,6 @@ use briquette_core::coding::Weight;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::Recipe;
 use briquette_core::types::Bits;
 use burn::module::Module;
 use rayon::prelude::*;
@@ -87,10 +86,6 @@ impl Pass for Ecsq {
     /// The curvature is taken as the same for all weights.
     fn plan(&self, net: Net) -> Result<Net> {
         self.codebooks.plan(Self::NAME, net, |points| self.quantize(points, 0))
-    }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        self.codebooks.recipes()
     }
 
     fn shorten(&mut self) {

@@ -121,10 +121,6 @@ impl Pass for FewMultiplications {
         let drawn = layers(&net, (&self.layers, &self.except), Self::NAME)?;
         Ok(draw(net, self.weights, |weight| weight.node().is_some_and(|node| drawn.contains(&node))))
     }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        vec![&mut self.train]
-    }
 }
 
 /// Lets tensors of rank 2 or more in any Burn module, those that `choose` takes, be drawn from `values` in every forward pass of a training,

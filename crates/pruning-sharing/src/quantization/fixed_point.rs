@@ -154,10 +154,6 @@ impl Pass for FixedPoint {
         self.quantize(net, &layers, sites, |_| Scale { step: 1.0, zero: 0.0 })
     }
 
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        self.tune.iter_mut().collect()
-    }
-
     fn shorten(&mut self) {
         self.calibration_images = self.calibration_images.min(50);
     }

@@ -44,7 +44,6 @@ use briquette_core::coding::Weight;
 use briquette_core::error::Result;
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::Recipe;
 use briquette_core::types::Bits;
 use burn::module::Module;
 use serde::Deserialize;
@@ -82,10 +81,6 @@ impl Pass for HessianKmeans {
     /// The curvature is taken as the same for all weights.
     fn plan(&self, net: Net) -> Result<Net> {
         self.codebooks.plan(Self::NAME, net, |points| Ok(self.cluster(points, 0)))
-    }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        self.codebooks.recipes()
     }
 
     fn shorten(&mut self) {

@@ -93,10 +93,6 @@ impl Pass for KmeansSharing {
     fn plan(&self, net: Net) -> Result<Net> {
         self.share(net, 0)
     }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        self.tune.iter_mut().collect()
-    }
 }
 
 impl KmeansSharing {

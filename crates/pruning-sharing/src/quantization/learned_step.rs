@@ -115,10 +115,6 @@ impl Pass for LearnedStep {
         self.quantize(net, &layers, sites, |_| 1.0)
     }
 
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        vec![&mut self.train]
-    }
-
     fn shorten(&mut self) {
         self.calibration_images = self.calibration_images.min(50);
     }

@@ -100,10 +100,6 @@ impl Pass for LossAwareBinarization {
         let binary = layers(&net, (&self.layers, &self.except), Self::NAME)?;
         Ok(binarize_layers(net, &binary, Scale::One, Rounding::Nearest))
     }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        vec![&mut self.train]
-    }
 }
 
 /// The curvature of the weights, and the scales that follow from it.

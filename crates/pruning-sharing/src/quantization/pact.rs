@@ -79,10 +79,6 @@ impl Pass for Pact {
         }
         self.clipped.apply(Self::NAME, net, self.alpha, 2, StepGradient::Clip)
     }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        vec![&mut self.train]
-    }
 }
 
 /// `decay sum alpha^2`.

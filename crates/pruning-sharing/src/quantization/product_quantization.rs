@@ -55,7 +55,7 @@ use briquette_core::coding::{self, Coding, Source, Weight};
 use briquette_core::error::Result;
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::{Recipe, tune};
+use briquette_core::training::tune;
 use burn::module::Module;
 use serde::Deserialize;
 
@@ -93,10 +93,6 @@ impl Pass for ProductQuantization {
 
     fn plan(&self, net: Net) -> Result<Net> {
         self.share(net, 0)
-    }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        self.products.recipes()
     }
 }
 

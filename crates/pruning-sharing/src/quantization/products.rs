@@ -74,11 +74,6 @@ impl Products {
         }
         Ok(layers)
     }
-
-    /// The training of the centroids.
-    pub fn recipes(&mut self) -> Vec<&mut Recipe> {
-        self.tune.iter_mut().collect()
-    }
 }
 
 #[cfg(test)]

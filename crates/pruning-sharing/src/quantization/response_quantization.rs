@@ -49,7 +49,7 @@ use briquette_core::coding::{Coding, Source};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::{Recipe, tune};
+use briquette_core::training::tune;
 use briquette_runtime::Product;
 use rayon::prelude::*;
 use serde::Deserialize;
@@ -116,10 +116,6 @@ impl Pass for ResponseQuantization {
             let product = plain(&net, layer, pieces, 0);
             with_product(net, layer, product)
         })
-    }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        self.products.recipes()
     }
 
     fn shorten(&mut self) {

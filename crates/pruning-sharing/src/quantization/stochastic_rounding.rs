@@ -174,10 +174,6 @@ impl Pass for StochasticRounding {
         let net = round(net, self.weights, |weight| weight.node().is_some_and(|node| layers.contains_key(&node)));
         place(net, &quantizers, StepGradient::Fixed)
     }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        vec![&mut self.train]
-    }
 }
 
 impl StochasticRounding {

@@ -143,10 +143,6 @@ impl Pass for Ternary {
             }
         })
     }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        vec![&mut self.train]
-    }
 }
 
 impl Ternary {

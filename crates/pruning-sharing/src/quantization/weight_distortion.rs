@@ -224,10 +224,6 @@ impl Pass for WeightDistortion {
         let layers = self.check(&net)?;
         projected(net, &layers, self.under)
     }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        vec![&mut self.train]
-    }
 }
 
 impl WeightDistortion {

@@ -77,10 +77,6 @@ impl Pass for XnorNet {
     fn plan(&self, net: Net) -> Result<Net> {
         Ok(self.binary(net)?.0)
     }
-
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        vec![&mut self.train]
-    }
 }
 
 impl XnorNet {

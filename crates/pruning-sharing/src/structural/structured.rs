@@ -127,10 +127,6 @@ impl<F: Form> Pass for Replacement<F> {
         self.each(net, 0, |structure, _, _| Ok(vec![0.0; structure.count()]))
     }
 
-    fn recipes(&mut self) -> Vec<&mut Recipe> {
-        self.tune.iter_mut().collect()
-    }
-
     fn shorten(&mut self) {
         self.steps = Some(self.steps.unwrap_or(STEPS).min(5));
     }

@@ -1,5 +1,6 @@
 //! Products of bytes and of bits beside those of floats, on our own kernels.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -8,41 +9,41 @@ use serde::Serialize;
 
 /// Everything that one benchmark of integer products brought.
 #[derive(Debug, Serialize)]
-pub struct Integers {
+pub(crate) struct Integers {
     /// Instructions of the products of floats.
-    pub instructions: String,
+    pub(crate) instructions: String,
     /// Those of the products of bytes and bits.
-    pub integer_instructions: String,
+    pub(crate) integer_instructions: String,
     /// Threads of all of them.
-    pub threads: usize,
+    pub(crate) threads: usize,
     /// One row per shape.
-    pub rows: Vec<IntegerRow>,
+    pub(crate) rows: Vec<IntegerRow>,
 }
 
 /// One shape's speeds in 10^9 operations per second, of which a product and a sum are two. All sides took turns, of which the fastest counts: what
 /// else runs on the machine only makes them slower.
 #[derive(Debug, Serialize)]
-pub struct IntegerRow {
+pub(crate) struct IntegerRow {
     /// Rows of the weights, or filters.
-    pub rows: usize,
+    pub(crate) rows: usize,
     /// Columns of the weights: what is summed up for each result.
-    pub columns: usize,
+    pub(crate) columns: usize,
     /// Activations by which the weights are multiplied: rows, or windows.
-    pub count: usize,
+    pub(crate) count: usize,
     /// Weights of floats by rows of activations, the weights packed each time.
-    pub f32: f64,
+    pub(crate) f32: f64,
     /// Weights of eight bits by rows of activations.
-    pub i8: f64,
+    pub(crate) i8: f64,
     /// The same by columns.
-    pub i8_columns: f64,
+    pub(crate) i8_columns: f64,
     /// Weights of one bit by rows of activations.
-    pub bits: f64,
+    pub(crate) bits: f64,
     /// The 3x3 convolution, padded, that has these products.
-    pub conv_f32: f64,
+    pub(crate) conv_f32: f64,
     /// The same of eight bits.
-    pub conv_i8: f64,
+    pub(crate) conv_i8: f64,
     /// The same of one bit.
-    pub conv_bits: f64,
+    pub(crate) conv_bits: f64,
 }
 
 /// Filters and channels of 3x3 convolutions of an image of 32x32 pixels.
@@ -56,7 +57,7 @@ const WARM_UP: Duration = Duration::from_millis(60);
 ///
 /// # Errors
 /// When a kernel refuses a shape.
-pub fn integers() -> Result<Integers> {
+pub(crate) fn integers() -> Result<Integers> {
     Ok(Integers {
         instructions: briquette_kernels::instructions(),
         integer_instructions: briquette_kernels::integer_instructions(),
@@ -120,17 +121,17 @@ fn row([rows, channels]: [usize; 2]) -> Result<IntegerRow> {
     Ok(IntegerRow { rows, columns, count, f32, i8, i8_columns, bits, conv_f32, conv_i8, conv_bits })
 }
 
-impl Integers {
-    /// The rows as text; ratios are to the same product or convolution of floats.
-    pub fn table(&self) -> String {
+/// Ratios are to the same product or convolution of floats.
+impl fmt::Display for Integers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let heads =
             ["rows", "columns", "count", "f32", "i8", "", "by columns", "", "1 bit", "", "3x3 f32", "i8", "", "1 bit", ""];
         let line = |cells: [String; 15]| cells.map(|cell| format!("{cell:>10}")).concat();
-        let mut lines = vec![line(heads.map(String::from))];
+        writeln!(f, "{}", line(heads.map(String::from)))?;
         for row in &self.rows {
             let speed = |speed: f64| format!("{speed:.0}");
             let ratio = |speed: f64, f32: f64| format!("{:.1}x", speed / f32);
-            lines.push(line([
+            let cells = [
                 row.rows.to_string(),
                 row.columns.to_string(),
                 row.count.to_string(),
@@ -146,12 +147,10 @@ impl Integers {
                 ratio(row.conv_i8, row.conv_f32),
                 speed(row.conv_bits),
                 ratio(row.conv_bits, row.conv_f32),
-            ]));
+            ];
+            writeln!(f, "{}", line(cells))?;
         }
         let Self { instructions, integer_instructions, threads, .. } = self;
-        lines.push(format!(
-            "10^9 operations per second on {threads} threads; instructions: {instructions}, {integer_instructions}"
-        ));
-        lines.join("\n")
+        write!(f, "10^9 operations per second on {threads} threads; instructions: {instructions}, {integer_instructions}")
     }
 }

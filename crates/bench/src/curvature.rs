@@ -1,5 +1,6 @@
 //! Pruning by curvature where layers are large and classes are many: AlexNet with weights as drawn, on images of noise in its 1000 classes.
 
+use std::fmt;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
@@ -7,23 +8,26 @@ use briquette_core::net::{Net, Node};
 use briquette_core::pass::{Context, Data, Silent};
 use briquette_core::zoo::Arch;
 use briquette_data::Dataset;
+use briquette_runner::METHODS;
+use briquette_runner::memory::{forget_peak, peak};
 use burn::tensor::Device;
 use serde::Serialize;
 
-use crate::METHODS;
-use crate::memory::{forget_peak, peak};
+/// The figures of all methods.
+#[derive(Debug, Serialize)]
+pub(crate) struct Curvature(Vec<CurvatureRow>);
 
 /// One method's figures.
 #[derive(Debug, Serialize)]
-pub struct CurvatureRow {
+pub(crate) struct CurvatureRow {
     /// The method and its settings.
-    pub what: String,
+    pub(crate) what: String,
     /// Wall-clock time.
-    pub seconds: f64,
+    pub(crate) seconds: f64,
     /// Highest resident memory of the process, over the bytes of the dense network.
-    pub peak: f64,
+    pub(crate) peak: f64,
     /// Share of the weights of all layers that is not zero afterwards.
-    pub left: f64,
+    pub(crate) left: f64,
 }
 
 const IMAGES: usize = 100;
@@ -32,7 +36,7 @@ const IMAGES: usize = 100;
 ///
 /// # Errors
 /// When a method fails, or the system does not tell a process's memory.
-pub fn curvature() -> Result<Vec<CurvatureRow>> {
+pub(crate) fn curvature() -> Result<Curvature> {
     [
         ("optimal-brain-damage", serde_json::json!({ "global": 0.11, "calibration-images": IMAGES })),
         (
@@ -42,7 +46,8 @@ pub fn curvature() -> Result<Vec<CurvatureRow>> {
     ]
     .into_iter()
     .map(|(name, settings)| row(name, settings))
-    .collect()
+    .collect::<Result<_>>()
+    .map(Curvature)
 }
 
 fn row(name: &str, settings: serde_json::Value) -> Result<CurvatureRow> {
@@ -68,4 +73,14 @@ fn row(name: &str, settings: serde_json::Value) -> Result<CurvatureRow> {
 
 fn values(net: &Net) -> impl Iterator<Item = f32> {
     net.nodes.iter().filter_map(Node::weight).flat_map(|weight| weight.values())
+}
+
+impl fmt::Display for Curvature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for CurvatureRow { what, seconds, peak, left } in &self.0 {
+            let left = 100.0 * left;
+            writeln!(f, "{what}\n  {seconds:.1} s  peak {peak:.2} times the dense values, {left:.1} % left")?;
+        }
+        Ok(())
+    }
 }

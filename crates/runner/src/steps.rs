@@ -10,10 +10,32 @@ use briquette_core::training::{Descent, Optimizer, Recipe, cross_entropy};
 use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
+use serde::Serialize;
 
-use super::Mode;
+use crate::timing::median;
 
-pub(super) struct Steps {
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Whole training steps with SGD and momentum.
+    Train,
+    /// The forward pass in evaluation form.
+    Infer,
+}
+
+impl std::fmt::Display for Mode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Mode::Train => "train",
+            Mode::Infer => "infer",
+        })
+    }
+}
+
+/// The network, and the images on which it takes steps.
+#[derive(Debug)]
+pub struct Steps {
     /// Taken out during a step.
     net: Option<Net>,
     optimizer: Descent,
@@ -26,7 +48,11 @@ pub(super) struct Steps {
 }
 
 impl Steps {
-    pub(super) fn new(net: &Net, batch: usize, mode: Mode) -> Result<Self> {
+    /// Random images, so many in a step.
+    ///
+    /// # Errors
+    /// When the network does not hold together.
+    pub fn new(net: &Net, batch: usize, mode: Mode) -> Result<Self> {
         let (shape, classes) = (net.input_shape(), net.shapes()?.last().map_or(1, |shape| shape[0]));
         let pixels: Vec<f32> = (0..batch * shape.iter().product::<usize>()).map(|i| ((i * 7919) % 256) as f32 / 255.0).collect();
         let recipe = Recipe { optimizer: Optimizer::Sgd, momentum: 0.9, ..Recipe::default() };
@@ -43,7 +69,7 @@ impl Steps {
     }
 
     /// Seconds of each of `count` steps after one that finds cold caches and is not counted.
-    pub(super) fn run(&mut self, count: usize) -> Vec<f64> {
+    pub fn run(&mut self, count: usize) -> Vec<f64> {
         self.step();
         kernels::take_profile();
         let times: Vec<f64> = (0..count).map(|_| self.step()).collect();
@@ -52,7 +78,7 @@ impl Steps {
     }
 
     /// Where the time of the last turn went: into our kernels, and into the rest.
-    pub(super) fn shares(&self) -> BTreeMap<String, f64> {
+    pub fn shares(&self) -> BTreeMap<String, f64> {
         let rest = self.total - self.seconds.values().sum::<f64>();
         let all = self.seconds.iter().map(|(part, seconds)| (*part, *seconds)).chain([("rest", rest)]);
         all.map(|(part, seconds)| (part.to_string(), seconds / self.total)).collect()
@@ -74,3 +100,13 @@ impl Steps {
         elapsed
     }
 }
+
+/// Time that training takes per image, from a few steps on random images.
+///
+/// # Errors
+/// When the network does not hold together.
+pub fn seconds_per_image(net: &Net) -> Result<f64> {
+    Ok(median(Steps::new(net, TRIAL_BATCH, Mode::Train)?.run(2)) / TRIAL_BATCH as f64)
+}
+
+const TRIAL_BATCH: usize = 32;

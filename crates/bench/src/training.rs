@@ -1,95 +1,65 @@
-//! How fast the training graph is, beside plain Burn and, where it is at hand, PyTorch; how much memory it takes; where its time goes. How fast
-//! coding is, and products of integers. What states of large networks take, and pruning them by curvature.
-
-mod coding;
-mod curvature;
-mod integer;
-mod peer;
-mod states;
-mod steps;
+//! How fast the training graph is, beside plain Burn and PyTorch; how much memory it takes; where its time goes.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use briquette_core::cost::Cost;
 use briquette_core::kernels;
 use briquette_core::net::Net;
 use briquette_core::zoo::Arch;
+use briquette_runner::steps::{Mode, Steps};
+use briquette_runner::timing::median;
 use burn::tensor::Device;
 use serde::Serialize;
 
-use crate::measure::median;
-use crate::memory;
-pub use coding::{CodingRow, coding};
-pub use curvature::{CurvatureRow, curvature};
-pub use integer::{IntegerRow, Integers, integers};
-use peer::Peer;
-pub use states::{StatesRow, StatesStep, states};
-use steps::Steps;
-
-/// What is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Mode {
-    /// Whole training steps with SGD and momentum.
-    Train,
-    /// The forward pass in evaluation form.
-    Infer,
-}
-
-impl std::fmt::Display for Mode {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Mode::Train => "train",
-            Mode::Infer => "infer",
-        })
-    }
-}
+use crate::peak_mib;
+use crate::peer::{FORMATS, Peer};
 
 /// Everything that one benchmark of training brought.
 #[derive(Debug, Serialize)]
-pub struct Training {
+pub(crate) struct Training {
     /// Fused multiply-adds that the machine's vector units did in registers alone while this ran, in GFLOP/s over all threads.
-    pub fma_gflops: f64,
+    pub(crate) fma_gflops: f64,
     /// The processor, where the system tells.
-    pub cpu: Option<String>,
+    pub(crate) cpu: Option<String>,
     /// Instructions that our kernels used.
-    pub instructions: String,
+    pub(crate) instructions: String,
     /// PyTorch's version, if it ran beside us.
-    pub peer: Option<String>,
+    pub(crate) peer: Option<String>,
     /// One row per net and mode.
-    pub rows: Vec<TrainingRow>,
+    pub(crate) rows: Vec<TrainingRow>,
 }
 
 /// One network's figures; speeds are medians, and all sides took turns.
 #[derive(Debug, Serialize)]
-pub struct TrainingRow {
+pub(crate) struct TrainingRow {
     /// Network.
-    pub net: &'static str,
+    pub(crate) net: &'static str,
     /// Training or inference in the training graph.
-    pub mode: Mode,
+    pub(crate) mode: Mode,
     /// Images per step.
-    pub batch: usize,
+    pub(crate) batch: usize,
     /// Threads of every side.
-    pub threads: usize,
+    pub(crate) threads: usize,
     /// Ours.
-    pub images_per_s: f64,
+    pub(crate) images_per_s: f64,
     /// On Burn's own operations.
-    pub baseline_images_per_s: f64,
+    pub(crate) baseline_images_per_s: f64,
     /// PyTorch's, in the faster of its memory formats.
-    pub peer_images_per_s: Option<f64>,
+    pub(crate) peer_images_per_s: Option<f64>,
     /// That format.
-    pub peer_format: Option<&'static str>,
+    pub(crate) peer_format: Option<&'static str>,
     /// Products and sums of the convolutions and fully connected layers, forward and backward, per second of ours.
-    pub gflops: f64,
+    pub(crate) gflops: f64,
     /// Highest resident memory of a process that does nothing but this, in MiB; none where the system does not tell.
-    pub peak_mib: Option<f64>,
+    pub(crate) peak_mib: Option<f64>,
     /// The same on Burn's own operations.
-    pub baseline_peak_mib: Option<f64>,
+    pub(crate) baseline_peak_mib: Option<f64>,
     /// Share of a step that each of our kernels takes, gradients with a trailing `'`, and the rest.
-    pub shares: BTreeMap<String, f64>,
+    pub(crate) shares: BTreeMap<String, f64>,
 }
 
 /// A network of the benchmark.
@@ -116,7 +86,7 @@ const INFERENCE_BATCH: usize = 128;
 ///
 /// # Errors
 /// When a network is not among those, or the peer does not start.
-pub fn training(only: Option<&str>, python: Option<&Path>) -> Result<Training> {
+pub(crate) fn training(only: Option<&str>, python: Option<&Path>) -> Result<Training> {
     if let Some(only) = only.filter(|only| CASES.iter().all(|case| case.net != *only)) {
         return Err(briquette_core::Error::unknown("net of the benchmark", only, CASES.map(|case| case.net)).into());
     }
@@ -147,7 +117,7 @@ fn row(case: Case, mode: Mode, mut peer: Option<&mut Peer>) -> Result<TrainingRo
     let products = Cost::of(&net)?.macs() as f64 * if mode == Mode::Train { 6.0 } else { 2.0 } / 1e9;
     let (mut ours, mut plain) = (Steps::new(&net, case.batch, mode)?, Steps::new(&net, case.batch, mode)?);
     let (mut times, mut baseline) = (Vec::new(), Vec::new());
-    let mut formats = peer::FORMATS.map(|format| (format, Vec::new()));
+    let mut formats = FORMATS.map(|format| (format, Vec::new()));
     for _ in 0..case.turns {
         times.extend(ours.run(case.steps));
         kernels::enable(false);
@@ -188,7 +158,6 @@ fn net(name: &str) -> Result<Net> {
 fn alone(case: Case, mode: Mode, ours: bool) -> Option<f64> {
     let mut command = Command::new(std::env::current_exe().ok()?);
     command.args([
-        "bench",
         "memory",
         "--json",
         "--net",
@@ -205,57 +174,54 @@ fn alone(case: Case, mode: Mode, ours: bool) -> Option<f64> {
     serde_json::from_slice::<serde_json::Value>(&output.stdout).ok()?["peak_mib"].as_f64()
 }
 
-/// Highest resident memory of this process, in MiB, once it has run three steps.
+/// Highest resident memory of this process once it has run three steps.
+#[derive(Debug, Serialize)]
+pub(crate) struct Peak {
+    peak_mib: f64,
+}
+
+/// Runs three steps in this process.
 ///
 /// # Errors
 /// When the network does not build or the system does not tell.
-pub fn memory(name: &str, mode: Mode, batch: usize) -> Result<f64> {
+pub(crate) fn memory(name: &str, mode: Mode, batch: usize) -> Result<Peak> {
     Steps::new(&net(name)?, batch, mode)?.run(2);
-    peak_mib()
+    Ok(Peak { peak_mib: peak_mib()? })
 }
 
-/// [`memory::peak`] in MiB.
-fn peak_mib() -> Result<f64> {
-    let peak = memory::peak().context("this system does not tell a process's memory")?;
-    Ok(peak as f64 / (1 << 20) as f64)
-}
-
-/// The rows as text.
-pub fn table(training: &Training) -> String {
-    let head = ["mode", "batch", "threads", "images/s", "plain Burn", "ratio", "PyTorch", "ratio", "GFLOP/s", "MiB", "plain"];
-    let mut lines = vec![format!("{:12}", "net") + &head.map(|title| format!("{title:>10}")).concat() + "  time"];
-    for row in &training.rows {
-        let mut shares: Vec<(&String, &f64)> = row.shares.iter().collect();
-        shares.sort_by(|a, b| b.1.total_cmp(a.1));
-        let shares: Vec<String> = shares.iter().take(8).map(|(kind, share)| format!("{kind} {:.0} %", 100.0 * **share)).collect();
-        let known = |figure: Option<f64>, decimals: usize| figure.map_or("-".into(), |figure| format!("{figure:.decimals$}"));
-        let cells = [
-            row.mode.to_string(),
-            row.batch.to_string(),
-            row.threads.to_string(),
-            format!("{:.1}", row.images_per_s),
-            format!("{:.1}", row.baseline_images_per_s),
-            format!("{:.2}x", row.images_per_s / row.baseline_images_per_s),
-            known(row.peer_images_per_s, 1),
-            known(row.peer_images_per_s.map(|peer| row.images_per_s / peer), 2),
-            format!("{:.1}", row.gflops),
-            known(row.peak_mib, 0),
-            known(row.baseline_peak_mib, 0),
-        ];
-        lines.push(format!("{:12}", row.net) + &cells.map(|cell| format!("{cell:>10}")).concat() + "  " + &shares.join(", "));
+impl fmt::Display for Peak {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.0} MiB", self.peak_mib)
     }
-    let peer = training.peer.as_ref().map_or("no PyTorch: `--peer` brings it".into(), |version| format!("PyTorch {version}"));
-    let (fma_gflops, instructions) = (training.fma_gflops, &training.instructions);
-    lines.push(format!("this machine's fused multiply-adds: {fma_gflops:.1} GFLOP/s; instructions: {instructions}; {peer}"));
-    lines.join("\n")
 }
 
-/// Time that training takes per image, from a few steps on random images.
-///
-/// # Errors
-/// When the network does not hold together.
-pub fn seconds_per_image(net: &Net) -> Result<f64> {
-    Ok(median(Steps::new(net, TRIAL_BATCH, Mode::Train)?.run(2)) / TRIAL_BATCH as f64)
+impl fmt::Display for Training {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let head = ["mode", "batch", "threads", "images/s", "plain Burn", "ratio", "PyTorch", "ratio", "GFLOP/s", "MiB", "plain"];
+        writeln!(f, "{:12}{}  time", "net", head.map(|title| format!("{title:>10}")).concat())?;
+        for row in &self.rows {
+            let mut shares: Vec<(&String, &f64)> = row.shares.iter().collect();
+            shares.sort_by(|a, b| b.1.total_cmp(a.1));
+            let shares: Vec<String> =
+                shares.iter().take(8).map(|(kind, share)| format!("{kind} {:.0} %", 100.0 * **share)).collect();
+            let known = |figure: Option<f64>, decimals: usize| figure.map_or("-".into(), |figure| format!("{figure:.decimals$}"));
+            let cells = [
+                row.mode.to_string(),
+                row.batch.to_string(),
+                row.threads.to_string(),
+                format!("{:.1}", row.images_per_s),
+                format!("{:.1}", row.baseline_images_per_s),
+                format!("{:.2}x", row.images_per_s / row.baseline_images_per_s),
+                known(row.peer_images_per_s, 1),
+                known(row.peer_images_per_s.map(|peer| row.images_per_s / peer), 2),
+                format!("{:.1}", row.gflops),
+                known(row.peak_mib, 0),
+                known(row.baseline_peak_mib, 0),
+            ];
+            writeln!(f, "{:12}{}  {}", row.net, cells.map(|cell| format!("{cell:>10}")).concat(), shares.join(", "))?;
+        }
+        let peer = self.peer.as_ref().map_or("no PyTorch: `--peer` brings it".into(), |version| format!("PyTorch {version}"));
+        let (fma_gflops, instructions) = (self.fma_gflops, &self.instructions);
+        write!(f, "this machine's fused multiply-adds: {fma_gflops:.1} GFLOP/s; instructions: {instructions}; {peer}")
+    }
 }
-
-const TRIAL_BATCH: usize = 32;

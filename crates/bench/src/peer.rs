@@ -5,24 +5,23 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
-
-use super::Mode;
+use briquette_runner::steps::Mode;
 
 /// Memory formats in which PyTorch runs each net; the better one counts.
-pub(super) const FORMATS: [&str; 2] = ["nchw", "channels-last"];
+pub(crate) const FORMATS: [&str; 2] = ["nchw", "channels-last"];
 
 /// A Python process with PyTorch, idle between orders.
-pub(super) struct Peer {
+pub(crate) struct Peer {
     child: Child,
     orders: ChildStdin,
     answers: BufReader<ChildStdout>,
     /// PyTorch's version.
-    pub(super) version: String,
+    pub(crate) version: String,
 }
 
 impl Peer {
     /// Starts PyTorch in this Python.
-    pub(super) fn start(python: &Path, threads: usize) -> Result<Self> {
+    pub(crate) fn start(python: &Path, threads: usize) -> Result<Self> {
         let mut child = Command::new(python)
             .args(["-c", include_str!("peer.py"), &threads.to_string()])
             .stdin(Stdio::piped())
@@ -36,7 +35,7 @@ impl Peer {
     }
 
     /// The seconds of some steps, after one that is not counted.
-    pub(super) fn steps(&mut self, net: &str, mode: Mode, batch: usize, steps: usize, format: &str) -> Result<Vec<f64>> {
+    pub(crate) fn steps(&mut self, net: &str, mode: Mode, batch: usize, steps: usize, format: &str) -> Result<Vec<f64>> {
         writeln!(self.orders, "{net} {mode} {batch} {steps} {format}").context("the peer is gone")?;
         self.answer()
     }

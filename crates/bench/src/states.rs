@@ -1,5 +1,6 @@
 //! States and containers of whole networks, pruned and shared: time and memory of writing them and reading them back.
 
+use std::fmt;
 use std::fs::File;
 use std::io::BufReader;
 use std::time::Instant;
@@ -10,35 +11,38 @@ use briquette_core::stored::Storage;
 use briquette_core::zoo::Arch;
 use briquette_pruning_sharing::pruning::magnitude;
 use briquette_pruning_sharing::quantization::kmeans_sharing;
+use briquette_runner::files;
+use briquette_runner::memory::{forget_peak, peak, shown};
 use briquette_runtime::{Coder, Model, ValueFormat};
 use burn::tensor::Device;
 use serde::Serialize;
 
-use crate::files;
-use crate::memory::{forget_peak, peak};
+/// The figures of all networks.
+#[derive(Debug, Serialize)]
+pub(crate) struct States(Vec<StatesRow>);
 
 /// One network's figures.
 #[derive(Debug, Serialize)]
-pub struct StatesRow {
+pub(crate) struct StatesRow {
     /// Network.
-    pub net: String,
+    pub(crate) net: String,
     /// Bytes of its values in single precision.
-    pub dense: usize,
+    pub(crate) dense: usize,
     /// What was done, in order.
-    pub steps: Vec<StatesStep>,
+    pub(crate) steps: Vec<StatesStep>,
 }
 
 /// One step's figures.
 #[derive(Debug, Serialize)]
-pub struct StatesStep {
+pub(crate) struct StatesStep {
     /// What was done.
-    pub what: &'static str,
+    pub(crate) what: &'static str,
     /// Wall-clock time.
-    pub seconds: f64,
+    pub(crate) seconds: f64,
     /// Size of the file that was written or read; none where there is none.
-    pub bytes: Option<u64>,
+    pub(crate) bytes: Option<u64>,
     /// Highest resident memory of the process, the network at hand included, over the bytes of the dense network.
-    pub peak: f64,
+    pub(crate) peak: f64,
 }
 
 /// Share of the weights that stays.
@@ -51,8 +55,8 @@ const CENTROIDS: usize = 32;
 ///
 /// # Errors
 /// When the network is unknown, what comes back is another, or the system does not tell a process's memory.
-pub fn states(only: Option<&str>) -> Result<Vec<StatesRow>> {
-    only.map_or(vec!["alexnet", "vgg16"], |net| vec![net]).into_iter().map(row).collect()
+pub(crate) fn states(only: Option<&str>) -> Result<States> {
+    only.map_or(vec!["alexnet", "vgg16"], |net| vec![net]).into_iter().map(row).collect::<Result<_>>().map(States)
 }
 
 fn row(name: &str) -> Result<StatesRow> {
@@ -100,6 +104,19 @@ fn step<T>(steps: &mut Vec<StatesStep>, what: &'static str, work: impl FnOnce() 
     Ok(result)
 }
 
+impl fmt::Display for States {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for row in &self.0 {
+            writeln!(f, "{}, {} as dense values", row.net, shown(row.dense as u64))?;
+            for StatesStep { what, seconds, bytes, peak } in &row.steps {
+                let bytes = bytes.map_or(String::new(), shown);
+                writeln!(f, "  {what:12} {bytes:>10} {seconds:8.2} s  peak {peak:.2} times the dense values")?;
+            }
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,7 +128,7 @@ mod tests {
             return;
         }
         let rows = states(Some("lenet300")).unwrap();
-        let [row] = &rows[..] else { panic!("one network was asked for") };
+        let [row] = &rows.0[..] else { panic!("one network was asked for") };
         let names: Vec<&str> = row.steps.iter().map(|step| step.what).collect();
         assert_eq!(names, ["prune", "share", "write state", "encode", "read state", "decode"]);
         let bytes = |at: usize| row.steps[at].bytes.unwrap() as usize;

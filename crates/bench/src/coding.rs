@@ -1,36 +1,41 @@
 //! Clustering and encoding of large layers.
 
-use briquette_runtime::layers;
+use std::fmt;
 use std::time::Instant;
 
 use anyhow::Result;
 use briquette_core::zoo::Arch;
 use briquette_parts::kmeans::{Init, LLOYD_STEPS, cluster};
-use briquette_runtime::{Coded, Coder, Model, Node, Plan, ValueFormat};
+use briquette_runner::memory::forget_peak;
+use briquette_runtime::{Coded, Coder, Model, Node, Plan, ValueFormat, layers};
 use burn::tensor::Device;
 use serde::Serialize;
 
-use crate::memory::forget_peak;
+use crate::peak_mib;
+
+/// The figures of all sets of layers and all sizes of codebooks.
+#[derive(Debug, Serialize)]
+pub(crate) struct Codings(Vec<CodingRow>);
 
 /// One codebook size's figures for one set of layers; peaks are of the whole process, the weights included.
 #[derive(Debug, Serialize)]
-pub struct CodingRow {
+pub(crate) struct CodingRow {
     /// What was coded.
-    pub layers: &'static str,
+    pub(crate) layers: &'static str,
     /// Number of weights.
-    pub weights: usize,
+    pub(crate) weights: usize,
     /// Number of centroids of each layer.
-    pub centroids: usize,
+    pub(crate) centroids: usize,
     /// Weights clustered per second.
-    pub clustered_per_s: f64,
+    pub(crate) clustered_per_s: f64,
     /// Shared weights encoded per second, by rANS, into the bytes of a container.
-    pub encoded_per_s: f64,
+    pub(crate) encoded_per_s: f64,
     /// Highest resident memory while clustering, over that of the dense weights.
-    pub clustering_peak: f64,
+    pub(crate) clustering_peak: f64,
     /// The same while encoding.
-    pub encoding_peak: f64,
+    pub(crate) encoding_peak: f64,
     /// Size of the dense weights over that of the container.
-    pub smaller: f64,
+    pub(crate) smaller: f64,
 }
 
 /// AlexNet's largest layer, `fc6`.
@@ -40,7 +45,7 @@ const FC6: [usize; 2] = [4096, 9216];
 ///
 /// # Errors
 /// When the system does not tell a process's memory.
-pub fn coding() -> Result<Vec<CodingRow>> {
+pub(crate) fn coding() -> Result<Codings> {
     let mut rows =
         [32, 256].map(|centroids| code("fc6 of AlexNet", &[FC6.to_vec()], centroids)).into_iter().collect::<Result<Vec<_>>>()?;
     // Only now, for what a freed network leaves with the allocator would count among the figures of the smaller layer.
@@ -51,7 +56,7 @@ pub fn coding() -> Result<Vec<CodingRow>> {
     for centroids in [32, 256] {
         rows.push(code("all of VGG-16", &shapes, centroids)?);
     }
-    Ok(rows)
+    Ok(Codings(rows))
 }
 
 /// One layer after the other is clustered, and then one after the other encoded.
@@ -66,7 +71,7 @@ fn code(layers: &'static str, shapes: &[Vec<usize>], centroids: usize) -> Result
         let found = cluster(values, centroids, Init::Linear, LLOYD_STEPS, 0);
         values.iter_mut().zip(&found.assignment).for_each(|(value, &index)| *value = found.centroids[index as usize]);
     }
-    let (clustered_per_s, clustering_peak) = (weights as f64 / began.elapsed().as_secs_f64(), super::peak_mib()? / dense);
+    let (clustered_per_s, clustering_peak) = (weights as f64 / began.elapsed().as_secs_f64(), peak_mib()? / dense);
 
     forget_peak()?;
     let began = Instant::now();
@@ -78,7 +83,7 @@ fn code(layers: &'static str, shapes: &[Vec<usize>], centroids: usize) -> Result
         model.nodes.push(Node { name: format!("layer{i}"), inputs: Vec::new(), layer, tensors });
     }
     let bytes = model.to_bytes()?.len();
-    let (encoded_per_s, encoding_peak) = (weights as f64 / began.elapsed().as_secs_f64(), super::peak_mib()? / dense);
+    let (encoded_per_s, encoding_peak) = (weights as f64 / began.elapsed().as_secs_f64(), peak_mib()? / dense);
     let smaller = (4 * weights) as f64 / bytes as f64;
     Ok(CodingRow { layers, weights, centroids, clustered_per_s, encoded_per_s, clustering_peak, encoding_peak, smaller })
 }
@@ -87,4 +92,19 @@ fn code(layers: &'static str, shapes: &[Vec<usize>], centroids: usize) -> Result
 fn bell(i: usize) -> f32 {
     let hash = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29).wrapping_mul(0xd6e8_feb8_6659_fd93);
     (0..4).map(|part| f32::from((hash >> (16 * part)) as u16) / 65536.0 - 0.5).sum::<f32>() * 0.02
+}
+
+impl fmt::Display for Codings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for row in &self.0 {
+            let CodingRow { layers, weights, centroids, clustering_peak, encoding_peak, smaller, .. } = row;
+            let (clustered, encoded) = (row.clustered_per_s / 1e6, row.encoded_per_s / 1e6);
+            writeln!(
+                f,
+                "{layers}, {weights} weights, {centroids} centroids: clustering {clustered:.1} M/s, peak {clustering_peak:.2} times the weights; \
+                 encoding {encoded:.1} M/s, peak {encoding_peak:.2}, {smaller:.1}x smaller"
+            )?;
+        }
+        Ok(())
+    }
 }

@@ -1,0 +1,217 @@
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use briquette_runtime::Engine;
+use serde::Serialize;
+
+use crate::memory::shown;
+use crate::timing::{self, Spread};
+
+/// What is measured of a container.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// Another container, which takes turns with it.
+    pub(crate) against: Option<PathBuf>,
+    /// Images in a batch.
+    pub(crate) batches: Vec<usize>,
+    /// Threads of the engine.
+    pub(crate) threads: Vec<usize>,
+    /// Whether the time of each layer is told.
+    pub(crate) layers: bool,
+}
+
+/// How long a container takes.
+#[derive(Debug, Serialize)]
+pub(crate) struct Bench {
+    file: PathBuf,
+    against: Option<PathBuf>,
+    date: String,
+    instructions: String,
+    rows: Vec<Row>,
+}
+
+/// The times of a batch on so many threads.
+#[derive(Debug, Serialize)]
+struct Row {
+    batch: usize,
+    threads: usize,
+    #[serde(flatten)]
+    taken: Taken,
+    /// Of the other container.
+    against: Option<Taken>,
+    /// How often this container's time goes into the other's, turn by turn: first quartile, median and third quartile.
+    speedup: Option<[f64; 3]>,
+}
+
+/// What one container takes.
+#[derive(Debug, Serialize)]
+struct Taken {
+    median_ms: f64,
+    min_ms: f64,
+    max_ms: f64,
+    /// First and third quartile.
+    quartiles_ms: [f64; 2],
+    /// Number of turns.
+    turns: usize,
+    /// Weights as they are held, activations at the fullest moment and the result; scratch memory of the threads comes on top.
+    peak_bytes: usize,
+    /// In the order in which they run; a layer that became part of the one before it is not there.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    layers: Vec<LayerTime>,
+}
+
+/// The median time of a layer.
+#[derive(Debug, Serialize)]
+struct LayerTime {
+    name: String,
+    ms: f64,
+}
+
+/// Values of the largest batch that is tried, 1 GB of them.
+const MAX_VALUES: usize = 1 << 28;
+
+/// `bench`.
+pub(crate) fn bench(file: &Path, settings: Settings) -> Result<Bench> {
+    let files: Vec<&Path> = std::iter::once(file).chain(settings.against.as_deref()).collect();
+    let models = files.iter().map(|file| super::container(file).map(|(model, _)| model)).collect::<Result<Vec<_>>>()?;
+    let mut rows = Vec::new();
+    for &threads in &settings.threads {
+        let engine = |(model, file): (_, &&Path)| Engine::new(model, threads).with_context(|| file.display().to_string());
+        let engines = models.iter().zip(&files).map(engine).collect::<Result<Vec<_>>>()?;
+        for &batch in &settings.batches {
+            for (engine, file) in engines.iter().zip(&files) {
+                let image: usize = engine.input_shape().iter().product();
+                if image.saturating_mul(batch) > MAX_VALUES {
+                    let most = MAX_VALUES / image;
+                    bail!("{}: a batch of {batch} images takes more than 1 GB; `--batch {most}` is the largest", file.display());
+                }
+            }
+            rows.push(row(&engines, batch, threads, settings.layers)?);
+        }
+    }
+    let (date, instructions) = (timing::now()?, briquette_kernels::instructions());
+    Ok(Bench { file: file.into(), against: settings.against, date, instructions, rows })
+}
+
+/// The first engine, beside the second if there is one.
+fn row(engines: &[Engine], batch: usize, threads: usize, layers: bool) -> Result<Row> {
+    let mut steps: Vec<Vec<(String, Vec<f64>)>> = vec![Vec::new(); engines.len()];
+    let times = timing::turns(engines.len(), |side| {
+        if !layers {
+            return timing::once(&engines[side], batch);
+        }
+        let (ms, taken) = timing::once_by_step(&engines[side], batch)?;
+        if steps[side].is_empty() {
+            // The first turn finds cold caches and is not counted.
+            steps[side] = taken.into_iter().map(|(name, _)| (name, Vec::new())).collect();
+        } else {
+            steps[side].iter_mut().zip(taken).for_each(|((_, all), (_, ms))| all.push(ms));
+        }
+        Ok(ms)
+    })?;
+    let speedup = times.get(1).map(|other| {
+        let spread = Spread::of(other.iter().zip(&times[0]).map(|(other, own)| other / own).collect());
+        spread.quartiles()
+    });
+    let mut sides = times.into_iter().zip(steps).zip(engines).map(|((times, steps), engine)| {
+        let turns = times.len();
+        let Spread { min, low, median, high, max } = Spread::of(times);
+        Taken {
+            median_ms: median,
+            min_ms: min,
+            max_ms: max,
+            quartiles_ms: [low, high],
+            turns,
+            peak_bytes: engine.peak_bytes(batch),
+            layers: steps.into_iter().map(|(name, times)| LayerTime { name, ms: timing::median(times) }).collect(),
+        }
+    });
+    let taken = sides.next().context("no container is measured")?;
+    Ok(Row { batch, threads, taken, against: sides.next(), speedup })
+}
+
+impl fmt::Display for Bench {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if let Some(against) = &self.against {
+            write!(f, " in turns with {}", against.display())?;
+        }
+        writeln!(f, "; {}; milliseconds of a batch, memory without scratch", self.instructions)?;
+        let head = ["threads", "median", "min", "max", "memory"].map(|title| format!("{title:>11}")).concat();
+        let faster = self.against.as_ref().map_or("", |_| "   the other's time over this one's, in brackets the quartiles");
+        writeln!(f, "{:>8}{head}{faster}", "batch")?;
+        for row in &self.rows {
+            write!(f, "{:8}{:11}{}", row.batch, row.threads, row.taken)?;
+            match (&row.against, row.speedup) {
+                (Some(against), Some([low, median, high])) => {
+                    writeln!(f, "   {median:.2}x [{low:.2}, {high:.2}]\n{:>19}{against}", "the other")?;
+                }
+                _ => writeln!(f)?,
+            }
+            let other = |name: &str| row.against.iter().flat_map(|taken| &taken.layers).find(|layer| layer.name == name);
+            for LayerTime { name, ms } in &row.taken.layers {
+                let share = 100.0 * ms / row.taken.median_ms;
+                let beside = other(name).map_or(String::new(), |other| format!("{:10.4} ms of the other", other.ms));
+                writeln!(f, "    {name:28} {ms:10.4} ms {share:5.1} %{beside}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Taken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { median_ms, min_ms, max_ms, .. } = self;
+        write!(f, "{median_ms:11.4}{min_ms:11.4}{max_ms:11.4}{:>11}", shown(self.peak_bytes as u64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use briquette_core::stored::Storage;
+    use briquette_core::zoo::{Arch, Wanted};
+    use burn::tensor::Device;
+
+    use super::*;
+
+    fn stored(folder: &Path, name: &str, width: f64) -> PathBuf {
+        let arch = Arch::named("lenet5").unwrap();
+        let net = arch.build(&Wanted { width, ..arch.wanted() }, &Device::flex()).unwrap();
+        let path = folder.join(name);
+        std::fs::write(&path, net.to_model(Storage::default()).unwrap().to_bytes().unwrap()).unwrap();
+        path
+    }
+
+    #[test]
+    fn every_setting_has_its_row_and_every_layer_its_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let [small, large] = [("small.brq", 0.1), ("large.brq", 0.3)].map(|(name, width)| stored(folder.path(), name, width));
+        let settings = |against: Option<PathBuf>, layers| Settings { against, batches: vec![3, 1], threads: vec![1, 2], layers };
+        let found = bench(&small, settings(Some(large), true)).unwrap();
+        let at: Vec<[usize; 2]> = found.rows.iter().map(|row| [row.batch, row.threads]).collect();
+        assert_eq!(at, [[3, 1], [1, 1], [3, 2], [1, 2]]);
+        for row in &found.rows {
+            let (own, other) = (&row.taken, row.against.as_ref().unwrap());
+            assert!(own.min_ms <= own.median_ms && own.median_ms <= own.max_ms && own.turns == other.turns);
+            assert!(own.peak_bytes < other.peak_bytes && row.speedup.unwrap().is_sorted());
+            let names: Vec<&str> = own.layers.iter().map(|layer| layer.name.as_str()).collect();
+            assert!(["conv1", "conv2", "fc1", "fc2"].iter().all(|name| names.contains(name)), "{names:?}");
+        }
+        let text = found.to_string();
+        assert_eq!(text.matches("the other\u{20}\u{20}").count(), 4, "{text}");
+        let alone = bench(&small, settings(None, false)).unwrap();
+        assert!(alone.rows.iter().all(|row| row.against.is_none() && row.taken.layers.is_empty()));
+        let json = serde_json::to_value(&alone).unwrap();
+        assert!(json["rows"][0]["median_ms"].is_number() && json["rows"][0].get("layers").is_none(), "{json}");
+    }
+
+    #[test]
+    fn a_batch_that_no_memory_holds_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = stored(folder.path(), "small.brq", 0.1);
+        let settings = Settings { against: None, batches: vec![1_000_000], threads: vec![1], layers: false };
+        let error = bench(&file, settings).unwrap_err().to_string();
+        assert!(error.contains("takes more than 1 GB; `--batch 342392` is the largest"), "{error}");
+    }
+}
