@@ -8,6 +8,7 @@ mod engine;
 mod interruption;
 mod kernels;
 mod own_module;
+mod padding;
 mod passes;
 mod program;
 mod vocabulary;

@@ -27,6 +27,6 @@ pub mod types;
 pub mod values;
 pub mod zoo;
 
-pub use briquette_runtime::{Activation, Grid, Layer, StepGradient, Window, layers};
+pub use briquette_runtime::{Activation, Grid, Layer, Padding, StepGradient, Window, layers};
 pub use error::{Error, Result};
 pub use net::Net;

@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 use briquette_runtime::{Coded, Coder, Hashed, Layer, Model, NotFinite, Plan, Structure, ValueFormat, layers};
 use burn::module::{Param, ParamId, RunningState};
 use burn::nn::conv::Conv2d;
-use burn::nn::{BatchNorm, BatchNormConfig, Linear, PaddingConfig2d};
+use burn::nn::{BatchNorm, BatchNormConfig, Linear};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::coding::{Coding, Rounding, Source, coding_of, floats, turned};
 use crate::error::{Error, Result};
 use crate::kernels;
-use crate::net::{Net, Node, Op, Structured};
+use crate::net::{Net, Node, Op, Structured, explicit};
 use crate::quantize::Quantize;
 
 /// One parameter of a node on the host, in Burn's layout.
@@ -186,7 +186,7 @@ fn assemble(name: String, inputs: Vec<usize>, layer: &Layer, parameters: Vec<Sto
                 kernel_size,
                 dilation: *dilation,
                 groups: *groups,
-                padding: PaddingConfig2d::Explicit(padding[0], padding[1], padding[0], padding[1]),
+                padding: explicit(*padding),
             })
         }
         Layer::Linear(_) => Op::Linear(Linear {

@@ -153,7 +153,7 @@ mod tests {
         let x = b.relu("relu", x);
         let x = b.conv("depthwise", x, Conv { groups: 4, ..Conv::new(8, 3) });
         let x = b.conv("grouped", x, Conv { groups: 2, ..Conv::new(6, 1) });
-        let x = b.max_pool("pool", x, briquette_core::Window { kernel: [7; 2], stride: [7; 2], padding: [0; 2] });
+        let x = b.max_pool("pool", x, briquette_core::Window::square(7));
         let x = b.flatten("flatten", x);
         b.linear("fc", x, 10);
         for net in [residual, b.finish().unwrap()] {

@@ -202,7 +202,7 @@ impl Reader {
         let (groups, inside) = match node.op.layer() {
             Layer::Conv2d(layers::Conv2d { stride, padding, dilation, groups }) => {
                 let along = |axis: usize, tap: usize| {
-                    let place = |at: usize| (at * stride[axis] + tap * dilation[axis]).checked_sub(padding[axis]);
+                    let place = |at: usize| (at * stride[axis] + tap * dilation[axis]).checked_sub(padding.before(axis));
                     let hits = (0..output[1 + axis]).filter(|at| place(*at).is_some_and(|place| place < input[1 + axis])).count();
                     hits as f64 / output[1 + axis] as f64
                 };

@@ -118,7 +118,7 @@ fn scale(net: Net, layer: usize, real: usize) -> Result<Net> {
             let Layer::Conv2d(layers::Conv2d { stride, padding, .. }) = net.nodes[layer].op.layer() else {
                 unreachable!("a convolution's layer is a convolution")
             };
-            let window = Window { kernel: conv.kernel_size, stride, padding };
+            let window = Window { padding, ..Window::new(conv.kernel_size, stride) };
             if window != Window::square(1) {
                 factor.push((format!("{name}-box"), Layer::AvgPool(layers::AvgPool { window, count_padding: true }), layer + 1));
             }
