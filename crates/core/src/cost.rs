@@ -51,28 +51,26 @@ impl Cost {
         let shapes = net.shapes()?;
         let mut layers = Vec::new();
         for (index, node) in net.nodes.iter().enumerate() {
-            let shape = match &node.op {
-                Op::Structured(structured) => vec![structured.structure.count()],
-                op => op.weight_shape().unwrap_or_default(),
-            };
+            let structure = node.op.structure().map(|structure| vec![structure.count()]);
+            let shape = structure.or_else(|| node.op.weight_shape()).unwrap_or_default();
             let weights: usize = if shape.is_empty() { 0 } else { shape.iter().product() };
-            let (params, weights, macs) = match &node.op {
-                Op::Conv2d(conv) => {
-                    (weights + vector(conv.bias.as_ref()), weights, node.op.layer().macs(Some(&shape), &shapes[index]))
+            let layer = node.op.layer();
+            let (params, macs) = match &node.op {
+                Op::Conv2d(_) | Op::Linear(_) => {
+                    let bias = node.dense().and_then(|dense| dense.bias);
+                    (weights + vector(bias), layer.macs(Some(&shape), &shapes[index]))
                 }
-                Op::Linear(linear) => {
-                    (weights + vector(linear.bias.as_ref()), weights, node.op.layer().macs(Some(&shape), &shapes[index]))
+                Op::BatchNorm(norm) => (vector(Some(&norm.gamma)) + vector(Some(&norm.beta)), 0),
+                Op::Tensors(tensors) if node.op.structure().is_some() => {
+                    let bias = tensors.get("bias").map_or(0, |bias| bias.shape()[0]);
+                    (weights + bias, layer.macs(None, &shapes[index]))
                 }
-                Op::BatchNorm(norm) => (vector(Some(&norm.gamma)) + vector(Some(&norm.beta)), 0, 0),
-                Op::Structured(structured) => {
-                    (weights + vector(structured.bias.as_ref()), weights, node.op.layer().macs(None, &shapes[index]))
-                }
-                Op::Quantize(_) | Op::Fixed(_) => continue,
+                Op::Tensors(_) | Op::Fixed(_) => continue,
             };
             layers.push(LayerCost {
                 node: index,
                 name: node.name.clone(),
-                kind: node.op.layer().kind().name(),
+                kind: layer.kind().name(),
                 shape,
                 params,
                 weights,

@@ -11,6 +11,7 @@ use burn::tensor::{Device, Tensor};
 
 use crate::error::{Error, Result};
 use crate::quantize::Quantize;
+use crate::tensors::Tensors;
 
 /// A network, from its input to its logits.
 #[derive(Module, Debug)]
@@ -41,10 +42,8 @@ pub enum Op {
     Linear(Linear),
     /// Batch normalization.
     BatchNorm(BatchNorm),
-    /// Fully connected layer, or convolution by one pixel, with a structural matrix.
-    Structured(Structured),
-    /// Activations on a uniform grid.
-    Quantize(Quantize),
+    /// Parameters that Burn has no module for.
+    Tensors(Tensors),
     /// Everything without parameters.
     Fixed(Fixed),
 }
@@ -55,18 +54,6 @@ pub struct Fixed {
     /// What it computes.
     #[module(skip)]
     pub layer: Layer,
-}
-
-/// A structural matrix: what it is made of, and nothing as large as the matrix itself.
-#[derive(Module, Debug)]
-pub struct Structured {
-    /// The structure's parameters, in its order.
-    pub tensors: Vec<Param<Tensor<2>>>,
-    /// One value for each output.
-    pub bias: Option<Param<Tensor<1>>>,
-    /// Which matrix the parameters make.
-    #[module(skip)]
-    pub structure: Structure,
 }
 
 /// An activation on its way through the network.
@@ -157,8 +144,8 @@ impl Net {
 
     /// Names of the nodes that hold weights (convolution, linear, structural matrices), in order.
     pub fn weighted(&self) -> impl Iterator<Item = (usize, &Node)> {
-        let weighted = |op: &Op| matches!(op, Op::Conv2d(_) | Op::Linear(_) | Op::Structured(_));
-        self.nodes.iter().enumerate().filter(move |(_, node)| weighted(&node.op))
+        let weighted = |node: &Node| node.dense().is_some() || node.op.structure().is_some();
+        self.nodes.iter().enumerate().filter(move |(_, node)| weighted(node))
     }
 
     /// The nodes whose weights are their own (convolution, linear), in order: what makes a structural matrix is
@@ -196,10 +183,19 @@ impl Op {
             }),
             Op::Linear(_) => Layer::Linear(layers::Linear),
             Op::BatchNorm(norm) => Layer::BatchNorm(layers::BatchNorm { epsilon: norm.epsilon }),
-            Op::Structured(structured) => Layer::Structured(layers::Structured { structure: structured.structure }),
-            Op::Quantize(quantize) => quantize.layer(),
+            Op::Tensors(tensors) => tensors.layer.clone(),
             Op::Fixed(fixed) => fixed.layer.clone(),
         }
+    }
+
+    /// The structural matrix, where it is one.
+    pub fn structure(&self) -> Option<Structure> {
+        if let Op::Tensors(Tensors { layer: Layer::Structured(own), .. }) = self { Some(own.structure) } else { None }
+    }
+
+    /// The quantizer, where it is one.
+    pub fn quantize(&self) -> Option<Quantize> {
+        if let Op::Tensors(tensors) = self { Quantize::of(tensors) } else { None }
     }
 
     /// Shape of the weight as `[out, in / groups, kh, kw]` or `[out, in]`; none for operations without one.
@@ -210,7 +206,7 @@ impl Op {
                 let shape = linear.weight.lazy_shape();
                 Some(vec![shape[1], shape[0]])
             }
-            Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => None,
+            Op::BatchNorm(_) | Op::Tensors(_) | Op::Fixed(_) => None,
         }
     }
 
@@ -226,8 +222,7 @@ impl Op {
                 let states = [&norm.running_mean, &norm.running_var].map(|state| state.value().dims().to_vec());
                 [of([&norm.gamma, &norm.beta]), states.to_vec()].concat()
             }
-            Op::Structured(structured) => [of(&structured.tensors), of(&structured.bias)].concat(),
-            Op::Quantize(quantize) => of([&quantize.scale]),
+            Op::Tensors(tensors) => tensors.parameters.iter().map(|parameter| parameter.values.shape()).collect(),
             Op::Fixed(_) => Vec::new(),
         }
     }
@@ -248,26 +243,9 @@ impl Op {
                 let mut parameters = ["gamma", "beta", "mean", "var"].into_iter().zip(self.parameter_shapes());
                 parameters.try_for_each(|(what, shape)| expect(what, shape[0]))
             }
-            Op::Structured(structured) => structured.check(),
-            Op::Quantize(quantize) if quantize.scale.lazy_shape()[0] != 1 => Err("more than one step".into()),
-            Op::Quantize(_) | Op::Fixed(_) => Ok(()),
+            Op::Tensors(tensors) => tensors.check(output),
+            Op::Fixed(_) => Ok(()),
         }
-    }
-}
-
-impl Structured {
-    /// Whether the tensors are those of the structure.
-    fn check(&self) -> std::result::Result<(), String> {
-        let wanted: Vec<[usize; 2]> = self.structure.parameters().iter().map(|parameter| parameter.shape).collect();
-        let found: Vec<[usize; 2]> = self.tensors.iter().map(|tensor| tensor.lazy_shape().dims()).collect();
-        let (bias, outputs) = (self.bias.as_ref().map(|bias| bias.lazy_shape()[0]), self.structure.features()[1]);
-        if found == wanted && bias.is_none_or(|bias| bias == outputs) {
-            return Ok(());
-        }
-        Err(format!(
-            "tensors of the shapes {found:?} and a bias of {bias:?}, {:?} takes {wanted:?} and {outputs}",
-            self.structure
-        ))
     }
 }
 

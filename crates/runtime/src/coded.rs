@@ -42,7 +42,7 @@ impl Mask {
     fn gaps(&self) -> Option<&Gaps> {
         match self {
             Mask::Gaps(gaps) => Some(gaps),
-            _ => None,
+            Mask::None | Mask::Zeros => None,
         }
     }
 }
@@ -248,10 +248,7 @@ impl Coded {
 
     /// The grid, for tensors on one.
     pub fn grid(&self) -> Option<&Grid> {
-        match &self.values {
-            Values::Grid { grid, .. } => Some(grid),
-            _ => None,
-        }
+        if let Values::Grid { grid, .. } = &self.values { Some(grid) } else { None }
     }
 
     /// Seed and buckets, for tensors that a hash shares.
@@ -372,7 +369,7 @@ impl Coded {
             (_, Some(grid), ..) => (Values::read_grid(reader, grid, count, index_coder)?, 0),
             (_, _, Some(header), _) => (Values::read_hashed(reader, header)?, 0),
             (.., Some(header)) => (Values::read_product(reader, header)?, 0),
-            _ => Values::read_plain(reader, format, count)?,
+            (_, None, None, None) => Values::read_plain(reader, format, count)?,
         };
         let mask = match gaps {
             Some(gaps) => Mask::Gaps(gaps),

@@ -95,7 +95,7 @@ impl XnorNet {
                 let layer = net.index(name)?;
                 let sign = net.nodes[layer].inputs[0];
                 // A layer that reads the network's input has no sign.
-                if let (Op::Quantize(_), Some(&real)) = (&net.nodes[sign].op, net.nodes[sign].inputs.first()) {
+                if let (Some(_), Some(&real)) = (net.nodes[sign].op.quantize(), net.nodes[sign].inputs.first()) {
                     net = scale(net, layer, real)?;
                 }
             }
@@ -123,7 +123,7 @@ fn scale(net: Net, layer: usize, real: usize) -> Result<Net> {
                 factor.push((format!("{name}-box"), Layer::AvgPool(layers::AvgPool { window, count_padding: true }), layer + 1));
             }
         }
-        Op::Linear(_) | Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => {}
+        Op::Linear(_) | Op::BatchNorm(_) | Op::Tensors(_) | Op::Fixed(_) => {}
     }
     let product = layer + factor.len() + 1;
     let maps = factor.into_iter().map(|(name, layer, input)| Node { op: Op::fixed(layer), name, inputs: vec![input] });
