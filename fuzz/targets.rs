@@ -14,8 +14,8 @@ use briquette_core::training::{Extras, Recipe, fit};
 use briquette_data::Dataset;
 use briquette_runner::config::Config;
 use briquette_runtime::{
-    Activation, Coded, Coder, Engine, Grid, Layer, Model, Node, Places, Plan, Product, Shared, Stage, StepGradient, Structure,
-    ValueFormat, Window, layers,
+    Activation, Coded, Coder, Engine, Grid, Layer, Model, Node, Padding, Places, Plan, Product, Shared, Stage, StepGradient,
+    Structure, ValueFormat, Window, layers,
 };
 use burn::tensor::Device;
 
@@ -421,8 +421,10 @@ fn containers() -> Vec<Vec<u8>> {
         layer,
         tensors: tensors.into_iter().map(|(name, coded)| (name.to_string(), coded)).collect(),
     };
-    let conv = |groups: usize| Layer::Conv2d(layers::Conv2d { stride: [1, 2], padding: [1, 0], dilation: [1, 1], groups });
-    let window = Window { kernel: [2, 2], stride: [1, 1], padding: [1, 0] };
+    let conv = |groups: usize| {
+        Layer::Conv2d(layers::Conv2d { stride: [1, 2], padding: Padding::both([1, 0]), dilation: [1, 1], groups })
+    };
+    let window = Window { padding: Padding([[1, 0], [0, 1]]), ceil: true, ..Window::new([2, 2], [1, 2]) };
     let mut maps = vec![node("x", &[], Layer::Input(layers::Input { shape: vec![2, 5, 5] }), vec![])];
     maps.push(node("n", &[0], Layer::Normalize(layers::Normalize { mean: vec![0.5; 2], std: vec![0.25; 2] }), vec![]));
     let weight = coded(&[4, 2, 3, 2], ValueFormat::Codebook, Coder::Entropy);
@@ -516,7 +518,7 @@ fn containers() -> Vec<Vec<u8>> {
     let stage = Stage { centroids: (0..8).map(|i| i as f32 * 0.25).collect(), indices: (0..8).map(|i| i / 3 % 2).collect() };
     let product = Product { width: 2, columns: 4, taps: 2, stages: vec![stage] };
     let by_taps = Coded::product(&[2, 4, 2, 1], &product.values(), None, &product, &Plan::default()).expect("a tensor");
-    let plain_conv = Layer::Conv2d(layers::Conv2d { stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups: 1 });
+    let plain_conv = Layer::Conv2d(layers::Conv2d { stride: [1, 1], padding: Padding::NONE, dilation: [1, 1], groups: 1 });
     grouped.push(node("pc", &[3], plain_conv, vec![("weight", by_taps)]));
     grouped.push(node("g", &[4], Layer::GlobalAvgPool(layers::GlobalAvgPool), vec![]));
 

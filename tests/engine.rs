@@ -3,7 +3,7 @@
 use briquette_core::net::{Net, Node, Op};
 use briquette_core::stored::Storage;
 use briquette_core::zoo::{Wanted, ZOO};
-use briquette_runtime::{Activation, Engine, Layer, Model, StepGradient, Structure, Window, layers};
+use briquette_runtime::{Activation, Engine, Layer, Model, Padding, StepGradient, Structure, Window, layers};
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -53,12 +53,19 @@ fn engine_and_burn_agree_on_every_net_of_the_zoo() {
 
 /// Layers with usual settings for four channels, and whether a vector of four features is one that they take.
 fn layers() -> Vec<(Layer, bool)> {
-    let window = Window { kernel: [3, 2], stride: [2, 1], padding: [1, 1] };
+    let window = Window { padding: Padding::all(1), ..Window::new([3, 2], [2, 1]) };
+    // Of five rows and six columns the last windows of both axes go beyond the border.
+    let sides = Padding([[1, 0], [0, 1]]);
+    let open = Window { padding: sides, ceil: true, ..Window::new([3, 3], [3, 4]) };
     let (size, alpha, beta, k) = (4, 0.5, 0.75, 2.0);
     let structure = Structure::Circulant { inputs: 4, outputs: 6, seed: 1 };
     vec![
         (Layer::Normalize(layers::Normalize { mean: vec![0.1, 0.2, 0.3, 0.4], std: vec![0.5, 0.6, 0.7, 0.8] }), false),
-        (Layer::Conv2d(layers::Conv2d { stride: [1, 1], padding: [1, 1], dilation: [1, 1], groups: 2 }), false),
+        (Layer::Conv2d(layers::Conv2d { stride: [1, 1], padding: Padding::all(1), dilation: [1, 1], groups: 2 }), false),
+        (
+            Layer::Conv2d(layers::Conv2d { stride: [2, 1], padding: Padding([[0, 2], [3, 1]]), dilation: [1, 2], groups: 2 }),
+            false,
+        ),
         (Layer::Linear(layers::Linear), true),
         (Layer::BatchNorm(layers::BatchNorm { epsilon: 1e-3 }), true),
         (Layer::LocalResponseNorm(layers::LocalResponseNorm { size, alpha, beta, k }), false),
@@ -68,6 +75,9 @@ fn layers() -> Vec<(Layer, bool)> {
         (Layer::MaxPool(layers::MaxPool { window }), false),
         (Layer::AvgPool(layers::AvgPool { window, count_padding: true }), false),
         (Layer::AvgPool(layers::AvgPool { window, count_padding: false }), false),
+        (Layer::MaxPool(layers::MaxPool { window: open }), false),
+        (Layer::AvgPool(layers::AvgPool { window: open, count_padding: true }), false),
+        (Layer::AvgPool(layers::AvgPool { window: open, count_padding: false }), false),
         (Layer::AdaptiveAvgPool(layers::AdaptiveAvgPool { output: [2, 3] }), false),
         (Layer::GlobalAvgPool(layers::GlobalAvgPool), false),
         (Layer::Add(layers::Add), true),
@@ -81,7 +91,7 @@ fn layers() -> Vec<(Layer, bool)> {
         (Layer::MeanMagnitude(layers::MeanMagnitude), true),
         (Layer::Multiply(layers::Multiply), true),
         (layers::Clip { low: Some(-0.5), high: Some(0.25) }.into(), true),
-        (layers::Pad { before: [1, 2], after: [3, 0] }.into(), false),
+        (layers::Pad { padding: Padding([[1, 3], [2, 0]]) }.into(), false),
         (layers::Negate.into(), true),
     ]
 }

@@ -9,6 +9,7 @@ mod interruption;
 mod kernels;
 mod large_sets;
 mod own_module;
+mod padding;
 mod passes;
 mod program;
 mod vocabulary;

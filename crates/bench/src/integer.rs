@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use briquette_kernels::{Conv2d, Epilogue, Linear, Precision, bits, integer};
+use briquette_kernels::{Conv2d, Epilogue, Linear, Padding, Precision, bits, integer};
 use serde::Serialize;
 
 /// Everything that one benchmark of integer products brought.
@@ -75,7 +75,7 @@ fn row([rows, channels]: [usize; 2]) -> Result<IntegerRow> {
         filters: rows,
         kernel: [3, 3],
         stride: [1, 1],
-        padding: [1, 1],
+        padding: Padding::all(1),
         dilation: [1, 1],
         groups: 1,
         precision: Precision::F32,

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::values::{floats, plain};
 
 /// Format and version.
-const MAGIC: &[u8; 8] = b"BRQSTAT1";
+const MAGIC: &[u8; 8] = b"BRQSTAT2";
 
 /// Bytes that are handed on at once.
 const CHUNK: usize = 1 << 16;

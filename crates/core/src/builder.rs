@@ -1,15 +1,15 @@
 //! Building a network node by node, the way a paper's table reads.
 
-use briquette_runtime::{Activation, Layer, Window, layers};
+use briquette_runtime::{Activation, Layer, Padding, Window, layers};
 use burn::module::{Param, ParamId};
 use burn::nn::conv::Conv2d;
-use burn::nn::{BatchNorm, BatchNormConfig, Linear, PaddingConfig2d};
+use burn::nn::{BatchNorm, BatchNormConfig, Linear};
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::error::Result;
-use crate::net::{Net, Node, Op, padded};
+use crate::net::{Net, Node, Op, explicit, padded};
 
 /// Appends nodes and infers the number of input channels of each.
 #[derive(Debug)]
@@ -33,8 +33,8 @@ pub struct Conv {
     pub kernel: usize,
     /// Step.
     pub stride: usize,
-    /// Zeros on each side.
-    pub padding: usize,
+    /// Zeros around the input.
+    pub padding: Padding,
     /// Spacing of the kernel's taps.
     pub dilation: usize,
     /// Independent groups of channels.
@@ -46,12 +46,12 @@ pub struct Conv {
 impl Conv {
     /// `filters` filters of `kernel` by `kernel`, stride 1, no padding, with bias.
     pub fn new(filters: usize, kernel: usize) -> Self {
-        Self { filters, kernel, stride: 1, padding: 0, dilation: 1, groups: 1, bias: true }
+        Self { filters, kernel, stride: 1, padding: Padding::NONE, dilation: 1, groups: 1, bias: true }
     }
 
     /// Padding that keeps height and width at stride 1.
     pub fn same(self) -> Self {
-        Self { padding: self.dilation * (self.kernel - 1) / 2, ..self }
+        Self { padding: Padding::all(self.dilation * (self.kernel - 1) / 2), ..self }
     }
 
     /// With this step.
@@ -105,7 +105,7 @@ impl Builder {
             kernel_size: [conv.kernel; 2],
             dilation: [conv.dilation; 2],
             groups: conv.groups,
-            padding: PaddingConfig2d::Explicit(conv.padding, conv.padding, conv.padding, conv.padding),
+            padding: explicit(conv.padding),
         });
         self.push(name, &[at], op)
     }

@@ -82,11 +82,10 @@ impl LayerCost {
     pub(crate) fn of(index: usize, node: &Node, layer: &Layer, weight: Option<Vec<usize>>, output: &[usize]) -> Option<Self> {
         // Each of these vectors has a value for each channel of the output.
         let (shape, vectors) = match &node.op {
-            Op::Conv2d(conv) => (weight.clone()?, usize::from(conv.bias.is_some())),
-            Op::Linear(linear) => (weight.clone()?, usize::from(linear.bias.is_some())),
-            Op::Structured(structured) => (vec![structured.structure.count()], usize::from(structured.bias.is_some())),
+            Op::Conv2d(_) | Op::Linear(_) => (weight.clone()?, usize::from(node.dense()?.bias.is_some())),
+            Op::Tensors(tensors) => (vec![node.op.structure()?.count()], usize::from(tensors.get("bias").is_some())),
             Op::BatchNorm(_) => (Vec::new(), 2),
-            Op::Quantize(_) | Op::Fixed(_) => return None,
+            Op::Fixed(_) => return None,
         };
         let weights = if shape.is_empty() { 0 } else { shape.iter().product() };
         Some(Self {

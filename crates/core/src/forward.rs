@@ -4,19 +4,22 @@
 //! follow each other are computed in one step where nobody looks between: normalization, a residual sum and a rectifier, a convolution and
 //! its rectifier, and outside training a convolution and its normalization.
 
+mod computed;
 mod fixed;
 mod steps;
+mod tensors;
 
 use burn::nn::BatchNorm;
 use burn::tensor::Tensor;
 
 use crate::kernels::{self, takes};
 use crate::net::{Net, Op, Value};
+pub(crate) use computed::Computed;
 use steps::{Step, steps};
 
 /// An activation on its way, and how it lies.
 #[derive(Debug, Clone)]
-enum Flow {
+pub(crate) enum Flow {
     /// `[batch, channels, height, width]`.
     First(Tensor<4>),
     /// `[batch, height, width, channels]`.
@@ -66,9 +69,7 @@ impl Net {
     fn take(&self, step: &Step, mut inputs: Vec<Flow>, residual: Option<Flow>) -> Flow {
         let norm = step.norm.map(|norm| match &self.nodes[norm].op {
             Op::BatchNorm(norm) => norm,
-            Op::Conv2d(_) | Op::Linear(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => {
-                unreachable!("a step normalizes by a batch norm")
-            }
+            Op::Conv2d(_) | Op::Linear(_) | Op::Tensors(_) | Op::Fixed(_) => unreachable!("a step normalizes by a batch norm"),
         });
         match &self.nodes[step.node].op {
             Op::Conv2d(conv) => match (inputs.remove(0).last(), norm) {
@@ -84,22 +85,16 @@ impl Net {
                 Flow::Vector(if takes(&x) { kernels::linear(linear, x, step.rectify) } else { linear.forward(x) })
             }
             Op::BatchNorm(norm) => normalize(norm, inputs.remove(0), residual, step.rectify),
-            Op::Structured(structured) => match inputs.remove(0).value() {
-                Value::Vector(x) => Flow::Vector(kernels::structured(structured, x)),
-                Value::Map(x) => {
-                    let [batch, channels, height, width] = x.dims();
-                    let rows = x.permute([0, 2, 3, 1]).reshape([batch * height * width, channels]);
-                    let y = kernels::structured(structured, rows);
-                    let outputs = structured.structure.features()[1];
-                    Flow::First(y.reshape([batch, height, width, outputs]).permute([0, 3, 1, 2]))
+            Op::Tensors(tensors) => match Computed::of(&tensors.layer) {
+                Computed::Tensors(layer) => layer.forward(tensors, inputs),
+                Computed::Fixed(_) | Computed::Elsewhere => unreachable!("tensors belong to layers that compute with them"),
+            },
+            Op::Fixed(fixed) => match Computed::of(&fixed.layer) {
+                Computed::Fixed(layer) => layer.forward(inputs),
+                Computed::Tensors(_) | Computed::Elsewhere => {
+                    unreachable!("{} is no parameter-free function of other nodes", fixed.layer.kind().name())
                 }
             },
-            Op::Quantize(quantize) => match inputs.remove(0) {
-                Flow::First(x) => Flow::First(quantize.forward(x)),
-                Flow::Last(x) => Flow::Last(quantize.forward(x)),
-                Flow::Vector(x) => Flow::Vector(quantize.forward(x)),
-            },
-            Op::Fixed(fixed) => fixed::forward(&fixed.layer, inputs),
         }
     }
 }

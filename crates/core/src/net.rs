@@ -3,7 +3,7 @@
 //! Node 0 is the input, the last node is the output, and a node reads only from nodes before it. Optimizers, autodiff and device
 //! moves come from Burn; surgery, taps, cost, storing and printing of *changed structure* come from the graph.
 
-use briquette_runtime::{Layer, Structure, activations, layers};
+use briquette_runtime::{Layer, Padding, Structure, activations, layers};
 use burn::module::{Module, Param};
 use burn::nn::conv::Conv2d;
 use burn::nn::{BatchNorm, Linear, PaddingConfig2d};
@@ -11,6 +11,7 @@ use burn::tensor::{Device, Tensor};
 
 use crate::error::{Error, Result};
 use crate::quantize::Quantize;
+use crate::tensors::Tensors;
 
 /// A network, from its input to its logits.
 #[derive(Module, Debug)]
@@ -35,16 +36,14 @@ pub struct Node {
 /// The operations that carry trainable tensors, and one variant for all that do not.
 #[derive(Module, Debug)]
 pub enum Op {
-    /// Convolution, its padding the same on both sides; weight `[out, in / groups, kh, kw]`.
+    /// Convolution; weight `[out, in / groups, kh, kw]`.
     Conv2d(Conv2d),
     /// Fully connected layer; Burn stores the weight as `[in, out]`.
     Linear(Linear),
     /// Batch normalization.
     BatchNorm(BatchNorm),
-    /// Fully connected layer, or convolution by one pixel, with a structural matrix.
-    Structured(Structured),
-    /// Activations on a uniform grid.
-    Quantize(Quantize),
+    /// Parameters that Burn has no module for.
+    Tensors(Tensors),
     /// Everything without parameters.
     Fixed(Fixed),
 }
@@ -55,18 +54,6 @@ pub struct Fixed {
     /// What it computes.
     #[module(skip)]
     pub layer: Layer,
-}
-
-/// A structural matrix: what it is made of, and nothing as large as the matrix itself.
-#[derive(Module, Debug)]
-pub struct Structured {
-    /// The structure's parameters, in its order.
-    pub tensors: Vec<Param<Tensor<2>>>,
-    /// One value for each output.
-    pub bias: Option<Param<Tensor<1>>>,
-    /// Which matrix the parameters make.
-    #[module(skip)]
-    pub structure: Structure,
 }
 
 /// An activation on its way through the network.
@@ -157,8 +144,8 @@ impl Net {
 
     /// Names of the nodes that hold weights (convolution, linear, structural matrices), in order.
     pub fn weighted(&self) -> impl Iterator<Item = (usize, &Node)> {
-        let weighted = |op: &Op| matches!(op, Op::Conv2d(_) | Op::Linear(_) | Op::Structured(_));
-        self.nodes.iter().enumerate().filter(move |(_, node)| weighted(&node.op))
+        let weighted = |node: &Node| node.dense().is_some() || node.op.structure().is_some();
+        self.nodes.iter().enumerate().filter(move |(_, node)| weighted(node))
     }
 
     /// The nodes whose weights are their own (convolution, linear), in order: what makes a structural matrix is
@@ -185,21 +172,30 @@ impl Op {
     /// The operation without its weights.
     ///
     /// # Panics
-    /// If it is a convolution whose padding is not the same on both sides; [`Net::shapes`] rules that out.
+    /// If it is a convolution whose padding follows from its input; [`Net::shapes`] rules that out.
     pub fn layer(&self) -> Layer {
         match self {
             Op::Conv2d(conv) => Layer::Conv2d(layers::Conv2d {
                 stride: conv.stride,
-                padding: padding(conv).unwrap_or_else(|found| panic!("{found}: only what is the same on both sides is carried")),
+                padding: padding(conv).unwrap_or_else(|found| panic!("{found}")),
                 dilation: conv.dilation,
                 groups: conv.groups,
             }),
             Op::Linear(_) => Layer::Linear(layers::Linear),
             Op::BatchNorm(norm) => Layer::BatchNorm(layers::BatchNorm { epsilon: norm.epsilon }),
-            Op::Structured(structured) => Layer::Structured(layers::Structured { structure: structured.structure }),
-            Op::Quantize(quantize) => quantize.layer(),
+            Op::Tensors(tensors) => tensors.layer.clone(),
             Op::Fixed(fixed) => fixed.layer.clone(),
         }
+    }
+
+    /// The structural matrix, where it is one.
+    pub fn structure(&self) -> Option<Structure> {
+        if let Op::Tensors(Tensors { layer: Layer::Structured(own), .. }) = self { Some(own.structure) } else { None }
+    }
+
+    /// The quantizer, where it is one.
+    pub fn quantize(&self) -> Option<Quantize> {
+        if let Op::Tensors(tensors) = self { Quantize::of(tensors) } else { None }
     }
 
     /// Shape of the weight as `[out, in / groups, kh, kw]` or `[out, in]`; none for operations without one.
@@ -210,7 +206,7 @@ impl Op {
                 let shape = linear.weight.lazy_shape();
                 Some(vec![shape[1], shape[0]])
             }
-            Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => None,
+            Op::BatchNorm(_) | Op::Tensors(_) | Op::Fixed(_) => None,
         }
     }
 
@@ -226,17 +222,14 @@ impl Op {
                 let states = [&norm.running_mean, &norm.running_var].map(|state| state.value().dims().to_vec());
                 [of([&norm.gamma, &norm.beta]), states.to_vec()].concat()
             }
-            Op::Structured(structured) => [of(&structured.tensors), of(&structured.bias)].concat(),
-            Op::Quantize(quantize) => of([&quantize.scale]),
+            Op::Tensors(tensors) => tensors.parameters.iter().map(|parameter| parameter.values.shape()).collect(),
             Op::Fixed(_) => Vec::new(),
         }
     }
 
     pub(crate) fn check_padding(&self) -> std::result::Result<(), String> {
         let Op::Conv2d(conv) = self else { return Ok(()) };
-        let advice =
-            "only padding that is the same on both sides is carried; enlarge the kernel by taps of zero, or pad by other numbers";
-        padding(conv).map(drop).map_err(|found| format!("has {found}; {advice}"))
+        padding(conv).map(drop).map_err(|found| format!("has {found}; write its numbers out, as the builder does"))
     }
 
     fn check_channels(&self, output: &[usize]) -> std::result::Result<(), String> {
@@ -250,26 +243,9 @@ impl Op {
                 let mut parameters = ["gamma", "beta", "mean", "var"].into_iter().zip(self.parameter_shapes());
                 parameters.try_for_each(|(what, shape)| expect(what, shape[0]))
             }
-            Op::Structured(structured) => structured.check(),
-            Op::Quantize(quantize) if quantize.scale.lazy_shape()[0] != 1 => Err("more than one step".into()),
-            Op::Quantize(_) | Op::Fixed(_) => Ok(()),
+            Op::Tensors(tensors) => tensors.check(output),
+            Op::Fixed(_) => Ok(()),
         }
-    }
-}
-
-impl Structured {
-    /// Whether the tensors are those of the structure.
-    fn check(&self) -> std::result::Result<(), String> {
-        let wanted: Vec<[usize; 2]> = self.structure.parameters().iter().map(|parameter| parameter.shape).collect();
-        let found: Vec<[usize; 2]> = self.tensors.iter().map(|tensor| tensor.lazy_shape().dims()).collect();
-        let (bias, outputs) = (self.bias.as_ref().map(|bias| bias.lazy_shape()[0]), self.structure.features()[1]);
-        if found == wanted && bias.is_none_or(|bias| bias == outputs) {
-            return Ok(());
-        }
-        Err(format!(
-            "tensors of the shapes {found:?} and a bias of {bias:?}, {:?} takes {wanted:?} and {outputs}",
-            self.structure
-        ))
     }
 }
 
@@ -305,20 +281,28 @@ impl Value {
     }
 }
 
-/// The padding of a convolution, `[vertical, horizontal]`, where it is the same on both sides and does not depend on the input; otherwise
-/// what it is. Burn's `Same` adds `kernel - 1` zeros at stride 1, half of them on each side; at other strides their number follows from the input.
-pub(crate) fn padding(conv: &Conv2d) -> std::result::Result<[usize; 2], String> {
+/// The padding of a convolution where it does not depend on the input; otherwise what it is. Burn's `Same` adds `kernel - 1` zeros at stride 1,
+/// half of them in front, and one more behind where they are odd; at other strides their number follows from the input.
+pub(crate) fn padding(conv: &Conv2d) -> std::result::Result<Padding, String> {
     match conv.padding {
-        PaddingConfig2d::Valid => Ok([0, 0]),
-        PaddingConfig2d::Explicit(top, left, bottom, right) if (top, left) == (bottom, right) => Ok([top, left]),
-        PaddingConfig2d::Explicit(top, left, bottom, right) => {
-            Err(format!("padding of {top} above, {bottom} below, {left} on the left and {right} on the right"))
+        PaddingConfig2d::Valid => Ok(Padding::NONE),
+        PaddingConfig2d::Explicit(top, left, bottom, right) => Ok(Padding([[top, bottom], [left, right]])),
+        PaddingConfig2d::Same if [0, 1].iter().all(|&axis| conv.stride[axis] == 1 || conv.kernel_size[axis] == 1) => {
+            Ok(Padding(conv.kernel_size.map(|size| halves(size - 1))))
         }
-        PaddingConfig2d::Same if conv.stride == [1, 1] && conv.kernel_size.iter().all(|size| size % 2 == 1) => {
-            Ok(conv.kernel_size.map(|size| (size - 1) / 2))
+        PaddingConfig2d::Same => {
+            Err(format!("padding `Same` at stride {:?}, which follows from the size of the input", conv.stride))
         }
-        PaddingConfig2d::Same => Err(format!("padding `Same` of a kernel {:?} at stride {:?}", conv.kernel_size, conv.stride)),
     }
+}
+
+/// Padding as Burn's convolutions keep it.
+pub(crate) fn explicit(Padding([[top, bottom], [left, right]]): Padding) -> PaddingConfig2d {
+    PaddingConfig2d::Explicit(top, left, bottom, right)
+}
+
+fn halves(total: usize) -> [usize; 2] {
+    [total / 2, total - total / 2]
 }
 
 /// The convolution with `Same` padding spelled out for inputs of this shape.
@@ -328,8 +312,7 @@ pub(crate) fn padded(mut conv: Conv2d, input: &[usize]) -> Conv2d {
             let stride = conv.stride[axis].max(1);
             (length.div_ceil(stride).saturating_sub(1) * stride + conv.kernel_size[axis]).saturating_sub(length)
         };
-        let (rows, columns) = (total(0, height), total(1, width));
-        conv.padding = PaddingConfig2d::Explicit(rows / 2, columns / 2, rows - rows / 2, columns - columns / 2);
+        conv.padding = explicit(Padding([total(0, height), total(1, width)].map(halves)));
     }
     conv
 }
@@ -370,17 +353,17 @@ mod tests {
     }
 
     #[test]
-    fn same_padding_of_a_convolution_is_carried_where_both_sides_get_as_much() {
+    fn same_padding_of_a_convolution_is_carried() {
         let device = Device::flex();
         device.seed(8);
-        for kernel in [[3, 3], [5, 1], [1, 7]] {
+        for kernel in [[3, 3], [5, 1], [1, 7], [2, 3], [4, 6]] {
             let conv = same(kernel, 1, &device);
             let net = around(conv.clone(), 6);
             assert_eq!(net.shapes().unwrap()[1], [3, 6, 6]);
             agrees(&net, &conv, 6);
         }
         // With the builder the input's size is known, hence also what `Same` is at a stride.
-        for (kernel, size) in [([3, 3], 7), ([4, 4], 8)] {
+        for (kernel, size) in [([3, 3], 7), ([4, 4], 8), ([3, 3], 8), ([2, 5], 7)] {
             let conv = same(kernel, 2, &device);
             let mut b = Builder::new([2, size, size], 1, &device);
             let at = b.push("conv", &[b.input()], Op::Conv2d(conv.clone()));
@@ -390,19 +373,18 @@ mod tests {
     }
 
     #[test]
-    fn padding_that_differs_from_side_to_side_is_refused() {
+    fn padding_that_differs_from_side_to_side_is_carried_and_what_follows_from_the_input_is_refused() {
         let device = Device::flex();
-        let explicit = Conv2dConfig::new([2, 3], [3, 3]).with_padding(PaddingConfig2d::Explicit(1, 0, 2, 0)).init(&device);
-        for (conv, said) in [
-            (explicit, "padding of 1 above, 2 below, 0 on the left and 0 on the right"),
-            (same([2, 3], 1, &device), "padding `Same` of a kernel [2, 3] at stride [1, 1]"),
-            (same([3, 3], 2, &device), "padding `Same` of a kernel [3, 3] at stride [2, 2]"),
-        ] {
-            let net = around(conv, 8);
-            for error in [net.shapes().unwrap_err(), net.to_model(Storage::default()).unwrap_err()] {
-                let error = error.to_string();
-                assert!(error.contains("'conv'") && error.contains(said), "{error}");
-            }
+        device.seed(8);
+        let explicit = Conv2dConfig::new([2, 3], [3, 4]).with_stride([2, 1]).with_padding(PaddingConfig2d::Explicit(1, 0, 2, 3));
+        let conv = explicit.init(&device);
+        let net = around(conv.clone(), 8);
+        assert_eq!(net.shapes().unwrap()[1], [3, 5, 8]);
+        agrees(&net, &conv, 8);
+        let net = around(same([3, 3], 2, &device), 8);
+        for error in [net.shapes().unwrap_err(), net.to_model(Storage::default()).unwrap_err()] {
+            let error = error.to_string();
+            assert!(error.contains("'conv'") && error.contains("padding `Same` at stride [2, 2], which follows from"), "{error}");
         }
     }
 
@@ -426,12 +408,5 @@ mod tests {
                 assert_eq!(error.to_string(), format!("node 'norm': {tensor} has 3 values, the output is [2, 4, 4]"));
             }
         }
-    }
-
-    #[test]
-    #[should_panic(expected = "node 'conv': has padding of 0 above, 1 below, 0 on the left and 1 on the right")]
-    fn the_builder_takes_no_padding_that_differs_from_side_to_side() {
-        let mut b = Builder::new([2, 8, 8], 1, &Device::flex());
-        b.push("conv", &[b.input()], Op::Conv2d(same([3, 3], 2, &Device::flex())));
     }
 }

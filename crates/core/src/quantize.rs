@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::chance;
 use crate::kernels::{self, Levels, Quantizing, takes};
+use crate::net::Op;
+use crate::tensors::{Parameter, Ranked, Tensors};
 use crate::types::Bits;
 
 /// How weights become codes while they are trained. What is stored are the codes alone.
@@ -181,19 +183,16 @@ pub(crate) fn view(shape: &[usize], axis: Option<usize>) -> [usize; 3] {
     }
 }
 
-/// Activations on a uniform grid: [`Layer::Quantize`].
-#[derive(Module, Debug)]
+/// Activations on a uniform grid: a [`Layer::Quantize`] with its tensor, which clones share with the node.
+#[derive(Debug, Clone)]
 pub struct Quantize {
     /// What is trained and stored, `[1]`: the distance between neighbouring values, or the upper end of the grid where that is the clip value.
     pub scale: Param<Tensor<1>>,
     /// Number of codes.
-    #[module(skip)]
     pub levels: u32,
     /// The code, or the middle of two, that stands for 0.
-    #[module(skip)]
     pub zero: f32,
     /// What trains the step.
-    #[module(skip)]
     pub train: StepGradient,
 }
 
@@ -201,6 +200,13 @@ impl Quantize {
     /// From a step, or a clip value, trained or not.
     pub fn new(scale: Param<Tensor<1>>, levels: u32, zero: f32, train: StepGradient) -> Self {
         Self { scale: scale.set_require_grad(train != StepGradient::Fixed), levels, zero, train }
+    }
+
+    /// That of a node, where it is one.
+    pub(crate) fn of(tensors: &Tensors) -> Option<Self> {
+        let Layer::Quantize(layers::Quantize { levels, zero, train }) = tensors.layer else { return None };
+        let Some(Ranked::One(scale)) = tensors.get(train.tensor()) else { return None };
+        Some(Self { scale: scale.clone(), levels, zero, train })
     }
 
     /// The distance between neighbouring values, `[1]`, with the gradients of what is trained.
@@ -247,6 +253,13 @@ impl Quantize {
         };
         let step = step.reshape([1; D]);
         (codes(x / step.clone() + self.zero, self.levels, true, None) - self.zero) * step
+    }
+}
+
+impl From<Quantize> for Op {
+    fn from(quantize: Quantize) -> Self {
+        let (layer, name) = (quantize.layer(), quantize.train.tensor());
+        Op::Tensors(Tensors { parameters: vec![Parameter { values: Ranked::One(quantize.scale), name }], layer })
     }
 }
 

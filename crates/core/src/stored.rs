@@ -1,20 +1,19 @@
-//! A network as plain numbers: how it goes into a container, into a saved state, and back onto a device.
+//! The parameters of a network on the host: how they are seen there, what makes a node of them again, and how they go into a container and
+//! into a saved state.
 
+mod build;
+mod container;
 mod state;
 
-use std::collections::BTreeMap;
-
-use briquette_runtime::{Coded, Coder, Layer, Model, NotFinite, Plan, Shared, Structure, ValueFormat, layers};
-use burn::module::{Param, ParamId, RunningState};
-use burn::nn::conv::Conv2d;
-use burn::nn::{BatchNorm, BatchNormConfig, Linear, PaddingConfig2d};
+use burn::module::Param;
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
-use serde::{Deserialize, Serialize};
 
-use crate::coding::{Coding, Rounding, Source, coding_of, floats, turned};
+pub(crate) use build::build;
+pub use container::Storage;
+
+use crate::coding::{Coding, coding_of, floats, turned};
 use crate::error::{Error, Result};
-use crate::net::{Net, Node, Op, Structured};
-use crate::quantize::Quantize;
+use crate::net::{Node, Op};
 
 /// One parameter of a node on the host, in Burn's layout.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,7 +29,7 @@ pub struct Stored {
 }
 
 impl Stored {
-    fn of<const D: usize>(name: &'static str, param: &Param<Tensor<D>>) -> Self {
+    pub(crate) fn of<const D: usize>(name: &'static str, param: &Param<Tensor<D>>) -> Self {
         let shape = param.lazy_shape().as_slice().to_vec();
         Self { name, shape, base: floats(param.base()), coding: coding_of(param) }
     }
@@ -62,7 +61,7 @@ impl Stored {
         }
     }
 
-    fn param<const D: usize>(self, device: &Device) -> Result<Param<Tensor<D>>> {
+    pub(crate) fn param<const D: usize>(self, device: &Device) -> Result<Param<Tensor<D>>> {
         let count: usize = self.shape.iter().product();
         if self.shape.len() != D || count != self.base.len() {
             return Err(Error::State(format!(
@@ -96,12 +95,7 @@ impl Node {
                 Stored::plain("mean", norm.running_mean.value_sync()),
                 Stored::plain("var", norm.running_var.value_sync()),
             ],
-            Op::Structured(structured) => {
-                let names = structured.structure.parameters().into_iter().map(|parameter| parameter.name);
-                let tensors = names.zip(&structured.tensors).map(|(name, tensor)| Stored::of(name, tensor));
-                tensors.chain(structured.bias.as_ref().map(|b| Stored::of("bias", b))).collect()
-            }
-            Op::Quantize(quantize) => vec![Stored::of(quantize.train.tensor(), &quantize.scale)],
+            Op::Tensors(tensors) => tensors.parameters.iter().map(|parameter| parameter.values.stored(parameter.name)).collect(),
             Op::Fixed(_) => Vec::new(),
         }
     }
@@ -119,32 +113,11 @@ impl Node {
             (Op::Conv2d(conv), "bias") => conv.bias.as_ref()?.val().grad(grads).map(floats),
             (Op::Linear(linear), "weight") => linear.weight.val().grad(grads).map(|gradient| floats(gradient.transpose())),
             (Op::Linear(linear), "bias") => linear.bias.as_ref()?.val().grad(grads).map(floats),
-            (Op::Structured(structured), "bias") => structured.bias.as_ref()?.val().grad(grads).map(floats),
-            (Op::Structured(structured), name) => {
-                let position = structured.structure.parameters().iter().position(|parameter| parameter.name == name)?;
-                structured.tensors[position].val().grad(grads).map(floats)
-            }
+            (Op::Tensors(tensors), name) => tensors.get(name)?.gradient(grads),
             (Op::BatchNorm(norm), "gamma") => norm.gamma.val().grad(grads).map(floats),
             (Op::BatchNorm(norm), "beta") => norm.beta.val().grad(grads).map(floats),
-            _ => None,
+            (Op::Conv2d(_) | Op::Linear(_) | Op::BatchNorm(_) | Op::Fixed(_), _) => None,
         }
-    }
-
-    /// The same node with other parameters, in the layout of [`Node::weight`].
-    ///
-    /// # Errors
-    /// When a parameter is missing or has the wrong rank.
-    pub fn with(self, parameters: Vec<Stored>, device: &Device) -> Result<Self> {
-        let layer = self.op.layer();
-        self.replaced(&layer, parameters, device)
-    }
-
-    /// Another layer under the same name and between the same neighbours; parameters as [`Node::with`] takes them.
-    ///
-    /// # Errors
-    /// When a parameter is missing or has the wrong rank, or when the layer does not run on the device.
-    pub fn replaced(self, layer: &Layer, parameters: Vec<Stored>, device: &Device) -> Result<Self> {
-        build(self.name, self.inputs, layer, parameters, device)
     }
 
     /// The node's parameters in the layout of [`Node::weight`].
@@ -158,70 +131,6 @@ impl Node {
     }
 }
 
-/// A node from its description and its parameters in the container's layout.
-pub(crate) fn build(name: String, inputs: Vec<usize>, layer: &Layer, parameters: Vec<Stored>, device: &Device) -> Result<Node> {
-    let turn = |stored: Stored| {
-        if *layer == Layer::Linear(layers::Linear) && stored.name == "weight" { transposed(stored) } else { stored }
-    };
-    assemble(name, inputs, layer, parameters.into_iter().map(turn).collect(), device)
-}
-
-/// A node from its description and its parameters in Burn's layout.
-fn assemble(name: String, inputs: Vec<usize>, layer: &Layer, parameters: Vec<Stored>, device: &Device) -> Result<Node> {
-    layer.check().map_err(|source| Error::Shape { node: name.clone(), source })?;
-    let mut parameters: BTreeMap<&str, Stored> = parameters.into_iter().map(|stored| (stored.name, stored)).collect();
-    let mut need = |key: &str| parameters.remove(key).ok_or_else(|| Error::node(&name, format!("has no tensor '{key}'")));
-    let op = match layer {
-        Layer::Conv2d(layers::Conv2d { stride, padding, dilation, groups }) => {
-            let weight = need("weight")?;
-            let kernel_size = match weight.shape[..] {
-                [_, _, kh, kw] => [kh, kw],
-                _ => return Err(Error::node(&name, format!("weight must have 4 dimensions, has shape {:?}", weight.shape))),
-            };
-            Op::Conv2d(Conv2d {
-                weight: weight.param(device)?,
-                bias: need("bias").ok().map(|bias| bias.param(device)).transpose()?,
-                stride: *stride,
-                kernel_size,
-                dilation: *dilation,
-                groups: *groups,
-                padding: PaddingConfig2d::Explicit(padding[0], padding[1], padding[0], padding[1]),
-            })
-        }
-        Layer::Linear(_) => Op::Linear(Linear {
-            weight: need("weight")?.param(device)?,
-            bias: need("bias").ok().map(|bias| bias.param(device)).transpose()?,
-        }),
-        Layer::BatchNorm(layers::BatchNorm { epsilon }) => {
-            let gamma = need("gamma")?;
-            let norm: BatchNorm = BatchNormConfig::new(gamma.base.len().max(1)).with_epsilon(*epsilon).init(device);
-            let state =
-                |stored: Stored| Ok::<_, Error>(RunningState::new(stored.param::<1>(device)?.val().set_require_grad(false)));
-            Op::BatchNorm(BatchNorm {
-                gamma: gamma.param(device)?,
-                beta: need("beta")?.param(device)?,
-                running_mean: state(need("mean")?)?,
-                running_var: state(need("var")?)?,
-                ..norm
-            })
-        }
-        Layer::Structured(layers::Structured { structure }) => {
-            structure.check().map_err(|error| Error::node(&name, error.to_string()))?;
-            let names = structure.parameters().into_iter().map(|parameter| parameter.name);
-            Op::Structured(Structured {
-                tensors: names.map(|name| need(name)?.param(device)).collect::<Result<_>>()?,
-                bias: need("bias").ok().map(|bias| bias.param(device)).transpose()?,
-                structure: *structure,
-            })
-        }
-        Layer::Quantize(layers::Quantize { levels, zero, train }) => {
-            Op::Quantize(Quantize::new(need(train.tensor())?.param(device)?, *levels, *zero, *train))
-        }
-        fixed => Op::fixed(fixed.clone()),
-    };
-    Ok(Node { op, name, inputs })
-}
-
 /// Swaps the two dimensions of a matrix together with its coding. Burn keeps `[in, out]`, the field writes `[out, in]`.
 fn transposed(stored: Stored) -> Stored {
     let [rows, columns] = stored.shape[..] else { return stored };
@@ -233,163 +142,14 @@ fn transposed(stored: Stored) -> Stored {
     }
 }
 
-/// How a network's tensors are written.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Storage {
-    /// Coder of codebook indices and gaps.
-    pub coder: Coder,
-    /// Format of values that no codebook holds.
-    pub float: ValueFormat,
-}
-
-impl Default for Storage {
-    fn default() -> Self {
-        Self { coder: Coder::Packed, float: ValueFormat::F32 }
-    }
-}
-
-/// Refuses finite values of a tensor that rounding to 16-bit floats made infinite.
-fn representable(node: &str, tensor: &str, coded: &Coded) -> Result<()> {
-    let values = coded.decode();
-    match values.iter().filter(|value| !value.is_finite()).count() {
-        0 => Ok(()),
-        lost => {
-            let of = values.len();
-            let detail =
-                format!("{lost} of {of} value(s) of '{tensor}' are beyond 65504, the largest 16-bit float; store floats as f32");
-            Err(Error::node(node, detail))
-        }
-    }
-}
-
-impl Net {
-    /// The network as a container's contents: weights with a mask without those that it removed, weights with a codebook as indices.
-    ///
-    /// # Errors
-    /// When a weight cannot be coded as asked, values are not finite, or too large for 16-bit floats where these are asked for.
-    pub fn to_model(&self, storage: Storage) -> Result<Model> {
-        self.shapes()?;
-        let mut nodes = Vec::with_capacity(self.nodes.len());
-        let mut unusable = Vec::new();
-        for node in &self.nodes {
-            let mut tensors = Vec::new();
-            let layer = node.op.layer();
-            unusable.extend(NotFinite::settings(&node.name, &layer));
-            for stored in node.parameters() {
-                let (shape, values, mask) = (&stored.shape, stored.values(), stored.coding.mask.as_deref());
-                if let Some(found) = NotFinite::of(&node.name, &layer, stored.name, &values) {
-                    unusable.push(found);
-                    continue;
-                }
-                let plan = |values| Plan { values, coder: storage.coder };
-                let coded = match &stored.coding.source {
-                    Source::Free if matches!(node.op, Op::Quantize(_)) => {
-                        Coded::encode(shape, &values, mask, &plan(ValueFormat::F32))
-                    }
-                    Source::Free => Coded::encode(shape, &values, mask, &plan(storage.float)),
-                    Source::Codebook { .. } | Source::Ternary { .. } => {
-                        Coded::encode(shape, &values, mask, &plan(ValueFormat::Codebook))
-                    }
-                    Source::Grid { grid, .. } => Coded::on_grid(shape, &values, mask, grid, storage.coder),
-                    Source::Shared { rule, values: base, .. } => {
-                        let shared = Shared { places: *rule, values: base.clone() };
-                        Coded::shared(shape, &values, mask, &shared, &plan(storage.float))
-                    }
-                    Source::Product { product, .. } => Coded::product(shape, &values, mask, product, &plan(storage.float)),
-                }?;
-                if storage.float == ValueFormat::F16 {
-                    representable(&node.name, stored.name, &coded)?;
-                }
-                tensors.push((stored.name.to_string(), coded));
-            }
-            nodes.push(briquette_runtime::Node { name: node.name.clone(), inputs: node.inputs.clone(), layer, tensors });
-        }
-        briquette_runtime::Error::unless_finite(unusable)?;
-        Ok(Model { nodes, meta: BTreeMap::new() })
-    }
-
-    /// The network that a container holds. Masks and codebooks come back as such, so that tuning goes on from there; a weight that is
-    /// zero without a mask, like the code of 0 on a grid, stays free to become another.
-    ///
-    /// # Errors
-    /// When the container's network does not hold together, as [`Model::check`] finds, or has values that are not finite.
-    pub fn from_model(model: &Model, device: &Device) -> Result<Self> {
-        model.finite()?;
-        Self::assembled(model, device)
-    }
-
-    /// [`Net::from_model`], whatever the values are.
-    pub(crate) fn assembled(model: &Model, device: &Device) -> Result<Self> {
-        // What Burn takes on trust, such as the lengths of a norm's statistics, a file may have wrong.
-        model.check()?;
-        let mut nodes = Vec::with_capacity(model.nodes.len());
-        for node in &model.nodes {
-            let parameters = node.tensors.iter().map(|(name, coded)| {
-                let values = coded.decode();
-                let mask = coded.mask();
-                let source = match coded.summary().value_format {
-                    ValueFormat::Codebook => Source::codebook(&values, mask.as_deref()),
-                    ValueFormat::Grid => coded.grid().map_or(Source::Free, |grid| Source::Grid {
-                        grid: grid.clone(),
-                        rounding: Rounding::Nearest,
-                        learned: false,
-                    }),
-                    ValueFormat::Shared => coded.as_shared().map_or(Source::Free, |Shared { places: rule, values }| {
-                        let places = rule.all(coded.shape(), values.len());
-                        Source::Shared { rule, values, places }
-                    }),
-                    ValueFormat::Product => {
-                        coded.as_product().map_or(Source::Free, |product| Source::Product { product, transposed: false })
-                    }
-                    ValueFormat::F32 | ValueFormat::F16 => Source::Free,
-                };
-                Ok(Stored { name: known(name)?, shape: coded.shape().to_vec(), base: values, coding: Coding { mask, source } })
-            });
-            let parameters: Vec<Stored> = parameters.collect::<Result<_>>()?;
-            nodes.push(build(node.name.clone(), node.inputs.clone(), &node.layer, parameters, device)?);
-        }
-        let net = Net { nodes };
-        net.shapes()?;
-        Ok(net)
-    }
-
-    /// Gives every parameter the id that follows from its path, so that a saved optimizer state finds its parameters again.
-    pub(crate) fn with_stable_ids(self) -> Self {
-        use burn::module::{Module, ModuleMapper};
-
-        #[derive(Default)]
-        struct Ids(Vec<String>);
-
-        impl ModuleMapper for Ids {
-            fn enter_module(&mut self, name: &str, _: &str) {
-                self.0.push(name.to_string());
-            }
-
-            fn exit_module(&mut self, _: &str, _: &str) {
-                self.0.pop();
-            }
-
-            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-                let id = crate::builder::stream(0, &self.0.join("."));
-                let (_, value, mapper) = param.consume();
-                Param::from_mapped_value(ParamId::from(id), value, mapper)
-            }
-        }
-
-        self.map(&mut Ids::default())
-    }
-}
-
-fn known(name: &str) -> Result<&'static str> {
-    let names = || ["weight", "bias", "gamma", "beta", "mean", "var", "step", "alpha"].into_iter().chain(Structure::NAMES);
-    names().find(|known| *known == name).ok_or_else(|| Error::unknown("tensor", name, names()))
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
-    use briquette_runtime::{Grid, Places, Product, StepGradient};
+    use briquette_runtime::{Coded, Coder, Grid, Model, Places, Plan, Product, StepGradient, ValueFormat};
 
     use super::*;
+    use crate::coding::{Rounding, Source};
+    use crate::net::Net;
+    use crate::quantize::Quantize;
     use crate::zoo::{Arch, Wanted};
 
     /// ResNet-20, narrow, with one layer of each coding.
@@ -427,7 +187,7 @@ pub(crate) mod tests {
         let net = Net { nodes: nodes.collect() };
         let step = Param::from_tensor(Tensor::from_floats([0.1], &device));
         let last = net.nodes.len() - 1;
-        net.interpose(last, "quantize".into(), Op::Quantize(Quantize::new(step, 16, 0.0, StepGradient::Learned))).unwrap()
+        net.interpose(last, "quantize".into(), Quantize::new(step, 16, 0.0, StepGradient::Learned).into()).unwrap()
     }
 
     #[test]

@@ -118,11 +118,7 @@ fn by_table(net: &Net, checkpoint: &Checkpoint, table: &Table) -> Result<Prefixe
 fn movable(net: &Net, checkpoint: &Checkpoint, prefixes: &Prefixes) -> Vec<(String, usize)> {
     let biased = |(&index, prefix): (&usize, &String)| {
         let node = &net.nodes[index];
-        let without = match &node.op {
-            Op::Conv2d(conv) => conv.bias.is_none(),
-            Op::Linear(linear) => linear.bias.is_none(),
-            Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => false,
-        };
+        let without = node.dense().is_some_and(|dense| dense.bias.is_none());
         let bias = format!("{prefix}.bias");
         let mut readers = net.nodes.iter().enumerate().filter(|(_, reader)| reader.inputs.contains(&index));
         let only = readers.next().filter(|(_, reader)| matches!(reader.op, Op::BatchNorm(_)))?.0;

@@ -70,7 +70,7 @@ fn unit(node: &Node) -> Option<Unit<'_>> {
         Op::Conv2d(_) => (Kind::Convolution, node.op.weight_shape()?),
         Op::Linear(_) => (Kind::FullyConnected, node.op.weight_shape()?),
         Op::BatchNorm(norm) => (Kind::BatchNorm, norm.gamma.lazy_shape().as_slice().to_vec()),
-        Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => return None,
+        Op::Tensors(_) | Op::Fixed(_) => return None,
     };
     Some(Unit { name: &node.name, kind, shape })
 }
@@ -226,8 +226,9 @@ fn weighted_before(net: &Net, mut index: usize) -> Option<usize> {
         let &[input] = &net.nodes[index].inputs[..] else { return None };
         match &net.nodes[input].op {
             Op::Conv2d(_) | Op::Linear(_) => return Some(input),
-            Op::Fixed(_) | Op::Quantize(_) => index = input,
-            Op::BatchNorm(_) | Op::Structured(_) => return None,
+            Op::Tensors(_) if net.nodes[input].op.structure().is_some() => return None,
+            Op::Fixed(_) | Op::Tensors(_) => index = input,
+            Op::BatchNorm(_) => return None,
         }
     }
 }

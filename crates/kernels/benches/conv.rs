@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use briquette_kernels::{Conv2d, Epilogue, Precision, fma_gflops};
+use briquette_kernels::{Conv2d, Epilogue, Padding, Precision, fma_gflops};
 
 // As in the binary: results are large, and the system takes its time over fresh pages.
 #[global_allocator]
@@ -39,7 +39,7 @@ fn main() {
             filters,
             kernel: [kernel; 2],
             stride: [stride; 2],
-            padding: [padding; 2],
+            padding: Padding::all(padding),
             dilation: [1; 2],
             groups: 1,
             precision: Precision::F32,

@@ -23,7 +23,7 @@ mod weights;
 use crate::buffer::filled;
 use crate::lanes::Isa;
 use crate::operand::{Half, Precision, Single};
-use crate::{Error, count};
+use crate::{Error, Padding, count};
 use geometry::View;
 
 pub(crate) use geometry::Segment;
@@ -44,8 +44,8 @@ pub struct Conv2d {
     pub kernel: [usize; 2],
     /// Step between windows, vertical and horizontal.
     pub stride: [usize; 2],
-    /// Zeros on both sides, vertical and horizontal.
-    pub padding: [usize; 2],
+    /// Zeros around an image.
+    pub padding: Padding,
     /// Spacing between the taps of a filter.
     pub dilation: [usize; 2],
     /// Independent groups of channels.
@@ -68,7 +68,7 @@ impl Conv2d {
         let extent = |size: usize, axis: usize| -> Option<usize> {
             let (kernel, stride, dilation) = (self.kernel[axis], self.stride[axis], self.dilation[axis]);
             let span = kernel.checked_sub(1)?.checked_mul(dilation)?.checked_add(1)?;
-            let room = self.padding[axis].checked_mul(2)?.checked_add(size)?.checked_sub(span)?;
+            let room = self.padding.around(axis, size)?.checked_sub(span)?;
             room.checked_div(stride).filter(|_| dilation > 0)?.checked_add(1)
         };
         match (extent(height, 0), extent(width, 1)) {

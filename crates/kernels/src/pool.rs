@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use crate::buffer::{Target, filled};
 use crate::conv::{read, write};
 use crate::lanes::{Isa, Lanes, Work};
-use crate::{Error, count};
+use crate::{Error, Padding, count};
 
 /// Max pooling of images of `[height, width, channels]`; padding never wins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,8 +21,8 @@ pub struct MaxPool2d {
     pub kernel: [usize; 2],
     /// Step between windows.
     pub stride: [usize; 2],
-    /// Border on both sides, less than the kernel.
-    pub padding: [usize; 2],
+    /// Border on each side, less than the kernel.
+    pub padding: Padding,
 }
 
 impl MaxPool2d {
@@ -32,8 +32,9 @@ impl MaxPool2d {
     /// When the window does not fit.
     pub fn output(&self) -> Result<[usize; 3], Error> {
         let extent = |axis: usize| -> Option<usize> {
-            let room = self.padding[axis].checked_mul(2)?.checked_add(self.input[axis])?.checked_sub(self.kernel[axis])?;
-            room.checked_div(self.stride[axis]).filter(|_| self.padding[axis] < self.kernel[axis])?.checked_add(1)
+            let room = self.padding.around(axis, self.input[axis])?.checked_sub(self.kernel[axis])?;
+            let reaches = self.padding.0[axis].iter().all(|border| *border < self.kernel[axis]);
+            room.checked_div(self.stride[axis]).filter(|_| reaches)?.checked_add(1)
         };
         match (extent(0), extent(1)) {
             (Some(height), Some(width)) => Ok([height, width, self.input[2]]),
@@ -98,9 +99,9 @@ impl MaxPool2d {
     fn windows(&self, axis: usize, count: usize) -> Vec<Reached> {
         let of_window = |window: usize| {
             let start = window * self.stride[axis];
-            let first = start.saturating_sub(self.padding[axis]);
-            let end = (start + self.kernel[axis]).saturating_sub(self.padding[axis]).min(self.input[axis]);
-            Reached { first, end, tap: first + self.padding[axis] - start, step: 1 }
+            let first = start.saturating_sub(self.padding.before(axis));
+            let end = (start + self.kernel[axis]).saturating_sub(self.padding.before(axis)).min(self.input[axis]);
+            Reached { first, end, tap: first + self.padding.before(axis) - start, step: 1 }
         };
         (0..count).map(of_window).collect()
     }
@@ -109,7 +110,7 @@ impl MaxPool2d {
     fn reaching(&self, axis: usize, count: usize) -> Vec<Reached> {
         let (stride, kernel) = (self.stride[axis], self.kernel[axis]);
         let of_place = |place: usize| {
-            let place = place + self.padding[axis];
+            let place = place + self.padding.before(axis);
             let first = (place + 1).saturating_sub(kernel).div_ceil(stride);
             let end = (place / stride + 1).min(count);
             let tap = if first < end { place - first * stride } else { 0 };
@@ -360,7 +361,8 @@ mod tests {
         let mut tried = 0;
         for _ in 0..1500 {
             let mut pair = |low: usize, high: usize| [rng.random_range(low..high), rng.random_range(low..high)];
-            let ([height, width], kernel, stride, padding) = (pair(1, 9), pair(1, 5), pair(1, 4), pair(0, 3));
+            let ([height, width], kernel, stride) = (pair(1, 9), pair(1, 5), pair(1, 4));
+            let padding = Padding(kernel.map(|side| pair(0, 4).map(|border| border % side)));
             let channels = [1, 3, 8, 19][rng.random_range(0..4)];
             let pool = MaxPool2d { batch: rng.random_range(0..4), input: [height, width, channels], kernel, stride, padding };
             let Ok(out) = pool.output() else { continue };
@@ -378,8 +380,8 @@ mod tests {
                 let mut best: Option<(f32, usize)> = None;
                 for kh in 0..kernel[0] {
                     for kw in 0..kernel[1] {
-                        let row = (r * stride[0] + kh).wrapping_sub(padding[0]);
-                        let column = (c * stride[1] + kw).wrapping_sub(padding[1]);
+                        let row = (r * stride[0] + kh).wrapping_sub(padding.before(0));
+                        let column = (c * stride[1] + kw).wrapping_sub(padding.before(1));
                         if row < height && column < width {
                             let at = ((image * height + row) * width + column) * channels + channel;
                             if best.is_none_or(|(best, _)| x[at] > best) {
@@ -399,11 +401,11 @@ mod tests {
 
     #[test]
     fn nan_is_larger_than_any_number() {
-        let pool = MaxPool2d { batch: 1, input: [2, 2, 1], kernel: [2, 2], stride: [2, 2], padding: [0, 0] };
+        let pool = MaxPool2d { batch: 1, input: [2, 2, 1], kernel: [2, 2], stride: [2, 2], padding: Padding::NONE };
         let (y, taps) = pool.forward(&[1.0, f32::NAN, 3.0, 2.0]).unwrap();
         assert!(y[0].is_nan() || taps[0] == 1.0, "{y:?} {taps:?}");
         assert!(pool.forward(&[0.0; 3]).unwrap_err().to_string().contains("3 values"));
-        assert!(MaxPool2d { padding: [2, 2], ..pool }.output().is_err());
+        assert!(MaxPool2d { padding: Padding([[0, 2], [0, 0]]), ..pool }.output().is_err());
     }
 
     #[test]

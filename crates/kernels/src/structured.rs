@@ -156,9 +156,6 @@ const TASKS: usize = 16;
 const ROWS: usize = 4;
 
 impl Structure {
-    /// The names of all parameters of all structures.
-    pub const NAMES: [&'static str; 11] = ["r", "s", "g", "b", "a", "d", "h", "left", "right", "factors", "t"];
-
     /// The name of the kind.
     pub fn kind(&self) -> &'static str {
         match self {

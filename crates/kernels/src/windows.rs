@@ -65,12 +65,12 @@ impl Windows {
     /// Whether each window is one pixel, so that the images are the rows already.
     pub(crate) fn are_pixels(&self) -> bool {
         let Conv2d { kernel, stride, padding, groups, .. } = self.shape;
-        kernel == [1, 1] && stride == [1, 1] && padding == [0, 0] && groups == 1
+        kernel == [1, 1] && stride == [1, 1] && padding.is_none() && groups == 1
     }
 
     /// Whether windows reach beyond the border.
     pub(crate) fn are_padded(&self) -> bool {
-        self.shape.padding != [0, 0]
+        !self.shape.padding.is_none()
     }
 
     /// The filters `[filters, channels / groups, kh, kw]` of a group, as rows of windows: where the value at a place of a row lies among the
@@ -82,7 +82,8 @@ impl Windows {
 
     /// Where a tap of a window lies along an axis, if inside the image.
     fn source(&self, axis: usize, window: usize, tap: usize) -> Option<usize> {
-        let at = (window * self.shape.stride[axis] + tap * self.shape.dilation[axis]).checked_sub(self.shape.padding[axis]);
+        let at =
+            (window * self.shape.stride[axis] + tap * self.shape.dilation[axis]).checked_sub(self.shape.padding.before(axis));
         at.filter(|at| *at < self.shape.input[axis])
     }
 
@@ -122,8 +123,8 @@ impl Windows {
         let channels = if self.shape.groups == 1 { all } else { self.channels() };
         let together = self.shape.dilation[1] == 1 && self.shape.groups == 1;
         let start = x * self.shape.stride[1];
-        let before = self.shape.padding[1].saturating_sub(start).min(across);
-        let inside = (width + self.shape.padding[1]).saturating_sub(start).min(across).max(before);
+        let before = self.shape.padding.before(1).saturating_sub(start).min(across);
+        let inside = (width + self.shape.padding.before(1)).saturating_sub(start).min(across).max(before);
         for ky in 0..height {
             let Some(row) = self.source(0, y, ky) else {
                 run(None, across * channels);
@@ -134,7 +135,7 @@ impl Windows {
                     run(None, before * channels);
                 }
                 // Where nothing is inside, the place means nothing.
-                let place = (row * width + (start + before).saturating_sub(self.shape.padding[1])) * channels;
+                let place = (row * width + (start + before).saturating_sub(self.shape.padding.before(1))) * channels;
                 run(Some(place).filter(|_| inside > before), (inside - before) * channels);
                 if inside < across {
                     run(None, (across - inside) * channels);
@@ -209,8 +210,8 @@ pub(crate) fn by_definition(shape: &Conv2d, batch: usize, mut product: impl FnMu
         let filter = place % filters;
         let mut tap = |k: usize| {
             let (channel, ky, kx) = (k / area, k / shape.kernel[1] % shape.kernel[0], k % shape.kernel[1]);
-            let row = (y * shape.stride[0] + ky * shape.dilation[0]).wrapping_sub(shape.padding[0]);
-            let column = (x * shape.stride[1] + kx * shape.dilation[1]).wrapping_sub(shape.padding[1]);
+            let row = (y * shape.stride[0] + ky * shape.dilation[0]).wrapping_sub(shape.padding.before(0));
+            let column = (x * shape.stride[1] + kx * shape.dilation[1]).wrapping_sub(shape.padding.before(1));
             let channel = filter / (filters / shape.groups) * each + channel;
             let pixel = (row < rows && column < columns).then(|| ((image * rows + row) * columns + column) * channels + channel);
             product(filter * each * area + k, pixel)

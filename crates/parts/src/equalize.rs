@@ -7,11 +7,9 @@
 //! Nagel, van Baalen, Blankevoort, Welling. "Data-Free Quantization Through Weight Equalization and Bias Correction". ICCV 2019.
 //! arXiv:1906.04721, section 4.1.
 
-use briquette_core::Layer;
 use briquette_core::coding::Source;
 use briquette_core::error::Result;
-use briquette_core::net::{Net, Op};
-use briquette_runtime::layers;
+use briquette_core::net::Net;
 
 /// Equalizes every pair of layers, in order and again, until nothing moves by more than a thousandth. Fold batch norms first. Weights that are
 /// shared or on a grid cannot take a factor for each channel: pairs with such a layer stay as they are, and a sentence for each says so.
@@ -49,7 +47,7 @@ const ROUNDS: usize = 20;
 
 /// The layer that alone reads what a layer makes.
 fn reader(net: &Net, first: usize) -> Option<usize> {
-    let linear = |node: usize| matches!(net.nodes[node].op, Op::Conv2d(_) | Op::Linear(_));
+    let linear = |node: usize| net.nodes[node].dense().is_some();
     let mut node = Some(first).filter(|first| linear(*first))?;
     loop {
         let mut readers = (0..net.nodes.len()).filter(|&reader| net.nodes[reader].inputs.contains(&node));
@@ -69,10 +67,7 @@ fn equalize_pair(mut net: Net, (first, second): (usize, usize)) -> Result<(Net, 
     let device = net.device();
     let [mut makers, mut readers] = [first, second].map(|node| net.nodes[node].parameters());
     let channels = makers[0].shape[0];
-    let groups = match net.nodes[second].op.layer() {
-        Layer::Conv2d(layers::Conv2d { groups, .. }) => groups,
-        _ => 1,
-    };
+    let groups = net.nodes[second].dense().map_or(1, |dense| dense.groups);
     let channel = reads(&readers[0].shape, groups, channels);
     let row = makers[0].base.len() / channels;
     let (mut made, mut read) = (vec![0.0_f32; channels], vec![0.0_f32; channels]);
@@ -153,7 +148,7 @@ mod tests {
         let x = b.relu("relu", x);
         let x = b.conv("depthwise", x, Conv { groups: 4, ..Conv::new(8, 3) });
         let x = b.conv("grouped", x, Conv { groups: 2, ..Conv::new(6, 1) });
-        let x = b.max_pool("pool", x, briquette_core::Window { kernel: [7; 2], stride: [7; 2], padding: [0; 2] });
+        let x = b.max_pool("pool", x, briquette_core::Window::square(7));
         let x = b.flatten("flatten", x);
         b.linear("fc", x, 10);
         for net in [residual, b.finish().unwrap()] {

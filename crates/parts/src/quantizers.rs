@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use briquette_core::coding::{self, Coding, Rounding, Source, Weight};
 use briquette_core::error::{Error, Result};
-use briquette_core::net::{Net, Node, Op};
+use briquette_core::net::{Net, Node};
 use briquette_core::quantize::Quantize;
 use briquette_core::types::{Bits, Fit, Layers, PerLayer};
 use briquette_core::{Grid, StepGradient, layers};
@@ -217,7 +217,7 @@ pub fn place(net: Net, quantizers: &[(Site, Scale)], train: StepGradient) -> Res
         if net.nodes.iter().any(|node| node.name == name) {
             name = format!("{name}-{}", site.levels);
         }
-        let op = Op::Quantize(Quantize::new(tensor, site.levels, scale.zero, train));
+        let op = Quantize::new(tensor, site.levels, scale.zero, train).into();
         let node = Node { op, name, inputs: vec![site.value] };
         net = net.insert(own, vec![node], |reader, input| {
             (input == site.value && site.readers.contains(&reader.name)).then_some(own)
@@ -269,10 +269,10 @@ mod tests {
         let placed = place(net, &found.into_iter().map(|site| (site, scale)).collect::<Vec<_>>(), StepGradient::Fixed).unwrap();
         assert_eq!(adds(&placed), sums);
         for (_, node) in placed.weighted() {
-            assert!(matches!(placed.nodes[node.inputs[0]].op, Op::Quantize(_)), "{}", node.name);
+            assert!(placed.nodes[node.inputs[0]].op.quantize().is_some(), "{}", node.name);
         }
         let left: Vec<String> =
-            placed.nodes.iter().filter(|node| !matches!(node.op, Op::Quantize(_))).map(|node| node.name.clone()).collect();
+            placed.nodes.iter().filter(|node| node.op.quantize().is_none()).map(|node| node.name.clone()).collect();
         assert_eq!(left, before);
     }
 

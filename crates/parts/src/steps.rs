@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use briquette_core::coding::{Weight, adjust, weights};
-use briquette_core::net::{Net, Op};
+use briquette_core::net::Net;
 use briquette_core::training::Projection;
 
 use super::observers::LEAST_STEP;
@@ -16,10 +16,8 @@ pub struct Positive;
 impl Projection for Positive {
     fn project(&mut self, net: Net, _: usize, _: usize) -> Net {
         let net = adjust(net, |_, base, steps| (base, steps.clamp_min(LEAST_STEP)));
-        let steps = net.nodes.iter().filter_map(|node| match &node.op {
-            Op::Quantize(quantize) => Some((quantize.scale.id, plain(quantize.scale.val()).clamp_min(LEAST_STEP))),
-            _ => None,
-        });
+        let quantizers = net.nodes.iter().filter_map(|node| node.op.quantize());
+        let steps = quantizers.map(|own| (own.scale.id, plain(own.scale.val()).clamp_min(LEAST_STEP)));
         let steps: HashMap<_, _> = steps.collect();
         replace(net, steps)
     }

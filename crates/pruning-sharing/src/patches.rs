@@ -11,7 +11,7 @@ use briquette_core::pass::{Context, Event, Method, Pass};
 use briquette_core::stored::Stored;
 use briquette_core::surgery::{ChannelGroup, Keep};
 use briquette_core::training::probe;
-use briquette_core::{Layer, layers};
+use briquette_core::{Layer, Padding, layers};
 use burn::tensor::Device;
 use nalgebra::{Cholesky, DMatrix, DMatrixView, DMatrixViewMut, DVector};
 use rand::{RngExt, SeedableRng};
@@ -372,7 +372,7 @@ const SMALL: usize = 1 << 14;
 struct Window {
     kernel: [usize; 2],
     stride: [usize; 2],
-    padding: [usize; 2],
+    padding: Padding,
     dilation: [usize; 2],
 }
 
@@ -397,7 +397,7 @@ impl Window {
                 let at = [rng.random_range(0..rows), rng.random_range(0..columns)];
                 let tap = |axis: usize, tap: usize, size: usize| {
                     (at[axis] * self.stride[axis] + tap * self.dilation[axis])
-                        .checked_sub(self.padding[axis])
+                        .checked_sub(self.padding.before(axis))
                         .filter(|i| *i < size)
                 };
                 for channel in 0..channels {
@@ -759,8 +759,8 @@ pub(crate) mod tests {
             let mut rng = ChaCha8Rng::seed_from_u64(0);
             window.rows(Value::Map(read.clone()), Value::Map(computed.clone()), 1, &mut rng).0
         };
-        let plain = Window { kernel: [2, 2], stride: [2, 2], padding: [1, 0], dilation: [1, 1] };
+        let plain = Window { kernel: [2, 2], stride: [2, 2], padding: Padding([[1, 0], [0, 2]]), dilation: [1, 1] };
         assert_eq!(taps(plain), [0.0, 0.0, 1.0, 2.0]);
-        assert_eq!(taps(Window { padding: [0, 0], dilation: [2, 1], ..plain }), [1.0, 2.0, 7.0, 8.0]);
+        assert_eq!(taps(Window { padding: Padding([[0, 3], [0, 0]]), dilation: [2, 1], ..plain }), [1.0, 2.0, 7.0, 8.0]);
     }
 }

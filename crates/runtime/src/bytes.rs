@@ -1,6 +1,6 @@
 //! Bounded reading and writing of the container's bytes: variable-length integers, floats, text.
 
-use crate::Error;
+use crate::{Error, Padding};
 
 /// The longest name or text, in bytes.
 pub(crate) const MAX_TEXT: usize = 1 << 20;
@@ -17,6 +17,8 @@ pub(crate) trait Put {
     fn put_text(&mut self, text: &str) -> Result<(), Error>;
     /// Integers, one after the other.
     fn put_sizes(&mut self, sizes: &[usize]);
+    /// How many different numbers it takes, and these: of all four sides, of both vertical and both horizontal ones, of each side.
+    fn put_padding(&mut self, padding: Padding);
 }
 
 impl Put for Vec<u8> {
@@ -48,6 +50,15 @@ impl Put for Vec<u8> {
 
     fn put_sizes(&mut self, sizes: &[usize]) {
         sizes.iter().for_each(|size| self.put_varint(*size));
+    }
+
+    fn put_padding(&mut self, Padding([[top, bottom], [left, right]]): Padding) {
+        match (top == bottom && left == right, top == left) {
+            (true, true) if top == 0 => self.put_sizes(&[0]),
+            (true, true) => self.put_sizes(&[1, top]),
+            (true, false) => self.put_sizes(&[2, top, left]),
+            (false, _) => self.put_sizes(&[4, top, bottom, left, right]),
+        }
     }
 }
 
@@ -112,6 +123,27 @@ impl<'a> Reader<'a> {
         Ok(sizes)
     }
 
+    /// Padding in its shortest form.
+    pub(crate) fn padding(&mut self) -> Result<Padding, Error> {
+        let numbers = self.byte()?;
+        let padding = match numbers {
+            0 => Padding::NONE,
+            1 => Padding::all(self.varint()?),
+            2 => Padding::both(self.sizes()?),
+            4 => {
+                let [top, bottom, left, right] = self.sizes()?;
+                Padding([[top, bottom], [left, right]])
+            }
+            other => return Err(Error::corrupt(format!("padding of {other} numbers"))),
+        };
+        let mut shortest = Vec::new();
+        shortest.put_padding(padding);
+        if shortest[0] != numbers {
+            return Err(Error::corrupt("padding takes more numbers than it needs"));
+        }
+        Ok(padding)
+    }
+
     pub(crate) fn truth(&mut self) -> Result<bool, Error> {
         match self.byte()? {
             0 => Ok(false),
@@ -158,6 +190,26 @@ mod tests {
             bytes.put_varint(value);
             assert_eq!(bytes.len(), length);
             assert_eq!(Reader::new(&bytes).varint().unwrap(), value);
+        }
+    }
+
+    #[test]
+    fn padding_takes_as_few_numbers_as_it_needs_and_no_more() {
+        for (padding, bytes) in [
+            (Padding::NONE, &[0][..]),
+            (Padding::all(3), &[1, 3]),
+            (Padding::both([1, 2]), &[2, 1, 2]),
+            (Padding::both([0, 2]), &[2, 0, 2]),
+            (Padding([[1, 2], [1, 1]]), &[4, 1, 2, 1, 1]),
+            (Padding([[0, 0], [0, 200]]), &[4, 0, 0, 0, 200, 1]),
+        ] {
+            let mut written = Vec::new();
+            written.put_padding(padding);
+            assert_eq!(written, bytes);
+            assert_eq!(Reader::new(bytes).padding().unwrap(), padding);
+        }
+        for bytes in [&[1, 0][..], &[2, 1, 1], &[4, 1, 1, 2, 2], &[4, 0, 0, 0, 0], &[3, 1, 1, 2], &[5], &[4, 1, 2, 1]] {
+            assert!(Reader::new(bytes).padding().is_err(), "{bytes:?}");
         }
     }
 

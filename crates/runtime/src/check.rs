@@ -78,7 +78,8 @@ fn output_shape(position: usize, node: &Node, shapes: &[Vec<usize>]) -> Result<V
 mod tests {
     use super::*;
     use crate::container::tests::example;
-    use crate::{Plan, layers};
+    use crate::layers::MAX_WINDOW;
+    use crate::{Padding, Plan, Window, layers};
 
     fn fault(change: impl FnOnce(&mut Model)) -> String {
         let mut model = example();
@@ -150,7 +151,7 @@ mod tests {
         };
         let window = |side: usize| {
             Layer::MaxPool(layers::MaxPool {
-                window: crate::Window { kernel: [side; 2], stride: [1; 2], padding: [side - 1; 2] },
+                window: Window { padding: Padding::all(side - 1), ..Window::new([side; 2], [1; 2]) },
             })
         };
         assert!(of(&[1, 9, 9], window(9)) && !of(&[1, 9, 9], window(1 << 13)));
@@ -168,6 +169,52 @@ mod tests {
         }
         for shape in [&[][..], &[3, 4], &[1, 2, 3, 4], &[0]] {
             assert!(!of(shape, Layer::Softmax(layers::Softmax)), "{shape:?}");
+        }
+    }
+
+    #[test]
+    fn padding_that_makes_maps_beyond_the_limit_is_refused_whatever_the_output() {
+        let of = |layer: Layer, weight: Option<[usize; 4]>| {
+            let node = |name: &str, inputs: Vec<usize>, layer, tensors| Node { name: name.into(), inputs, layer, tensors };
+            let input = node("x", vec![], Layer::Input(layers::Input { shape: vec![1, 5, 5] }), vec![]);
+            let tensor = |shape: [usize; 4]| {
+                let values = vec![1.0; shape.iter().product()];
+                ("weight".to_string(), Coded::encode(&shape, &values, None, &Plan::default()).unwrap())
+            };
+            let model = Model {
+                nodes: vec![input, node("y", vec![0], layer, weight.map(tensor).into_iter().collect())],
+                meta: Default::default(),
+            };
+            let bytes = model.to_bytes().unwrap();
+            let read = Model::from_bytes(&bytes).unwrap();
+            assert_eq!(read.to_bytes().unwrap(), bytes);
+            Model::verify(&bytes)
+        };
+        let half = usize::MAX >> 2;
+        for sides in [
+            [[half, half], [0, 0]],
+            [[0, usize::MAX >> 1], [usize::MAX >> 1, 0]],
+            [[1 << 25, 0], [0, 1 << 25]],
+            [[0, 1 << 26], [0; 2]],
+        ] {
+            let padding = Padding(sides);
+            let conv = layers::Conv2d { stride: [1 << 30, 1 << 30], padding, dilation: [1, 1], groups: 1 };
+            let faults = of(conv.into(), Some([1, 1, 3, 3]));
+            assert!(faults[0].contains("has more values than the limit of 67108864"), "{faults:?}");
+            assert!(!of(layers::Pad { padding }.into(), None).is_empty());
+            let window = Window { padding, ..Window::new([3, 3], [1 << 30, 1 << 30]) };
+            assert!(of(layers::MaxPool { window }.into(), None)[0].contains("does not fit the input"));
+        }
+        // What `ceil` adds is bounded as well, and a window may begin behind none of its padding.
+        let wide = Window { ceil: true, ..Window::new([MAX_WINDOW, MAX_WINDOW], [MAX_WINDOW, MAX_WINDOW]) };
+        assert!(of(layers::MaxPool { window: wide }.into(), None).is_empty());
+        let far = Window { padding: Padding([[0, 0], [0, 3]]), ..Window::new([3, 3], [1, 1]) };
+        assert!(!of(layers::AvgPool { window: far, count_padding: true }.into(), None).is_empty());
+        let near = Window { padding: Padding([[0, 0], [0, 2]]), ..far };
+        assert!(of(layers::AvgPool { window: near, count_padding: true }.into(), None).is_empty());
+        for stride in [0, usize::MAX >> 1] {
+            let window = Window { ceil: true, ..Window::new([3, 3], [stride, 1]) };
+            assert_eq!(of(layers::MaxPool { window }.into(), None).is_empty(), stride > 0, "{stride}");
         }
     }
 }

@@ -42,7 +42,7 @@ impl Mask {
     fn gaps(&self) -> Option<&Gaps> {
         match self {
             Mask::Gaps(gaps) => Some(gaps),
-            _ => None,
+            Mask::None | Mask::Zeros => None,
         }
     }
 }
@@ -249,10 +249,7 @@ impl Coded {
 
     /// The grid, for tensors on one.
     pub fn grid(&self) -> Option<&Grid> {
-        match &self.values {
-            Values::Grid { grid, .. } => Some(grid),
-            _ => None,
-        }
+        if let Values::Grid { grid, .. } = &self.values { Some(grid) } else { None }
     }
 
     /// Base values and rule, for tensors that share them.
@@ -373,7 +370,7 @@ impl Coded {
             (_, Some(grid), ..) => (Values::read_grid(reader, grid, count, index_coder)?, 0),
             (_, _, Some(header), _) => (Values::read_shared(reader, header)?, 0),
             (.., Some(header)) => (Values::read_product(reader, header)?, 0),
-            _ => Values::read_plain(reader, format, count)?,
+            (_, None, None, None) => Values::read_plain(reader, format, count)?,
         };
         let mask = match gaps {
             Some(gaps) => Mask::Gaps(gaps),

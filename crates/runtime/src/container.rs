@@ -10,7 +10,7 @@ use crate::{Coded, Error, Model, Node, lfs};
 /// The first bytes of every container.
 pub(crate) const MAGIC: &str = "BRIQ";
 /// The format that is written and read.
-pub(crate) const VERSION: u8 = 3;
+pub(crate) const VERSION: u8 = 4;
 /// Most dimensions of a tensor.
 pub(crate) const MAX_RANK: usize = 8;
 /// Most elements of all tensors of a model together.
@@ -167,7 +167,7 @@ fn chain(fault: &Error) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::{Activation, Coder, Layer, Plan, ValueFormat, Window, layers};
+    use crate::{Activation, Coder, Layer, Padding, Plan, ValueFormat, Window, layers};
 
     /// A small network with every kind of tensor.
     pub(crate) fn example() -> Model {
@@ -211,7 +211,7 @@ pub(crate) mod tests {
             layer,
             tensors,
         };
-        let conv = Layer::Conv2d(layers::Conv2d { stride: [1, 1], padding: [1, 1], dilation: [1, 1], groups: 1 });
+        let conv = Layer::Conv2d(layers::Conv2d { stride: [1, 1], padding: Padding::all(1), dilation: [1, 1], groups: 1 });
         let variance = Coded::encode(&[4], &[1.0, 0.5, 2.0, 1.5], None, &plain).unwrap();
         Model {
             nodes: vec![
@@ -297,18 +297,18 @@ pub(crate) mod tests {
         };
         let bytes = Model { nodes: vec![input, fc], meta: Default::default() }.to_bytes().unwrap();
         let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        let written = "42 52 49 51 03 11 00 02 01 78 00 01 06 00 00 02 66 63 03 01 01 01 01 63 85 76 86 12 12 02 02 06 02 03 02 \
+        let written = "42 52 49 51 04 11 00 02 01 78 00 01 06 00 00 02 66 63 03 01 01 01 01 63 85 76 86 12 12 02 02 06 02 03 02 \
                        92 00 00 00 00 bf 00 00 c0 3f a0 04 62 30 22";
         assert_eq!(hex.join(" "), written);
     }
 
     #[test]
     fn containers_of_other_versions_are_refused_by_number() {
-        for version in [1, 2, 4] {
+        for version in [1, 2, 3, 5] {
             let mut bytes = example().to_bytes().unwrap();
             bytes[4] = version;
             let error = Model::from_bytes(&bytes).unwrap_err().to_string();
-            assert_eq!(error, format!("container version {version} is not known, this build reads version 3"));
+            assert_eq!(error, format!("container version {version} is not known, this build reads version 4"));
         }
     }
 

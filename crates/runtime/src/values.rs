@@ -54,19 +54,19 @@ pub(crate) struct CodedStage {
 impl Values {
     /// Reads plain floats; also returns how many are not zero.
     pub(crate) fn read_plain(reader: &mut Reader<'_>, format: ValueFormat, count: usize) -> Result<(Self, usize), Error> {
-        let values = match format {
+        match format {
             ValueFormat::F16 => {
                 let bytes = reader.bytes(count.saturating_mul(2))?;
-                Values::F16(bytes.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes)).collect())
+                let values: Vec<f16> = bytes.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes)).collect();
+                let nonzero = values.iter().filter(|value| value.to_f32() != 0.0).count();
+                Ok((Values::F16(values), nonzero))
             }
-            _ => Values::F32(floats(reader, count)?),
-        };
-        let nonzero = match &values {
-            Values::F16(values) => values.iter().filter(|value| value.to_f32() != 0.0).count(),
-            Values::F32(values) => values.iter().filter(|value| **value != 0.0).count(),
-            _ => 0,
-        };
-        Ok((values, nonzero))
+            ValueFormat::F32 | ValueFormat::Codebook | ValueFormat::Grid | ValueFormat::Shared | ValueFormat::Product => {
+                let values = floats(reader, count)?;
+                let nonzero = values.iter().filter(|value| **value != 0.0).count();
+                Ok((Values::F32(values), nonzero))
+            }
+        }
     }
 
     /// Floats of 16 bits if `half`, otherwise of 32.
@@ -82,7 +82,7 @@ impl Values {
         match self {
             Values::F32(values) => values.clone(),
             Values::F16(values) => values.iter().map(|value| value.to_f32()).collect(),
-            _ => Vec::new(),
+            Values::Codebook { .. } | Values::Grid { .. } | Values::Shared { .. } | Values::Product { .. } => Vec::new(),
         }
     }
 
@@ -161,7 +161,7 @@ impl Values {
         match self {
             Values::F32(values) => values.len(),
             Values::F16(values) => values.len(),
-            _ => 0,
+            Values::Codebook { .. } | Values::Grid { .. } | Values::Shared { .. } | Values::Product { .. } => 0,
         }
     }
 

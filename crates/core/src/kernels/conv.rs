@@ -1,6 +1,7 @@
 //! Convolution.
 
 use briquette_kernels::{Conv2d as Shapes, Epilogue, Precision, column_sums};
+use briquette_runtime::Padding;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
@@ -14,7 +15,7 @@ use crate::net::padding;
 #[derive(Debug, Clone, Copy)]
 pub struct Steps {
     stride: [usize; 2],
-    padding: [usize; 2],
+    padding: Padding,
     dilation: [usize; 2],
     groups: usize,
     rectify: bool,
@@ -180,22 +181,26 @@ mod tests {
 
     use super::*;
     use crate::coding::floats;
+    use crate::net::explicit;
 
     #[test]
     fn outputs_and_gradients_are_those_of_burn() {
         let device = Device::flex();
         device.seed(2);
         let device = device.autodiff();
-        for (channels, filters, kernel, stride, pad, groups, bias) in [
-            (3, 5, 3, 1, 1, 1, true),
-            (4, 6, 3, 2, 1, 2, false),
-            (6, 6, 5, 1, 2, 6, true),
-            (2, 9, 1, 1, 0, 1, false),
-            (3, 4, 3, 1, 0, 1, true),
+        for (channels, filters, kernel, stride, padding, groups, bias) in [
+            (3, 5, 3, 1, Padding::all(1), 1, true),
+            (4, 6, 3, 2, Padding::all(1), 2, false),
+            (6, 6, 5, 1, Padding::all(2), 6, true),
+            (2, 9, 1, 1, Padding::NONE, 1, false),
+            (3, 4, 3, 1, Padding::NONE, 1, true),
+            (3, 4, 3, 2, Padding([[0, 1], [2, 0]]), 1, true),
+            (4, 4, 3, 1, Padding([[3, 0], [1, 2]]), 4, true),
+            (4, 6, 2, 3, Padding([[0, 2], [1, 0]]), 2, false),
         ] {
             let config = Conv2dConfig::new([channels, filters], [kernel, kernel])
                 .with_stride([stride, stride])
-                .with_padding(burn::nn::PaddingConfig2d::Explicit(pad, pad, pad, pad))
+                .with_padding(explicit(padding))
                 .with_groups(groups)
                 .with_bias(bias);
             let conv = config.init(&device);

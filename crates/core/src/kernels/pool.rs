@@ -38,7 +38,7 @@ pub(crate) fn pad_shortcut(x: Tensor<4>, stride: usize, before: usize, after: us
 /// The largest values, and the pooling that found them with the taps that won.
 pub(super) fn largest(x: &FlexTensor, Windows(window): Windows) -> (FlexTensor, Won) {
     let [batch, height, width, channels] = x.shape().dims();
-    let Window { kernel, stride, padding } = window;
+    let (Window { kernel, stride, .. }, padding) = (window, window.grown([height, width]));
     let pool = MaxPool2d { batch, input: [height, width, channels], kernel, stride, padding };
     let [out_height, out_width, _] = pool.output().expect(CHECKED);
     let (y, taps) = with_values(x, |x| timed("max-pool", || pool.forward(x))).expect(CHECKED);
@@ -152,6 +152,7 @@ pub(super) fn record_shortcut<C: CheckpointStrategy>(
 
 #[cfg(test)]
 mod tests {
+    use briquette_runtime::Padding;
     use burn::tensor::Distribution;
     use burn::tensor::module::max_pool2d;
     use burn::tensor::ops::MaxPoolOptions;
@@ -169,8 +170,18 @@ mod tests {
             let grads = y.clone().powi_scalar(3).sum().backward();
             [floats(y.inner()), floats(x.grad(&grads).unwrap())]
         };
-        for window in [Window::square(2), Window { kernel: [3, 3], stride: [2, 2], padding: [1, 1] }] {
-            let options = MaxPoolOptions::new(window.kernel).with_stride(window.stride).with_padding(window.padding);
+        let windows = [
+            ([2, 2], [2, 2], Padding::NONE),
+            ([3, 3], [2, 2], Padding::all(1)),
+            ([3, 2], [2, 3], Padding([[0, 2], [1, 0]])),
+            ([4, 3], [3, 3], Padding([[1, 1], [0, 2]])),
+            ([3, 5], [3, 4], Padding::all(2)),
+        ];
+        let windows = windows.into_iter().flat_map(|window| [false, true].map(|ceil| (window, ceil)));
+        for ((kernel, stride, padding), ceil) in windows {
+            let window = Window { kernel, stride, padding, ceil };
+            let pairs = padding.0.map(|[before, after]| (before, after));
+            let options = MaxPoolOptions::new(kernel).with_stride(stride).with_padding_pairs(pairs).with_ceil_mode(ceil);
             let ours = channels_first(max_pool(&window, channels_last(x.clone())));
             assert_eq!(run(ours), run(max_pool2d(x.clone(), options)));
         }

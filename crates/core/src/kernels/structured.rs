@@ -6,25 +6,14 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 
 use super::*;
-use crate::net::Structured;
 
-/// The layer's output for `[rows, inputs]`.
-pub(crate) fn structured(layer: &Structured, x: Tensor<2>) -> Tensor<2> {
-    let parameters = layer.tensors.iter().map(|tensor| {
-        let tensor = tensor.val();
-        let [rows, columns] = tensor.dims();
-        tensor.reshape([rows * columns])
-    });
-    let parameters: Tensor<1> = Tensor::cat(parameters.collect(), 0);
+/// `[rows, inputs]` times the matrix of these parameters, one after the other.
+pub(crate) fn structured(structure: Structure, parameters: Tensor<1>, x: Tensor<2>) -> Tensor<2> {
     let multiply = match is_flex(&x.device().inner()) {
         true => <Dispatch as Kernels>::multiply_structured,
         false => <Dispatch as Hosted>::multiply_structured,
     };
-    let y = Tensor::from_dispatch(multiply(x.into_dispatch(), parameters.into_dispatch(), layer.structure));
-    match &layer.bias {
-        Some(bias) => y + bias.val().unsqueeze(),
-        None => y,
-    }
+    Tensor::from_dispatch(multiply(x.into_dispatch(), parameters.into_dispatch(), structure))
 }
 
 pub(super) fn prepare(structure: Structure, mut parameters: &[f32]) -> Prepared {
@@ -112,7 +101,6 @@ mod tests {
         let signs = Tensor::<1>::from_data(TensorData::from(signs.as_slice()), &device);
         let dense = (r.val().reshape([2 * inputs]).select(0, places) * signs).reshape([outputs, inputs]);
 
-        let layer = Structured { tensors: vec![r.clone()], bias: Some(bias.clone()), structure };
         let run = |y: Tensor<2>| {
             let grads = y.clone().powi_scalar(2).sum().backward();
             let [x, r, bias] = [
@@ -122,7 +110,7 @@ mod tests {
             ];
             [floats(y.inner()), x, r, bias]
         };
-        let ours = run(structured(&layer, x.clone()));
+        let ours = run(structured(structure, r.val().reshape([-1]), x.clone()) + bias.val().unsqueeze());
         let burns = run(x.clone().matmul(dense.transpose()) + bias.val().unsqueeze());
         for (ours, burns) in ours.iter().zip(&burns) {
             let scale = burns.iter().fold(1.0_f32, |most, v| most.max(v.abs()));

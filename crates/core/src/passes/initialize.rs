@@ -74,7 +74,7 @@ impl Pass for Initialize {
 fn drawable(node: &Node) -> Result<()> {
     match node.op {
         Op::Conv2d(_) | Op::Linear(_) | Op::BatchNorm(_) | Op::Fixed(_) => Ok(()),
-        Op::Structured(_) | Op::Quantize(_) => Err(Error::node(
+        Op::Tensors(_) => Err(Error::node(
             &node.name,
             "`initialize` draws convolutions and fully connected layers only; put it before the pass that made this",
         )),
@@ -135,7 +135,7 @@ mod tests {
         let drawn = Initialize {}.run(masked, &mut context(&data, &mut Silent)).unwrap();
         assert_eq!(drawn.nodes[2].weight().unwrap().coding, Coding::default());
         let step = Param::from_tensor(Tensor::from_floats([0.1], &Device::flex()));
-        let quantize = Op::Quantize(Quantize::new(step, 16, 0.0, StepGradient::Learned));
+        let quantize = Quantize::new(step, 16, 0.0, StepGradient::Learned).into();
         let quantized = drawn.interpose(2, "quantize".into(), quantize).unwrap();
         let error = Initialize {}.plan(quantized.deep_clone()).unwrap_err().to_string();
         assert!(error.starts_with("node 'quantize': `initialize` draws convolutions"), "{error}");

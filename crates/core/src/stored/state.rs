@@ -5,10 +5,13 @@
 use std::io::{Read, Write};
 
 use briquette_runtime::{Grid, Layer, MAX_ELEMENTS_TOTAL, MAX_EXPANSION, Places, Product, Stage};
-use burn::tensor::Device;
+use burn::module::{Module, ModuleMapper, Param, ParamId};
+use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Stored, assemble, known};
+use super::Stored;
+use super::build::assemble;
+use super::container::known;
 use crate::archive::{Reader, Writer};
 use crate::coding::{Coding, Rounding, Source};
 use crate::error::{Error, Result};
@@ -181,8 +184,8 @@ impl Stored {
         to.numbers(self.base)
     }
 
-    fn read(state: &TensorState, from: &mut Reader<'_>) -> Result<Self> {
-        let (name, shape) = (known(&state.name)?, state.shape.clone());
+    fn read(state: &TensorState, layer: &Layer, from: &mut Reader<'_>) -> Result<Self> {
+        let (name, shape) = (known(layer, &state.name)?, state.shape.clone());
         let count = shape.iter().try_fold(1_usize, |count, size| count.checked_mul(*size));
         let count = count.filter(|count| *count <= MAX_ELEMENTS_TOTAL).ok_or_else(|| {
             Error::State(format!(
@@ -222,12 +225,37 @@ impl Node {
 
     fn read(from: &mut Reader<'_>, device: &Device) -> Result<Self> {
         let NodeState { name, inputs, layer, tensors } = from.describe()?;
-        let parameters = tensors.iter().map(|state| Stored::read(state, from)).collect::<Result<_>>()?;
+        layer.check().map_err(|source| Error::Shape { node: name.clone(), source })?;
+        let parameters = tensors.iter().map(|state| Stored::read(state, &layer, from)).collect::<Result<_>>()?;
         assemble(name, inputs, &layer, parameters, device)
     }
 }
 
 impl Net {
+    /// Gives every parameter the id that follows from its path, so that a saved optimizer state finds its parameters again.
+    pub(crate) fn with_stable_ids(self) -> Self {
+        #[derive(Default)]
+        struct Ids(Vec<String>);
+
+        impl ModuleMapper for Ids {
+            fn enter_module(&mut self, name: &str, _: &str) {
+                self.0.push(name.to_string());
+            }
+
+            fn exit_module(&mut self, _: &str, _: &str) {
+                self.0.pop();
+            }
+
+            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+                let id = crate::builder::stream(0, &self.0.join("."));
+                let (_, value, mapper) = param.consume();
+                Param::from_mapped_value(ParamId::from(id), value, mapper)
+            }
+        }
+
+        self.map(&mut Ids::default())
+    }
+
     /// Writes the exact state, one node after the other.
     pub(crate) fn write(&self, to: &mut Writer<'_>) -> Result<()> {
         to.describe(&self.nodes.len())?;

@@ -202,7 +202,7 @@ impl Reader {
         let (groups, inside) = match node.op.layer() {
             Layer::Conv2d(layers::Conv2d { stride, padding, dilation, groups }) => {
                 let along = |axis: usize, tap: usize| {
-                    let place = |at: usize| (at * stride[axis] + tap * dilation[axis]).checked_sub(padding[axis]);
+                    let place = |at: usize| (at * stride[axis] + tap * dilation[axis]).checked_sub(padding.before(axis));
                     let hits = (0..output[1 + axis]).filter(|at| place(*at).is_some_and(|place| place < input[1 + axis])).count();
                     hits as f64 / output[1 + axis] as f64
                 };
@@ -210,7 +210,11 @@ impl Reader {
                 let taps = (0..height).flat_map(|i| (0..width).map(move |j| (i, j)));
                 (groups, taps.map(|(i, j)| along(0, i) * along(1, j)).collect())
             }
-            _ => (1, vec![1.0; weight.base.len() / (out * columns)]),
+            Layer::Linear(_) => (1, vec![1.0; weight.base.len() / (out * columns)]),
+            other => {
+                let detail = format!("is a {}, of which it is not known how it reads a constant", other.kind().name());
+                return Err(Error::node(&node.name, detail));
+            }
         };
         let free = weight.coding.source == Source::Free;
         Ok(Self { reads: Vec::new(), values: weight.values(), out, columns, groups, inside, free })

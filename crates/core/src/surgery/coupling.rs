@@ -7,7 +7,7 @@ use briquette_runtime::layers::Channels;
 
 use super::ChannelGroup;
 use crate::error::Result;
-use crate::net::{Net, Op};
+use crate::net::Net;
 
 /// Every output channel of every node belongs to a class of channels that only exist together.
 pub(super) struct Coupling {
@@ -130,8 +130,7 @@ impl Coupling {
 
     /// The classes gathered into groups: classes of which one layer makes filters belong together.
     pub(super) fn groups(&self, net: &Net) -> Vec<ChannelGroup> {
-        let producers: Vec<usize> =
-            net.weighted().filter(|(_, n)| matches!(n.op, Op::Conv2d(_) | Op::Linear(_))).map(|(index, _)| index).collect();
+        let producers: Vec<usize> = net.own_weights().map(|(index, _)| index).collect();
         let mut linked = Classes((0..self.classes.0.len()).collect());
         for &node in &producers {
             let first = self.classes.find(self.channels[node][0]);

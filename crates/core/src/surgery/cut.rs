@@ -24,7 +24,7 @@ pub(super) fn keep(net: Net, stay: &[Vec<bool>]) -> Result<Net> {
 pub(super) fn mask(net: Net, stay: &[Vec<bool>]) -> Result<Net> {
     let device = net.device();
     let nodes = net.nodes.into_iter().enumerate().map(|(index, node)| {
-        let touched = matches!(node.op, Op::Conv2d(_) | Op::Linear(_) | Op::BatchNorm(_));
+        let touched = node.dense().is_some() || matches!(node.op, Op::BatchNorm(_));
         if !touched || stay[index].iter().all(|stays| *stays) {
             return Ok(node);
         }

@@ -32,7 +32,7 @@ impl Net {
         let readers = |index: usize| self.nodes.iter().filter(|node| node.inputs.contains(&index)).count();
         self.nodes.iter().enumerate().find_map(|(norm, node)| match (&node.op, &node.inputs[..]) {
             (Op::BatchNorm(_), &[layer]) => {
-                let linear = matches!(self.nodes[layer].op, Op::Conv2d(_) | Op::Linear(_));
+                let linear = self.nodes[layer].dense().is_some();
                 (linear && readers(layer) == 1).then_some((norm, layer))
             }
             _ => None,

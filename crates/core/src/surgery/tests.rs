@@ -86,7 +86,7 @@ fn quantized(mut net: Net, rng: &mut ChaCha8Rng) -> Net {
         let scale = rng.random_range(0.1..0.4) * train.steps(levels, zero);
         let scale = Param::from_tensor(Tensor::from_floats([scale], &net.device()));
         let reader = net.index(&name).unwrap();
-        let op = Op::Quantize(Quantize::new(scale, levels, zero, train));
+        let op = Quantize::new(scale, levels, zero, train).into();
         net = net.interpose(reader, format!("{name}-quantized"), op).unwrap();
     }
     net
@@ -103,7 +103,7 @@ fn on_an_edge(net: &Net, input: &[f32]) -> bool {
             Value::Vector(x) => crate::coding::floats(x),
         };
         for node in net.nodes.iter().filter(|node| node.inputs.first() == Some(&index)) {
-            let Op::Quantize(quantize) = &node.op else { continue };
+            let Some(quantize) = node.op.quantize() else { continue };
             let (step, last) = (crate::coding::floats(quantize.step())[0], (quantize.levels - 1) as f32);
             let codes = read().into_iter().filter(|x| *x != 0.0).map(|x| x / step + quantize.zero);
             found |= codes.filter(|u| (0.0..last).contains(u)).any(|u| (u.fract() - 0.5).abs() < 1e-4 + 1e-5 * u);

@@ -24,7 +24,7 @@ impl Net {
                         *p = 0.0;
                     }
                 }
-                Op::Conv2d(_) | Op::Linear(_) | Op::Structured(_) | Op::Quantize(_) => {}
+                Op::Conv2d(_) | Op::Linear(_) | Op::Tensors(_) => {}
             }
         }
         net.train()

@@ -31,8 +31,9 @@ impl Selector {
     pub fn fit(&self, node: &Node) -> Option<Fit> {
         let kind = match &node.op {
             Op::Conv2d(_) => "conv",
-            Op::Linear(_) | Op::Structured(_) => "fc",
-            Op::BatchNorm(_) | Op::Quantize(_) | Op::Fixed(_) => "",
+            Op::Linear(_) => "fc",
+            Op::Tensors(_) if node.op.structure().is_some() => "fc",
+            Op::BatchNorm(_) | Op::Tensors(_) | Op::Fixed(_) => "",
         };
         if self.0 == node.name {
             Some(Fit::Name)

@@ -15,7 +15,7 @@ pub(super) const ALEXNET: Arch = Arch {
 };
 
 fn alexnet(b: &mut Builder, x: At, wanted: &Wanted) -> At {
-    let pool = Window { kernel: [3, 3], stride: [2, 2], padding: [0, 0] };
+    let pool = Window::new([3, 3], [2, 2]);
     // Two groups need even numbers of channels at every width.
     let even = |channels: usize| wanted.scaled(channels).next_multiple_of(2);
     let norm = |b: &mut Builder, name: &str, x: At| {

@@ -4,7 +4,7 @@
 //! The ImageNet nets use option B, projections where the shape changes; in the bottleneck of ResNet-50 the 3x3 convolution carries the
 //! stride, as in torchvision.
 
-use briquette_runtime::{Layer, Window, layers};
+use briquette_runtime::{Layer, Padding, Window, layers};
 
 use super::{Arch, Wanted};
 use crate::builder::{At, Builder, Conv};
@@ -79,9 +79,9 @@ fn imagenet(
     body: fn(&mut Builder, &str, At, usize, usize) -> At,
     blocks: [usize; 4],
 ) -> At {
-    let mut x = conv_norm(b, "conv1", x, Conv { padding: 3, ..Conv::new(wanted.scaled(64), 7).stride(2) });
+    let mut x = conv_norm(b, "conv1", x, Conv { padding: Padding::all(3), ..Conv::new(wanted.scaled(64), 7).stride(2) });
     x = b.relu("relu1", x);
-    x = b.max_pool("pool1", x, Window { kernel: [3, 3], stride: [2, 2], padding: [1, 1] });
+    x = b.max_pool("pool1", x, Window { padding: Padding::all(1), ..Window::new([3, 3], [2, 2]) });
     for (stage, filters) in [64, 128, 256, 512].map(|filters| wanted.scaled(filters)).into_iter().enumerate() {
         for block in 0..blocks[stage] {
             let name = format!("layer{}.{block}", stage + 1);

@@ -2,9 +2,9 @@ use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::Precision;
 use crate::lanes::Isa;
 use crate::windows::by_definition;
+use crate::{Padding, Precision};
 
 const SIZES: [usize; 18] = [0, 1, 2, 3, 5, 6, 7, 16, 17, 31, 33, 63, 64, 65, 96, 127, 130, 300];
 
@@ -104,7 +104,10 @@ fn taps_beyond_the_border_are_zero() {
             filters: groups * rng.random_range(1..40),
             kernel: [rng.random_range(1..4), rng.random_range(1..4)],
             stride: [rng.random_range(1..3), rng.random_range(1..3)],
-            padding: [rng.random_range(0..3), rng.random_range(0..5)],
+            padding: Padding([
+                [rng.random_range(0..3), rng.random_range(0..3)],
+                [rng.random_range(0..5), rng.random_range(0..5)],
+            ]),
             dilation: [rng.random_range(1..3), rng.random_range(1..3)],
             groups,
             precision: Precision::F32,

@@ -24,7 +24,7 @@ impl Conv2d {
     fn axis(&self, axis: usize, turned: bool, out: usize) -> Axis {
         let mut seen = vec![Vec::new(); if turned { self.input[axis] } else { out }];
         for (place, tap) in (0..out).flat_map(|place| (0..self.kernel[axis]).map(move |tap| (place, tap))) {
-            let source = (place * self.stride[axis] + tap * self.dilation[axis]).checked_sub(self.padding[axis]);
+            let source = (place * self.stride[axis] + tap * self.dilation[axis]).checked_sub(self.padding.before(axis));
             if let Some(source) = source.filter(|source| *source < self.input[axis]) {
                 let (target, source) = if turned { (source, place) } else { (place, source) };
                 seen[target].push((source, tap));

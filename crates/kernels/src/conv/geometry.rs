@@ -90,10 +90,10 @@ pub(super) struct Size {
 const TASKS: usize = 16;
 
 impl View {
-    /// The input as the output sees it: the tap `k` of the output row `r` reaches the input row `r stride + k dilation - padding`.
+    /// The input as the output sees it: the tap `k` of the output row `r` reaches the input row `r stride + k dilation - padding before`.
     pub(super) fn of_input(conv: &Conv2d, out: [usize; 3]) -> Self {
         let reached = |axis: usize, row: usize, tap: usize| {
-            let row = (row * conv.stride[axis] + tap * conv.dilation[axis]).checked_sub(conv.padding[axis])?;
+            let row = (row * conv.stride[axis] + tap * conv.dilation[axis]).checked_sub(conv.padding.before(axis))?;
             (row < conv.input[axis]).then_some(row)
         };
         Self {
@@ -107,10 +107,10 @@ impl View {
     }
 
     /// The gradient of the output as the gradient of the input sees it: the tap `k` of the input row `r` reaches the output row
-    /// `(r + padding - k dilation) / stride`, where that is whole.
+    /// `(r + padding before - k dilation) / stride`, where that is whole.
     pub(super) fn of_gradient(conv: &Conv2d, out: [usize; 3]) -> Self {
         let reached = |axis: usize, row: usize, tap: usize| {
-            let row = (row + conv.padding[axis]).checked_sub(tap * conv.dilation[axis])?;
+            let row = (row + conv.padding.before(axis)).checked_sub(tap * conv.dilation[axis])?;
             (row.is_multiple_of(conv.stride[axis]) && row / conv.stride[axis] < out[axis]).then(|| row / conv.stride[axis])
         };
         let of_axis = |axis: usize| classes(conv.input[axis], conv.kernel[axis], |row, tap| reached(axis, row, tap));

@@ -15,8 +15,8 @@ fn products_of(conv: &Conv2d, mut visit: impl FnMut(usize, usize, usize)) {
         let y = ((n * oh + r) * ow + c) * filters + f;
         for channel in 0..per_filter {
             for (kh, kw) in (0..conv.kernel[0]).flat_map(|kh| (0..conv.kernel[1]).map(move |kw| (kh, kw))) {
-                let row = (r * conv.stride[0] + kh * conv.dilation[0]).wrapping_sub(conv.padding[0]);
-                let column = (c * conv.stride[1] + kw * conv.dilation[1]).wrapping_sub(conv.padding[1]);
+                let row = (r * conv.stride[0] + kh * conv.dilation[0]).wrapping_sub(conv.padding.before(0));
+                let column = (c * conv.stride[1] + kw * conv.dilation[1]).wrapping_sub(conv.padding.before(1));
                 if row < height && column < width {
                     let x = ((n * height + row) * width + column) * channels + f / per_group * per_filter + channel;
                     visit(y, ((f * per_filter + channel) * conv.kernel[0] + kh) * conv.kernel[1] + kw, x);
@@ -34,7 +34,7 @@ struct Case {
     bias: Vec<f32>,
 }
 
-/// Sizes of one, odd and prime ones, empty batches, groups, depthwise, strides and dilation.
+/// Sizes of one, odd and prime ones, empty batches, groups, depthwise, strides, dilation, and other padding on each side.
 fn case(seed: u64) -> Option<Case> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let groups = [1, 1, 1, 2, 3][rng.random_range(0..5)];
@@ -47,7 +47,7 @@ fn case(seed: u64) -> Option<Case> {
         filters,
         kernel: [rng.random_range(1..5), rng.random_range(1..5)],
         stride: [rng.random_range(1..4), rng.random_range(1..4)],
-        padding: [rng.random_range(0..4), rng.random_range(0..4)],
+        padding: Padding(std::array::from_fn(|_| [rng.random_range(0..4), rng.random_range(0..4)])),
         dilation: [rng.random_range(1..3), rng.random_range(1..3)],
         groups: if filters == channels && rng.random() { channels } else { groups },
         precision: if seed.is_multiple_of(3) { Precision::Bf16 } else { Precision::F32 },
@@ -147,7 +147,7 @@ const PLAIN: Conv2d = Conv2d {
     filters: 2,
     kernel: [3, 3],
     stride: [1, 1],
-    padding: [0, 0],
+    padding: Padding::NONE,
     dilation: [1, 1],
     groups: 1,
     precision: Precision::F32,
@@ -155,7 +155,7 @@ const PLAIN: Conv2d = Conv2d {
 
 #[test]
 fn large_images_are_cut_into_bands() {
-    let conv = Conv2d { batch: 2, input: [61, 70, 24], filters: 20, padding: [1, 1], ..PLAIN };
+    let conv = Conv2d { batch: 2, input: [61, 70, 24], filters: 20, padding: Padding::all(1), ..PLAIN };
     for conv in [conv, Conv2d { stride: [2, 3], dilation: [2, 1], ..conv }, Conv2d { groups: 2, ..conv }] {
         let mut rng = ChaCha8Rng::seed_from_u64(8);
         let mut noise = |count: usize| (0..count).map(|_| rng.random_range(-1.0..1.0)).collect::<Vec<f32>>();
@@ -180,7 +180,7 @@ fn large_images_are_cut_into_bands() {
 
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() {
-    let conv = Conv2d { batch: 37, input: [9, 11, 6], filters: 7, padding: [1, 1], ..PLAIN };
+    let conv = Conv2d { batch: 37, input: [9, 11, 6], filters: 7, padding: Padding::all(1), ..PLAIN };
     for conv in [conv, Conv2d { batch: 3, input: [2, 2, 64], filters: 200, ..conv }, Conv2d { filters: 6, groups: 6, ..conv }] {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let mut noise = |count: usize| (0..count).map(|_| rng.random_range(-1.0..1.0)).collect::<Vec<f32>>();
@@ -223,7 +223,7 @@ fn sizes_beyond_what_can_be_counted_are_refused() {
         filters: 1,
         kernel: [1, 1],
         stride: [1, 1],
-        padding: [0, 0],
+        padding: Padding::NONE,
         dilation: [1, 1],
         groups: 1,
         precision: Precision::F32,
@@ -234,8 +234,8 @@ fn sizes_beyond_what_can_be_counted_are_refused() {
         Conv2d { batch: half, ..plain },
         Conv2d { input: [half, 4, 1], ..plain },
         Conv2d { filters: half, kernel: [2, 2], ..plain },
-        Conv2d { padding: [whole, 0], ..plain },
-        Conv2d { padding: [0, usize::MAX / 2], stride: [1, usize::MAX], ..plain },
+        Conv2d { padding: Padding([[whole, whole], [0, 0]]), ..plain },
+        Conv2d { padding: Padding([[0, 0], [1, usize::MAX - 2]]), stride: [1, usize::MAX], ..plain },
         Conv2d { kernel: [2, 1], dilation: [usize::MAX, 1], ..plain },
         // Places in an image have 32 bits.
         Conv2d { batch: 0, input: [1 << 16, 1 << 16, 1], ..plain },
@@ -253,9 +253,13 @@ fn sizes_beyond_what_can_be_counted_are_refused() {
     let long = crate::Linear { rows: 1, inputs: u32::MAX as usize, outputs: 0, ..linear };
     assert!(long.input_gradient(&[], &[]).is_err());
     assert!(crate::BatchNorm { rows: half, channels: 4 }.moments(&[]).is_err());
-    let pool = crate::MaxPool2d { batch: half, input: [2, 2, 1], kernel: [1, 1], stride: [1, 1], padding: [0, 0] };
+    let pool = crate::MaxPool2d { batch: half, input: [2, 2, 1], kernel: [1, 1], stride: [1, 1], padding: Padding::NONE };
     assert!(pool.forward(&[]).is_err() && pool.gradient(&[], &[]).is_err());
-    assert!(crate::MaxPool2d { batch: 1, kernel: [whole, 1], padding: [whole - 1, 0], ..pool }.output().is_err());
+    assert!(
+        crate::MaxPool2d { batch: 1, kernel: [whole, 1], padding: Padding([[whole - 1, whole - 1], [0, 0]]), ..pool }
+            .output()
+            .is_err()
+    );
     let shortcut = crate::PadShortcut { batch: 1, input: [1, 1, 1], stride: 1, before: usize::MAX, after: 0 };
     assert!(shortcut.forward(&[1.0]).is_err() && shortcut.gradient(&[]).is_err());
     assert!(crate::PadShortcut { stride: 0, before: 0, ..shortcut }.forward(&[1.0]).is_err());

@@ -2,8 +2,8 @@ use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::Precision;
 use crate::windows::by_definition;
+use crate::{Padding, Precision};
 
 /// Sizes with all remainders of tiles and words, and such as need more than one part of a panel.
 const SIZES: [usize; 17] = [0, 1, 2, 3, 4, 5, 6, 7, 13, 16, 17, 31, 33, 48, 64, 65, 130];
@@ -132,7 +132,10 @@ fn convolution_follows_the_definition_and_pads_with_the_zero_point() {
             filters: groups * rng.random_range(1..40),
             kernel: [rng.random_range(1..4), rng.random_range(1..4)],
             stride: [rng.random_range(1..3), rng.random_range(1..3)],
-            padding: [rng.random_range(0..3), rng.random_range(0..5)],
+            padding: Padding([
+                [rng.random_range(0..3), rng.random_range(0..3)],
+                [rng.random_range(0..5), rng.random_range(0..5)],
+            ]),
             dilation: [rng.random_range(1..3), rng.random_range(1..3)],
             groups,
             precision: Precision::F32,
@@ -182,7 +185,7 @@ fn what_does_not_fit_is_refused_with_its_shapes() {
         filters: 3,
         kernel: [3, 3],
         stride: [1, 1],
-        padding: [0, 0],
+        padding: Padding::NONE,
         dilation: [1, 1],
         groups: 1,
         precision: Precision::F32,

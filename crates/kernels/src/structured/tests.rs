@@ -312,7 +312,7 @@ fn the_displacement_of_a_toeplitz_like_matrix_has_its_rank() {
 
 #[test]
 fn two_levels_of_toeplitz_are_a_convolution_in_two_dimensions() {
-    use crate::{Conv2d, Epilogue, Precision};
+    use crate::{Conv2d, Epilogue, Padding, Precision};
 
     let (rows, columns) = (5, 4);
     let structure = Structure::TwoLevelToeplitz { inputs: rows * columns, outputs: rows * columns, columns };
@@ -323,7 +323,7 @@ fn two_levels_of_toeplitz_are_a_convolution_in_two_dimensions() {
         filters: 1,
         kernel: [2 * rows - 1, 2 * columns - 1],
         stride: [1, 1],
-        padding: [rows - 1, columns - 1],
+        padding: Padding::both([rows - 1, columns - 1]),
         dilation: [1, 1],
         groups: 1,
         precision: Precision::F32,

@@ -34,7 +34,7 @@
 use std::collections::BTreeSet;
 
 use briquette_core::error::{Error, Result};
-use briquette_core::net::{Net, Op};
+use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::{Extras, Objective, Recipe, Seen, fit, tune};
 use briquette_core::types::Layers;
@@ -117,19 +117,14 @@ struct Hyperbolic {
 
 impl Objective for Hyperbolic {
     fn term(&mut self, Seen { net, logits, .. }: &Seen<'_>) -> Result<Tensor<1>> {
-        let of = |op: &Op| match op {
-            Op::Conv2d(conv) => Some(self.sum(conv.weight.val())),
-            Op::Linear(linear) => Some(self.sum(linear.weight.val())),
-            Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => None,
-        };
         let zero = Tensor::zeros([1], &logits.device());
-        let terms = self.layers.iter().filter_map(|layer| of(&net.nodes[*layer].op));
+        let terms = self.layers.iter().filter_map(|layer| Some(self.sum(net.nodes[*layer].dense()?.weight())));
         Ok(terms.fold(zero, |sum, term| sum + term).mul_scalar(self.lambda))
     }
 }
 
 impl Hyperbolic {
-    fn sum<const D: usize>(&self, weights: Tensor<D>) -> Tensor<1> {
+    fn sum(&self, weights: Tensor<4>) -> Tensor<1> {
         let sizes = weights.abs();
         (sizes.clone() / (sizes.mul_scalar(self.b) + 1.0)).sum()
     }

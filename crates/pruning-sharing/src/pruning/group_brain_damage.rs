@@ -149,7 +149,7 @@ impl GroupBrainDamage {
 
 /// Groups of channels of a convolution.
 fn groups(node: &Node) -> usize {
-    if let Op::Conv2d(conv) = &node.op { conv.groups } else { 1 }
+    node.dense().map_or(1, |dense| dense.groups)
 }
 
 /// The norms of the columns of a weight as a matrix `[out / groups, in / groups * kh * kw]` for each group, group after group.

@@ -32,9 +32,9 @@
 use std::collections::{BTreeMap, HashMap};
 
 use briquette_core::archive::Archive;
-use briquette_core::coding::{coding_of, floats};
+use briquette_core::coding::floats;
 use briquette_core::error::{Error, Result};
-use briquette_core::net::{Net, Node, Op};
+use briquette_core::net::{Net, Node};
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::{Choose, Extras, Projection, Recipe, fit, tune};
 use briquette_core::types::{Layers, PerLayer, Ratio};
@@ -199,28 +199,16 @@ impl Projection for Scores {
 
 /// A layer's weight as the network computes with it.
 fn weights(node: &Node) -> Option<(ParamId, Vec<f32>)> {
-    match &node.op {
-        Op::Conv2d(conv) => Some((conv.weight.id, floats(plain(conv.weight.val())))),
-        Op::Linear(linear) => Some((linear.weight.id, floats(plain(linear.weight.val())))),
-        Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => None,
-    }
+    node.dense().map(|dense| (dense.id(), floats(plain(dense.weight()))))
 }
 
 /// A layer's mask, in Burn's order.
 fn mask(node: &Node) -> Option<Vec<bool>> {
-    match &node.op {
-        Op::Conv2d(conv) => coding_of(&conv.weight).mask,
-        Op::Linear(linear) => coding_of(&linear.weight).mask,
-        Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => None,
-    }
+    node.dense()?.mask()
 }
 
 fn gradient(node: &Node, gradients: &GradientsParams) -> Option<Vec<f32>> {
-    match &node.op {
-        Op::Conv2d(conv) => gradients.get::<4>(conv.weight.id).map(floats),
-        Op::Linear(linear) => gradients.get::<2>(linear.weight.id).map(floats),
-        Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => None,
-    }
+    node.dense()?.gradient(gradients).map(floats)
 }
 
 fn tenth() -> Ratio {

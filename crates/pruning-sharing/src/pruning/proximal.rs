@@ -120,42 +120,24 @@ struct Weight {
 
 impl Weight {
     fn of(node: &Node) -> Option<Self> {
-        match &node.op {
-            Op::Conv2d(conv) => Some(Self {
-                id: conv.weight.id,
-                base: plain(conv.weight.base()),
-                effective: plain(conv.weight.val()),
-                bias: conv.bias.as_ref().map(|bias| (bias.id, plain(bias.val()).reshape([-1, 1, 1, 1]))),
-                outputs: 0,
-                inputs: 1,
-                groups: conv.groups,
-            }),
-            Op::Linear(linear) => {
-                let [inputs, outputs] = linear.weight.base().dims();
-                Some(Self {
-                    id: linear.weight.id,
-                    base: plain(linear.weight.base()).reshape([inputs, outputs, 1, 1]),
-                    effective: plain(linear.weight.val()).reshape([inputs, outputs, 1, 1]),
-                    bias: linear.bias.as_ref().map(|bias| (bias.id, plain(bias.val()).reshape([1, -1, 1, 1]))),
-                    outputs: 1,
-                    inputs: 0,
-                    groups: 1,
-                })
-            }
-            Op::BatchNorm(norm) => {
-                let shift = plain(norm.beta.val()).reshape([-1, 1, 1, 1]);
-                Some(Self {
-                    id: norm.beta.id,
-                    base: shift.clone(),
-                    effective: shift,
-                    bias: None,
-                    outputs: 0,
-                    inputs: 1,
-                    groups: 1,
-                })
-            }
-            Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => None,
+        if let Some(dense) = node.dense() {
+            let mut along = [1; 4];
+            along[dense.outputs] = -1;
+            return Some(Self {
+                id: dense.id(),
+                base: plain(dense.base()),
+                effective: plain(dense.weight()),
+                bias: dense.bias.map(|bias| (bias.id, plain(bias.val()).reshape(along))),
+                outputs: dense.outputs,
+                inputs: dense.inputs,
+                groups: dense.groups,
+            });
         }
+        // The shift of a norm goes with the branch that it ends.
+        let Op::BatchNorm(norm) = &node.op else { return None };
+        let shift = plain(norm.beta.val()).reshape([-1, 1, 1, 1]);
+        let (base, effective) = (shift.clone(), shift);
+        Some(Self { id: norm.beta.id, base, effective, bias: None, outputs: 0, inputs: 1, groups: 1 })
     }
 
     /// The squared norm of each group, with dimensions of size 1 for those that it spans, or once for each of its weights.

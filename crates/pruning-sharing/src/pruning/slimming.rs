@@ -116,9 +116,9 @@ struct Penalty {
 
 impl Objective for Penalty {
     fn term(&mut self, Seen { net, logits, .. }: &Seen<'_>) -> Result<Tensor<1>> {
-        let size = |norm: &usize| match &net.nodes[*norm].op {
-            Op::BatchNorm(norm) => Some(norm.gamma.val().abs().sum()),
-            Op::Conv2d(_) | Op::Linear(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => None,
+        let size = |norm: &usize| {
+            let Op::BatchNorm(norm) = &net.nodes[*norm].op else { return None };
+            Some(norm.gamma.val().abs().sum())
         };
         let zero = Tensor::zeros([1], &logits.device());
         Ok(self.norms.iter().filter_map(size).fold(zero, |sum, size| sum + size).mul_scalar(self.lambda))

@@ -50,7 +50,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use briquette_core::archive::Archive;
 use briquette_core::coding::{self, Coding, Source, Weight, floats};
 use briquette_core::error::{Error, Result};
-use briquette_core::net::{Net, Op};
+use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::{Choose, Extras, Objective, Recipe, Seen, fit, tune};
 use briquette_core::types::Layers;
@@ -333,13 +333,13 @@ impl Objective for Mixture {
 
 /// The weights of the convolutions and fully connected layers, those of `layers` where there are some.
 fn tensors(net: &Net, layers: Option<&BTreeSet<usize>>) -> Vec<Tensor<1>> {
-    let flat = |op: &Op| match op {
-        Op::Conv2d(conv) => Some(conv.weight.val().flatten::<1>(0, 3)),
-        Op::Linear(linear) => Some(linear.weight.val().flatten::<1>(0, 1)),
-        Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => None,
-    };
     let chosen = |index: &usize| layers.is_none_or(|layers| layers.contains(index));
-    net.nodes.iter().enumerate().filter(|(index, _)| chosen(index)).filter_map(|(_, node)| flat(&node.op)).collect()
+    net.nodes
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| chosen(index))
+        .filter_map(|(_, node)| Some(node.dense()?.weight().reshape([-1])))
+        .collect()
 }
 
 /// As [`Mixture::harden`], for these components and the tensors for which `layer` gives a name.

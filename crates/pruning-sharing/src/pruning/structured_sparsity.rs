@@ -111,11 +111,7 @@ impl StructuredSparsity {
         let chosen = self.layers.without(&self.except, net)?;
         let groups = net.channel_groups()?;
         let frozen: Vec<usize> = groups.iter().filter(|group| group.frozen.is_some()).flat_map(ChannelGroup::producers).collect();
-        let one_group = |index: usize| match &net.nodes[index].op {
-            Op::Conv2d(conv) => conv.groups == 1,
-            Op::Linear(_) => true,
-            Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => false,
-        };
+        let one_group = |index: usize| net.nodes[index].dense().is_some_and(|dense| dense.groups == 1);
         let layers =
             |fits: &dyn Fn(usize) -> bool| -> Vec<usize> { chosen.iter().copied().filter(|index| fits(*index)).collect() };
         let convolution = |index: usize| matches!(net.nodes[index].op, Op::Conv2d(_));

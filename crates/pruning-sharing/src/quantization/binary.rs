@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use briquette_core::coding::{self, Rounding, Source, Weight};
 use briquette_core::error::{Error, Result};
-use briquette_core::net::{Net, Op};
+use briquette_core::net::Net;
 use briquette_core::pass::Context;
 use briquette_core::quantize::{Quantize, mean};
 use briquette_core::stored::Stored;
@@ -137,11 +137,7 @@ pub fn paths(net: &Net, layers: &[usize]) -> BTreeMap<String, usize> {
 
 /// The gradient of a layer's weight, flat, in the order in which the weight lies.
 pub fn gradient(net: &Net, layer: usize, gradients: &GradientsParams) -> Option<Tensor<1>> {
-    match &net.nodes[layer].op {
-        Op::Conv2d(conv) => gradients.get::<4>(conv.weight.id).map(|gradient| gradient.flatten(0, 3)),
-        Op::Linear(linear) => gradients.get::<2>(linear.weight.id).map(|gradient| gradient.flatten(0, 1)),
-        Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => None,
-    }
+    net.nodes[layer].dense()?.gradient(gradients).map(|gradient| gradient.reshape([-1]))
 }
 
 /// What happens after each step: the weights underneath are clipped to [-1, 1], beyond which they would have no effect on their sign but
@@ -275,7 +271,7 @@ pub fn signs(mut net: Net, layers: &[usize]) -> Result<(Net, Vec<usize>)> {
         let step = Param::from_tensor(Tensor::from_floats([2.0], &net.device()));
         let sign = Quantize::new(step, 2, 0.5, StepGradient::Fixed);
         let layer = net.index(name)?;
-        net = net.interpose(layer, format!("{name}-sign"), Op::Quantize(sign))?;
+        net = net.interpose(layer, format!("{name}-sign"), sign.into())?;
     }
     let layers = names.iter().map(|name| net.index(name)).collect::<Result<_>>()?;
     Ok((net, layers))

@@ -102,7 +102,7 @@ mod tests {
     use briquette_core::Window;
     use briquette_core::builder::{Builder, Conv};
     use briquette_core::coding::{Coding, floats};
-    use briquette_core::net::{Node, Op, Value};
+    use briquette_core::net::{Node, Value};
     use briquette_core::stored::Storage;
     use briquette_core::zoo::{Arch, Wanted};
     use briquette_runtime::{Engine, Model};
@@ -147,7 +147,7 @@ mod tests {
         let all = layers(&net, (&Layers::default(), &Layers::default()), "it").unwrap();
         let (net, _) = signs(net, &all).unwrap();
         let device = Device::flex().autodiff();
-        let Op::Quantize(sign) = &net.nodes[net.index("fc1-sign").unwrap()].op else { panic!("no quantizer") };
+        let sign = net.nodes[net.index("fc1-sign").unwrap()].op.quantize().unwrap();
         let x = Tensor::<2>::from_floats([[-3.0, -0.5, 0.0, 1.0, 1.5]], &device).require_grad();
         let y = sign.forward(x.clone());
         assert_eq!(floats(y.clone().inner()), [-1.0, -1.0, 1.0, 1.0, 1.0]);

@@ -123,7 +123,6 @@ impl Forward for Coarse {
 #[cfg(test)]
 mod tests {
     use briquette_core::coding::floats;
-    use briquette_core::net::Op;
     use briquette_core::pass::Silent;
     use briquette_core::training::evaluate;
     use burn::module::{Module, Param};
@@ -146,10 +145,8 @@ mod tests {
         let expected = weights.iter().map(|w| 2.0 * ((w.tanh() / (2.0 * largest) + 0.5) * 3.0).round() / 3.0 - 1.0);
         assert!(get(&start, "conv2", "weight").iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6));
         assert_eq!(get(&start, "conv1", "weight"), get(&stirred(), "conv1", "weight"));
-        let quantizers = trained.nodes.iter().filter_map(|node| match &node.op {
-            Op::Quantize(own) => Some((own.levels, own.zero, briquette_core::coding::floats(own.scale.val())[0])),
-            _ => None,
-        });
+        let quantizers = trained.nodes.iter().filter_map(|node| node.op.quantize());
+        let quantizers = quantizers.map(|own| (own.levels, own.zero, briquette_core::coding::floats(own.scale.val())[0]));
         assert_eq!(quantizers.collect::<Vec<_>>(), [(8, 0.0, 1.0 / 7.0); 2]);
         let thirds = |w: &f32| (3.0 * w).round() == 3.0 * w || ((3.0 * w) - (3.0 * w).round()).abs() < 1e-5;
         assert!(get(&trained, "fc1", "weight").iter().all(thirds));
@@ -176,7 +173,7 @@ mod tests {
         }
         let images = Tensor::<4>::random([5, 1, 4, 4], Distribution::Uniform(0.0, 1.0), &Device::flex());
         trained.trace(images, |index, value| {
-            if matches!(trained.nodes[index].op, Op::Quantize(_)) {
+            if trained.nodes[index].op.quantize().is_some() {
                 let values = match value.clone() {
                     Value::Map(x) => floats(x),
                     Value::Vector(x) => floats(x),
@@ -205,7 +202,7 @@ mod tests {
             let settings = serde_json::json!({ "bits": 1, "activations": bits, "train": {} });
             let method: Dorefa = serde_json::from_value(settings).unwrap();
             let net = method.plan(small()).unwrap().train();
-            let quantize = net.nodes.iter().find_map(|node| if let Op::Quantize(own) = &node.op { Some(own) } else { None });
+            let quantize = net.nodes.iter().find_map(|node| node.op.quantize());
             let own = Tensor::<2>::from_floats([x], &device).require_grad();
             let y = quantize.unwrap().forward(own.clone());
             let last = (1 << bits) as f32 - 1.0;

@@ -172,7 +172,7 @@ impl Forward for Shifts {
                     linear.weight = fixed(weight.clone().detach());
                     drawn.insert(layer, Drawn::Linear(Box::new(weight)));
                 }
-                Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => {}
+                Op::BatchNorm(_) | Op::Tensors(_) | Op::Fixed(_) => {}
             }
         }
         let mut read: BTreeMap<usize, Option<Value>> =
@@ -199,14 +199,15 @@ impl Forward for Shifts {
 impl Shifts {
     /// The output of a layer, whose weight has the gradient by the rounded input.
     fn with_shifts(&self, weight: &Drawn, input: Value, output: Value) -> Value {
-        match (weight, input, output) {
-            (Drawn::Conv(conv), Value::Map(x), Value::Map(y)) => {
-                Value::Map(y + nothing(conv.forward(powers_of_two(x.detach(), self.exponents))))
+        match weight {
+            Drawn::Conv(conv) => {
+                let x = powers_of_two(input.map().detach(), self.exponents);
+                Value::Map(output.map() + nothing(conv.forward(x)))
             }
-            (Drawn::Linear(weight), Value::Vector(x), Value::Vector(y)) => {
-                Value::Vector(y + nothing(powers_of_two(x.detach(), self.exponents).matmul((**weight).clone())))
+            Drawn::Linear(weight) => {
+                let x = powers_of_two(input.vector().detach(), self.exponents);
+                Value::Vector(output.vector() + nothing(x.matmul((**weight).clone())))
             }
-            (_, _, output) => output,
         }
     }
 }

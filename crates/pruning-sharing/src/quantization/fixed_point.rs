@@ -27,7 +27,7 @@
 //! let method: FixedPoint = serde_json::from_str(r#"{ "bits": 8, "activations": 8 }"#).unwrap();
 //! let net = method.run(b.finish().unwrap(), &mut Context::new(&Device::flex(), 1, &data, &mut Silent)).unwrap();
 //! let fc = net.index("fc").unwrap();
-//! assert!(matches!(net.nodes[net.nodes[fc].inputs[0]].op, Op::Quantize(_)));
+//! assert!(net.nodes[net.nodes[fc].inputs[0]].op.quantize().is_some());
 //! let values = net.nodes[fc].weight().unwrap().values();
 //! assert!(values[..4].iter().any(|w| (w / values[..4].iter().fold(0.0_f32, |m, w| m.max(w.abs()))).abs() == 1.0));
 //!
@@ -304,7 +304,7 @@ mod tests {
                 for (i, (w, code)) in weight.values().iter().zip(&codes).enumerate() {
                     assert_eq!(*w, grid.value(channel(i), *code as u16));
                 }
-                let Op::Quantize(quantize) = &net.nodes[input].op else { panic!("{} reads no integers", node.name) };
+                let Some(quantize) = net.nodes[input].op.quantize() else { panic!("{} reads no integers", node.name) };
                 let step = floats(quantize.scale.val())[0];
                 let inputs: Vec<i32> = values[input].iter().map(|x| (x / step + quantize.zero).round() as i32).collect();
                 assert!(inputs.iter().all(|code| (0..256).contains(code)), "{}", node.name);
@@ -490,7 +490,7 @@ mod tests {
         let quantized = run::<FixedPoint>(net.deep_clone(), settings(more)).unwrap();
         assert_eq!(get(&quantized, "conv1", "weight"), get(&net, "conv1", "weight"));
         assert!(quantized.nodes.iter().any(|node| matches!(node.op, Op::BatchNorm(_))));
-        assert_eq!(quantized.nodes.iter().filter(|node| matches!(node.op, Op::Quantize(_))).count(), 2);
+        assert_eq!(quantized.nodes.iter().filter(|node| node.op.quantize().is_some()).count(), 2);
         assert!(get(&quantized, "fc2", "weight").iter().zip(&mask).all(|(w, keep)| *keep || *w == 0.0));
         assert_eq!(quantized.nodes[quantized.index("fc2").unwrap()].weight().unwrap().coding.mask, Some(mask));
         let Layer::Quantize(layers::Quantize { zero, levels, .. }) =

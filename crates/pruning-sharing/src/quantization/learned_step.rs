@@ -201,7 +201,6 @@ fn images() -> usize {
 #[cfg(test)]
 mod tests {
     use briquette_core::coding::{Source, floats};
-    use briquette_core::net::Op;
     use briquette_core::pass::Silent;
     use briquette_core::stored::Storage;
     use briquette_core::training::evaluate;
@@ -245,16 +244,13 @@ mod tests {
         assert!((conv2.steps[0] - 2.0 * mean / 7.0_f32.sqrt()).abs() < 1e-6);
         assert_eq!((conv2.levels, conv2.zeros[0]), (16, 8.0));
         assert_eq!((grid(&net, "conv1").levels, grid(&net, "fc2").levels), (256, 256));
-        let quantizers: Vec<(u32, f32)> = net
-            .nodes
-            .iter()
-            .filter_map(|node| if let Op::Quantize(own) = &node.op { Some((own.levels, own.zero)) } else { None })
-            .collect();
+        let quantizers: Vec<(u32, f32)> =
+            net.nodes.iter().filter_map(|node| node.op.quantize().map(|own| (own.levels, own.zero))).collect();
         assert_eq!(quantizers, [(256, 0.0), (16, 0.0), (16, 0.0), (256, 0.0)]);
         // The mean pixel, for pixels are never negative.
         let data = images();
         let pixels = (0..40_usize * 16).map(|i| f64::from((i * i * 31 % 251) as u8) / 255.0).sum::<f64>() / 640.0;
-        let first = net.nodes.iter().find_map(|node| if let Op::Quantize(own) = &node.op { Some(own) } else { None }).unwrap();
+        let first = net.nodes.iter().find_map(|node| node.op.quantize()).unwrap();
         assert!((f64::from(floats(first.scale.val())[0]) - 2.0 * pixels / 255.0_f64.sqrt()).abs() < 1e-6);
         assert_eq!(data.train.len(), 40);
     }

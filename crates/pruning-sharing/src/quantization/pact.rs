@@ -31,7 +31,7 @@
 
 use briquette_core::StepGradient;
 use briquette_core::error::{Error, Result};
-use briquette_core::net::{Net, Op};
+use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::training::{Extras, Objective, Recipe, Seen, fit};
 use burn::tensor::Tensor;
@@ -86,10 +86,8 @@ struct Decay(f64);
 
 impl Objective for Decay {
     fn term(&mut self, Seen { net, logits, .. }: &Seen<'_>) -> Result<Tensor<1>> {
-        let squares = net.nodes.iter().filter_map(|node| match &node.op {
-            Op::Quantize(own) if own.train == StepGradient::Clip => Some(own.scale.val().powi_scalar(2)),
-            _ => None,
-        });
+        let clipped = net.nodes.iter().filter_map(|node| node.op.quantize()).filter(|own| own.train == StepGradient::Clip);
+        let squares = clipped.map(|own| own.scale.val().powi_scalar(2));
         Ok(squares.fold(Tensor::zeros([1], &logits.device()), |sum, square| sum + square).mul_scalar(self.0))
     }
 }
@@ -114,11 +112,7 @@ mod tests {
     use briquette_handmade::{images, refusal, run, small, stirred, term};
 
     fn clips(net: &Net) -> Vec<f32> {
-        let clip = |op: &Op| match op {
-            Op::Quantize(own) => Some(floats(own.scale.val())[0]),
-            _ => None,
-        };
-        net.nodes.iter().filter_map(|node| clip(&node.op)).collect()
+        net.nodes.iter().filter_map(|node| Some(floats(node.op.quantize()?.scale.val())[0])).collect()
     }
 
     fn settings(epochs: usize, alpha: f64, decay: f64) -> serde_json::Value {
@@ -134,8 +128,7 @@ mod tests {
         assert!((floats(value(&net, &device))[0] - 0.2 * 2.0 * 9.0).abs() < 1e-4);
         let trained = net.train();
         let grads = value(&trained, &device.clone().autodiff()).backward();
-        let clips =
-            trained.nodes.iter().filter_map(|node| if let Op::Quantize(own) = &node.op { Some(&own.scale) } else { None });
+        let clips = trained.nodes.iter().filter_map(|node| Some(node.op.quantize()?.scale));
         for clip in clips {
             // d(0.2 alpha^2)/dalpha = 0.4 alpha.
             assert!((floats(clip.val().grad(&grads).unwrap())[0] - 0.4 * 3.0).abs() < 1e-3);
@@ -196,7 +189,7 @@ mod tests {
         let net = arch.build(&briquette_core::zoo::Wanted { width: 0.25, ..arch.wanted() }, &device).unwrap();
         let method: Pact = serde_json::from_value(settings(1, 4.0, 1e-4)).unwrap();
         let net = method.plan(net).unwrap();
-        let quantized = |node: usize| matches!(net.nodes[node].op, Op::Quantize(_));
+        let quantized = |node: usize| net.nodes[node].op.quantize().is_some();
         for (index, node) in net.nodes.iter().enumerate().filter(|(index, _)| quantized(*index)) {
             let value = node.inputs[0];
             assert!(net.nodes.iter().enumerate().all(|(reader, node)| reader == index || !node.inputs.contains(&value)));
@@ -211,10 +204,7 @@ mod tests {
             all
         };
         let net = run::<Pact>(small(), with(serde_json::json!({ "conv": 3, "fc": 5 }))).unwrap();
-        let levels = net.nodes.iter().filter_map(|node| match &node.op {
-            Op::Quantize(own) => Some(own.levels),
-            _ => None,
-        });
+        let levels = net.nodes.iter().filter_map(|node| Some(node.op.quantize()?.levels));
         assert_eq!(levels.collect::<Vec<_>>(), [8, 32]);
         assert_eq!(
             refusal::<Pact>(small(), with(serde_json::json!({ "fc1": 9 }))),

@@ -45,13 +45,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use briquette_core::chance;
 use briquette_core::coding::{Rounding, Weight, adjust};
 use briquette_core::error::{Error, Result};
-use briquette_core::net::{Net, Op, Value};
+use briquette_core::net::{Net, Value};
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::quantize::CoarseGradient;
 use briquette_core::training::{Extras, Forward, Projection, Recipe, Taps, fit};
 use briquette_core::types::{Bits, Layers, PerLayer};
 use briquette_core::{Grid, StepGradient};
-use burn::module::{Module, Param, ParamId};
+use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
@@ -226,11 +226,7 @@ impl Projection for Rounded {
             (base, steps)
         });
         let rounded = net.nodes.iter().filter(|node| self.layers.contains(&node.name)).filter_map(|node| {
-            let bias = match &node.op {
-                Op::Conv2d(conv) => conv.bias.as_ref()?,
-                Op::Linear(linear) => linear.bias.as_ref()?,
-                _ => return None,
-            };
+            let bias = node.dense()?.bias?;
             Some((bias.id, self.format.round(plain(bias.val()), self.by)))
         });
         let rounded: HashMap<_, _> = rounded.collect();
@@ -274,17 +270,7 @@ impl Way {
         let mut passing = net.clone();
         let Some(gradients) = self.gradients else { return passing };
         for &layer in &self.layers {
-            match &mut passing.nodes[layer].op {
-                Op::Conv2d(conv) => {
-                    conv.weight = through(&conv.weight, gradients);
-                    conv.bias = conv.bias.as_ref().map(|bias| through(bias, gradients));
-                }
-                Op::Linear(linear) => {
-                    linear.weight = through(&linear.weight, gradients);
-                    linear.bias = linear.bias.as_ref().map(|bias| through(bias, gradients));
-                }
-                Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => {}
-            }
+            passing.nodes[layer].pass_through(|weight| gradients.apply(weight), |bias| gradients.apply(bias));
         }
         passing
     }
@@ -312,11 +298,6 @@ impl Forward for Way {
         });
         logits.vector()
     }
-}
-
-/// The same value with a rounded gradient: no leaf of the graph.
-fn through<const D: usize>(param: &Param<Tensor<D>>, gradients: CoarseGradient) -> Param<Tensor<D>> {
-    Param::initialized(ParamId::new(), gradients.apply(param.val()))
 }
 
 fn unit() -> Format {

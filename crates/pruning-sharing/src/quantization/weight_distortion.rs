@@ -62,12 +62,12 @@ use briquette_core::builder::stream;
 use briquette_core::chance;
 use briquette_core::coding::Rounding;
 use briquette_core::error::{Error, Result};
-use briquette_core::net::{Net, Op};
+use briquette_core::net::Net;
 use briquette_core::pass::{Context, Event, Method, Pass};
 use briquette_core::quantize::straight;
 use briquette_core::training::{Extras, Forward, Projection, Recipe, Settle, Taps, evaluate, fit, renew};
 use briquette_core::{Grid, coding};
-use burn::module::{Param, ParamId};
+use burn::module::ParamId;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
@@ -268,11 +268,7 @@ impl Settle for Settled<'_> {
 fn distorted(net: &Net, layers: &[usize], distortion: Distortion) -> Net {
     let mut net = net.clone();
     for &layer in layers {
-        match &mut net.nodes[layer].op {
-            Op::Conv2d(conv) => conv.weight = Param::initialized(ParamId::new(), distortion.apply(conv.weight.val())),
-            Op::Linear(linear) => linear.weight = Param::initialized(ParamId::new(), distortion.apply(linear.weight.val())),
-            Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => {}
-        }
+        net.nodes[layer].pass_through(|weight| distortion.apply(weight), |bias| bias);
     }
     net
 }
@@ -294,10 +290,9 @@ struct Clip(Vec<usize>);
 
 impl Projection for Clip {
     fn project(&mut self, net: Net, _: usize, _: usize) -> Net {
-        let clipped = |layer: &usize| match &net.nodes[*layer].op {
-            Op::Conv2d(conv) => Some((conv.weight.id, plain(conv.weight.val()).clamp(-1.0, 1.0).flatten(0, 3))),
-            Op::Linear(linear) => Some((linear.weight.id, plain(linear.weight.val()).clamp(-1.0, 1.0).flatten(0, 1))),
-            Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => None,
+        let clipped = |layer: &usize| {
+            let dense = net.nodes[*layer].dense()?;
+            Some((dense.id(), plain(dense.weight()).clamp(-1.0, 1.0).reshape([-1])))
         };
         let values: HashMap<ParamId, Tensor<1>> = self.0.iter().filter_map(clipped).collect();
         replace(net, values)
@@ -315,6 +310,7 @@ mod tests {
     use briquette_core::pass::{Data, Memory, Silent};
     use briquette_core::zoo::{Arch, Wanted};
     use burn::module::Module;
+    use burn::module::Param;
     use burn::tensor::{Device, TensorData};
 
     use super::*;

@@ -91,7 +91,7 @@ impl XnorNet {
                 let layer = net.index(name)?;
                 let sign = net.nodes[layer].inputs[0];
                 // A layer that reads the network's input has no sign.
-                if let (Op::Quantize(_), Some(&real)) = (&net.nodes[sign].op, net.nodes[sign].inputs.first()) {
+                if let (Some(_), Some(&real)) = (net.nodes[sign].op.quantize(), net.nodes[sign].inputs.first()) {
                     net = scale(net, layer, real)?;
                 }
             }
@@ -114,12 +114,12 @@ fn scale(net: Net, layer: usize, real: usize) -> Result<Net> {
             let Layer::Conv2d(layers::Conv2d { stride, padding, .. }) = net.nodes[layer].op.layer() else {
                 unreachable!("a convolution's layer is a convolution")
             };
-            let window = Window { kernel: conv.kernel_size, stride, padding };
+            let window = Window { padding, ..Window::new(conv.kernel_size, stride) };
             if window != Window::square(1) {
                 factor.push((format!("{name}-box"), Layer::AvgPool(layers::AvgPool { window, count_padding: true }), layer + 1));
             }
         }
-        Op::Linear(_) | Op::BatchNorm(_) | Op::Structured(_) | Op::Quantize(_) | Op::Fixed(_) => {}
+        Op::Linear(_) | Op::BatchNorm(_) | Op::Tensors(_) | Op::Fixed(_) => {}
     }
     let product = layer + factor.len() + 1;
     let maps = factor.into_iter().map(|(name, layer, input)| Node { op: Op::fixed(layer), name, inputs: vec![input] });

@@ -16,7 +16,7 @@ use briquette_core::types::Layers;
 use briquette_kernels::Structure;
 use briquette_kernels::optimize::Adam;
 use briquette_kernels::structured::{UNITS, units};
-use briquette_runtime::layers;
+use briquette_runtime::{Padding, layers};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
@@ -175,7 +175,7 @@ fn replaceable(node: &Node) -> Result<Stored> {
     let plain = match (&node.op, node.op.layer()) {
         (Op::Linear(_), _) => true,
         (Op::Conv2d(conv), Layer::Conv2d(layers::Conv2d { stride, padding, groups, .. })) => {
-            (conv.kernel_size, stride, padding, groups) == ([1; 2], [1; 2], [0; 2], 1)
+            (conv.kernel_size, stride, padding, groups) == ([1; 2], [1; 2], Padding::NONE, 1)
         }
         _ => false,
     };

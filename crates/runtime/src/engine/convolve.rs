@@ -3,7 +3,7 @@
 use super::matrix::Matrix;
 use super::operation::Operation;
 use super::threads::Threads;
-use crate::Activation;
+use crate::{Activation, Padding};
 
 /// Floats of unfolded windows that a task holds at once, and the most where windows are so long that few of them fit.
 const TILE: usize = 1 << 18;
@@ -51,7 +51,7 @@ pub(crate) struct Geometry {
     pub(crate) output: [usize; 2],
     pub(crate) kernel: [usize; 2],
     pub(crate) stride: [usize; 2],
-    pub(crate) padding: [usize; 2],
+    pub(crate) padding: Padding,
     pub(crate) dilation: [usize; 2],
     pub(crate) groups: usize,
 }
@@ -64,15 +64,15 @@ impl Geometry {
     /// Where tap `tap` of output `position` reads along an axis, if inside the input.
     fn source(&self, axis: usize, position: usize, tap: usize) -> Option<usize> {
         (position * self.stride[axis] + tap * self.dilation[axis])
-            .checked_sub(self.padding[axis])
+            .checked_sub(self.padding.before(axis))
             .filter(|source| *source < self.input[axis])
     }
 
     /// Output columns whose tap `tap` reads inside the input.
     fn inside(&self, tap: usize) -> std::ops::Range<usize> {
         let offset = tap * self.dilation[1];
-        let start = self.padding[1].saturating_sub(offset).div_ceil(self.stride[1]);
-        let end = (self.input[1] + self.padding[1]).saturating_sub(offset).div_ceil(self.stride[1]).min(self.output[1]);
+        let start = self.padding.before(1).saturating_sub(offset).div_ceil(self.stride[1]);
+        let end = (self.input[1] + self.padding.before(1)).saturating_sub(offset).div_ceil(self.stride[1]).min(self.output[1]);
         start.min(end)..end
     }
 }
@@ -135,7 +135,7 @@ impl Convolution {
         }
         let group_size = g.channels / g.groups * g.input[0] * g.input[1];
         // A window of one pixel sees the input itself.
-        let pointwise = g.kernel == [1, 1] && g.stride == [1, 1] && g.padding == [0, 0];
+        let pointwise = g.kernel == [1, 1] && g.stride == [1, 1] && g.padding.is_none();
         threads.each(tasks.into_iter().enumerate().collect(), |scratch: &mut Vec<f32>, (number, mut planes)| {
             let (sample_group, tile_number) = (first_group + number / tiles, number % tiles);
             let group = sample_group % g.groups;
@@ -236,7 +236,7 @@ impl Operation for Depthwise {
                 let inside = g.inside(kx);
                 for (oy, out) in plane.chunks_mut(g.output[1]).enumerate() {
                     let Some(iy) = g.source(0, oy, ky).filter(|_| !inside.is_empty()) else { continue };
-                    let first = inside.start * g.stride[1] + kx * g.dilation[1] - g.padding[1];
+                    let first = inside.start * g.stride[1] + kx * g.dilation[1] - g.padding.before(1);
                     let row = &input[iy * g.input[1] + first..(iy + 1) * g.input[1]];
                     let out = &mut out[inside.clone()];
                     if g.stride[1] == 1 {
@@ -331,7 +331,7 @@ fn unfold(g: &Geometry, taps: &[usize], input: &[f32], begin: usize, width: usiz
             piece[..from - ox].fill(0.0);
             piece[to - ox..].fill(0.0);
             let piece = &mut piece[from - ox..to - ox];
-            let row = &plane[iy * g.input[1] + from * g.stride[1] + kx * g.dilation[1] - g.padding[1]..];
+            let row = &plane[iy * g.input[1] + from * g.stride[1] + kx * g.dilation[1] - g.padding.before(1)..];
             if g.stride[1] == 1 {
                 piece.copy_from_slice(&row[..to - from]);
             } else {

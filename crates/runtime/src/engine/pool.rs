@@ -54,9 +54,11 @@ impl Pool {
         match &self.windows {
             Windows::Fixed { window, count_padding } => {
                 let first = position * window.stride[axis];
-                let start = first.saturating_sub(window.padding[axis]);
-                let end = (first + window.kernel[axis]).saturating_sub(window.padding[axis]).min(size);
-                Span { start, end, counted: if *count_padding { window.kernel[axis] } else { end - start } }
+                let before = window.padding.before(axis);
+                let start = first.saturating_sub(before);
+                let end = (first + window.kernel[axis]).saturating_sub(before).min(size);
+                let counted = if *count_padding { window.counted(axis, position, size) } else { end - start };
+                Span { start, end, counted }
             }
             Windows::Adaptive => {
                 let (start, end) = (position * size / count, ((position + 1) * size).div_ceil(count));

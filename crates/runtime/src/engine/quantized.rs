@@ -111,7 +111,7 @@ impl Quantized {
         }
         let between = |zero: f32| if zero.fract() == 0.0 { 1 } else { 2 };
         let (factor, zero) = (between(input.zeros[0]), input.zeros[0]);
-        if factor == 2 && geometry.padding != [0, 0] {
+        if factor == 2 && !geometry.padding.is_none() {
             return None;
         }
         // Twice the zero, so that it is an integer.

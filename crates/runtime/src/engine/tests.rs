@@ -3,7 +3,7 @@ mod grids;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Activation, Coded, Layer, Node, Plan, Structure, Window, layers};
+use crate::{Activation, Coded, Layer, Node, Padding, Plan, Structure, Window, layers};
 
 /// Deterministic values in -1..1 with the given share of zeros in tenths.
 fn values(count: usize, seed: usize, zeros: usize) -> Vec<f32> {
@@ -53,7 +53,7 @@ struct Case {
     input: [usize; 3],
     weight: [usize; 4],
     stride: [usize; 2],
-    padding: [usize; 2],
+    padding: Padding,
     dilation: [usize; 2],
     groups: usize,
     zeros: usize,
@@ -99,8 +99,8 @@ impl Case {
                 for (oy, ox) in (0..output[1]).flat_map(|oy| (0..output[2]).map(move |ox| (oy, ox))) {
                     let mut sum = f64::from(*bias);
                     for (i, ky, kx) in (0..fan).flat_map(|i| (0..kh).flat_map(move |ky| (0..kw).map(move |kx| (i, ky, kx)))) {
-                        let iy = (oy * self.stride[0] + ky * self.dilation[0]).checked_sub(self.padding[0]);
-                        let ix = (ox * self.stride[1] + kx * self.dilation[1]).checked_sub(self.padding[1]);
+                        let iy = (oy * self.stride[0] + ky * self.dilation[0]).checked_sub(self.padding.before(0));
+                        let ix = (ox * self.stride[1] + kx * self.dilation[1]).checked_sub(self.padding.before(1));
                         if let (Some(iy), Some(ix)) = (iy.filter(|y| *y < h), ix.filter(|x| *x < w)) {
                             let channel = o / per_group * fan + i;
                             let weight = weight[((o * fan + i) * kh + ky) * kw + kx];
@@ -123,10 +123,11 @@ fn case() -> impl Strategy<Value = Case> {
         (2_usize..4, 1_usize..3, 1_usize..3),
         (2_usize..8, Just(1), 1_usize..3)
     ];
+    let padding = [[0_usize..4, 0_usize..4], [0_usize..4, 0_usize..4]].prop_map(Padding);
     let size = prop_oneof![4 => 1_usize..12, 1 => prop_oneof![Just(13_usize), Just(23), Just(41)]];
-    (channels, [size.clone(), size], pair(1..=4), pair(1..=3), pair(0..=3), pair(1..=2), prop_oneof![Just(0_usize), Just(9)])
+    (channels, [size.clone(), size], pair(1..=4), pair(1..=3), padding, pair(1..=2), prop_oneof![Just(0_usize), Just(9)])
         .prop_filter_map("the kernel must fit", |((groups, fan, per_group), size, kernel, stride, padding, dilation, zeros)| {
-            let fits = |axis: usize| size[axis] + 2 * padding[axis] > (kernel[axis] - 1) * dilation[axis];
+            let fits = |axis: usize| size[axis] + padding.0[axis].iter().sum::<usize>() > (kernel[axis] - 1) * dilation[axis];
             (fits(0) && fits(1)).then_some(Case {
                 input: [groups * fan, size[0], size[1]],
                 weight: [groups * per_group, fan, kernel[0], kernel[1]],
@@ -138,6 +139,20 @@ fn case() -> impl Strategy<Value = Case> {
                 thin: 0,
             })
         })
+}
+
+/// The rows or columns that the windows of a pooling see, those of the padding included, by PyTorch's words: windows that go beyond the padding
+/// are left out, with `ceil` only those that begin in the padding behind the input, and none goes beyond the padding.
+fn windows_of(window: &Window, axis: usize, size: usize) -> Vec<Vec<i64>> {
+    let [kernel, stride] = [window.kernel[axis] as i64, window.stride[axis] as i64];
+    let (size, [before, after]) = (size as i64, window.padding.0[axis].map(|side| side as i64));
+    let starts = (0..).map(|position| position * stride - before);
+    // With `ceil` there is another window as long as the one before it leaves something over.
+    let counts = |start: &i64| match window.ceil {
+        true => *start < size && start - stride + kernel < size + after,
+        false => start + kernel <= size + after,
+    };
+    starts.take_while(counts).map(|start| (start..(start + kernel).min(size + after)).collect()).collect()
 }
 
 proptest! {
@@ -184,10 +199,12 @@ proptest! {
         (h, w) in (3_usize..14, 3_usize..14),
         kernel in [1_usize..4, 1_usize..4],
         stride in [1_usize..4, 1_usize..4],
-        pad in any::<bool>(),
+        sides in [[0_usize..3, 0_usize..3], [0_usize..3, 0_usize..3]],
+        ceil in any::<bool>(),
     ) {
-        let padding = if pad { [kernel[0] / 2, kernel[1] / 2] } else { [0, 0] };
-        let window = Window { kernel, stride, padding };
+        let padding = Padding([0, 1].map(|axis| sides[axis].map(|side| side.min(kernel[axis] - 1))));
+        let window = Window { kernel, stride, padding, ceil };
+        let [rows, columns] = [0, 1].map(|axis| windows_of(&window, axis, [h, w][axis]));
         let input = values(2 * h * w, 7, 0);
         for (layer, mean, count) in [
             (Layer::MaxPool(layers::MaxPool { window }), false, false),
@@ -196,17 +213,16 @@ proptest! {
         ] {
             let model = single(&[2, h, w], layer);
             let shape = model.check().unwrap().pop().unwrap();
-            let (oh, ow) = (shape[1], shape[2]);
+            prop_assert_eq!(&shape, &[2, rows.len(), columns.len()]);
             let mut expected = Vec::new();
-            for (c, oy, ox) in (0..2).flat_map(|c| (0..oh).flat_map(move |y| (0..ow).map(move |x| (c, y, x)))) {
-                let mut seen = Vec::new();
-                for (ky, kx) in (0..kernel[0]).flat_map(|y| (0..kernel[1]).map(move |x| (y, x))) {
-                    let (y, x) = ((oy * stride[0] + ky).wrapping_sub(padding[0]), (ox * stride[1] + kx).wrapping_sub(padding[1]));
-                    if y < h && x < w {
-                        seen.push(input[(c * h + y) * w + x]);
-                    }
-                }
-                let divisor = if count { kernel[0] * kernel[1] } else { seen.len() } as f32;
+            let windows = || rows.iter().flat_map(|rows| columns.iter().map(move |columns| (rows, columns)));
+            for (c, (rows, columns)) in (0..2).flat_map(|c| windows().map(move |window| (c, window))) {
+                let inside = |place: &i64, size: usize| usize::try_from(*place).ok().filter(|place| *place < size);
+                let seen: Vec<f32> = (rows.iter().filter_map(|y| inside(y, h)))
+                    .flat_map(|y| columns.iter().filter_map(move |x| Some((y, inside(x, w)?))))
+                    .map(|(y, x)| input[(c * h + y) * w + x])
+                    .collect();
+                let divisor = if count { rows.len() * columns.len() } else { seen.len() } as f32;
                 let max = seen.iter().copied().reduce(f32::max).unwrap();
                 expected.push(if mean { seen.iter().sum::<f32>() / divisor } else { max });
             }
@@ -281,7 +297,7 @@ fn shapes_and_norms_are_their_definitions() {
 
 /// A residual network with everything that can fuse, and some that must not.
 fn residual() -> Model {
-    let conv = |groups| Layer::Conv2d(layers::Conv2d { stride: [1, 1], padding: [1, 1], dilation: [1, 1], groups });
+    let conv = |groups| Layer::Conv2d(layers::Conv2d { stride: [1, 1], padding: Padding::all(1), dilation: [1, 1], groups });
     let weight = |count, seed, zeros| values(count, seed, zeros);
     let (dense, depth, sparse, fc) =
         (weight(8 * 3 * 9, 1, 0), weight(8 * 9, 2, 0), weight(8 * 8 * 9, 3, 9), weight(10 * 8 * 25, 4, 9));
@@ -349,7 +365,7 @@ fn channels_are_not_mixed_up_by_flattening() {
     let (ones, shift) = ([1.0; 18], values(18, 2, 0));
     let norm: [(&str, &[usize], &[f32]); 4] =
         [("gamma", &[18], &ones), ("beta", &[18], &shift), ("mean", &[18], &[0.0; 18]), ("var", &[18], &ones)];
-    let conv = Layer::Conv2d(layers::Conv2d { stride: [1, 1], padding: [1, 1], dilation: [1, 1], groups: 1 });
+    let conv = Layer::Conv2d(layers::Conv2d { stride: [1, 1], padding: Padding::all(1), dilation: [1, 1], groups: 1 });
     let model = model(
         &[1, 3, 3],
         vec![
@@ -404,7 +420,7 @@ fn structural_matrices_equal_their_dense_forms_on_vectors_and_on_every_pixel() {
             shapes.iter().zip(&slices).map(|(p, values)| (p.name, &p.shape[..], *values)).collect();
         tensors.push(("bias", &[13], &bias));
         let relu = || node("relu", &[1], Layer::Activation(Activation::Relu), &[]);
-        let conv = Layer::Conv2d(layers::Conv2d { stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups: 1 });
+        let conv = Layer::Conv2d(layers::Conv2d { stride: [1, 1], padding: Padding::NONE, dilation: [1, 1], groups: 1 });
         for (input, twin, weight) in
             [(&[10][..], Layer::Linear(layers::Linear), &[13, 10][..]), (&[10, 3, 2], conv, &[13, 10, 1, 1])]
         {
@@ -457,7 +473,7 @@ fn many_groups_of_one_position_come_out_as_one_by_one() {
     // More pieces of the output than are listed at once: they are worked on in parts.
     let (groups, batch) = (600_000, 2);
     let weight: Vec<f32> = (0..2 * groups).map(|i| (i % 7) as f32).collect();
-    let conv = Layer::Conv2d(layers::Conv2d { stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups });
+    let conv = Layer::Conv2d(layers::Conv2d { stride: [1, 1], padding: Padding::NONE, dilation: [1, 1], groups });
     // Two channels in each group, so that it is no depthwise convolution.
     let model = model(&[2 * groups, 1, 1], vec![node("conv", &[0], conv, &[("weight", &[groups, 2, 1, 1], &weight)])]);
     let input: Vec<f32> = (0..batch * 2 * groups).map(|i| (i % 5) as f32).collect();

@@ -44,7 +44,13 @@ impl Kind for Activation {
     fn check(&self) -> Result<(), String> {
         match self {
             Activation::LeakyRelu { slope } if !slope.is_finite() => Err(format!("a slope of {slope}; it is finite")),
-            _ => Ok(()),
+            Activation::LeakyRelu { .. }
+            | Activation::Relu
+            | Activation::Relu6
+            | Activation::Sigmoid
+            | Activation::Tanh
+            | Activation::Gelu
+            | Activation::Silu => Ok(()),
         }
     }
 
@@ -87,7 +93,12 @@ impl Kind for Activation {
     fn settings(&self) -> Vec<Setting> {
         match self {
             Activation::LeakyRelu { slope } => vec![Setting::finite("slope", [*slope])],
-            _ => Vec::new(),
+            Activation::Relu
+            | Activation::Relu6
+            | Activation::Sigmoid
+            | Activation::Tanh
+            | Activation::Gelu
+            | Activation::Silu => Vec::new(),
         }
     }
 }

@@ -32,7 +32,7 @@ impl Kind for AvgPool {
     }
 
     fn constants(&self, inputs: &[&Constants], _: &Parameters<'_>) -> Constants {
-        let zeros_come_in = self.count_padding && self.window.padding != [0; 2];
+        let zeros_come_in = self.count_padding && !self.window.padding.is_none();
         inputs[0].iter().map(|value| value.filter(|value| !zeros_come_in || *value == 0.0)).collect()
     }
 

@@ -1,18 +1,18 @@
 //! Convolution.
 
-use super::shape::{extent, map};
+use super::shape::{extent, map, padded};
 use super::{Channels, Constants, Extent, Kind, Layer, Parameters, Runnable, Sign, Storable, Tensor, count};
 use crate::bytes::{Put as _, Reader};
 use crate::engine::{Codes, Convolution, Depthwise, Epilogue, Geometry, Operation, decoded};
-use crate::{Coded, Error, Node};
+use crate::{Coded, Error, Node, Padding};
 
 /// Cross-correlation; tensors `weight` `[out, in / groups, kh, kw]` and optionally `bias` `[out]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Conv2d {
     /// Step between windows, `[vertical, horizontal]`.
     pub stride: [usize; 2],
-    /// Zeros added on both sides, `[vertical, horizontal]`.
-    pub padding: [usize; 2],
+    /// Zeros around the input.
+    pub padding: Padding,
     /// Spacing between kernel taps.
     pub dilation: [usize; 2],
     /// Input and output channels are split into this many independent groups.
@@ -36,8 +36,9 @@ impl Kind for Conv2d {
         if self.groups == 0 || fan.checked_mul(self.groups) != Some(c) || out == 0 || !out.is_multiple_of(self.groups) {
             return Err(format!("weight {weight:?} in {} group(s) does not take {c} channels", self.groups));
         }
-        let along = |axis: usize, size, kernel| extent(size, kernel, self.stride[axis], self.padding[axis], self.dilation[axis]);
-        match (along(0, h, kh), along(1, w, kw)) {
+        let [ph, pw] = padded(self.padding, [c, h, w])?;
+        let along = |axis: usize, size, kernel| extent(size, kernel, self.stride[axis], self.dilation[axis]);
+        match (along(0, ph, kh), along(1, pw, kw)) {
             (Some(oh), Some(ow)) => Ok(vec![out, oh, ow]),
             _ => Err(format!("kernel {kh}x{kw} does not fit the input {:?}", inputs[0])),
         }
@@ -61,7 +62,7 @@ impl Kind for Conv2d {
     }
 
     fn constants(&self, inputs: &[&Constants], of: &Parameters<'_>) -> Constants {
-        of_filters(inputs[0], of, self.groups, self.padding != [0; 2])
+        of_filters(inputs[0], of, self.groups, !self.padding.is_none())
     }
 
     fn sign(&self) -> Sign {
@@ -92,13 +93,14 @@ pub(super) fn of_filters(input: &Constants, of: &Parameters<'_>, groups: usize, 
 
 impl Storable for Conv2d {
     fn write(&self, out: &mut Vec<u8>) {
-        [self.stride, self.padding, self.dilation].iter().for_each(|pair| out.put_sizes(pair));
+        out.put_sizes(&self.stride);
+        out.put_padding(self.padding);
+        out.put_sizes(&self.dilation);
         out.put_varint(self.groups);
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<Self, Error> {
-        let [stride, padding, dilation] = [reader.sizes()?, reader.sizes()?, reader.sizes()?];
-        Ok(Self { stride, padding, dilation, groups: reader.varint()? })
+        Ok(Self { stride: reader.sizes()?, padding: reader.padding()?, dilation: reader.sizes()?, groups: reader.varint()? })
     }
 }
 

@@ -4,7 +4,7 @@ use super::conv2d::of_filters;
 use super::{Channels, Constants, Extent, Kind, Parameters, Runnable, Sign, Storable, Tensor};
 use crate::bytes::Reader;
 use crate::engine::{Codes, Dense, Epilogue, Geometry, Operation, decoded};
-use crate::{Error, Node};
+use crate::{Error, Node, Padding};
 
 /// `y = W x + b`; tensors `weight` `[out, in]` and optionally `bias` `[out]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -68,7 +68,7 @@ impl Runnable for Linear {
             output: [1, 1],
             kernel: [1, 1],
             stride: [1, 1],
-            padding: [0, 0],
+            padding: Padding::NONE,
             dilation: [1, 1],
             groups: 1,
         })

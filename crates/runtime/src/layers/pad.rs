@@ -1,18 +1,16 @@
 //! Zeros around maps.
 
-use super::shape::map;
+use super::shape::{map, padded};
 use super::{Channels, Constants, Kind, Parameters, Runnable, Sign, Storable};
 use crate::bytes::{Put as _, Reader};
 use crate::engine::{Operation, Threads};
-use crate::{Error, Node};
+use crate::{Error, Node, Padding};
 
-/// Zeros around every channel, as many on each side as it says.
+/// Zeros around every channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Pad {
-    /// Above and on the left.
-    pub before: [usize; 2],
-    /// Below and on the right.
-    pub after: [usize; 2],
+    /// How many.
+    pub padding: Padding,
 }
 
 impl Kind for Pad {
@@ -22,8 +20,7 @@ impl Kind for Pad {
 
     fn shape(&self, inputs: &[&[usize]], _: Option<&[usize]>) -> Result<Vec<usize>, String> {
         let [c, h, w] = map(inputs[0])?;
-        let side = |axis: usize, size: usize| size.saturating_add(self.before[axis]).saturating_add(self.after[axis]);
-        Ok(vec![c, side(0, h), side(1, w)])
+        padded(self.padding, [c, h, w]).map(|[h, w]| vec![c, h, w])
     }
 
     fn channels(&self) -> Channels {
@@ -31,8 +28,7 @@ impl Kind for Pad {
     }
 
     fn constants(&self, inputs: &[&Constants], _: &Parameters<'_>) -> Constants {
-        let pads = [self.before, self.after] != [[0; 2]; 2];
-        inputs[0].iter().map(|known| known.filter(|value| !pads || *value == 0.0)).collect()
+        inputs[0].iter().map(|known| known.filter(|value| self.padding.is_none() || *value == 0.0)).collect()
     }
 
     fn sign(&self) -> Sign {
@@ -46,17 +42,18 @@ impl Kind for Pad {
 
 impl Storable for Pad {
     fn write(&self, out: &mut Vec<u8>) {
-        [self.before, self.after].iter().for_each(|pair| out.put_sizes(pair));
+        out.put_padding(self.padding);
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<Self, Error> {
-        Ok(Self { before: reader.sizes()?, after: reader.sizes()? })
+        Ok(Self { padding: reader.padding()? })
     }
 }
 
 impl Runnable for Pad {
     fn operation(&self, _: &Node, input: &[usize], output: &[usize]) -> Box<dyn Operation> {
-        Box::new(Around { input: [input[1], input[2]], output: [output[1], output[2]], before: self.before })
+        let before = [0, 1].map(|axis| self.padding.before(axis));
+        Box::new(Around { input: [input[1], input[2]], output: [output[1], output[2]], before })
     }
 }
 

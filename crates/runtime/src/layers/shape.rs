@@ -1,5 +1,8 @@
 //! Shapes of feature maps and vectors.
 
+use crate::Padding;
+use crate::activations::MAX_ACTIVATIONS;
+
 /// Why shapes do not fit; the caller adds which node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ShapeError {
@@ -36,12 +39,19 @@ pub(super) fn with_channels(channels: usize, input: &[usize]) -> Vec<usize> {
     std::iter::once(channels).chain(input.iter().skip(1).copied()).collect()
 }
 
-/// Number of window positions along one axis, or none when the window does not fit once.
-pub(super) fn extent(size: usize, kernel: usize, stride: usize, padding: usize, dilation: usize) -> Option<usize> {
+/// Height and width of a feature map with what lies around it. What is padded is a map like others, for Burn may hold it.
+pub(super) fn padded(padding: Padding, [c, h, w]: [usize; 3]) -> Result<[usize; 2], String> {
+    let sides = padding.around(0, h).zip(padding.around(1, w));
+    let within = |(h, w): &(usize, usize)| c.saturating_mul(*h).saturating_mul(*w) <= MAX_ACTIVATIONS;
+    let sides = sides.filter(within).map(|(h, w)| [h, w]);
+    sides.ok_or_else(|| format!("the input {:?} with {padding:?} has more values than the limit of {MAX_ACTIVATIONS}", [c, h, w]))
+}
+
+/// Number of window positions along one axis of this size, padding included, or none when the window does not fit once.
+pub(super) fn extent(size: usize, kernel: usize, stride: usize, dilation: usize) -> Option<usize> {
     if kernel == 0 || stride == 0 || dilation == 0 {
         return None;
     }
     let span = (kernel - 1).checked_mul(dilation)?.checked_add(1)?;
-    let padded = padding.checked_mul(2)?.checked_add(size)?;
-    padded.checked_sub(span).map(|rest| rest / stride + 1)
+    size.checked_sub(span).map(|rest| rest / stride + 1)
 }

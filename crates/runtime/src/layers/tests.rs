@@ -1,15 +1,15 @@
-use briquette_kernels::Structure;
+use briquette_kernels::{Padding, Structure};
 
 use super::*;
 
 #[test]
 fn every_layer_comes_back() {
-    let window = Window { kernel: [3, 2], stride: [2, 1], padding: [1, 0] };
+    let window = Window { padding: Padding([[1, 2], [0, 1]]), ceil: true, ..Window::new([3, 2], [2, 1]) };
     let (inputs, outputs, seed) = (6, 300, u64::MAX - 1);
     let mut layers: Vec<Layer> = vec![
         Input { shape: vec![3, 224, 200] }.into(),
         Normalize { mean: vec![0.5, 0.25], std: vec![0.1, 0.2] }.into(),
-        Conv2d { stride: [1, 2], padding: [3, 4], dilation: [5, 6], groups: 300 }.into(),
+        Conv2d { stride: [1, 2], padding: Padding([[3, 4], [3, 300]]), dilation: [5, 6], groups: 300 }.into(),
         Linear.into(),
         BatchNorm { epsilon: 1e-5 }.into(),
         LocalResponseNorm { size: 5, alpha: 1e-4, beta: 0.75, k: 2.0 }.into(),
@@ -27,7 +27,7 @@ fn every_layer_comes_back() {
         MeanMagnitude.into(),
         Multiply.into(),
         Negate.into(),
-        Pad { before: [1, 2], after: [3, 0] }.into(),
+        Pad { padding: Padding([[1, 3], [2, 0]]) }.into(),
         Clip { low: Some(-0.5), high: None }.into(),
     ];
     layers.extend(
@@ -86,7 +86,7 @@ fn a_structural_matrix_of_no_sense_is_corrupt() {
 
 #[test]
 fn convolution_follows_the_usual_formula() {
-    let conv = Layer::from(Conv2d { stride: [2, 2], padding: [3, 3], dilation: [1, 1], groups: 1 });
+    let conv = Layer::from(Conv2d { stride: [2, 2], padding: Padding::all(3), dilation: [1, 1], groups: 1 });
     let weight = [64, 3, 7, 7];
     let out = conv.output_shape(&[&[3, 224, 224]], Some(&weight)).unwrap();
     assert_eq!(out, [64, 112, 112]);

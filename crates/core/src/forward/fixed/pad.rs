@@ -1,5 +1,6 @@
 //! Zeros around maps.
 
+use briquette_runtime::Padding;
 use briquette_runtime::layers::Pad;
 
 use super::Forward;
@@ -7,7 +8,7 @@ use crate::forward::Flow;
 
 impl Forward for Pad {
     fn forward(&self, mut inputs: Vec<Flow>) -> Flow {
-        let ([above, left], [below, right]) = (self.before, self.after);
-        Flow::First(inputs.remove(0).first().pad((left, right, above, below), 0.0))
+        let Padding([[top, bottom], [left, right]]) = self.padding;
+        Flow::First(inputs.remove(0).first().pad((left, right, top, bottom), 0.0))
     }
 }

@@ -15,7 +15,7 @@ impl Forward for PadShortcut {
         match inputs.remove(0).last() {
             Ok(x) => Flow::Last(kernels::pad_shortcut(x, stride, before, after)),
             Err(x) => {
-                let x = average(x, &Window { kernel: [1, 1], stride: [stride; 2], padding: [0; 2] }, true);
+                let x = average(x, &Window::new([1, 1], [stride; 2]), true);
                 let [n, _, h, w] = x.dims();
                 let device = x.device();
                 let zeros = |channels: usize| (channels > 0).then(|| Tensor::<4>::zeros([n, channels, h, w], &device));

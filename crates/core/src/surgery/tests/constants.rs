@@ -178,7 +178,7 @@ fn a_quantizer_takes_a_constant_to_the_nearest_of_its_steps_whatever_trains_them
         let mut b = Builder::new([1, 4, 4], 5, &Device::flex());
         let x = b.conv("first", b.input(), Conv::new(2, 1));
         let scale = Param::from_tensor(Tensor::from_floats([0.25 * train.steps(9, 2.0)], &Device::flex()));
-        let x = b.push("quantize", &[x], Op::Quantize(Quantize::new(scale, 9, 2.0, train)));
+        let x = b.push("quantize", &[x], Quantize::new(scale, 9, 2.0, train).into());
         let x = b.global_avg_pool("pool", x);
         b.linear("fc", x, 3);
         let net = with(emptied(b.finish().unwrap(), &[(1, 1)]), "first", "bias", &[0.1, 0.7]);

@@ -1,7 +1,7 @@
 //! Layers in integers against the same layers in floats.
 
 use super::*;
-use crate::{Coder, Grid, layers};
+use crate::{Coder, Grid, Padding, layers};
 
 /// A convolution on a grid behind a quantizer, with normalization and a rectifier, and a fully connected layer behind another.
 #[derive(Debug, Clone)]
@@ -11,7 +11,7 @@ struct OnGrids {
     rows: bool,
     inputs: (u32, f32),
     groups: usize,
-    padding: [usize; 2],
+    padding: Padding,
     seed: usize,
 }
 
@@ -60,7 +60,8 @@ fn on_grids() -> impl Strategy<Value = OnGrids> {
         prop_oneof![Just((2, 0.5)), Just((3, 1.0)), Just((255, 127.0)), Just((256, 100.0)), Just((16, 7.5)), Just((8, 0.0))];
     let inputs = prop_oneof![Just((2, 0.5)), Just((256, 0.0)), Just((256, 31.0)), Just((4, 0.0)), Just((16, 7.5))];
     let groups = prop_oneof![3 => Just(1), 1 => Just(2)];
-    (weights, any::<bool>(), inputs, groups, [0_usize..3, 0_usize..2], 0_usize..1000)
+    let padding = [[0_usize..3, 0_usize..3], [0_usize..2, 0_usize..2]].prop_map(Padding);
+    (weights, any::<bool>(), inputs, groups, padding, 0_usize..1000)
         .prop_map(|(weights, rows, inputs, groups, padding, seed)| OnGrids { weights, rows, inputs, groups, padding, seed })
 }
 
@@ -86,7 +87,7 @@ fn eight_bits_and_single_bits_take_the_place_of_floats() {
         let names: Vec<String> = engine.program.steps.iter().map(|step| step.name.clone()).collect();
         (names, engine.program.weight_bytes())
     };
-    let case = OnGrids { weights: (255, 127.0), rows: true, inputs: (256, 0.0), groups: 1, padding: [1, 1], seed: 1 };
+    let case = OnGrids { weights: (255, 127.0), rows: true, inputs: (256, 0.0), groups: 1, padding: Padding::all(1), seed: 1 };
     assert_eq!(names(&case).0, ["conv", "fc"]);
     let border = OnGrids { inputs: (16, 7.5), ..case.clone() };
     assert_eq!(names(&border).0, ["first", "conv", "fc"], "the border has no code");

@@ -1,0 +1,29 @@
+//! Layers with parameters that Burn has no module for: each a file, and a line in the list of `computed`.
+
+mod quantize;
+mod structured;
+
+use burn::tensor::Device;
+
+use super::Flow;
+use crate::tensors::Tensors;
+
+/// What a layer with tensors computes.
+pub(crate) trait Compute {
+    /// Whether it can be computed on the device.
+    ///
+    /// # Errors
+    /// Why not, and what to do.
+    fn runs_on(&self, device: &Device) -> Result<(), String> {
+        let _ = device;
+        Ok(())
+    }
+
+    /// Whether its tensors are trained.
+    fn trains(&self) -> bool {
+        true
+    }
+
+    /// The output for the inputs, whose shapes were checked.
+    fn forward(&self, tensors: &Tensors, inputs: Vec<Flow>) -> Flow;
+}

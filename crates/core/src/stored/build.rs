@@ -1,0 +1,106 @@
+//! Nodes from what they compute and their parameters.
+
+use std::collections::BTreeMap;
+
+use briquette_runtime::{Layer, layers};
+use burn::module::RunningState;
+use burn::nn::conv::Conv2d;
+use burn::nn::{BatchNorm, BatchNormConfig, Linear};
+use burn::tensor::Device;
+
+use super::{Stored, transposed};
+use crate::error::{Error, Result};
+use crate::forward::Computed;
+use crate::net::{Node, Op, explicit};
+use crate::tensors::Tensors;
+
+impl Node {
+    /// The same node with other parameters, in the layout of [`Node::weight`].
+    ///
+    /// # Errors
+    /// When a parameter is missing or has the wrong rank.
+    pub fn with(self, parameters: Vec<Stored>, device: &Device) -> Result<Self> {
+        let layer = self.op.layer();
+        self.replaced(&layer, parameters, device)
+    }
+
+    /// Another layer under the same name and between the same neighbours; parameters as [`Node::with`] takes them.
+    ///
+    /// # Errors
+    /// When a parameter is missing or has the wrong rank, or when the layer does not run on the device.
+    pub fn replaced(self, layer: &Layer, parameters: Vec<Stored>, device: &Device) -> Result<Self> {
+        build(self.name, self.inputs, layer, parameters, device)
+    }
+}
+
+/// A node from its description and its parameters in the container's layout.
+pub(crate) fn build(name: String, inputs: Vec<usize>, layer: &Layer, parameters: Vec<Stored>, device: &Device) -> Result<Node> {
+    let turn = |stored: Stored| {
+        if *layer == Layer::Linear(layers::Linear) && stored.name == "weight" { transposed(stored) } else { stored }
+    };
+    assemble(name, inputs, layer, parameters.into_iter().map(turn).collect(), device)
+}
+
+/// A node from its description and its parameters in Burn's layout.
+pub(super) fn assemble(
+    name: String,
+    inputs: Vec<usize>,
+    layer: &Layer,
+    parameters: Vec<Stored>,
+    device: &Device,
+) -> Result<Node> {
+    layer.check().map_err(|source| Error::Shape { node: name.clone(), source })?;
+    let mut parameters: BTreeMap<&str, Stored> = parameters.into_iter().map(|stored| (stored.name, stored)).collect();
+    let mut need = |key: &str| parameters.remove(key).ok_or_else(|| Error::node(&name, format!("has no tensor '{key}'")));
+    let op = match layer {
+        Layer::Conv2d(layers::Conv2d { stride, padding, dilation, groups }) => {
+            let weight = need("weight")?;
+            let kernel_size = match weight.shape[..] {
+                [_, _, kh, kw] => [kh, kw],
+                _ => return Err(Error::node(&name, format!("weight must have 4 dimensions, has shape {:?}", weight.shape))),
+            };
+            Op::Conv2d(Conv2d {
+                weight: weight.param(device)?,
+                bias: need("bias").ok().map(|bias| bias.param(device)).transpose()?,
+                stride: *stride,
+                kernel_size,
+                dilation: *dilation,
+                groups: *groups,
+                padding: explicit(*padding),
+            })
+        }
+        Layer::Linear(_) => Op::Linear(Linear {
+            weight: need("weight")?.param(device)?,
+            bias: need("bias").ok().map(|bias| bias.param(device)).transpose()?,
+        }),
+        Layer::BatchNorm(layers::BatchNorm { epsilon }) => {
+            let gamma = need("gamma")?;
+            let norm: BatchNorm = BatchNormConfig::new(gamma.base.len().max(1)).with_epsilon(*epsilon).init(device);
+            let state =
+                |stored: Stored| Ok::<_, Error>(RunningState::new(stored.param::<1>(device)?.val().set_require_grad(false)));
+            Op::BatchNorm(BatchNorm {
+                gamma: gamma.param(device)?,
+                beta: need("beta")?.param(device)?,
+                running_mean: state(need("mean")?)?,
+                running_var: state(need("var")?)?,
+                ..norm
+            })
+        }
+        other => match Computed::of(other) {
+            Computed::Tensors(computed) => {
+                computed.runs_on(device).map_err(|detail| Error::node(&name, detail))?;
+                let mut stored = Vec::new();
+                for tensor in other.kind().tensors() {
+                    match need(tensor.name) {
+                        Ok(found) => stored.push(found),
+                        Err(error) if tensor.required => return Err(error),
+                        Err(_) => {}
+                    }
+                }
+                Op::Tensors(Tensors::new(other, stored, computed.trains(), device)?)
+            }
+            Computed::Fixed(_) | Computed::Elsewhere => Op::fixed(other.clone()),
+        },
+    };
+    Ok(Node { op, name, inputs })
+}
