@@ -5,6 +5,7 @@ mod catalogue;
 mod checkpoints;
 mod conformance;
 mod engine;
+mod exits;
 mod interruption;
 mod kernels;
 mod large_sets;

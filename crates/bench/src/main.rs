@@ -3,6 +3,7 @@
 
 mod coding;
 mod curvature;
+mod exits;
 mod integer;
 mod peer;
 mod states;
@@ -62,6 +63,8 @@ enum What {
     States,
     /// Time and memory of pruning AlexNet by curvature.
     Curvature,
+    /// Speed of a network with two exits where all samples leave at the first, beside none.
+    Exits,
 }
 
 fn main() -> ExitCode {
@@ -85,6 +88,7 @@ fn measure(cli: &Cli) -> Result<()> {
         What::Integer => show(&integer::integers()?, cli.json),
         What::States => show(&states::states(net)?, cli.json),
         What::Curvature => show(&curvature::curvature()?, cli.json),
+        What::Exits => show(&exits::exits()?, cli.json),
     }
 }
 

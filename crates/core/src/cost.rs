@@ -69,6 +69,11 @@ impl Cost {
         self.layers.iter().map(|layer| layer.macs).sum()
     }
 
+    /// Multiply-accumulates of a sample on the mean, where `share` says of a node by its name which part of all samples reached it.
+    pub fn expected_macs(&self, share: impl Fn(&str) -> f64) -> f64 {
+        self.layers.iter().map(|layer| layer.macs as f64 * share(&layer.name)).sum()
+    }
+
     #[cfg(test)]
     pub(crate) fn of_zoo(name: &str) -> Self {
         let arch = crate::zoo::Arch::named(name).expect("a name of the zoo");

@@ -3,7 +3,7 @@
 //! Node 0 is the input, the last node is the output, and a node reads only from nodes before it. Optimizers, autodiff and device
 //! moves come from Burn; surgery, taps, cost, storing and printing of *changed structure* come from the graph.
 
-use briquette_runtime::{Layer, Padding, Structure, activations, layers};
+use briquette_runtime::{Layer, Padding, Structure, activations, branches, layers};
 use burn::module::{Module, Param};
 use burn::nn::conv::Conv2d;
 use burn::nn::{BatchNorm, Linear, PaddingConfig2d};
@@ -99,6 +99,7 @@ impl Net {
                 format!("the input must be images [channels, height, width], is {shape:?}"),
             ));
         }
+        self.paths()?;
         self.fullest(&shapes)?;
         match shapes.last() {
             None => Err(Error::Invalid("a network without nodes".into())),
@@ -107,6 +108,16 @@ impl Net {
             }
             Some(_) => Ok(shapes),
         }
+    }
+
+    /// The decisions that samples passed on their way to each node, of a network that skips work.
+    ///
+    /// # Errors
+    /// Names the node where samples of different branches meet.
+    pub fn paths(&self) -> Result<Vec<branches::Path>> {
+        let layers: Vec<Layer> = self.nodes.iter().map(|node| node.op.layer()).collect();
+        let wired = layers.iter().zip(&self.nodes).map(|(layer, node)| (layer, node.inputs.as_slice()));
+        branches::paths(wired).map_err(|(node, detail)| Error::node(&self.nodes[node].name, detail))
     }
 
     /// Values of one sample's feature maps at the fullest moment of a run, of which there may be [`activations::MAX_ACTIVATIONS`].

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use crate::layers::Extent;
-use crate::{Coded, Error, Layer, Model, Node, activations};
+use crate::{Coded, Error, Layer, Model, Node, activations, branches};
 
 impl Model {
     /// Checks the wiring, the names, every shape, and how much of the feature maps has to be held at a time
@@ -24,6 +24,10 @@ impl Model {
             };
             shapes.push(shape.map_err(|error| error.within(format!("node {position} {:?}", node.name)))?);
         }
+        let wired = self.nodes.iter().map(|node| (&node.layer, node.inputs.as_slice()));
+        branches::paths(wired).map_err(|(position, detail)| {
+            Error::Wiring { detail }.within(format!("node {position} {:?}", self.nodes[position].name))
+        })?;
         let size = |shape: &Vec<usize>| shape.iter().product();
         activations::bounded(self.nodes.iter().zip(&shapes).map(|(node, shape)| (node.inputs.as_slice(), size(shape))))?;
         Ok(shapes)

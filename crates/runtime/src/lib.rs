@@ -6,6 +6,7 @@
 
 pub mod activations;
 mod bits;
+pub mod branches;
 mod bytes;
 mod check;
 mod coded;
@@ -31,7 +32,7 @@ mod values;
 pub use briquette_kernels::{Padding, Structure};
 pub use coded::{Bits, Coded, Summary};
 pub use container::{MAX_ELEMENTS_TOTAL, MAX_EXPANSION};
-pub use engine::{Engine, StepTimes};
+pub use engine::{Engine, StepSamples, StepTimes};
 pub use error::Error;
 pub use finite::NotFinite;
 pub use grid::Grid;

@@ -7,6 +7,7 @@ use super::convolve::Epilogue;
 use super::operation::{Codes, Operation, decoded};
 use super::quantized::Quantized;
 use super::threads::Threads;
+use crate::branches::Branch;
 use crate::{Grid, Layer, Model};
 
 /// Steps in order. Value 0 is the input; step `i` makes value `i + 1`.
@@ -24,6 +25,7 @@ pub(crate) struct Program {
 pub(crate) struct Step {
     pub(crate) name: String,
     inputs: Vec<usize>,
+    branch: Branch,
     operation: Box<dyn Operation>,
     /// Values that nobody needs afterwards.
     dead: Vec<usize>,
@@ -58,7 +60,8 @@ impl Program {
                 Some(in_integers) => Box::new(in_integers),
                 None => node.layer.runnable().operation(node, &shapes[node.inputs[0]], &shapes[position]),
             };
-            program.steps.push(Step { name: node.name.clone(), inputs, operation, dead: Vec::new() });
+            let branch = node.layer.kind().branch();
+            program.steps.push(Step { name: node.name.clone(), inputs, branch, operation, dead: Vec::new() });
             program.sizes.push(size(position));
             values[position] = program.steps.len();
         }
@@ -76,12 +79,23 @@ impl Program {
         free: &mut Vec<Vec<f32>>,
         around: Around<'_>,
     ) -> Vec<f32> {
-        let length = |value: usize| self.sizes[value] * batch;
+        // Samples of every value: those that reach it.
+        let mut samples = vec![0; self.sizes.len()];
+        samples[0] = batch;
         let mut values: Vec<Vec<f32>> = vec![Vec::new(); self.sizes.len()];
-        values[0] = take(free, length(0));
-        values[0][..length(0)].copy_from_slice(input);
+        values[0] = take(free, input.len());
+        values[0][..input.len()].copy_from_slice(input);
         for (number, step) in self.steps.iter().enumerate() {
             let first = step.inputs[0];
+            samples[number + 1] = match step.branch {
+                Branch::Stays | Branch::Decides => samples[first],
+                Branch::Keeps { leaving } => {
+                    let gate = step.inputs[1];
+                    values[gate][..samples[gate]].iter().filter(|leaves| (**leaves != 0.0) == leaving).count()
+                }
+                Branch::Joins => samples[step.inputs[2]],
+            };
+            let length = |value: usize| self.sizes[value] * samples[value];
             let takes = self.takes_over(step);
             let in_place = step.operation.in_place();
             let mut output = match takes {
@@ -94,12 +108,16 @@ impl Program {
             }
             let inputs: Vec<&[f32]> =
                 step.inputs.iter().skip(usize::from(in_place)).map(|value| &values[*value][..length(*value)]).collect();
-            around(number, &mut || step.operation.run(&inputs, batch, own, threads));
+            // How many it reads: of a route, more than it hands on.
+            let read = if let Branch::Keeps { .. } = step.branch { samples[first] } else { samples[number + 1] };
+            if samples[number + 1] > 0 {
+                around(number, read, &mut || step.operation.run(&inputs, read, own, threads));
+            }
             values[number + 1] = output;
             free.extend(step.dead.iter().map(|value| std::mem::take(&mut values[*value])).filter(|buffer| buffer.capacity() > 0));
         }
         let mut output = std::mem::take(&mut values[self.output]);
-        output.truncate(length(self.output));
+        output.truncate(self.sizes[self.output] * samples[self.output]);
         free.extend(values.into_iter().filter(|buffer| buffer.capacity() > 0));
         output
     }

@@ -30,6 +30,9 @@ const CHUNK: usize = 32;
 /// Names and milliseconds of the steps of a run.
 pub type StepTimes = Vec<(String, f64)>;
 
+/// Names of the steps of a run, and how many samples each computed for.
+pub type StepSamples = Vec<(String, usize)>;
+
 /// A model made ready to run: decoded weights, a list of steps, and threads.
 #[derive(Debug)]
 pub struct Engine {
@@ -69,7 +72,7 @@ impl Engine {
     /// # Errors
     /// When the input has another length.
     pub fn run(&self, input: &[f32], batch: usize) -> Result<Vec<f32>, Error> {
-        self.run_chunks(input, batch, &mut |_, work| work())
+        self.run_chunks(input, batch, &mut |_, _, work| work())
     }
 
     /// As [`Engine::run`], with the milliseconds that each step took; a step bears the name of its first node, and nodes that
@@ -79,12 +82,26 @@ impl Engine {
     /// As [`Engine::run`].
     pub fn run_timed(&self, input: &[f32], batch: usize) -> Result<(Vec<f32>, StepTimes), Error> {
         let mut times: StepTimes = self.program.steps.iter().map(|step| (step.name.clone(), 0.0)).collect();
-        let output = self.run_chunks(input, batch, &mut |step, work| {
+        let output = self.run_chunks(input, batch, &mut |step, _, work| {
             let start = Instant::now();
             work();
             times[step].1 += start.elapsed().as_secs_f64() * 1e3;
         })?;
         Ok((output, times))
+    }
+
+    /// As [`Engine::run`], with the number of samples that each step computed for, by the name of its first node: in a network that skips work, fewer
+    /// than the batch has. A route computes for those that it looks at, unless none takes it.
+    ///
+    /// # Errors
+    /// As [`Engine::run`].
+    pub fn run_counted(&self, input: &[f32], batch: usize) -> Result<(Vec<f32>, StepSamples), Error> {
+        let mut samples: StepSamples = self.program.steps.iter().map(|step| (step.name.clone(), 0)).collect();
+        let output = self.run_chunks(input, batch, &mut |step, count, work| {
+            samples[step].1 += count;
+            work();
+        })?;
+        Ok((output, samples))
     }
 
     /// Bytes of the weights as they are held, of the activations at the fullest moment of a run with this batch, and of its
@@ -115,8 +132,8 @@ impl Engine {
     }
 }
 
-/// Is called with every step's number and its work, which it must do.
-type Around<'a> = &'a mut dyn FnMut(usize, &mut dyn FnMut());
+/// Is called with the number of every step that has samples, how many, and its work, which it must do.
+type Around<'a> = &'a mut dyn FnMut(usize, usize, &mut dyn FnMut());
 
 #[cfg(test)]
 mod tests;

@@ -15,18 +15,21 @@ mod concat;
 mod conv2d;
 mod dropout;
 mod flatten;
+mod gate;
 mod global_avg_pool;
 mod input;
 mod linear;
 mod local_response_norm;
 mod max_pool;
 mod mean_magnitude;
+mod merge;
 mod multiply;
 mod negate;
 mod normalize;
 mod pad;
 mod pad_shortcut;
 mod quantize;
+mod route;
 mod shape;
 mod softmax;
 mod structured;
@@ -45,24 +48,28 @@ pub use concat::Concat;
 pub use conv2d::Conv2d;
 pub use dropout::Dropout;
 pub use flatten::Flatten;
+pub use gate::{Gate, Measure};
 pub use global_avg_pool::GlobalAvgPool;
 pub use input::Input;
 pub use linear::Linear;
 pub use local_response_norm::LocalResponseNorm;
 pub use max_pool::MaxPool;
 pub use mean_magnitude::MeanMagnitude;
+pub use merge::Merge;
 pub use multiply::Multiply;
 pub use negate::Negate;
 pub use normalize::Normalize;
 pub use pad::Pad;
 pub use pad_shortcut::PadShortcut;
 pub use quantize::{Quantize, StepGradient};
+pub use route::Route;
 pub use shape::ShapeError;
 pub use softmax::Softmax;
 pub use structured::Structured;
 pub use window::{MAX_WINDOW, Window};
 
 use crate::activations::MAX_ACTIVATIONS;
+use crate::branches::Branch;
 use crate::bytes::Reader;
 use crate::engine::{Codes, Operation};
 use crate::{Error, Node};
@@ -143,6 +150,9 @@ layers! {
     22 Negate,
     23 Pad,
     24 Clip,
+    25 Gate,
+    26 Route,
+    27 Merge,
 }
 
 /// What a layer answers for.
@@ -179,6 +189,11 @@ pub trait Kind: Debug {
     fn macs(&self, weight: Option<&[usize]>, output: &[usize]) -> u64 {
         let _ = (weight, output);
         0
+    }
+
+    /// What it does to the samples of its inputs.
+    fn branch(&self) -> Branch {
+        Branch::Stays
     }
 
     /// What it does to the channels of its inputs.
@@ -254,6 +269,8 @@ pub enum Arity {
     One,
     /// Two.
     Two,
+    /// Three.
+    Three,
     /// Two or more.
     More,
 }
@@ -264,6 +281,7 @@ impl Arity {
             Arity::Zero => (inputs == 0, "no"),
             Arity::One => (inputs == 1, "one"),
             Arity::Two => (inputs == 2, "two"),
+            Arity::Three => (inputs == 3, "three"),
             Arity::More => (inputs >= 2, "two or more"),
         };
         if fits { Ok(()) } else { Err(said) }

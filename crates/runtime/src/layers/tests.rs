@@ -29,6 +29,10 @@ fn every_layer_comes_back() {
         Negate.into(),
         Pad { padding: Padding([[1, 3], [2, 0]]) }.into(),
         Clip { low: Some(-0.5), high: None }.into(),
+        Gate { measure: Measure::Entropy, threshold: 0.25 }.into(),
+        Gate { measure: Measure::Confidence, threshold: 0.5 }.into(),
+        Route { leaving: true }.into(),
+        Merge.into(),
     ];
     layers.extend(
         [StepGradient::Fixed, StepGradient::Learned, StepGradient::Clip]

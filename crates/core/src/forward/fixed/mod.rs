@@ -9,15 +9,18 @@ mod clip;
 mod concat;
 mod dropout;
 mod flatten;
+mod gate;
 mod global_avg_pool;
 mod local_response_norm;
 mod max_pool;
 mod mean_magnitude;
+mod merge;
 mod multiply;
 mod negate;
 mod normalize;
 mod pad;
 mod pad_shortcut;
+mod route;
 mod softmax;
 
 use super::Flow;

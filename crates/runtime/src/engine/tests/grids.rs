@@ -74,7 +74,7 @@ proptest! {
         let shapes = model.check().unwrap();
         let input = values(3 * 120, case.seed, 2);
         let threads = threads::Threads::new(1).unwrap();
-        let floats = Program::lower(&model, &shapes, false).run(&input, 3, &threads, &mut Vec::new(), &mut |_, work| work());
+        let floats = Program::lower(&model, &shapes, false).run(&input, 3, &threads, &mut Vec::new(), &mut |_, _, work| work());
         prop_assert_eq!(&Engine::new(&model, 1).unwrap().run(&input, 3).unwrap(), &floats);
         prop_assert_eq!(&Engine::new(&model, 2).unwrap().run(&input, 3).unwrap(), &floats);
     }

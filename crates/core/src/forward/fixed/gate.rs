@@ -1,0 +1,24 @@
+//! Decision of a sample to leave.
+
+use briquette_runtime::layers::{Gate, Measure};
+use burn::tensor::activation::log_softmax;
+
+use super::Forward;
+use crate::forward::Flow;
+
+impl Forward for Gate {
+    fn forward(&self, mut inputs: Vec<Flow>) -> Flow {
+        let logits = inputs.remove(0).vector().detach();
+        let [_, classes] = logits.dims();
+        let p = log_softmax(logits, 1);
+        let leaves = match self.measure {
+            Measure::Confidence => p.max_dim(1).exp().greater_equal_elem(self.threshold),
+            Measure::Entropy => {
+                // Of a probability that rounds to zero nothing is left, and not the product of zero and infinity.
+                let p = p.clamp_min(-80.0);
+                (p.clone().exp() * p).sum_dim(1).div_scalar(-(classes as f64).ln()).lower_equal_elem(self.threshold)
+            }
+        };
+        Flow::Vector(leaves.float())
+    }
+}

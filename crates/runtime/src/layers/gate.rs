@@ -1,0 +1,117 @@
+//! Decision of a sample to leave.
+
+use super::{Channels, Constants, Kind, Parameters, Runnable, Setting, Sign, Storable};
+use crate::branches::Branch;
+use crate::bytes::{Put as _, Reader};
+use crate::engine::{Operation, Threads};
+use crate::{Error, Node};
+
+/// 1 for samples that leave here, 0 for those that go on, by how sure the logits are. [`Route`](super::Route) and
+/// [`Merge`](super::Merge) go by it.
+///
+/// Teerapittayanon, McDanel, Kung. "BranchyNet: Fast Inference via Early Exiting from Deep Neural Networks". ICPR 2016. arXiv:1709.01686, for the
+/// entropy, here as a share of the largest.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Gate {
+    /// What is compared.
+    pub measure: Measure,
+    /// With what, in `[0, 1]`.
+    pub threshold: f32,
+}
+
+/// How sure logits `z` of `K` classes are, of `p = softmax(z)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Measure {
+    /// A sample leaves where `-sum_k p_k ln p_k / ln K` is at most the threshold.
+    Entropy,
+    /// A sample leaves where the largest `p_k` is at least the threshold.
+    Confidence,
+}
+
+impl Gate {
+    /// Whether a sample with these logits leaves; not where they are not numbers.
+    pub fn leaves(&self, logits: &[f32]) -> bool {
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f32 = logits.iter().map(|z| (z - largest).exp()).sum();
+        match self.measure {
+            Measure::Confidence => 1.0 / sum >= self.threshold,
+            Measure::Entropy => {
+                let of = |z: &f32| {
+                    let p = (z - largest).exp() / sum;
+                    if p > 0.0 { -p * p.ln() } else { p }
+                };
+                logits.iter().map(of).sum::<f32>() / (logits.len() as f32).ln() <= self.threshold
+            }
+        }
+    }
+}
+
+impl Kind for Gate {
+    fn name(&self) -> &'static str {
+        "gate"
+    }
+
+    fn check(&self) -> Result<(), String> {
+        match (0.0..=1.0).contains(&self.threshold) {
+            true => Ok(()),
+            false => Err(format!("a threshold of {}; it lies in [0, 1]", self.threshold)),
+        }
+    }
+
+    fn shape(&self, inputs: &[&[usize]], _: Option<&[usize]>) -> Result<Vec<usize>, String> {
+        match inputs[0] {
+            [classes] if *classes >= 2 => Ok(vec![1]),
+            other => Err(format!("it decides by logits of two classes or more, not by {other:?}")),
+        }
+    }
+
+    fn branch(&self) -> Branch {
+        Branch::Decides
+    }
+
+    fn channels(&self) -> Channels {
+        Channels::Mixed { why: "decides by all of them", fixed: true }
+    }
+
+    fn constants(&self, _: &[&Constants], of: &Parameters<'_>) -> Constants {
+        of.unknown()
+    }
+
+    fn sign(&self) -> Sign {
+        Sign::NotNegative
+    }
+
+    fn settings(&self) -> Vec<Setting> {
+        vec![Setting::finite("threshold", [f64::from(self.threshold)])]
+    }
+}
+
+impl Storable for Gate {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.push(match self.measure {
+            Measure::Entropy => 0,
+            Measure::Confidence => 1,
+        });
+        out.put_f32(self.threshold);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, Error> {
+        let measure = if reader.truth()? { Measure::Confidence } else { Measure::Entropy };
+        Ok(Self { measure, threshold: reader.f32()? })
+    }
+}
+
+impl Runnable for Gate {
+    fn operation(&self, _: &Node, _: &[usize], _: &[usize]) -> Box<dyn Operation> {
+        Box::new(*self)
+    }
+}
+
+impl Operation for Gate {
+    fn run(&self, inputs: &[&[f32]], batch: usize, output: &mut [f32], _: &Threads) {
+        let classes = inputs[0].len() / batch;
+        let rows = inputs[0].chunks(classes).zip(output);
+        rows.for_each(|(logits, leaves)| *leaves = f32::from(u8::from(self.leaves(logits))));
+    }
+}
