@@ -147,7 +147,7 @@ mod tests {
         let settings = serde_json::json!({ "method": "soft-targets", "temperature": 2.0, "weight": 1.0 });
         let taught = |distill: serde_json::Value, host: &mut Memory| {
             let recipe: Recipe = serde_json::from_value(
-                serde_json::json!({ "epochs": 30, "batch": 20, "lr": 0.02, "choose": "last", "distill": distill }),
+                serde_json::json!({ "epochs": 80, "batch": 20, "lr": 0.02, "choose": "last", "distill": distill }),
             )
             .unwrap();
             let data = images();

@@ -14,7 +14,7 @@ pub struct Coded {
     mask: Option<Param<Tensor<1>>>,
     /// One for shared values; of a product, the stages.
     pub(super) books: Vec<Codebook>,
-    base: Option<Base>,
+    pub(super) base: Option<Base>,
     /// [`Form::numbers`] of what is neither a plain codebook nor a grid: Burn shows a visitor tensors only.
     form: Option<Param<Tensor<1, Int>>>,
     grid: Option<OnGrid>,
@@ -42,8 +42,8 @@ impl Codebook {
 
 /// Base values of a rule, in a column: what has two dimensions decays as weights do.
 #[derive(Module, Debug)]
-struct Base {
-    base: Param<Tensor<2>>,
+pub(super) struct Base {
+    pub(super) base: Param<Tensor<2>>,
     places: Param<Tensor<1, Int>>,
 }
 

@@ -36,8 +36,10 @@ fn loss(source: Source, device: &Device) -> (f64, Vec<Vec<f32>>) {
     let factors = Tensor::<1, Int>::arange(1..16, device).float().reshape([5, 3]);
     let loss = (param.val() * factors).sin().sum();
     let grads = loss.backward();
-    let books = &param.reparameterization::<Coded>().unwrap().books;
-    let gradients = books.iter().map(|book| floats(book.centroids.val().grad(&grads).unwrap())).collect();
+    let coded = param.reparameterization::<Coded>().unwrap();
+    let of_books = coded.books.iter().map(|book| floats(book.centroids.val().grad(&grads).unwrap()));
+    let of_base = coded.base.iter().map(|base| floats(base.base.val().grad(&grads).unwrap()));
+    let gradients = of_books.chain(of_base).collect();
     (f64::from(floats(loss)[0]), gradients)
 }
 
@@ -164,7 +166,8 @@ fn filters_that_turn_make_a_network_whose_outputs_turn_with_its_input() {
     let mut b = Builder::new([1, 7, 7], 3, &device);
     let mut x = b.conv("lift", b.input(), Conv::new(8, 3).no_bias());
     x = b.relu("relu", x);
-    b.conv("group", x, Conv::new(12, 3).no_bias());
+    x = b.conv("group", x, Conv::new(12, 3).no_bias());
+    b.flatten("flatten", x);
     let turning = |node: crate::net::Node, grouped: bool| {
         let mut parameters = node.parameters();
         for stored in parameters.iter_mut().filter(|stored| stored.name == "weight") {
@@ -185,8 +188,8 @@ fn filters_that_turn_make_a_network_whose_outputs_turn_with_its_input() {
     let image: Vec<f32> = (0..49).map(|i| ((i * i * 5) % 17) as f32 / 8.0 - 1.0).collect();
     let maps = |image: Vec<f32>| {
         let input = Tensor::<4>::from_data(TensorData::new(image, [1, 1, 7, 7]), &device);
-        let crate::net::Value::Map(y) = net.trace(input, |_, value| value) else { panic!() };
-        floats(y).chunks(9).map(<[f32]>::to_vec).collect::<Vec<_>>()
+        let y = floats(net.forward(input));
+        y.chunks(9).map(<[f32]>::to_vec).collect::<Vec<_>>()
     };
     let (still, turned) = (maps(image.clone()), maps(quarter(&image, 7)));
     assert_eq!((still.len(), turned.len()), (12, 12));

@@ -331,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_forged_shape_makes_no_more_of_a_tensor_than_its_bytes_account_for() {
-        let state = include_bytes!("../../../../fuzz/corpus/state/hashed-shape");
+        let state = include_bytes!("../../../../fuzz/corpus/state/shared-shape");
         let error = Net::from_state(state, &Device::flex()).unwrap_err().to_string();
         let said = "a tensor of shape [8192, 16384] in 4 bytes, which may stand for 20480 numbers at most";
         assert_eq!(error, format!("saved state: {said}"));

@@ -175,11 +175,12 @@ pub struct Distillation {
 
 /// What a recipe says of a teacher: the objective by name, its settings, and whose network it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Distill {
     /// Name of the objective.
     pub method: String,
     /// The container of the teacher; without one the teacher is the network as it was before the pass.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub teacher: Option<String>,
     /// The objective's own settings.
     #[serde(flatten)]

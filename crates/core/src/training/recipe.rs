@@ -44,7 +44,6 @@ pub struct Recipe {
     /// Which epoch's weights are kept.
     pub choose: Choose,
     /// What the network learns from a teacher, beside the task or in its place.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub distill: Option<Distill>,
 }
 
