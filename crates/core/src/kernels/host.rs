@@ -11,7 +11,7 @@ use super::structured::prepare;
 use super::*;
 
 /// What every backend learns.
-#[backend_extension(Autodiff, Flex, Cube: cfg(feature = "tuned"), NdArray: cfg(feature = "ndarray"))]
+#[backend_extension(Autodiff, Flex, Cube: cfg(feature = "cube"), NdArray: cfg(feature = "ndarray"))]
 pub trait Hosted: Backend {
     /// As [`Kernels::multiply_structured`].
     fn multiply_structured(x: FloatTensor<Self>, parameters: FloatTensor<Self>, structure: Structure) -> FloatTensor<Self>;
@@ -35,7 +35,7 @@ macro_rules! hosted {
 }
 
 hosted!(Flex);
-#[cfg(feature = "tuned")]
+#[cfg(feature = "cube")]
 hosted!(burn::backend::Cube);
 #[cfg(feature = "ndarray")]
 hosted!(burn::backend::NdArray);
