@@ -7,6 +7,7 @@ use briquette_core::error::Result;
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Data, Silent};
 use briquette_core::stored::Storage;
+use briquette_core::surgery::Keep;
 use briquette_core::training::{Extras, Objective, Recipe, Seen, cross_entropy, fit, images};
 use briquette_data::{Dataset, GlyphCounts, Loader, Locations};
 use briquette_runtime::layers::{Gate, Measure, Merge, Route};
@@ -182,12 +183,23 @@ fn where_all_leave_nothing_behind_is_run_and_where_none_does_all_is() {
 }
 
 #[test]
-fn channels_are_cut_through_routes_and_containers_come_back() {
-    let net = net(Gate { measure: Measure::Confidence, threshold: 0.3 });
-    let groups = net.channel_groups().unwrap();
-    assert_eq!(groups.iter().map(|group| group.name.as_str()).collect::<Vec<_>>(), ["conv1", "conv2", "conv3"]);
+fn channels_are_cut_through_routes_as_masks_say() {
+    let net = net(Gate { measure: Measure::Confidence, threshold: 0.12 });
     let back = Net::from_model(&stored(&net), &Device::flex()).unwrap();
     assert!(back.to_state() == net.to_state());
+    let groups = net.channel_groups().unwrap();
+    let group = |name: &str| groups.iter().find(|group| group.name == name).unwrap_or_else(|| panic!("{groups:?}"));
+    assert!(group("exit1").frozen.is_some());
+    let images: Vec<f32> = (0..30 * 784).map(|i| ((i * i * 7) % 251) as f32 / 250.0).collect();
+    for name in ["conv1", "conv3"] {
+        let keep = || Keep::new((0..group(name).len()).map(|i| i % 3 != 1).collect());
+        let [cut, masked] = [net.deep_clone().keep(&[(group(name), keep())]), net.deep_clone().mask(&[(group(name), keep())])]
+            .map(|net| run(&stored(&net.unwrap()), 1, &images, 30));
+        let size = masked.0.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
+        assert!(masked.0.iter().zip(&cut.0).all(|(a, b)| (a - b).abs() < 1e-4 * size), "{name}");
+        assert_eq!(count(&masked.1, "conv2"), count(&cut.1, "conv2"));
+        assert!((1..30).contains(&count(&cut.1, "conv2")), "{:?}", cut.1);
+    }
 }
 
 #[test]

@@ -66,8 +66,9 @@ fn padded() -> Vec<Layer> {
 }
 
 fn near(what: &Layer, found: &[f32], wanted: &[f32]) {
-    let off = found.iter().zip(wanted).map(|(a, b)| (a - b).abs() / (1.0 + b.abs())).fold(0.0, f32::max);
-    assert!(found.len() == wanted.len() && off < 1e-5, "{what:?}: {off}");
+    let off = |(a, b): (&f32, &f32)| (a - b).abs() / (1.0 + b.abs());
+    let near = found.len() == wanted.len() && found.iter().zip(wanted).all(|pair| off(pair) < 1e-5);
+    assert!(near, "{what:?}: {found:?} and {wanted:?}");
 }
 
 #[test]

@@ -114,7 +114,7 @@ impl Net {
     ///
     /// # Errors
     /// Names the node where samples of different branches meet.
-    pub fn paths(&self) -> Result<Vec<branches::Path>> {
+    pub fn paths(&self) -> Result<branches::Paths> {
         let layers: Vec<Layer> = self.nodes.iter().map(|node| node.op.layer()).collect();
         let wired = layers.iter().zip(&self.nodes).map(|(layer, node)| (layer, node.inputs.as_slice()));
         branches::paths(wired).map_err(|(node, detail)| Error::node(&self.nodes[node].name, detail))

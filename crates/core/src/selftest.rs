@@ -18,14 +18,13 @@ use crate::training::cross_entropy;
 /// parameters, on `device` and on `flex`.
 ///
 /// # Errors
-/// Says which of them differs from that of `flex` by more than 1 % of its largest value, and by how much.
+/// Says which of them differs from that of `flex` by more than 2 % of its norm, and by how much.
 pub fn check(device: &Device) -> Result<()> {
     let (expected, found) = (answers(&Device::flex())?, answers(device)?);
     for ((what, expected), (_, found)) in expected.iter().zip(&found) {
         let off = distance(expected, found);
         if off.is_nan() || off > TOLERANCE {
-            let by =
-                if off.is_finite() { format!("by {:.1} % of the largest value", 100.0 * off) } else { "beyond measure".into() };
+            let by = if off.is_finite() { format!("by {:.1} % of its norm", 100.0 * off) } else { "beyond measure".into() };
             let detail = "the driver or its compiler is at fault; take another device, or `flex`";
             return Err(Error::Invalid(format!("computes wrongly: {what} differs from that of the CPU {by}; {detail}")));
         }
@@ -33,17 +32,17 @@ pub fn check(device: &Device) -> Result<()> {
     Ok(())
 }
 
-/// Of the largest value: what products in tensor cores, which round factors, stay below.
-const TOLERANCE: f64 = 0.01;
+/// What products in tensor cores, which round factors, stay below.
+const TOLERANCE: f64 = 0.02;
 
-/// The largest difference, over the largest value that is expected.
+/// The norm of the difference, over that of what is expected: one rectifier that rounding turns on counts for little.
 fn distance(expected: &[f32], found: &[f32]) -> f64 {
-    if expected.len() != found.len() || found.iter().any(|v| !v.is_finite()) {
+    if expected.len() != found.len() || expected.iter().chain(found).any(|v| !v.is_finite()) {
         return f64::INFINITY;
     }
-    let most = |values: &mut dyn Iterator<Item = f32>| values.fold(0.0_f32, |most, v| most.max(v.abs()));
-    let off = most(&mut expected.iter().zip(found).map(|(a, b)| a - b));
-    f64::from(off) / f64::from(most(&mut expected.iter().copied())).max(1e-6)
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let off = norm(&mut expected.iter().zip(found).map(|(a, b)| f64::from(*a) - f64::from(*b)));
+    off / norm(&mut expected.iter().map(|v| f64::from(*v))).max(1e-6)
 }
 
 fn answers(device: &Device) -> Result<Vec<(&'static str, Vec<f32>)>> {
@@ -119,7 +118,7 @@ mod tests {
     #[test]
     fn what_is_off_is_told_from_rounding() {
         assert!(distance(&[1.0, -2.0], &[1.01, -2.0]) < TOLERANCE);
-        assert!(distance(&[1.0, -2.0], &[1.05, -2.0]) > TOLERANCE);
+        assert!(distance(&[1.0, -2.0], &[1.1, -2.0]) > TOLERANCE);
         assert!(distance(&[0.0, 0.0], &[1.0, 0.0]) > TOLERANCE);
         assert_eq!(distance(&[1.0], &[f32::NAN]), f64::INFINITY);
         assert_eq!(distance(&[1.0, 1.0], &[1.0]), f64::INFINITY);

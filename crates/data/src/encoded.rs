@@ -2,13 +2,13 @@
 //!
 //! Pixels are those of torchvision's `ImageFolder`, which is `PIL.Image.open(path).convert("RGB")`: the format is told by the content, palettes and
 //! CMYK become red, green and blue, alpha is dropped, grey stands in all three planes, 16 bits keep the high eight, and the rotation that EXIF asks
-//! for is not applied. Two things differ: 16-bit grey keeps its high eight bits too, where PIL cuts off at 255, and a set without any colour
-//! stays grey, one plane.
+//! for is not applied. Three things differ: 16-bit grey keeps its high eight bits too, where PIL cuts off at 255, a set without any colour stays grey, one
+//! plane, and JPEG decoders round colours differently, by a fraction of a level on the mean.
 //!
 //! What is checked when: [`Listed::outline`] looks at headers, for a plan need not wait for more. [`Listed::splits`] reads each file once, from its
 //! first byte to its last, without decoding it: sizes and colours must agree, a file that ends before its image does is refused by name, and the digest of
 //! all bytes tells one set from another. What only a decoder sees, an error names when the image is read, be it for the statistics or for a
-//! training; so does a file that has gone or changed since.
+//! training; so does a file that has gone since, or changed its size. Other changes while a set is open are not seen.
 
 use std::{
     fmt,

@@ -22,7 +22,7 @@ pub trait Images: fmt::Debug + Send + Sync {
     /// Writes the pixels of image `i`, `[c, h, w]`, over all of `pixels`. Panics if `i` is not below [`Images::len`].
     ///
     /// # Errors
-    /// Names the file that cannot be read, or no longer holds what it held when the set was opened.
+    /// Names the file that cannot be read, or holds an image of another size than when the set was opened.
     fn read(&self, i: usize, pixels: &mut [u8]) -> Result<(), Error>;
 
     /// Whether reading is no more than a copy, so that one thread keeps up with any training.

@@ -197,6 +197,10 @@ impl Found {
                 Error::Malformed { what, .. } => Error::malformed(&at, what),
                 error => error,
             })?;
+            if path.file_stem() != key(&path).file_name() {
+                // `KEY.fine.cls` is another field of the sample.
+                return Ok(());
+            }
             return self.labels.insert(key(&path), (place, label)).map_or(Ok(()), |(other, _)| twice(other));
         }
         match Kind::of(&path) {

@@ -51,17 +51,28 @@ fn of(adapter: Option<&Adapter>) -> String {
 /// Opens the adapter of a graphics interface.
 #[cfg(any(feature = "wgpu", feature = "vulkan"))]
 fn adapter(name: &str, device: &Device) -> Result<Option<Adapter>> {
+    use std::collections::BTreeMap;
+    use std::sync::{Mutex, PoisonError};
+
     use burn::backend::wgpu::graphics::AutoGraphicsApi;
     use burn::backend::wgpu::{RuntimeOptions, try_init_setup};
     use burn::backend::{CubeDevice, DispatchDevice};
     let DispatchDevice::Cube(CubeDevice::Wgpu(selected)) = device.as_dispatch() else { return Ok(None) };
+    // What is open cannot be opened again.
+    static OPEN: Mutex<BTreeMap<String, Adapter>> = Mutex::new(BTreeMap::new());
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(adapter) = open.get(&format!("{selected:?}")) {
+        return Ok(Some(adapter.clone()));
+    }
     let setup = try_init_setup::<AutoGraphicsApi>(selected, RuntimeOptions::default()).map_err(|error| {
         let detail = "is a driver installed, and does VK_DRIVER_FILES, if it is set, name one? `flex` computes on the CPU";
         anyhow!("device '{name}' does not open: {error}; {detail}")
     })?;
     let info = setup.adapter.get_info();
     let driver = [info.driver, info.driver_info].into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join(" ");
-    Ok(Some(Adapter { name: info.name, backend: format!("{:?}", info.backend).to_lowercase(), driver }))
+    let adapter = Adapter { name: info.name, backend: format!("{:?}", info.backend).to_lowercase(), driver };
+    open.insert(format!("{selected:?}"), adapter.clone());
+    Ok(Some(adapter))
 }
 
 #[cfg(not(any(feature = "wgpu", feature = "vulkan")))]
@@ -76,11 +87,12 @@ fn adapter(_: &str, _: &Device) -> Result<Option<Adapter>> {
 /// When the program cannot be started.
 pub(crate) fn deepen(name: &str) -> Result<()> {
     let compiles = ["wgpu", "vulkan", "cuda"].contains(&name.split(':').next().unwrap_or_default());
-    if !compiles || std::env::var_os(STACK_VARIABLE).is_some() {
+    let has = std::env::var(STACK_VARIABLE).ok().and_then(|bytes| bytes.parse::<u64>().ok()).unwrap_or(0);
+    if !compiles || has >= STACK {
         return Ok(());
     }
     let mut again = std::process::Command::new(std::env::current_exe().context("cannot find this program's file")?);
-    again.args(std::env::args_os().skip(1)).env(STACK_VARIABLE, STACK);
+    again.args(std::env::args_os().skip(1)).env(STACK_VARIABLE, STACK.to_string());
     #[cfg(unix)]
     return Err(std::os::unix::process::CommandExt::exec(&mut again)).context("cannot start this program with larger stacks");
     #[cfg(not(unix))]
@@ -92,7 +104,7 @@ pub(crate) fn deepen(name: &str) -> Result<()> {
 
 /// The variable by which all threads of a Rust program are given their stack, in bytes.
 const STACK_VARIABLE: &str = "RUST_MIN_STACK";
-const STACK: &str = "268435456";
+const STACK: u64 = 1 << 28;
 
 /// The device of this name: a backend and, after a colon, the number of one of its devices.
 ///

@@ -44,6 +44,9 @@ struct Progress {
     done: usize,
     rows: Vec<Row>,
     storage: Storage,
+    /// Checksums of the data.
+    #[serde(default)]
+    data: Vec<String>,
 }
 
 /// Runs a config to its end and writes the report; the folder and the report.
@@ -70,6 +73,13 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
     [&folder, &checkpoint].into_iter().for_each(|folder| files::sweep(folder));
     let (mut progress, mut net) = match load_progress(&checkpoint, &hash)? {
         Some(progress) => {
+            if progress.data != splits.sha256 {
+                bail!(
+                    "the data '{}' have changed since the run in {} began; `--out DIR` takes another folder",
+                    splits.name,
+                    folder.display()
+                );
+            }
             tracing::info!("resuming after {} of {} passes", progress.done, config.passes.len());
             let net = load_net(&net_file(&checkpoint, progress.done), &device)?;
             (progress, net)
@@ -80,7 +90,9 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
             let net = setup::model(config, &splits.outline(), normalization, &device)?;
             // Not before everything that can be wrong with the config has been seen: what fails leaves no folder behind.
             std::fs::create_dir_all(&checkpoint).with_context(|| format!("cannot make {}", folder.display()))?;
-            let mut progress = Progress { config_hash: hash.clone(), done: 0, rows: Vec::new(), storage: Storage::default() };
+            let (rows, data_sums) = (Vec::new(), splits.sha256.clone());
+            let mut progress =
+                Progress { config_hash: hash.clone(), done: 0, rows, storage: Storage::default(), data: data_sums };
             if config.model.file.is_some() || config.passes.is_empty() {
                 // What is brought along is the baseline of the report.
                 let mut host = RunHost::new(None, base.clone(), 0);

@@ -241,6 +241,7 @@ impl Probe {
         let mut host = Aside(cx.host);
         let mut aside = Context::new(&cx.device, cx.seed, cx.data, &mut host);
         aside.storage = cx.storage;
+        aside.catalogue = cx.catalogue;
         self.on(layer, value)?.run(net.deep_clone(), &mut aside)
     }
 }
@@ -314,6 +315,10 @@ impl Host for Aside<'_> {
 
     fn read(&mut self, name: &str) -> Result<Vec<u8>> {
         self.0.read(name)
+    }
+
+    fn before(&mut self, device: &burn::tensor::Device) -> Result<Net> {
+        self.0.before(device)
     }
 }
 

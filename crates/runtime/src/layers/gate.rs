@@ -41,7 +41,9 @@ impl Gate {
                     let p = (z - largest).exp() / sum;
                     if p > 0.0 { -p * p.ln() } else { p }
                 };
-                logits.iter().map(of).sum::<f32>() / (logits.len() as f32).ln() <= self.threshold
+                let share = logits.iter().map(of).sum::<f32>() / (logits.len() as f32).ln();
+                // Rounding may take the largest there is beyond 1.
+                share <= self.threshold || (share > 1.0 && self.threshold >= 1.0)
             }
         }
     }

@@ -16,7 +16,11 @@ impl Forward for Gate {
             Measure::Entropy => {
                 // Of a probability that rounds to zero nothing is left, and not the product of zero and infinity.
                 let p = p.clamp_min(-80.0);
-                (p.clone().exp() * p).sum_dim(1).div_scalar(-(classes as f64).ln()).lower_equal_elem(self.threshold)
+                (p.clone().exp() * p)
+                    .sum_dim(1)
+                    .div_scalar(-(classes as f64).ln())
+                    .clamp_max(1.0)
+                    .lower_equal_elem(self.threshold)
             }
         };
         Flow::Vector(leaves.float())
