@@ -99,7 +99,7 @@ fn every_config_holds_together() {
         let config = Config::read(&path, &[], false, None).unwrap();
         assert!(!config.expected.is_empty(), "{}: line 1 says what is expected", path.display());
         if config.model.file.is_none() {
-            briquette_runner::plan::plan(config, None).unwrap();
+            briquette_runner::plan::plan(&config, None).unwrap();
         }
     }
 }
@@ -110,7 +110,7 @@ fn every_config_with_a_checkpoint_holds_together() {
     for path in configs() {
         let config = Config::read(&path, &[], false, None).unwrap();
         if config.model.file.is_some() {
-            briquette_runner::plan::plan(config, None).unwrap();
+            briquette_runner::plan::plan(&config, None).unwrap();
         }
     }
 }
@@ -120,7 +120,7 @@ fn a_plan_says_which_passes_it_only_estimates() {
     let estimated = |settings: &str| {
         let text = format!("model = \"lenet300\"\ndata = \"glyphs\"\n[[pass]]\n{settings}\n");
         let config = Config::parse(Path::new("one.toml"), &text, &[], false, None).unwrap();
-        let rows = briquette_runner::plan::plan(config, None).unwrap();
+        let rows = briquette_runner::plan::plan(&config, None).unwrap();
         assert_eq!(rows[0].estimate, None);
         rows[1].estimate.is_some()
     };
@@ -140,7 +140,7 @@ fn a_plan_says_which_passes_it_only_estimates() {
 #[test]
 fn vgg_16_a_is_planned_as_li_et_al_count_it() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/vgg16_pruning.toml");
-    let rows = briquette_runner::plan::plan(Config::read(&path, &[], false, None).unwrap(), None).unwrap();
+    let rows = briquette_runner::plan::plan(&Config::read(&path, &[], false, None).unwrap(), None).unwrap();
     let weights = |index: usize| -> usize {
         rows[index]
             .row

@@ -49,8 +49,9 @@ impl Cost {
     pub fn of(net: &Net) -> Result<Self> {
         let shapes = net.shapes()?;
         let layers = net.nodes.iter().zip(&shapes).enumerate();
-        let layers = layers
-            .filter_map(|(index, (node, shape))| LayerCost::of(index, node, &node.op.layer(), node.op.weight_shape(), shape));
+        let layers = layers.filter_map(|(index, (node, shape))| {
+            LayerCost::of(index, node, &node.op.layer(), node.op.weight_shape().as_deref(), shape)
+        });
         Ok(Self { layers: layers.collect() })
     }
 
@@ -84,10 +85,10 @@ impl Cost {
 
 impl LayerCost {
     /// The cost of a node, with this layer, weight and output in the place of its own; none where it has no parameters.
-    pub(crate) fn of(index: usize, node: &Node, layer: &Layer, weight: Option<Vec<usize>>, output: &[usize]) -> Option<Self> {
+    pub(crate) fn of(index: usize, node: &Node, layer: &Layer, weight: Option<&[usize]>, output: &[usize]) -> Option<Self> {
         // Each of these vectors has a value for each channel of the output.
         let (shape, vectors) = match &node.op {
-            Op::Conv2d(_) | Op::Linear(_) => (weight.clone()?, usize::from(node.dense()?.bias.is_some())),
+            Op::Conv2d(_) | Op::Linear(_) => (weight?.to_vec(), usize::from(node.dense()?.bias.is_some())),
             Op::Tensors(tensors) => (vec![node.op.structure()?.count()], usize::from(tensors.get("bias").is_some())),
             Op::BatchNorm(_) => (Vec::new(), 2),
             Op::Fixed(_) => return None,
@@ -100,7 +101,7 @@ impl LayerCost {
             shape,
             params: weights + vectors * output[0],
             weights,
-            macs: layer.macs(weight.as_deref(), output),
+            macs: layer.macs(weight, output),
         })
     }
 }

@@ -361,7 +361,7 @@ fn clip(mut grads: GradientsParams, net: &Net, limit: f64) -> GradientsParams {
 
     enum Factor {
         Here(f64),
-        There(Tensor<1>),
+        There(Box<Tensor<1>>),
     }
 
     impl ModuleVisitor for Scale<'_> {
@@ -369,7 +369,7 @@ fn clip(mut grads: GradientsParams, net: &Net, limit: f64) -> GradientsParams {
             if let Some(grad) = self.0.remove::<D>(param.id) {
                 let scaled = match &self.1 {
                     Factor::Here(factor) => grad.mul_scalar(*factor),
-                    Factor::There(factor) => grad * factor.clone().reshape([1; D]),
+                    Factor::There(factor) => grad * Tensor::clone(factor).reshape([1; D]),
                 };
                 self.0.register(param.id, scaled);
             }
@@ -389,7 +389,7 @@ fn clip(mut grads: GradientsParams, net: &Net, limit: f64) -> GradientsParams {
             }
         }
         // To ask whether the norm exceeds the limit would be to wait for the device.
-        Some(_) => Factor::There(Tensor::cat(squares, 0).sum().sqrt().recip().mul_scalar(limit).clamp_max(1.0)),
+        Some(_) => Factor::There(Box::new(Tensor::cat(squares, 0).sum().sqrt().recip().mul_scalar(limit).clamp_max(1.0))),
     };
     net.visit(&mut Scale(&mut grads, factor));
     grads

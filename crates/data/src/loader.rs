@@ -31,6 +31,9 @@ pub struct Batch {
     pub len: usize,
 }
 
+/// Where a worker's batches come out, and its thread.
+type Worker = (Receiver<Result<Batch, Error>>, JoinHandle<()>);
+
 /// Iterator over the batches of one epoch, read, decoded and augmented ahead of time by worker threads.
 ///
 /// An image that cannot be read is an error in the place of its batch, after which the iterator ends: the first such image in the order of the epoch,
@@ -45,7 +48,7 @@ pub struct Loader {
     workers: usize,
     next: usize,
     end: usize,
-    running: Vec<(Receiver<Result<Batch, Error>>, JoinHandle<()>)>,
+    running: Vec<Worker>,
 }
 
 impl Loader {

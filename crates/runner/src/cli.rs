@@ -211,7 +211,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
         }
         Verb::Plan { config } => {
             let config = read(config)?;
-            let rows = plan::plan(config, data_dir).map_err(|error| Failure { code: BAD_USAGE, error })?;
+            let rows = plan::plan(&config, data_dir).map_err(|error| Failure { code: BAD_USAGE, error })?;
             show(&verbs::Preview::of(rows), cli.json)?;
         }
         Verb::Methods { markdown: true } => print(&verbs::methods().markdown())?,

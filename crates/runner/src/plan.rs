@@ -35,9 +35,9 @@ pub struct Planned {
 ///
 /// # Errors
 /// As a run would fail before its first step.
-pub fn plan(config: Config, data_dir: Option<&Path>) -> Result<Vec<Planned>> {
+pub fn plan(config: &Config, data_dir: Option<&Path>) -> Result<Vec<Planned>> {
     let outline = setup::outline(&config.data, data_dir)?;
-    let mut net = setup::model(&config, &outline, None, &Device::flex())?;
+    let mut net = setup::model(config, &outline, None, &Device::flex())?;
     let planned = |net: &Net, pass: usize, method: &str, trainings: &[&Recipe]| -> Result<Planned> {
         let (mut row, _) = measure::size(net, Storage::default(), pass, method)?;
         let (mut epochs, mut memory_mib) = (0, 0.0_f64);

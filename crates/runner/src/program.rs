@@ -20,7 +20,7 @@ pub fn print(text: &str) -> Result<()> {
 /// Prints a value, as one JSON document where that is asked for.
 ///
 /// # Errors
-/// When it does not serialize, or as [`print`].
+/// When it does not serialize, or as [`print()`].
 pub fn show(value: &(impl Serialize + Display), json: bool) -> Result<()> {
     print(&if json { serde_json::to_string_pretty(value)? } else { value.to_string() })
 }

@@ -52,7 +52,8 @@ impl Paths {
 /// The node, and why samples do not meet there.
 pub fn paths<'a>(nodes: impl Iterator<Item = (&'a Layer, &'a [usize])>) -> Result<Paths, (usize, String)> {
     let mut paths = Paths { of: Vec::new(), steps: vec![None] };
-    let (mut gates, mut known): (Vec<bool>, HashMap<(usize, usize, bool), usize>) = (Vec::new(), HashMap::new());
+    let mut gates: Vec<bool> = Vec::new();
+    let mut known: HashMap<(usize, usize, bool), usize> = HashMap::new();
     for (position, (layer, inputs)) in nodes.enumerate() {
         let branch = layer.kind().branch();
         let of = |input: usize| paths.of[inputs[input]];

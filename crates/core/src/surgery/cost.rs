@@ -24,7 +24,7 @@ impl Net {
             let inputs: Vec<&[usize]> = node.inputs.iter().map(|&input| shapes[input].as_slice()).collect();
             let shape = layer.output_shape(&inputs, weight.as_deref());
             let shape = shape.map_err(|source| Error::Shape { node: node.name.clone(), source })?;
-            layers.extend(LayerCost::of(index, node, &layer, weight, &shape));
+            layers.extend(LayerCost::of(index, node, &layer, weight.as_deref(), &shape));
             shapes.push(shape);
         }
         Ok(Cost { layers })

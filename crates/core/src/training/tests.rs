@@ -157,7 +157,7 @@ fn an_objective_sees_images_labels_and_taps_of_the_one_forward_pass_and_may_take
             for (row, (id, label)) in seen.ids.iter().zip(seen.labels).enumerate() {
                 assert_eq!(data.label(*id as usize), *label);
                 data.read(*id as usize, &mut pixels).unwrap();
-                let image = floats(seen.images.clone().slice([row..row + 1]));
+                let image = floats(seen.images.clone().narrow(0, row, 1));
                 assert!(image.iter().zip(&pixels).all(|(a, b)| *a == f32::from(*b) / 255.0));
             }
             // The logits are those of the features that were tapped.

@@ -7,7 +7,7 @@
 //!
 //! Chen, Wilson, Tyree, Weinberger, Chen. "Compressing Neural Networks with the Hashing Trick". ICML 2015. arXiv:1504.04788.
 //! Differs from the paper: the fit to trained weights is ours, the hash is SplitMix64's instead of xxHash
-//! ([`briquette_runtime::Hashed`]), and biases have their own values.
+//! ([`briquette_runtime::Places::Hash`]), and biases have their own values.
 //!
 //! ```
 //! use briquette_core::coding;
