@@ -344,8 +344,13 @@ pub trait Host {
     /// # Errors
     /// Where it was not kept, or cannot be read.
     fn before(&mut self, _device: &Device) -> Result<Net> {
-        Err(Error::Host("the network from before the pass is not kept here; name the `teacher` of `distill`".into()))
+        Err(not_kept())
     }
+}
+
+/// What a host says that has no network from before the pass.
+fn not_kept() -> Error {
+    Error::Host("the network from before the pass is not kept here; name the `teacher` of `distill`".into())
 }
 
 /// A host that shows nothing and keeps nothing: for tests and for programs that only want the result.
