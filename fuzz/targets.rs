@@ -14,8 +14,8 @@ use briquette_core::training::{Extras, Recipe, fit};
 use briquette_data::Dataset;
 use briquette_runner::config::Config;
 use briquette_runtime::{
-    Activation, Coded, Coder, Engine, Grid, Layer, Model, Node, Padding, Places, Plan, Product, Shared, Stage, StepGradient,
-    Structure, ValueFormat, Window, layers,
+    Activation, Coded, Coder, Engine, Grid, Layer, Model, Node, Padding, Permission, Places, Product, Shared, Stage,
+    StepGradient, Structure, ValueFormat, Window, layers,
 };
 use burn::tensor::Device;
 
@@ -408,12 +408,12 @@ fn states() -> Vec<Vec<u8>> {
 fn containers() -> Vec<Vec<u8>> {
     let plain = |shape: &[usize]| {
         let values: Vec<f32> = (0..shape.iter().product()).map(|i: usize| (i * 7 % 11) as f32 * 0.25 + 0.5).collect();
-        Coded::encode(shape, &values, None, &Plan::default()).expect("a tensor")
+        Coded::encode(shape, &values, None, &Permission::default()).expect("a tensor")
     };
     let coded = |shape: &[usize], values: ValueFormat, coder: Coder| {
         let mask: Vec<bool> = (0..shape.iter().product()).map(|i: usize| i.is_multiple_of(3)).collect();
         let weights: Vec<f32> = (0..mask.len()).map(|i| (i * 7 % 5) as f32 * 0.5 - 1.0).collect();
-        Coded::encode(shape, &weights, Some(&mask), &Plan { values, coder }).expect("a tensor")
+        Coded::encode(shape, &weights, Some(&mask), &Permission { values, coder }).expect("a tensor")
     };
     let node = |name: &str, inputs: &[usize], layer: Layer, tensors: Vec<(&str, Coded)>| Node {
         name: name.into(),
@@ -465,10 +465,10 @@ fn containers() -> Vec<Vec<u8>> {
             .expect("a tensor");
     let hash = Shared { places: Places::Hash { seed: 7 }, values: vec![0.5, -0.25, 1.5] };
     let values = hash.expand(&[6, 4]);
-    let hashed = Coded::shared(&[6, 4], &values, None, &hash, &Plan::default()).expect("a tensor");
+    let hashed = Coded::shared(&[6, 4], &values, None, &hash, &Permission::default()).expect("a tensor");
     let stage = Stage { centroids: (0..12).map(|i| i as f32 * 0.25).collect(), indices: (0..10).map(|i| i % 2).collect() };
     let product = Product { width: 4, columns: 6, taps: 1, stages: vec![stage] };
-    let pieces = Coded::product(&[5, 6], &product.values(), None, &product, &Plan::default()).expect("a tensor");
+    let pieces = Coded::product(&[5, 6], &product.values(), None, &product, &Permission::default()).expect("a tensor");
     let quantize = Layer::Quantize(layers::Quantize { levels: 4, zero: 0.0, train: StepGradient::Learned });
     let mut vectors = vec![
         node("x", &[], Layer::Input(layers::Input { shape: vec![2, 1, 3] }), vec![]),
@@ -517,7 +517,7 @@ fn containers() -> Vec<Vec<u8>> {
     grouped.push(node("dw", &[2], conv(4), vec![("weight", plain(&[4, 1, 2, 1]))]));
     let stage = Stage { centroids: (0..8).map(|i| i as f32 * 0.25).collect(), indices: (0..8).map(|i| i / 3 % 2).collect() };
     let product = Product { width: 2, columns: 4, taps: 2, stages: vec![stage] };
-    let by_taps = Coded::product(&[2, 4, 2, 1], &product.values(), None, &product, &Plan::default()).expect("a tensor");
+    let by_taps = Coded::product(&[2, 4, 2, 1], &product.values(), None, &product, &Permission::default()).expect("a tensor");
     let plain_conv = Layer::Conv2d(layers::Conv2d { stride: [1, 1], padding: Padding::NONE, dilation: [1, 1], groups: 1 });
     grouped.push(node("pc", &[3], plain_conv, vec![("weight", by_taps)]));
     grouped.push(node("g", &[4], Layer::GlobalAvgPool(layers::GlobalAvgPool), vec![]));

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use briquette_runtime::{Coded, Model, Plan};
+use briquette_runtime::{Coded, Model, Permission};
 use safetensors::tensor::{Dtype, TensorView};
 
 use crate::program::{Bench, SMALL};
@@ -121,7 +121,7 @@ fn unsound(bench: &Bench) {
     let mut values = weight.decode();
     values[7] = f32::NAN;
     values[9] = f32::NEG_INFINITY;
-    *weight = Coded::encode(weight.shape(), &values, None, &Plan::default()).unwrap();
+    *weight = Coded::encode(weight.shape(), &values, None, &Permission::default()).unwrap();
     std::fs::write(bench.path("net.brq"), model.to_bytes().unwrap()).unwrap();
 }
 

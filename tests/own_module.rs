@@ -6,7 +6,7 @@ use briquette_core::coding::{Source, Weight, adjust, weights};
 use briquette_parts::blocks::Blocks;
 use briquette_pruning_sharing::pruning::soft_weight_sharing::SoftWeightSharing;
 use briquette_pruning_sharing::pruning::{magnitude, n_m};
-use briquette_pruning_sharing::quantization::fixed_point::{Form, Per, Reach};
+use briquette_pruning_sharing::quantization::fixed_point::{Per, Reach, Symmetry};
 use briquette_pruning_sharing::quantization::{fixed_point, kmeans_sharing, learned_step};
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
@@ -108,7 +108,7 @@ fn a_plain_module_on_grids_trains_on_with_its_steps() {
     });
     let mine = learned_step::round(mine, |weight| weight.path.starts_with("head").then_some(3), Per::Channel);
     let fixed = |weight: &Weight| weight.path.starts_with("features").then_some(4);
-    let mine = fixed_point::round(mine, fixed, Per::Channel, Form::Symmetric, Reach::MinMax);
+    let mine = fixed_point::round(mine, fixed, Per::Channel, Symmetry::Symmetric, Reach::MinMax);
     let before = weights(&mine);
     let mine = trained(mine, |_, _| None, |mine| adjust(mine, |_, base, steps| (base, steps.clamp_min(1e-6))));
     let after = weights(&mine);

@@ -7,7 +7,7 @@ use anyhow::Result;
 use briquette_core::zoo::Arch;
 use briquette_parts::kmeans::{Init, LLOYD_STEPS, cluster};
 use briquette_runner::memory::forget_peak;
-use briquette_runtime::{Coded, Coder, Model, Node, Plan, ValueFormat, layers};
+use briquette_runtime::{Coded, Coder, Model, Node, Permission, ValueFormat, layers};
 use burn::tensor::Device;
 use serde::Serialize;
 
@@ -75,10 +75,10 @@ fn code(layers: &'static str, shapes: &[Vec<usize>], centroids: usize) -> Result
 
     forget_peak()?;
     let began = Instant::now();
-    let plan = Plan { values: ValueFormat::Codebook, coder: Coder::Entropy };
+    let permission = Permission { values: ValueFormat::Codebook, coder: Coder::Entropy };
     let mut model = Model::default();
     for (i, (shape, values)) in shapes.iter().zip(&net).enumerate() {
-        let tensors = vec![("weight".to_string(), Coded::encode(shape, values, None, &plan)?)];
+        let tensors = vec![("weight".to_string(), Coded::encode(shape, values, None, &permission)?)];
         let layer = briquette_runtime::Layer::Linear(layers::Linear);
         model.nodes.push(Node { name: format!("layer{i}"), inputs: Vec::new(), layer, tensors });
     }

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::Result;
 use briquette_core::cost::Cost;
-use briquette_core::kernels;
+use briquette_core::extension;
 use briquette_core::net::Net;
 use briquette_core::zoo::Arch;
 use briquette_runner::steps::{Mode, Steps};
@@ -120,9 +120,9 @@ fn row(case: Case, mode: Mode, mut peer: Option<&mut Peer>) -> Result<TrainingRo
     let mut formats = FORMATS.map(|format| (format, Vec::new()));
     for _ in 0..case.turns {
         times.extend(ours.run(case.steps));
-        kernels::enable(false);
+        extension::enable(false);
         baseline.extend(plain.run(case.steps.div_ceil(2)));
-        kernels::enable(true);
+        extension::enable(true);
         if let Some(peer) = &mut peer {
             for (format, times) in &mut formats {
                 times.extend(peer.steps(case.net, mode, case.batch, case.steps, format)?);

@@ -1,6 +1,6 @@
 //! How a weight is stored: a mask and a source of values, attached to any parameter of any Burn module.
 //!
-//! [`Coding`] is the host's view, plain numbers that files, reports and methods deal with. [`Coded`] is the same on the device: a
+//! [`Coding`] is the host's view, plain numbers that files, reports and methods deal with. [`DeviceCoding`] is the same on the device: a
 //! Burn reparameterization that computes the effective weight `mask * source(base)` in every forward pass, so that masked weights stay
 //! zero and shared weights stay shared while training goes on. Burn holds one reparameterization per parameter and does not nest
 //! them, hence one composite type instead of one per method.
@@ -22,7 +22,7 @@ use crate::quantize::{OnGrid, Ternary, view};
 
 pub use crate::quantize::Rounding;
 pub use crate::values::floats;
-pub use device::Coded;
+pub use device::DeviceCoding;
 pub use module::{Weight, adjust, adjust_kept, recode, weights};
 
 /// The coding of one weight tensor, on the host.
@@ -290,17 +290,17 @@ impl Coding {
         let (id, value, mapper) = param.consume();
         let device = value.device();
         let plain = Param::from_mapped_value(id, value, mapper);
-        if self == Self::default() { plain } else { plain.apply_reparameterization(Once(Some(Coded::new(self, &device)))) }
+        if self == Self::default() { plain } else { plain.apply_reparameterization(Once(Some(DeviceCoding::new(self, &device)))) }
     }
 }
 
 /// Hands one coding to one parameter.
-struct Once(Option<Coded>);
+struct Once(Option<DeviceCoding>);
 
 impl Reparameterizer for Once {
-    type Reparam = Coded;
+    type Reparam = DeviceCoding;
 
-    fn reparameterize<const D: usize>(&mut self, _: &str, param: Param<Tensor<D>>) -> (Param<Tensor<D>>, Option<Coded>) {
+    fn reparameterize<const D: usize>(&mut self, _: &str, param: Param<Tensor<D>>) -> (Param<Tensor<D>>, Option<DeviceCoding>) {
         (param, self.0.take())
     }
 }
@@ -318,5 +318,5 @@ fn by_column(product: &Product) -> impl Iterator<Item = (usize, usize)> {
 
 /// The coding of a parameter; the default one when none is attached.
 pub fn coding_of<const D: usize>(param: &Param<Tensor<D>>) -> Coding {
-    param.reparameterization::<Coded>().map(Coded::to_host).unwrap_or_default()
+    param.reparameterization::<DeviceCoding>().map(DeviceCoding::to_host).unwrap_or_default()
 }

@@ -68,7 +68,8 @@ mod tests {
             let coded = &mut model.nodes[node].tensors[at].1;
             let mut values = coded.decode();
             values[2] = value;
-            *coded = briquette_runtime::Coded::encode(coded.shape(), &values, None, &briquette_runtime::Plan::default()).unwrap();
+            *coded = briquette_runtime::Coded::encode(coded.shape(), &values, None, &briquette_runtime::Permission::default())
+                .unwrap();
             let model = Model::from_bytes(&model.to_bytes().unwrap()).unwrap();
             refused(Net::from_model(&model, &Device::flex()).unwrap_err());
         }

@@ -12,7 +12,7 @@ mod tensors;
 use burn::nn::BatchNorm;
 use burn::tensor::Tensor;
 
-use crate::kernels::{self, takes};
+use crate::extension::{self, takes};
 use crate::net::{Net, Op, Value};
 pub(crate) use computed::Computed;
 use steps::{Step, steps};
@@ -75,14 +75,14 @@ impl Net {
             Op::Conv2d(conv) => match (inputs.remove(0).last(), norm) {
                 (Ok(x), Some(norm)) => {
                     let residual = residual.and_then(|residual| residual.last().ok());
-                    Flow::Last(kernels::convolve_normalized(conv, norm, x, residual, step.rectify))
+                    Flow::Last(extension::convolve_normalized(conv, norm, x, residual, step.rectify))
                 }
-                (Ok(x), None) => Flow::Last(kernels::convolve(conv, x, step.rectify)),
+                (Ok(x), None) => Flow::Last(extension::convolve(conv, x, step.rectify)),
                 (Err(x), _) => Flow::First(conv.forward(x)),
             },
             Op::Linear(linear) => {
                 let x = inputs.remove(0).vector();
-                Flow::Vector(if takes(&x) { kernels::linear(linear, x, step.rectify) } else { linear.forward(x) })
+                Flow::Vector(if takes(&x) { extension::linear(linear, x, step.rectify) } else { linear.forward(x) })
             }
             Op::BatchNorm(norm) => normalize(norm, inputs.remove(0), residual, step.rectify),
             Op::Tensors(tensors) => match Computed::of(&tensors.layer) {
@@ -104,7 +104,7 @@ fn normalize(norm: &BatchNorm, x: Flow, residual: Option<Flow>, rectify: bool) -
         Flow::Vector(x) if takes(&x) => {
             let [rows, channels] = x.dims();
             let as_map = x.clone().reshape([rows, 1, 1, channels]);
-            return match kernels::normalize(norm, as_map, None, rectify) {
+            return match extension::normalize(norm, as_map, None, rectify) {
                 Some(y) => Flow::Vector(y.reshape([rows, channels])),
                 None => Flow::Vector(norm.forward(x)),
             };
@@ -117,12 +117,12 @@ fn normalize(norm: &BatchNorm, x: Flow, residual: Option<Flow>, rectify: bool) -
         Err(x) => return Flow::First(norm.forward(x)),
     };
     let residual = residual.and_then(|residual| residual.last().ok());
-    match kernels::normalize(norm, x.clone(), residual.clone(), rectify) {
+    match extension::normalize(norm, x.clone(), residual.clone(), rectify) {
         Some(y) => Flow::Last(y),
         None => {
             let y = norm.forward(x.permute([0, 3, 1, 2])).permute([0, 2, 3, 1]);
             let y = residual.map_or(y.clone(), |residual| y + residual);
-            Flow::Last(if rectify { kernels::rectify(y) } else { y })
+            Flow::Last(if rectify { extension::rectify(y) } else { y })
         }
     }
 }
@@ -147,7 +147,7 @@ impl Flow {
     fn first(self) -> Tensor<4> {
         match self {
             Flow::First(x) => x,
-            Flow::Last(x) => kernels::channels_first(x),
+            Flow::Last(x) => extension::channels_first(x),
             Flow::Vector(x) => Value::Vector(x).map(),
         }
     }
@@ -159,7 +159,7 @@ impl Flow {
             Flow::Last(x) => Ok(x),
             map => {
                 let x = map.first();
-                if takes(&x) { Ok(kernels::channels_last(x)) } else { Err(x) }
+                if takes(&x) { Ok(extension::channels_last(x)) } else { Err(x) }
             }
         }
     }

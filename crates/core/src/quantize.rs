@@ -12,7 +12,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::chance;
-use crate::kernels::{self, Levels, Quantizing, takes};
+use crate::extension::{self, Levels, Quantizing, takes};
 use crate::net::Op;
 use crate::tensors::{Parameter, Ranked, Tensors};
 use crate::types::Bits;
@@ -229,7 +229,7 @@ impl Quantize {
         }
         let shape = x.shape();
         let scale = gradient_scale(self.levels, features(shape.as_slice()));
-        kernels::quantize(x, self.step(), Quantizing { levels: self.levels, zero: self.zero, train: self.train, scale })
+        extension::quantize(x, self.step(), Quantizing { levels: self.levels, zero: self.zero, train: self.train, scale })
     }
 
     /// The same, of Burn's operations.
@@ -294,7 +294,7 @@ impl CoarseGradient {
             Rounding::Nearest => x.clone().detach().zeros_like().add_scalar(0.5),
             Rounding::Stochastic | Rounding::Tanh | Rounding::Threshold => chance::uniform_like(&x),
         };
-        kernels::coarsen(x, noise, self.levels)
+        extension::coarsen(x, noise, self.levels)
     }
 }
 

@@ -144,7 +144,7 @@ fn transposed(stored: Stored) -> Stored {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use briquette_runtime::{Coded, Coder, Grid, Model, Places, Plan, Product, StepGradient, ValueFormat};
+    use briquette_runtime::{Coded, Coder, Grid, Model, Permission, Places, Product, StepGradient, ValueFormat};
 
     use super::*;
     use crate::coding::{Rounding, Source};
@@ -197,7 +197,7 @@ pub(crate) mod tests {
             let mut model = net.to_model(Storage::default()).unwrap();
             let tensors = &mut model.nodes.iter_mut().find(|other| other.name == node).unwrap().tensors;
             let (_, coded) = tensors.iter_mut().find(|(name, _)| name == tensor).unwrap();
-            *coded = Coded::encode(&[values.len()], values, None, &Plan::default()).unwrap();
+            *coded = Coded::encode(&[values.len()], values, None, &Permission::default()).unwrap();
             let mut error: &dyn std::error::Error = &Net::from_model(&model, &Device::flex()).unwrap_err();
             let mut said = error.to_string();
             while let Some(source) = error.source() {

@@ -30,13 +30,13 @@ pub use recipe::{Choose, Loss, Optimizer, Precision, Recipe, Schedule};
 pub use renew::renew;
 
 use crate::archive::Archive;
-use crate::builder::stream;
 use crate::chance;
 use crate::coding::floats;
 use crate::error::{Error, Result};
-use crate::kernels;
+use crate::extension;
 use crate::net::Net;
 use crate::pass::{Context, Event, Host, Saved};
+use crate::streams::stream;
 use crate::task::Task;
 use objective::Watched;
 use state::State;
@@ -155,7 +155,7 @@ pub fn fit(net: Net, recipe: &Recipe, extras: Extras<'_>, cx: &mut Context<'_>) 
     recipe.check()?;
     let task = Task::of(&net)?;
     [&cx.data.train, &cx.data.valid].into_iter().try_for_each(|data| task.check(data))?;
-    if recipe.precision == Precision::Bf16 && !kernels::serve(&cx.device) {
+    if recipe.precision == Precision::Bf16 && !extension::serve(&cx.device) {
         let detail = "precision = \"bf16\" takes the CPU kernels of the device `flex`, which are off or not there; leave it out";
         return Err(Error::Invalid(format!("training settings: {detail}")));
     }
@@ -205,7 +205,7 @@ pub fn fit(net: Net, recipe: &Recipe, extras: Extras<'_>, cx: &mut Context<'_>) 
             lr = recipe.rate((epoch * steps_per_epoch + index) as f64 / steps_per_epoch as f64);
             let images = images(&batch, train.shape, &device.clone().autodiff());
             let mut taps = watched.taps();
-            let logits = kernels::in_precision(recipe.precision.into(), || match extras.forward {
+            let logits = extension::in_precision(recipe.precision.into(), || match extras.forward {
                 Some(own) => own.forward(&net, images.clone(), &mut taps),
                 None => net.tapped(images.clone(), &mut taps),
             });
@@ -327,8 +327,8 @@ pub fn cross_entropy(logits: Tensor<2>, labels: &[u16], smoothing: f64) -> Tenso
         targets[row * classes + *label as usize] = on;
     }
     let targets = Tensor::<2>::from_data(TensorData::new(targets, [n, classes]), &logits.device());
-    if kernels::takes(&logits) {
-        return kernels::cross_entropy(logits, targets);
+    if extension::takes(&logits) {
+        return extension::cross_entropy(logits, targets);
     }
     (activation::log_softmax(logits, 1) * targets).sum().mul_scalar(-1.0 / n as f64)
 }
@@ -381,7 +381,7 @@ fn clip(mut grads: GradientsParams, net: &Net, limit: f64) -> GradientsParams {
     let squares = squares.1;
     let factor = match squares.first() {
         None => return grads,
-        Some(first) if kernels::is_flex(&first.device()) => {
+        Some(first) if extension::is_flex(&first.device()) => {
             let norm = squares.into_iter().map(|sum| f64::from(floats(sum)[0])).sum::<f64>().sqrt();
             match norm > limit {
                 true => Factor::Here(limit / norm),

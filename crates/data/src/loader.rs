@@ -44,7 +44,7 @@ type Worker = (Receiver<Result<Batch, Error>>, JoinHandle<()>);
 /// The threads start with the first batch and end when the loader is dropped.
 #[derive(Debug)]
 pub struct Loader {
-    plan: Arc<Plan>,
+    plan: Arc<Batches>,
     workers: usize,
     next: usize,
     end: usize,
@@ -61,7 +61,7 @@ impl Loader {
         let mut order: Vec<u32> = (0..data.len() as u32).collect();
         order.shuffle(&mut rng.clone());
         let mut loader =
-            Self::new(data, batch, Plan { data: data.clone(), order, batch, augment: Some((augment, rng)) }, workers);
+            Self::new(data, batch, Batches { data: data.clone(), order, batch, augment: Some((augment, rng)) }, workers);
         if loader.end > 1 && batch > 1 && data.len() % batch == 1 {
             loader.end -= 1;
         }
@@ -71,7 +71,7 @@ impl Loader {
     /// Goes through all of `data` in its own order, unchanged: for evaluation. Panics if `batch` is zero.
     pub fn ordered(data: &Dataset, batch: usize) -> Self {
         let order = (0..data.len() as u32).collect();
-        Self::new(data, batch, Plan { data: data.clone(), order, batch, augment: None }, data.workers(batch))
+        Self::new(data, batch, Batches { data: data.clone(), order, batch, augment: None }, data.workers(batch))
     }
 
     /// Leaves out the last batch if it is short.
@@ -88,7 +88,7 @@ impl Loader {
         self
     }
 
-    fn new(data: &Dataset, batch: usize, plan: Plan, workers: usize) -> Self {
+    fn new(data: &Dataset, batch: usize, plan: Batches, workers: usize) -> Self {
         assert!(batch > 0, "a batch holds at least one sample");
         Self { plan: Arc::new(plan), workers, next: 0, end: data.len().div_ceil(batch), running: Vec::new() }
     }
@@ -158,14 +158,14 @@ impl Drop for Loader {
 }
 
 #[derive(Debug)]
-struct Plan {
+struct Batches {
     data: Dataset,
     order: Vec<u32>,
     batch: usize,
     augment: Option<(Augment, ChaCha8Rng)>,
 }
 
-impl Plan {
+impl Batches {
     fn make(&self, index: usize) -> Result<Batch, Error> {
         let start = index * self.batch;
         let samples = &self.order[start..self.order.len().min(start + self.batch)];

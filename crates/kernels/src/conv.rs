@@ -28,7 +28,7 @@ use geometry::View;
 
 pub(crate) use geometry::Segment;
 pub use products::Epilogue;
-pub(crate) use products::{Correlation, Panel, packed_len, panels, read, write};
+pub(crate) use products::{Correlation, FilterPanel, packed_len, panels, read, write};
 pub(crate) use weights::{Job, Outer, jobs, parts};
 
 /// A convolution of a batch: shapes and steps. Images are `[height, width, channels]`, weights `[filters, channels / groups, kh, kw]`.

@@ -5,7 +5,7 @@
 use rayon::prelude::*;
 
 use crate::buffer::{Target, filled};
-use crate::conv::{Correlation, Epilogue, Job, Outer, Panel, Segment, jobs, packed_len, panels, parts};
+use crate::conv::{Correlation, Epilogue, FilterPanel, Job, Outer, Segment, jobs, packed_len, panels, parts};
 use crate::lanes::Isa;
 use crate::operand::{Half, Operand, Precision, Single};
 use crate::{Error, count};
@@ -153,7 +153,7 @@ fn product<O: Operand>(
     let panels = panels(width, isa.lanes());
     let tasks: Vec<usize> = (0..count).step_by(ROWS).collect();
     let some = panels.len().div_ceil(TASKS.div_ceil(tasks.len().max(1))).max(1);
-    let jobs: Vec<(usize, &[Panel])> =
+    let jobs: Vec<(usize, &[FilterPanel])> =
         tasks.iter().flat_map(|row| panels.chunks(some).map(move |panels| (*row, panels))).collect();
     let write = |to: Target<'_>| {
         jobs.into_par_iter().for_each(|(row, panels)| {

@@ -31,7 +31,7 @@ pub struct Moments {
 
 /// How a channel is normalized and what comes after.
 #[derive(Debug, Clone, Copy)]
-pub struct Form<'a> {
+pub struct Normalization<'a> {
     /// Moments by which it is normalized.
     pub moments: &'a Moments,
     /// Factor of each channel.
@@ -82,7 +82,13 @@ impl BatchNorm {
     ///
     /// # Errors
     /// When a slice does not fit the shape.
-    pub fn forward(&self, x: &[f32], form: &Form<'_>, beta: &[f32], residual: Option<&[f32]>) -> Result<Vec<f32>, Error> {
+    pub fn forward(
+        &self,
+        x: &[f32],
+        form: &Normalization<'_>,
+        beta: &[f32],
+        residual: Option<&[f32]>,
+    ) -> Result<Vec<f32>, Error> {
         self.check(&[("input", x.len()), ("residual", residual.map_or(x.len(), <[f32]>::len))], beta.len())?;
         let scale = self.scale(form)?;
         let write = |to: Target<'_>| {
@@ -102,7 +108,14 @@ impl BatchNorm {
     ///
     /// # Errors
     /// When a slice does not fit the shape.
-    pub fn gradients(&self, x: &[f32], y: &[f32], dy: &[f32], form: &Form<'_>, residual: bool) -> Result<Gradients, Error> {
+    pub fn gradients(
+        &self,
+        x: &[f32],
+        y: &[f32],
+        dy: &[f32],
+        form: &Normalization<'_>,
+        residual: bool,
+    ) -> Result<Gradients, Error> {
         self.check(&[("input", x.len()), ("output", y.len()), ("gradient", dy.len())], self.channels)?;
         let scale = self.scale(form)?;
         let (moments, isa) = (form.moments, Isa::of_this_machine());
@@ -135,7 +148,7 @@ impl BatchNorm {
     }
 
     /// `gamma / sqrt(variance + epsilon)`.
-    fn scale(&self, form: &Form<'_>) -> Result<Vec<f32>, Error> {
+    fn scale(&self, form: &Normalization<'_>) -> Result<Vec<f32>, Error> {
         let lengths = [form.moments.mean.len(), form.moments.variance.len(), form.gamma.len()];
         if lengths != [self.channels; 3] {
             return Err(Error(format!("means, variances and gammas number {lengths:?}, {self:?}")));
@@ -397,7 +410,7 @@ mod tests {
                 let (gamma, beta) = (noise(channels), noise(channels));
                 let residual = if add { noise(x.len()) } else { vec![0.0; x.len()] };
                 let moments = norm.moments(&x).unwrap();
-                let form = Form { moments: &moments, gamma: &gamma, epsilon: 0.01, rectify };
+                let form = Normalization { moments: &moments, gamma: &gamma, epsilon: 0.01, rectify };
                 let y = norm.forward(&x, &form, &beta, add.then_some(residual.as_slice())).unwrap();
                 let found = norm.gradients(&x, &y, &dy, &form, add).unwrap();
                 assert_eq!(found.residual.is_some(), add);
@@ -458,7 +471,7 @@ mod tests {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
                 let moments = norm.moments(&x).unwrap();
-                let form = Form { moments: &moments, gamma: &[1.0; 6], epsilon: 1e-5, rectify: true };
+                let form = Normalization { moments: &moments, gamma: &[1.0; 6], epsilon: 1e-5, rectify: true };
                 let y = norm.forward(&x, &form, &[0.1; 6], None).unwrap();
                 (norm.gradients(&x, &y, &x, &form, true).unwrap(), y)
             })

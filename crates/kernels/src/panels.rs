@@ -85,7 +85,7 @@ impl Factors for Bits {
 
 /// Some neighbouring rows in a panel of one, two or four vectors.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Panel {
+pub(crate) struct RowPanel {
     /// The first row, and how many there are; further lanes are zero.
     pub(crate) first: usize,
     pub(crate) count: usize,
@@ -99,7 +99,7 @@ pub(crate) struct Panels {
     rows: usize,
     /// Words of a row.
     depth: usize,
-    panels: Vec<Panel>,
+    panels: Vec<RowPanel>,
     /// The panel that begins with row `r` begins at `r * depth`.
     words: Vec<u32>,
 }
@@ -138,14 +138,14 @@ const TASKS: usize = 8;
 const SMALL: usize = 1 << 17;
 
 /// Rows in panels of as many vectors as the instructions can, the last ones smaller.
-fn panels(rows: usize, (lanes, vectors): (usize, usize)) -> Vec<Panel> {
+fn panels(rows: usize, (lanes, vectors): (usize, usize)) -> Vec<RowPanel> {
     let mut all = Vec::new();
     let mut first = 0;
     while first < rows {
         let left = rows - first;
         // Three vectors are two and one.
         let vectors = [4, 2, 1].into_iter().find(|v| *v <= vectors && (*v == 1 || left > (v - 1) * lanes)).unwrap_or(1);
-        all.push(Panel { first, count: left.min(vectors * lanes), vectors });
+        all.push(RowPanel { first, count: left.min(vectors * lanes), vectors });
         first += vectors * lanes;
     }
     all
@@ -175,13 +175,13 @@ impl Panels {
     }
 
     /// The words of a panel.
-    fn words(&self, panel: &Panel) -> &[u32] {
+    fn words(&self, panel: &RowPanel) -> &[u32] {
         let len = panel.vectors * self.isa.widths().0 * self.depth;
         &self.words[panel.first * self.depth..][..len]
     }
 
     /// The rows of a panel as those that are read where they lie.
-    pub(crate) fn as_rows(&self, panel: &Panel) -> Rows<'_> {
+    pub(crate) fn as_rows(&self, panel: &RowPanel) -> Rows<'_> {
         let word = 4 * panel.vectors * self.isa.widths().0;
         Rows { bytes: as_bytes(self.words(panel)), count: panel.count, row: 4, word, words: self.depth, rest: 0 }
     }
@@ -189,7 +189,7 @@ impl Panels {
     /// What `F` sums up of each of `rows` by each row in the panels, added to `begin`.
     pub(crate) fn times<F: Factors>(&self, rows: Rows<'_>, begin: i32, results: Results<'_>, threads: usize) {
         let each = (NEAR / rows.row.max(1)).clamp(12, 1 << 12);
-        let product = |first: usize, count: usize, panel: &Panel| Product::<F> {
+        let product = |first: usize, count: usize, panel: &RowPanel| Product::<F> {
             rows: rows.part(first, count),
             panel: self.words(panel),
             vectors: panel.vectors,
@@ -208,7 +208,7 @@ impl Panels {
         let each = each.min(rows.count.div_ceil(TASKS).next_multiple_of(12));
         let tasks = rows.count.div_ceil(each).max(1);
         let some = self.panels.len().div_ceil(TASKS.div_ceil(tasks)).max(1);
-        let jobs: Vec<(usize, &[Panel])> =
+        let jobs: Vec<(usize, &[RowPanel])> =
             (0..rows.count).step_by(each).flat_map(|first| self.panels.chunks(some).map(move |panels| (first, panels))).collect();
         jobs.into_par_iter().for_each(|(first, panels)| {
             panels.iter().for_each(|panel| self.isa.run(product(first, each.min(rows.count - first), panel)));
@@ -231,7 +231,7 @@ impl Columns<'_> {
         let isa = panels.isa;
         let (lanes, vectors) = isa.widths();
         let width = lanes * vectors;
-        let job = |scratch: &mut Vec<u32>, first: usize, rows: &[Panel]| {
+        let job = |scratch: &mut Vec<u32>, first: usize, rows: &[RowPanel]| {
             let count = width.min(self.count - first);
             let vectors = self::panels(count, (lanes, vectors));
             for columns in vectors {
@@ -259,7 +259,7 @@ impl Columns<'_> {
             return;
         }
         let some = panels.panels.len().div_ceil(TASKS.div_ceil(self.count.div_ceil(width).max(1))).max(1);
-        let jobs: Vec<(usize, &[Panel])> = (0..self.count)
+        let jobs: Vec<(usize, &[RowPanel])> = (0..self.count)
             .step_by(width)
             .flat_map(|first| panels.panels.chunks(some).map(move |panels| (first, panels)))
             .collect();

@@ -1,10 +1,10 @@
 //! The Gauss-Newton matrix of the cross-entropy, as the factors of a sum.
 
-use briquette_core::builder::stream;
 use briquette_core::coding::floats;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::Context;
+use briquette_core::streams::stream;
 use briquette_core::training::{cross_entropy, probe};
 use burn::tensor::Device;
 use rand::{RngExt, SeedableRng};

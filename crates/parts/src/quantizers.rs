@@ -30,7 +30,7 @@ pub enum Per {
 /// Whether a grid lies evenly about 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Form {
+pub enum Symmetry {
     /// `2^bits - 1` levels, 0 in the middle.
     #[default]
     Symmetric,
@@ -125,22 +125,23 @@ pub fn ends(net: &Net) -> Vec<usize> {
 }
 
 /// The grid of a weight.
-pub fn weight_grid(weight: &Weight, bits: u32, per: Per, form: Form, reach: Reach) -> Grid {
+pub fn weight_grid(weight: &Weight, bits: u32, per: Per, form: Symmetry, reach: Reach) -> Grid {
     let levels = match form {
-        Form::Symmetric => (1 << bits) - 1,
-        Form::Affine => 1 << bits,
+        Symmetry::Symmetric => (1 << bits) - 1,
+        Symmetry::Affine => 1 << bits,
     };
     let scale = |values: &[f32]| {
         let ends = values.iter().fold([0.0_f64; 2], |ends, v| [ends[0].min(f64::from(*v)), ends[1].max(f64::from(*v))]);
         let largest = ends[1].max(-ends[0]);
-        let range = if form == Form::Symmetric { [-largest, largest] } else { ends };
+        let range = if form == Symmetry::Symmetric { [-largest, largest] } else { ends };
         let error = |range| {
             let scale = Scale::spanning(range, levels);
             values.iter().map(|v| (f64::from(*v) - scale.round(f64::from(*v), levels)).powi(2)).sum()
         };
         Scale::spanning(if reach == Reach::Mse { search(range, error) } else { range }, levels)
     };
-    let middle = |scale: Scale| if form == Form::Symmetric { Scale { zero: (levels - 1) as f32 / 2.0, ..scale } } else { scale };
+    let middle =
+        |scale: Scale| if form == Symmetry::Symmetric { Scale { zero: (levels - 1) as f32 / 2.0, ..scale } } else { scale };
     grid(weight, levels, per, |values| middle(scale(values)))
 }
 
@@ -312,18 +313,18 @@ mod tests {
     fn grids_of_weights_hold_their_extremes_and_zero_rows_have_a_step() {
         let values = vec![0.5, -1.0, 0.25, 0.0, 0.0, 0.0, 3.0, 1.0, 2.0];
         let mut weight = Weight { path: String::new(), shape: vec![3, 3, 1, 1], values, coding: Coding::default() };
-        let grid = weight_grid(&weight, 3, Per::Channel, Form::Symmetric, Reach::MinMax);
+        let grid = weight_grid(&weight, 3, Per::Channel, Symmetry::Symmetric, Reach::MinMax);
         assert_eq!((grid.levels, grid.axis, grid.zeros.clone()), (7, Some(0), vec![3.0; 3]));
         assert!(grid.steps.iter().zip([1.0 / 3.0, 1e-8, 1.0]).all(|(a, b)| (a - b).abs() < 1e-7), "{:?}", grid.steps);
         grid.check(&[3, 3, 1, 1]).unwrap();
-        let affine = weight_grid(&weight, 2, Per::Tensor, Form::Affine, Reach::MinMax);
+        let affine = weight_grid(&weight, 2, Per::Tensor, Symmetry::Affine, Reach::MinMax);
         assert_eq!((affine.levels, affine.axis, affine.steps[0], affine.zeros[0]), (4, None, 4.0 / 3.0, 1.0));
         let error = |grid: &Grid| -> f32 { weight.values.iter().map(|v| (v - grid.value(0, grid.nearest(0, *v))).powi(2)).sum() };
-        let of = |reach| error(&weight_grid(&weight, 2, Per::Tensor, Form::Symmetric, reach));
+        let of = |reach| error(&weight_grid(&weight, 2, Per::Tensor, Symmetry::Symmetric, reach));
         assert!(of(Reach::Mse) < of(Reach::MinMax));
         // A matrix has its outputs in columns.
         weight.shape = vec![3, 3];
-        let grid = weight_grid(&weight, 3, Per::Channel, Form::Symmetric, Reach::MinMax);
+        let grid = weight_grid(&weight, 3, Per::Channel, Symmetry::Symmetric, Reach::MinMax);
         assert_eq!((grid.axis, grid.steps), (Some(1), vec![1.0, 1.0 / 3.0, 2.0 / 3.0]));
     }
 
@@ -340,7 +341,7 @@ mod tests {
         let net = set(small(), "fc2", "weight", &[f32::NAN; 15]);
         assert!(refused(&net, "8", &[]).starts_with("node 'fc2': holds the weight NaN"));
         let net = on_grids(small(), (Rounding::Nearest, false), |weight| {
-            Some(weight_grid(weight, 8, Per::Channel, Form::Symmetric, Reach::MinMax))
+            Some(weight_grid(weight, 8, Per::Channel, Symmetry::Symmetric, Reach::MinMax))
         });
         let shared = refused(&net, "8", &[]);
         assert!(shared.ends_with("put fixed-point before the pass that shares them"), "{shared}");

@@ -3,12 +3,12 @@
 
 use std::marker::PhantomData;
 
-use briquette_core::builder::stream;
 use briquette_core::coding::{Coding, floats};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Value};
 use briquette_core::pass::{Context, Event, Method, Pass};
 use briquette_core::stored::Stored;
+use briquette_core::streams::stream;
 use briquette_core::surgery::{ChannelGroup, Keep};
 use briquette_core::training::probe;
 use briquette_core::{Layer, Padding, layers};

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use briquette_core::builder::stream;
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Data, Finding};
 use briquette_core::promises::Promises;
 use briquette_core::stored::Storage;
+use briquette_core::streams::stream;
 use briquette_runtime::{Model, ValueFormat};
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};

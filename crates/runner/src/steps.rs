@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::Result;
-use briquette_core::kernels;
+use briquette_core::extension;
 use briquette_core::net::Net;
 use briquette_core::training::{Descent, Optimizer, Recipe, cross_entropy};
 use burn::module::Module;
@@ -71,9 +71,9 @@ impl Steps {
     /// Seconds of each of `count` steps after one that finds cold caches and is not counted.
     pub fn run(&mut self, count: usize) -> Vec<f64> {
         self.step();
-        kernels::take_profile();
+        extension::take_profile();
         let times: Vec<f64> = (0..count).map(|_| self.step()).collect();
-        (self.seconds, self.total) = (kernels::take_profile(), times.iter().sum());
+        (self.seconds, self.total) = (extension::take_profile(), times.iter().sum());
         times
     }
 

@@ -83,7 +83,7 @@ mod tests {
     use super::*;
     use crate::container::tests::example;
     use crate::layers::MAX_WINDOW;
-    use crate::{Padding, Plan, Window, layers};
+    use crate::{Padding, Permission, Window, layers};
 
     fn fault(change: impl FnOnce(&mut Model)) -> String {
         let mut model = example();
@@ -112,7 +112,7 @@ mod tests {
         assert!(fault(|model| drop(model.nodes.remove(0))).contains("not an input"));
         assert!(fault(|model| model.nodes.clear()).contains("without nodes"));
         assert!(fault(|model| model.nodes[2].tensors.truncate(3)).contains("\"var\" is missing"));
-        let bias = Coded::encode(&[3], &[0.0; 3], None, &Plan::default()).unwrap();
+        let bias = Coded::encode(&[3], &[0.0; 3], None, &Permission::default()).unwrap();
         assert!(fault(|model| model.nodes[1].tensors[1].1 = bias).contains("bias has the shape [3], expected [4]"));
     }
 
@@ -183,7 +183,7 @@ mod tests {
             let input = node("x", vec![], Layer::Input(layers::Input { shape: vec![1, 5, 5] }), vec![]);
             let tensor = |shape: [usize; 4]| {
                 let values = vec![1.0; shape.iter().product()];
-                ("weight".to_string(), Coded::encode(&shape, &values, None, &Plan::default()).unwrap())
+                ("weight".to_string(), Coded::encode(&shape, &values, None, &Permission::default()).unwrap())
             };
             let model = Model {
                 nodes: vec![input, node("y", vec![0], layer, weight.map(tensor).into_iter().collect())],

@@ -11,7 +11,7 @@ use crate::container::{MAX_ELEMENTS_TOTAL, MAX_RANK};
 use crate::gaps::Gaps;
 use crate::stream::{self, Stream};
 use crate::values::{Book, ProductHeader, SharedHeader, Values, decoded};
-use crate::{Coder, Error, Grid, Plan, Product, Shared, ValueFormat};
+use crate::{Coder, Error, Grid, Permission, Product, Shared, ValueFormat};
 
 /// The flag of a sparse tensor.
 const SPARSE: u8 = 0x10;
@@ -79,7 +79,7 @@ impl std::ops::AddAssign for Bits {
     }
 }
 
-/// How a tensor is stored: what the encoder chose within its [`Plan`].
+/// How a tensor is stored: what the encoder chose within its [`Permission`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Summary {
     /// Whether zeros are left out.
@@ -99,16 +99,16 @@ pub struct Summary {
 }
 
 impl Coded {
-    /// Stores `values` of this shape, within the plan, in the smallest form that decodes to them: to the same bits, or with
+    /// Stores `values` of this shape, within the permission, in the smallest form that decodes to them: to the same bits, or with
     /// [`ValueFormat::F16`] to the nearest 16-bit floats. `mask` tells which values are kept; the others are zero whatever they are here,
     /// and a kept zero comes back as the positive one. A mask that keeps everything is none.
     ///
     /// # Errors
     /// When shape, values and mask disagree, the tensor is beyond the format's limits, or a codebook has more than 65536 values.
-    pub fn encode(shape: &[usize], values: &[f32], mask: Option<&[bool]>, plan: &Plan) -> Result<Self, Error> {
-        let marked = Marked::new(shape, values, mask, plan.values == ValueFormat::F16)?;
-        let dense = Self::form(shape, &marked, false, plan)?;
-        let sparse = if marked.masked { Self::form(shape, &marked, true, plan)? } else { None };
+    pub fn encode(shape: &[usize], values: &[f32], mask: Option<&[bool]>, permission: &Permission) -> Result<Self, Error> {
+        let marked = Marked::new(shape, values, mask, permission.values == ValueFormat::F16)?;
+        let dense = Self::form(shape, &marked, false, permission)?;
+        let sparse = if marked.masked { Self::form(shape, &marked, true, permission)? } else { None };
         Ok([sparse, dense].into_iter().flatten().min_by_key(Self::stored).expect("the dense form holds every tensor"))
     }
 
@@ -142,27 +142,33 @@ impl Coded {
         let forms = [if marked.masked { form(true) } else { None }, form(false)];
         match forms.into_iter().flatten().min_by_key(Self::stored) {
             Some(coded) => Ok(coded),
-            None => Self::encode(shape, values, mask, &Plan { values: ValueFormat::Codebook, coder }),
+            None => Self::encode(shape, values, mask, &Permission { values: ValueFormat::Codebook, coder }),
         }
     }
 
     /// Stores a tensor whose values are fewer values by a rule as these, in the smaller of the sparse, if there is a mask, and the dense form;
-    /// 16-bit floats if the plan's are. Values that are not those of the rule, and too many for so few, are stored as by [`Coded::encode`].
+    /// 16-bit floats if the permission's are. Values that are not those of the rule, and too many for so few, are stored as by [`Coded::encode`].
     ///
     /// # Errors
     /// As [`Coded::encode`], and when the rule does not fit the shape.
-    pub fn shared(shape: &[usize], values: &[f32], mask: Option<&[bool]>, shared: &Shared, plan: &Plan) -> Result<Self, Error> {
+    pub fn shared(
+        shape: &[usize],
+        values: &[f32],
+        mask: Option<&[bool]>,
+        shared: &Shared,
+        permission: &Permission,
+    ) -> Result<Self, Error> {
         elements(shape)?;
         shared.places.check(shape, shared.values.len())?;
         let stored = |_| Values::Shared {
             places: shared.places,
-            base: Box::new(Values::plain(&shared.values, plan.values == ValueFormat::F16)),
+            base: Box::new(Values::plain(&shared.values, permission.values == ValueFormat::F16)),
         };
-        Self::derived(shape, (values, mask), |position| shared.value(shape, position), stored, plan)
+        Self::derived(shape, (values, mask), |position| shared.value(shape, position), stored, permission)
     }
 
     /// Stores a tensor that is a product as its centroids and indices, in the smaller of the sparse, if there is a mask, and the dense form;
-    /// centroids of 16 bits if the plan's floats are. Values that are not the product's, and too many for so few bytes, are stored as by
+    /// centroids of 16 bits if the permission's floats are. Values that are not the product's, and too many for so few bytes, are stored as by
     /// [`Coded::encode`].
     ///
     /// # Errors
@@ -172,17 +178,17 @@ impl Coded {
         values: &[f32],
         mask: Option<&[bool]>,
         product: &Product,
-        plan: &Plan,
+        permission: &Permission,
     ) -> Result<Self, Error> {
         elements(shape)?;
         product.check(shape)?;
-        let half = plan.values == ValueFormat::F16;
+        let half = permission.values == ValueFormat::F16;
         Self::derived(
             shape,
             (values, mask),
             |position| product.value(position),
             |coder| Values::product(product, half, coder),
-            plan,
+            permission,
         )
     }
 
@@ -192,14 +198,15 @@ impl Coded {
         (values, mask): (&[f32], Option<&[bool]>),
         value: impl Fn(usize) -> f32,
         stored: impl Fn(Coder) -> Values,
-        plan: &Plan,
+        permission: &Permission,
     ) -> Result<Self, Error> {
         let marked = Marked::new(shape, values, mask, false)?;
         let form = |sparse: bool| {
             if marked.stored(sparse).any(|(position, own)| !marked.is(value(position), own, sparse)) {
                 return None;
             }
-            let coders = [Coder::Entropy, Coder::Huffman, Coder::Packed].into_iter().filter(|allowed| *allowed <= plan.coder);
+            let coders =
+                [Coder::Entropy, Coder::Huffman, Coder::Packed].into_iter().filter(|allowed| *allowed <= permission.coder);
             let mut forms = coders.map(|coder| {
                 let mask = marked.mask(sparse, coder);
                 let mut coded = Self { shape: shape.to_vec(), nonzero: 0, mask, values: stored(coder) };
@@ -212,7 +219,7 @@ impl Coded {
         let forms = [if marked.masked { form(true) } else { None }, form(false)];
         match forms.into_iter().flatten().min_by_key(Self::stored) {
             Some(coded) => Ok(coded),
-            None => Self::encode(shape, values, mask, plan),
+            None => Self::encode(shape, values, mask, permission),
         }
     }
 
@@ -393,11 +400,11 @@ impl Coded {
     }
 
     /// The tensor in one form with the best coders that a reader accepts; none when it is too sparse for any.
-    fn form(shape: &[usize], marked: &Marked<'_>, sparse: bool, plan: &Plan) -> Result<Option<Self>, Error> {
+    fn form(shape: &[usize], marked: &Marked<'_>, sparse: bool, permission: &Permission) -> Result<Option<Self>, Error> {
         let nonzero = values_left(&marked.values);
         let stored: Cow<'_, [f32]> =
             if sparse { marked.stored(true).map(|(_, value)| value).collect() } else { Cow::Borrowed(&marked.values) };
-        let book = match plan.values {
+        let book = match permission.values {
             ValueFormat::F32 | ValueFormat::F16 | ValueFormat::Grid | ValueFormat::Shared | ValueFormat::Product => None,
             ValueFormat::Codebook => match Book::of(&stored) {
                 Ok(book) => Some(book),
@@ -406,9 +413,9 @@ impl Coded {
                 Err(error) => return Err(error),
             },
         };
-        let coders = [Coder::Entropy, Coder::Huffman, Coder::Packed].into_iter().filter(|coder| *coder <= plan.coder);
+        let coders = [Coder::Entropy, Coder::Huffman, Coder::Packed].into_iter().filter(|coder| *coder <= permission.coder);
         for coder in coders {
-            let values = match (&book, plan.values) {
+            let values = match (&book, permission.values) {
                 (Some(book), _) => book.values(&stored, coder),
                 (None, format) => Values::plain(&stored, format == ValueFormat::F16),
             };

@@ -167,21 +167,21 @@ fn chain(fault: &Error) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::{Activation, Coder, Layer, Padding, Plan, ValueFormat, Window, layers};
+    use crate::{Activation, Coder, Layer, Padding, Permission, ValueFormat, Window, layers};
 
     /// A small network with every kind of tensor.
     pub(crate) fn example() -> Model {
-        let plan = |values, coder| Plan { values, coder };
-        let plain = Plan::default();
+        let permission = |values, coder| Permission { values, coder };
+        let plain = Permission::default();
         let value = |i: usize| (i * 11 % 9) as f32 * 0.125 - 0.5;
-        let tensor = |name: &str, shape: &[usize], plan: Plan| {
+        let tensor = |name: &str, shape: &[usize], permission: Permission| {
             let values: Vec<f32> = (0..shape.iter().product()).map(value).collect();
-            (name.to_owned(), Coded::encode(shape, &values, None, &plan).unwrap())
+            (name.to_owned(), Coded::encode(shape, &values, None, &permission).unwrap())
         };
         let masked = |shape: &[usize], gone: usize, coder| {
             let mask: Vec<bool> = (0..shape.iter().product()).map(|i| i * 7 % 5 >= gone).collect();
             let values: Vec<f32> = (0..mask.len()).map(value).collect();
-            ("weight".to_owned(), Coded::encode(shape, &values, Some(&mask), &plan(ValueFormat::Codebook, coder)).unwrap())
+            ("weight".to_owned(), Coded::encode(shape, &values, Some(&mask), &permission(ValueFormat::Codebook, coder)).unwrap())
         };
         let grid = crate::Grid { levels: 5, axis: Some(0), steps: vec![0.25; 5], zeros: vec![2.0, 1.5, 2.0, 0.0, 4.0] };
         let channel = grid.channel_of(&[5, 5]);
@@ -198,13 +198,13 @@ pub(crate) mod tests {
         let mask: Vec<bool> = (0..30).map(|i| i % 4 != 2).collect();
         let values: Vec<f32> =
             hash.expand(&[6, 5]).iter().zip(&mask).map(|(value, keep)| if *keep { *value } else { 0.0 }).collect();
-        let hashed = Coded::shared(&[6, 5], &values, Some(&mask), &hash, &plan(ValueFormat::F16, Coder::Packed));
+        let hashed = Coded::shared(&[6, 5], &values, Some(&mask), &hash, &permission(ValueFormat::F16, Coder::Packed));
         let stage = |offset: u16| crate::Stage {
             centroids: (0..12).map(|i| f32::from(i * 5 % 7 + offset) * 0.25 - 0.5).collect(),
             indices: (0..10).map(|i| (i * 3 % 4 + offset) % 2).collect(),
         };
         let pieces = crate::Product { width: 4, columns: 6, taps: 1, stages: vec![stage(0), stage(1)] };
-        let product = Coded::product(&[5, 6], &pieces.values(), None, &pieces, &plan(ValueFormat::F32, Coder::Huffman));
+        let product = Coded::product(&[5, 6], &pieces.values(), None, &pieces, &permission(ValueFormat::F32, Coder::Huffman));
         let node = |name: &str, input: Option<usize>, layer, tensors| Node {
             name: name.into(),
             inputs: input.into_iter().collect(),
@@ -220,7 +220,10 @@ pub(crate) mod tests {
                     "conv",
                     Some(0),
                     conv,
-                    vec![masked(&[4, 2, 3, 3], 3, Coder::Entropy), tensor("bias", &[4], plan(ValueFormat::F16, Coder::Packed))],
+                    vec![
+                        masked(&[4, 2, 3, 3], 3, Coder::Entropy),
+                        tensor("bias", &[4], permission(ValueFormat::F16, Coder::Packed)),
+                    ],
                 ),
                 node(
                     "bn",
@@ -240,7 +243,10 @@ pub(crate) mod tests {
                     "fc",
                     Some(5),
                     Layer::Linear(layers::Linear),
-                    vec![masked(&[5, 36], 1, Coder::Huffman), tensor("bias", &[5], plan(ValueFormat::Codebook, Coder::Packed))],
+                    vec![
+                        masked(&[5, 36], 1, Coder::Huffman),
+                        tensor("bias", &[5], permission(ValueFormat::Codebook, Coder::Packed)),
+                    ],
                 ),
                 node("fc2", Some(6), Layer::Linear(layers::Linear), vec![("weight".into(), quantized)]),
                 node("fc3", Some(7), Layer::Linear(layers::Linear), vec![("weight".into(), hashed.unwrap())]),
@@ -285,8 +291,8 @@ pub(crate) mod tests {
     #[test]
     fn the_specification_s_example() {
         let values = [0.0, 0.0, 0.0, 1.5, 0.0, 0.0, 0.0, -0.5, 0.0, 0.0, 0.0, 1.5];
-        let plan = Plan { values: ValueFormat::Codebook, coder: Coder::Entropy };
-        let weight = Coded::encode(&[2, 6], &values, Some(&values.map(|value| value != 0.0)), &plan).unwrap();
+        let permission = Permission { values: ValueFormat::Codebook, coder: Coder::Entropy };
+        let weight = Coded::encode(&[2, 6], &values, Some(&values.map(|value| value != 0.0)), &permission).unwrap();
         let input =
             Node { name: "x".into(), inputs: vec![], layer: Layer::Input(layers::Input { shape: vec![6] }), tensors: vec![] };
         let fc = Node {

@@ -80,12 +80,12 @@ impl Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Plan, ValueFormat, layers};
+    use crate::{Permission, ValueFormat, layers};
 
     /// A batch norm behind a normalization of the input, with these variances.
     fn model(std: f32, variances: &[f32; 3], values: ValueFormat) -> Model {
-        let plan = Plan { values, ..Plan::default() };
-        let tensor = |name: &str, values: &[f32]| (name.to_string(), Coded::encode(&[3], values, None, &plan).unwrap());
+        let permission = Permission { values, ..Permission::default() };
+        let tensor = |name: &str, values: &[f32]| (name.to_string(), Coded::encode(&[3], values, None, &permission).unwrap());
         let node = |name: &str, inputs, layer, tensors| Node { name: name.into(), inputs, layer, tensors };
         let ones = [1.0; 3];
         let tensors = vec![tensor("gamma", &ones), tensor("beta", &ones), tensor("mean", &ones), tensor("var", variances)];

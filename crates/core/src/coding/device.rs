@@ -10,12 +10,12 @@ use crate::quantize::{OnGrid, Ternary};
 
 /// A [`Coding`] on the device.
 #[derive(Module, Debug)]
-pub struct Coded {
+pub struct DeviceCoding {
     mask: Option<Param<Tensor<1>>>,
     /// One for shared values; of a product, the stages.
     pub(super) books: Vec<Codebook>,
     pub(super) base: Option<Base>,
-    /// [`Form::numbers`] of what is neither a plain codebook nor a grid: Burn shows a visitor tensors only.
+    /// [`Meaning::numbers`] of what is neither a plain codebook nor a grid: Burn shows a visitor tensors only.
     form: Option<Param<Tensor<1, Int>>>,
     grid: Option<OnGrid>,
     ternary: Option<Ternary>,
@@ -72,26 +72,26 @@ fn whole(numbers: Vec<i64>, device: &Device) -> Param<Tensor<1, Int>> {
 
 /// What codebooks or base values stand for.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Form {
+pub(super) enum Meaning {
     Shared(Places),
     Product { width: usize, columns: usize, taps: usize, transposed: bool },
 }
 
-impl Form {
-    /// A number that says which form, then its settings; a seed by 16 bits, for devices whose integers have 32.
+impl Meaning {
+    /// A number that says which meaning, then its settings; a seed by 16 bits, for devices whose integers have 32.
     fn numbers(self) -> Vec<i64> {
         let [no, yes] = [0, 1];
         let flag = |set: bool| if set { yes } else { no };
         match self {
-            Form::Product { width, columns, taps, transposed } => {
+            Meaning::Product { width, columns, taps, transposed } => {
                 vec![0, width as i64, columns as i64, taps as i64, flag(transposed)]
             }
-            Form::Shared(Places::Hash { seed }) => {
+            Meaning::Shared(Places::Hash { seed }) => {
                 [1].into_iter().chain((0..4).map(|part| (seed >> (16 * part) & 0xffff) as i64)).collect()
             }
-            Form::Shared(Places::Windows { sides: [h, w] }) => vec![2, h as i64, w as i64],
-            Form::Shared(Places::Turns { mirrored, grouped }) => vec![3, flag(mirrored), flag(grouped)],
-            Form::Shared(Places::Copies { times, signed }) => vec![4, times as i64, flag(signed)],
+            Meaning::Shared(Places::Windows { sides: [h, w] }) => vec![2, h as i64, w as i64],
+            Meaning::Shared(Places::Turns { mirrored, grouped }) => vec![3, flag(mirrored), flag(grouped)],
+            Meaning::Shared(Places::Copies { times, signed }) => vec![4, times as i64, flag(signed)],
         }
     }
 
@@ -99,7 +99,7 @@ impl Form {
         let form = match *numbers {
             [0, width, columns, taps, transposed] => {
                 let [width, columns, taps] = [width, columns, taps].map(|number| number as usize);
-                return Some(Form::Product { width, columns, taps, transposed: transposed == 1 });
+                return Some(Meaning::Product { width, columns, taps, transposed: transposed == 1 });
             }
             [1, a, b, c, d] => Places::Hash { seed: [d, c, b, a].iter().fold(0, |seed, part| seed << 16 | *part as u64) },
             [2, h, w] => Places::Windows { sides: [h as usize, w as usize] },
@@ -107,17 +107,17 @@ impl Form {
             [4, times, signed] => Places::Copies { times: times as usize, signed: signed == 1 },
             _ => return None,
         };
-        Some(Form::Shared(form))
+        Some(Meaning::Shared(form))
     }
 
     /// The source that these codebooks are.
     pub(super) fn source(self, mut books: Vec<(Vec<f32>, Vec<u32>)>) -> Source {
         match self {
-            Form::Shared(rule) => {
+            Meaning::Shared(rule) => {
                 let (values, places) = books.swap_remove(0);
                 Source::Shared { rule, values, places }
             }
-            Form::Product { width, columns, taps, transposed } => {
+            Meaning::Product { width, columns, taps, transposed } => {
                 let mut product = Product { width, columns, taps, stages: Vec::new() };
                 let stage = |(centroids, places): (Vec<f32>, Vec<u32>)| {
                     let rows = places.len() / columns;
@@ -133,7 +133,7 @@ impl Form {
     }
 }
 
-impl Reparameterization for Coded {
+impl Reparameterization for DeviceCoding {
     const NAME: &'static str = "coding";
 
     fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
@@ -153,7 +153,7 @@ impl Reparameterization for Coded {
     }
 }
 
-impl Coded {
+impl DeviceCoding {
     pub(super) fn new(coding: Coding, device: &Device) -> Self {
         let mask = coding.mask.map(|mask| {
             let values: Vec<f32> = mask.into_iter().map(|keep| f32::from(u8::from(keep))).collect();
@@ -161,7 +161,7 @@ impl Coded {
             Param::from_tensor(Tensor::from_data(TensorData::new(values, [len]), device)).set_require_grad(false)
         });
         let mut coded = Self { mask, books: Vec::new(), base: None, form: None, grid: None, ternary: None };
-        let form = |form: Form| Some(whole(form.numbers(), device));
+        let form = |form: Meaning| Some(whole(form.numbers(), device));
         match coding.source {
             Source::Free => {}
             Source::Codebook { centroids, assignment } => {
@@ -171,7 +171,7 @@ impl Coded {
             Source::Grid { grid, rounding, learned } => coded.grid = Some(OnGrid::new(&grid, rounding, learned, device)),
             Source::Shared { rule, values, places } => {
                 coded.base = Some(Base::new(values, places, device));
-                coded.form = form(Form::Shared(rule));
+                coded.form = form(Meaning::Shared(rule));
             }
             Source::Product { product, transposed } => {
                 for stage in &product.stages {
@@ -186,7 +186,7 @@ impl Coded {
                     });
                 }
                 let Product { width, columns, taps, .. } = product;
-                coded.form = form(Form::Product { width, columns, taps, transposed });
+                coded.form = form(Meaning::Product { width, columns, taps, transposed });
             }
         }
         coded

@@ -7,8 +7,8 @@ use briquette_runtime::Grid;
 use burn::module::{Module, ModuleVisitor, Param, ParamId, ParamMapper, Reparameterization, Reparameterizer};
 use burn::tensor::{Int, Tensor};
 
-use super::device::Form;
-use super::{Coded, Coding, Rounding, Source, turned};
+use super::device::Meaning;
+use super::{Coding, DeviceCoding, Rounding, Source, turned};
 use crate::quantize::{OnGrid, view};
 use crate::values::{floats, plain, replace};
 
@@ -135,9 +135,13 @@ struct Each {
 }
 
 impl Reparameterizer for Each {
-    type Reparam = Coded;
+    type Reparam = DeviceCoding;
 
-    fn reparameterize<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> (Param<Tensor<D>>, Option<Coded>) {
+    fn reparameterize<const D: usize>(
+        &mut self,
+        path: &str,
+        param: Param<Tensor<D>>,
+    ) -> (Param<Tensor<D>>, Option<DeviceCoding>) {
         let coding = if D >= 2 { self.codings.remove(path) } else { None };
         let device = param.lazy_device();
         let param = match self.bases.remove(path) {
@@ -147,7 +151,7 @@ impl Reparameterizer for Each {
             }
             None => param,
         };
-        (param, coding.filter(|coding| *coding != Coding::default()).map(|coding| Coded::new(coding, &device)))
+        (param, coding.filter(|coding| *coding != Coding::default()).map(|coding| DeviceCoding::new(coding, &device)))
     }
 }
 
@@ -172,7 +176,7 @@ struct Raw {
     mask: Option<Tensor<1>>,
     centroids: Vec<Vec<f32>>,
     assignments: Vec<Vec<u32>>,
-    form: Option<Form>,
+    form: Option<Meaning>,
     steps: Option<Vec<f32>>,
     steps_handle: Option<(ParamId, Tensor<1>)>,
     zeros: Option<Vec<f32>>,
@@ -213,15 +217,15 @@ impl Raw {
 
 impl Visitor {
     /// The coding that this is.
-    pub(super) fn of_coded(coded: &Coded) -> Coding {
-        let mut visitor = Visitor { path: vec![String::new(), Coded::NAME.to_string()], ..Visitor::default() };
+    pub(super) fn of_coded(coded: &DeviceCoding) -> Coding {
+        let mut visitor = Visitor { path: vec![String::new(), DeviceCoding::NAME.to_string()], ..Visitor::default() };
         coded.visit(&mut visitor);
         visitor.weights.remove("").map(|mut raw| raw.take_coding()).unwrap_or_default()
     }
 
     /// The path of the weight whose coding is being visited, and the name of the coding's own parameter.
     fn coded(&self) -> Option<(String, &str)> {
-        let at = self.path.iter().rposition(|part| part == Coded::NAME)?;
+        let at = self.path.iter().rposition(|part| part == DeviceCoding::NAME)?;
         Some((self.path[..at].join("."), self.path.last()?))
     }
 }
@@ -266,7 +270,7 @@ impl ModuleVisitor for Visitor {
             let numbers = param.val().into_data();
             match part.as_str() {
                 "described" => raw.described = OnGrid::described(&numbers.iter::<i64>().collect::<Vec<_>>()),
-                "form" => raw.form = Form::of(&numbers.iter::<i64>().collect::<Vec<_>>()),
+                "form" => raw.form = Meaning::of(&numbers.iter::<i64>().collect::<Vec<_>>()),
                 _ => raw.assignments.push(numbers.iter::<i64>().map(|i| i as u32).collect()),
             }
         }

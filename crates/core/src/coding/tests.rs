@@ -25,7 +25,7 @@ fn a_centroids_gradient_is_the_sum_of_its_members() {
     assert_eq!(floats(param.val()), [0.5, -1.0, 0.5, 0.0]);
     let factors = Tensor::<2>::from_floats([[1.0, 10.0], [100.0, 1000.0]], &device);
     let grads = (param.val() * factors).sum().backward();
-    let book = &param.reparameterization::<Coded>().unwrap().books[0];
+    let book = &param.reparameterization::<DeviceCoding>().unwrap().books[0];
     assert_eq!(floats(book.centroids.val().grad(&grads).unwrap()), [101.0, 10.0]);
 }
 
@@ -36,7 +36,7 @@ fn loss(source: Source, device: &Device) -> (f64, Vec<Vec<f32>>) {
     let factors = Tensor::<1, Int>::arange(1..16, device).float().reshape([5, 3]);
     let loss = (param.val() * factors).sin().sum();
     let grads = loss.backward();
-    let coded = param.reparameterization::<Coded>().unwrap();
+    let coded = param.reparameterization::<DeviceCoding>().unwrap();
     let of_books = coded.books.iter().map(|book| floats(book.centroids.val().grad(&grads).unwrap()));
     let of_base = coded.base.iter().map(|base| floats(base.base.val().grad(&grads).unwrap()));
     let gradients = of_books.chain(of_base).collect();

@@ -69,7 +69,7 @@ mod tests {
     use crate::pass::{Host, Memory};
     use crate::stored::Storage;
     use crate::zoo::Arch;
-    use briquette_runtime::{Coded, Plan};
+    use briquette_runtime::{Coded, Permission};
 
     #[test]
     fn the_network_of_the_file_takes_the_place_of_the_one_at_hand() {
@@ -109,7 +109,7 @@ mod tests {
         let mut model = coded(Coding::default()).to_model(Storage::default()).unwrap();
         let (_, weight) = &mut model.nodes[2].tensors[0];
         let values: Vec<f32> = weight.decode().iter().enumerate().map(|(i, v)| if i % 5 == 1 { f32::NAN } else { *v }).collect();
-        *weight = Coded::encode(weight.shape(), &values, None, &Plan::default()).unwrap();
+        *weight = Coded::encode(weight.shape(), &values, None, &Permission::default()).unwrap();
         host.files.insert("nan.brq".into(), model.to_bytes().unwrap());
         let load = Load { file: "nan.brq".into() };
         let error = load.run(coded(Coding::default()), &mut context(&data, &mut host)).unwrap_err();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use briquette_runtime::{Coded, Coder, Layer, Model, NotFinite, Plan, Shared, ValueFormat};
+use briquette_runtime::{Coded, Coder, Layer, Model, NotFinite, Permission, Shared, ValueFormat};
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
@@ -59,19 +59,21 @@ impl Net {
                     unusable.push(found);
                     continue;
                 }
-                let plan = |values| Plan { values, coder: storage.coder };
+                let permission = |values| Permission { values, coder: storage.coder };
                 let coded = match &stored.coding.source {
-                    Source::Free if node.op.quantize().is_some() => Coded::encode(shape, &values, mask, &plan(ValueFormat::F32)),
-                    Source::Free => Coded::encode(shape, &values, mask, &plan(storage.float)),
+                    Source::Free if node.op.quantize().is_some() => {
+                        Coded::encode(shape, &values, mask, &permission(ValueFormat::F32))
+                    }
+                    Source::Free => Coded::encode(shape, &values, mask, &permission(storage.float)),
                     Source::Codebook { .. } | Source::Ternary { .. } => {
-                        Coded::encode(shape, &values, mask, &plan(ValueFormat::Codebook))
+                        Coded::encode(shape, &values, mask, &permission(ValueFormat::Codebook))
                     }
                     Source::Grid { grid, .. } => Coded::on_grid(shape, &values, mask, grid, storage.coder),
                     Source::Shared { rule, values: base, .. } => {
                         let shared = Shared { places: *rule, values: base.clone() };
-                        Coded::shared(shape, &values, mask, &shared, &plan(storage.float))
+                        Coded::shared(shape, &values, mask, &shared, &permission(storage.float))
                     }
-                    Source::Product { product, .. } => Coded::product(shape, &values, mask, product, &plan(storage.float)),
+                    Source::Product { product, .. } => Coded::product(shape, &values, mask, product, &permission(storage.float)),
                 }?;
                 if storage.float == ValueFormat::F16 {
                     representable(&node.name, stored.name, &coded)?;

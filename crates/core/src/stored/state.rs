@@ -247,7 +247,7 @@ impl Net {
             }
 
             fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-                let id = crate::builder::stream(0, &self.0.join("."));
+                let id = crate::streams::stream(0, &self.0.join("."));
                 let (_, value, mapper) = param.consume();
                 Param::from_mapped_value(ParamId::from(id), value, mapper)
             }

@@ -8,11 +8,12 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::builder::{At, Builder, Conv, standard_normal};
+use crate::builder::{At, Builder, Conv};
 use crate::coding::{Coding, Rounding, Source};
 use crate::net::Value;
 use crate::quantize::Quantize;
 use crate::stored::{Storage, Stored};
+use crate::streams::standard_normal;
 use crate::zoo::Arch;
 
 fn zoo(name: &str) -> Net {

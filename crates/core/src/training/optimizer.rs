@@ -10,7 +10,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use super::{Optimizer, Recipe};
 use crate::archive::{Reader, Writer};
 use crate::error::Result;
-use crate::kernels::{adam_step, sgd_step, takes};
+use crate::extension::{adam_step, sgd_step, takes};
 use crate::values::floats;
 
 impl Recipe {

@@ -6,10 +6,10 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
 use super::images;
-use crate::builder::stream;
 use crate::error::{Error, Result};
 use crate::net::{Net, Op};
 use crate::pass::{Context, Event};
+use crate::streams::stream;
 
 impl Net {
     /// A copy that carries gradients and computes what evaluation computes: batch norms apply their running statistics and leave them as

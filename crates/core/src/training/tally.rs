@@ -4,7 +4,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::hits;
 use crate::coding::floats;
-use crate::kernels;
+use crate::extension;
 
 /// Sums losses and counts hits over the batches of an epoch or of an evaluation.
 ///
@@ -37,7 +37,7 @@ const BETWEEN: usize = 50;
 
 impl<const K: usize> Tally<K> {
     pub(super) fn new(device: &Device, ranks: [usize; K]) -> Self {
-        Self { ranks, at_once: kernels::is_flex(device), waiting: None, left: 1, loss: 0.0, hits: [0; K], samples: 0 }
+        Self { ranks, at_once: extension::is_flex(device), waiting: None, left: 1, loss: 0.0, hits: [0; K], samples: 0 }
     }
 
     /// Adds a batch: its logits `[batch, classes]`, its labels and its mean loss, none of them part of a graph. Returns the sum of the losses that

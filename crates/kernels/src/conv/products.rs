@@ -14,7 +14,7 @@ use crate::operand::Operand;
 
 /// Neighbouring filters whose weights lie together: for each place `k` of the sums, `vectors` vectors of filters.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Panel {
+pub(crate) struct FilterPanel {
     /// The first filter, and how many there are; further lanes are zero.
     pub(crate) first: usize,
     pub(crate) filters: usize,
@@ -23,10 +23,10 @@ pub(crate) struct Panel {
 
 /// The filters of a group in panels of two vectors, the last of one where that is enough. The panel that begins with filter `f` begins at
 /// `f * depth` of the packed weights.
-pub(crate) fn panels(filters: usize, lanes: usize) -> Vec<Panel> {
+pub(crate) fn panels(filters: usize, lanes: usize) -> Vec<FilterPanel> {
     let panel = |first: usize| {
         let filters = (filters - first).min(2 * lanes);
-        Panel { first, filters, vectors: filters.div_ceil(lanes) }
+        FilterPanel { first, filters, vectors: filters.div_ceil(lanes) }
     };
     (0..filters).step_by(2 * lanes).map(panel).collect()
 }
@@ -114,7 +114,7 @@ pub(crate) struct Correlation<'a, O: Operand> {
     pub(crate) pixels: Vec<(&'a [u32], &'a [u32], &'a [Segment])>,
     pub(crate) start: usize,
     /// Some panels of the group, and the packed weights of all, `depth` places for each filter.
-    pub(crate) panels: &'a [Panel],
+    pub(crate) panels: &'a [FilterPanel],
     pub(crate) weights: &'a [O::Weight],
     pub(crate) depth: usize,
     pub(crate) epilogue: &'a Epilogue<'a>,
@@ -365,7 +365,7 @@ impl View {
         let from = O::values(from);
         // Few tasks share the panels of each.
         let some = panels.len().div_ceil(super::geometry::shares(tasks.len() * self.groups)).max(1);
-        let jobs: Vec<(&Task, usize, &[Panel])> = (tasks.iter())
+        let jobs: Vec<(&Task, usize, &[FilterPanel])> = (tasks.iter())
             .flat_map(|task| (0..self.groups).map(move |group| (task, group)))
             .flat_map(|(task, group)| panels.chunks(some).map(move |panels| (task, group, panels)))
             .collect();

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::geometry::{Segment, Size, Task, View};
 use super::pack::unpack;
-use super::products::{Panel, packed_len, panels, read, write};
+use super::products::{FilterPanel, packed_len, panels, read, write};
 use crate::lanes::{Isa, Lanes, Work};
 use crate::operand::Operand;
 
@@ -31,7 +31,7 @@ pub(crate) struct Outer<'a, O: Operand> {
     pub(crate) row: usize,
     /// The group's first filter among those of all groups.
     pub(crate) filter: usize,
-    pub(crate) panels: Vec<(Panel, &'a mut [f32])>,
+    pub(crate) panels: Vec<(FilterPanel, &'a mut [f32])>,
 }
 
 impl<O: Operand> Work for Outer<'_, O> {
@@ -82,7 +82,7 @@ impl<O: Operand> Outer<'_, O> {
     fn tiles<L: Lanes, const K: usize, const V: usize>(
         &self,
         share: &Share<'_>,
-        panel: &Panel,
+        panel: &FilterPanel,
         to: &mut [f32],
         gradients: &mut [O::Weight],
     ) {
@@ -153,14 +153,14 @@ unsafe fn products<O: Operand, L: Lanes, const K: usize, const V: usize>(
 pub(crate) struct Job<'a> {
     pub(crate) part: usize,
     pub(crate) group: usize,
-    pub(crate) panels: Vec<(Panel, &'a mut [f32])>,
+    pub(crate) panels: Vec<(FilterPanel, &'a mut [f32])>,
 }
 
 /// The jobs that fill the sums of the panels of every group, in `parts` copies that are added up at the end.
 pub(crate) fn jobs<'a>(
     partial: &'a mut [f32],
     (parts, groups): (usize, usize),
-    panels: &[Panel],
+    panels: &[FilterPanel],
     lanes: usize,
     depth: usize,
 ) -> Vec<Job<'a>> {

@@ -46,11 +46,11 @@
 
 use std::collections::BTreeMap;
 
-use briquette_core::builder::{standard_normal, stream};
 use briquette_core::coding::{self, Coding, Source, Weight};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::streams::{standard_normal, stream};
 use briquette_core::training::{Recipe, tune};
 use briquette_core::types::{Layers, PerLayer, Ratio};
 use briquette_runtime::Places;

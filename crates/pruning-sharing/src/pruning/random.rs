@@ -34,11 +34,11 @@
 
 use std::collections::BTreeMap;
 
-use briquette_core::builder::stream;
 use briquette_core::coding::Weight;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::streams::stream;
 use briquette_core::types::{PerLayer, Ratio};
 use burn::module::Module;
 use rand::{RngExt, SeedableRng};

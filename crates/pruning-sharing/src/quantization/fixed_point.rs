@@ -14,7 +14,7 @@
 //! use briquette_core::net::Op;
 //! use briquette_core::pass::{Context, Data, Pass, Silent};
 //! use briquette_data::Dataset;
-//! use briquette_pruning_sharing::quantization::fixed_point::{FixedPoint, Form, Per, Reach, round};
+//! use briquette_pruning_sharing::quantization::fixed_point::{FixedPoint, Symmetry, Per, Reach, round};
 //! use burn::nn::LinearConfig;
 //! use burn::tensor::Device;
 //!
@@ -32,7 +32,7 @@
 //! assert!(values[..4].iter().any(|w| (w / values[..4].iter().fold(0.0_f32, |m, w| m.max(w.abs()))).abs() == 1.0));
 //!
 //! // Any module of Burn, and the bits of each of its weights.
-//! let layer = round(LinearConfig::new(20, 10).init(&Device::flex()), |_| Some(3), Per::Channel, Form::Symmetric, Reach::MinMax);
+//! let layer = round(LinearConfig::new(20, 10).init(&Device::flex()), |_| Some(3), Per::Channel, Symmetry::Symmetric, Reach::MinMax);
 //! for filter in weights(&layer)[0].filters().chunks(20) {
 //!     let largest = filter.iter().fold(0.0_f32, |m, w| m.max(w.abs()));
 //!     assert!(filter.iter().all(|w| (3.0 * w / largest - (3.0 * w / largest).round()).abs() < 1e-5));
@@ -65,7 +65,7 @@ use briquette_parts::steps::Positive;
 use briquette_parts::yes;
 
 pub use briquette_parts::observers::Observer;
-pub use briquette_parts::quantizers::{Form, Per, Reach};
+pub use briquette_parts::quantizers::{Per, Reach, Symmetry};
 
 /// Puts weights and activations on uniform grids.
 #[derive(Debug, Deserialize)]
@@ -80,7 +80,7 @@ pub struct FixedPoint {
     per: Per,
     /// Whether weights lie evenly about 0.
     #[serde(default)]
-    weights: Form,
+    weights: Symmetry,
     /// How far the weights' grids reach.
     #[serde(default)]
     reach: Reach,
@@ -192,7 +192,7 @@ impl FixedPoint {
 
 /// Rounds each tensor of rank 2 or more in any Burn module to the nearest values of a grid; `bits` gives how many, brought within 2 to
 /// 16, and tensors for which it gives none are left alone. Further training rounds in every forward pass.
-pub fn round<M: Module>(module: M, bits: impl Fn(&Weight) -> Option<u32>, per: Per, form: Form, reach: Reach) -> M {
+pub fn round<M: Module>(module: M, bits: impl Fn(&Weight) -> Option<u32>, per: Per, form: Symmetry, reach: Reach) -> M {
     let grid = |weight: &Weight| Some(weight_grid(weight, bits(weight)?.clamp(2, 16), per, form, reach));
     on_grids(module, (Rounding::Nearest, false), grid)
 }

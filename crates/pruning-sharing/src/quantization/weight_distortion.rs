@@ -58,13 +58,13 @@
 
 use std::collections::HashMap;
 
-use briquette_core::builder::stream;
 use briquette_core::chance;
 use briquette_core::coding::Rounding;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Context, Event, Method, Pass};
 use briquette_core::quantize::straight;
+use briquette_core::streams::stream;
 use briquette_core::training::{Extras, Forward, Projection, Recipe, Settle, Taps, evaluate, fit, renew};
 use briquette_core::{Grid, coding};
 use burn::module::ParamId;

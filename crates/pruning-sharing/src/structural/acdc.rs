@@ -26,7 +26,7 @@ use briquette_core::error::{Error, Result};
 use briquette_kernels::Structure;
 use serde::Deserialize;
 
-use crate::structural::structured::{Form, Replacement};
+use crate::structural::structured::{Replacement, StructuralMatrix};
 
 /// Replaces layers by learned diagonals between cosine transforms.
 pub type Acdc = Replacement<Cascade>;
@@ -46,7 +46,7 @@ fn sigma() -> f32 {
     0.1
 }
 
-impl Form for Cascade {
+impl StructuralMatrix for Cascade {
     const NAME: &'static str = "acdc";
     const PAPER: &'static str = "Moczulski, Denil, Appleyard, de Freitas, ICLR 2016, arXiv:1511.05946";
     const EXAMPLE: &'static str = "layers = [\"fc1\"]\ndepth = 4\ninit = \"random\"\ntune = { epochs = 10 }";

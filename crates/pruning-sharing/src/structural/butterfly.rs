@@ -25,7 +25,7 @@
 use briquette_kernels::Structure;
 use serde::Deserialize;
 
-use crate::structural::structured::{Form, Replacement};
+use crate::structural::structured::{Replacement, StructuralMatrix};
 
 /// Replaces layers by products of butterfly factors.
 pub type Butterfly = Replacement<Factors>;
@@ -34,7 +34,7 @@ pub type Butterfly = Replacement<Factors>;
 #[derive(Debug, Deserialize)]
 pub struct Factors {}
 
-impl Form for Factors {
+impl StructuralMatrix for Factors {
     const NAME: &'static str = "butterfly";
     const PAPER: &'static str = "Dao, Gu, Eichhorn, Rudra, Re, ICML 2019, arXiv:1903.05895";
     const EXAMPLE: &'static str = "layers = [\"fc1\"]\ninit = \"random\"\ntune = { epochs = 10 }";

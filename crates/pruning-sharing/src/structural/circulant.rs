@@ -27,7 +27,7 @@ use briquette_core::error::Result;
 use briquette_kernels::Structure;
 use serde::Deserialize;
 
-use crate::structural::structured::{Form, Replacement, descent};
+use crate::structural::structured::{Replacement, StructuralMatrix, descent};
 
 /// Replaces layers by blocks of circulant matrices.
 pub type Circulant = Replacement<Blocks>;
@@ -36,7 +36,7 @@ pub type Circulant = Replacement<Blocks>;
 #[derive(Debug, Deserialize)]
 pub struct Blocks {}
 
-impl Form for Blocks {
+impl StructuralMatrix for Blocks {
     const NAME: &'static str = "circulant";
     const PAPER: &'static str = "Cheng, Yu, Feris, Kumar, Choudhary, Chang, ICCV 2015, arXiv:1502.03436";
     const EXAMPLE: &'static str = "layers = [\"fc1\"]\ntune = { epochs = 10 }";

@@ -25,7 +25,7 @@
 use briquette_kernels::Structure;
 use serde::Deserialize;
 
-use crate::structural::structured::{Form, Replacement};
+use crate::structural::structured::{Replacement, StructuralMatrix};
 
 /// Replaces layers by learned diagonals between Walsh-Hadamard transforms.
 pub type Fastfood = Replacement<Diagonals>;
@@ -34,7 +34,7 @@ pub type Fastfood = Replacement<Diagonals>;
 #[derive(Debug, Deserialize)]
 pub struct Diagonals {}
 
-impl Form for Diagonals {
+impl StructuralMatrix for Diagonals {
     const NAME: &'static str = "fastfood";
     const PAPER: &'static str = "Yang, Moczulski, Denil, de Freitas, Smola, Song, Wang, ICCV 2015, arXiv:1412.7149";
     const EXAMPLE: &'static str = "layers = [\"fc1\"]\ninit = \"random\"\ntune = { epochs = 10 }";

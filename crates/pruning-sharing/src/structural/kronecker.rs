@@ -27,7 +27,7 @@ use briquette_kernels::Structure;
 use serde::Deserialize;
 
 use crate::structural::rank::low_rank;
-use crate::structural::structured::{Form, Replacement};
+use crate::structural::structured::{Replacement, StructuralMatrix};
 
 /// Replaces layers by sums of Kronecker products.
 pub type Kronecker = Replacement<Terms>;
@@ -42,7 +42,7 @@ pub struct Terms {
     left: Option<[usize; 2]>,
 }
 
-impl Form for Terms {
+impl StructuralMatrix for Terms {
     const NAME: &'static str = "kronecker";
     const PAPER: &'static str = "Zhou, Wu, Wu, Zhou, arXiv:1512.09194";
     const EXAMPLE: &'static str = "layers = [\"fc1\"]\nterms = 4\nleft = [15, 28]\ntune = { epochs = 10 }";

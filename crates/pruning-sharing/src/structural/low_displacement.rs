@@ -33,7 +33,7 @@ use briquette_kernels::Structure;
 use serde::Deserialize;
 
 use crate::structural::rank::low_rank;
-use crate::structural::structured::{Form, Replacement};
+use crate::structural::structured::{Replacement, StructuralMatrix};
 
 /// Replaces layers by Toeplitz-like matrices.
 pub type LowDisplacement = Replacement<Displacement>;
@@ -55,7 +55,7 @@ fn two_gibi() -> usize {
     2048
 }
 
-impl Form for Displacement {
+impl StructuralMatrix for Displacement {
     const NAME: &'static str = "low-displacement";
     const PAPER: &'static str = "Sindhwani, Sainath, Kumar, NIPS 2015, arXiv:1510.01722";
     const EXAMPLE: &'static str = "layers = [\"fc1\"]\nrank = 4\ntune = { epochs = 10 }";

@@ -1,6 +1,6 @@
 //! The best approximation of a matrix by one of low rank.
 
-use briquette_core::builder::standard_normal;
+use briquette_core::streams::standard_normal;
 use nalgebra::DMatrix;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;

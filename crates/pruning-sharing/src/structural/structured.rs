@@ -5,12 +5,12 @@
 //! structure's own product with unit vectors, so that neither a large `M` nor its gradient is ever held as a whole.
 
 use briquette_core::Layer;
-use briquette_core::builder::{standard_normal, stream};
 use briquette_core::coding::Coding;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Node, Op};
 use briquette_core::pass::{Context, Method, Pass};
 use briquette_core::stored::Stored;
+use briquette_core::streams::{standard_normal, stream};
 use briquette_core::training::{Recipe, tune};
 use briquette_core::types::Layers;
 use briquette_kernels::Structure;
@@ -57,7 +57,7 @@ pub enum Init {
 }
 
 /// What a method says of its structure.
-pub trait Form: std::fmt::Debug + Send + DeserializeOwned + 'static {
+pub trait StructuralMatrix: std::fmt::Debug + Send + DeserializeOwned + 'static {
     /// [`Method::NAME`].
     const NAME: &'static str;
     /// [`Method::PAPER`].
@@ -98,14 +98,14 @@ pub trait Form: std::fmt::Debug + Send + DeserializeOwned + 'static {
 /// Steps of a fit that begins anywhere.
 const STEPS: usize = 200;
 
-impl<F: Form> Method for Replacement<F> {
+impl<F: StructuralMatrix> Method for Replacement<F> {
     const NAME: &'static str = F::NAME;
     const FAMILY: &'static str = "structural matrices";
     const PAPER: &'static str = F::PAPER;
     const EXAMPLE: &'static str = F::EXAMPLE;
 }
 
-impl<F: Form> Pass for Replacement<F> {
+impl<F: StructuralMatrix> Pass for Replacement<F> {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let (form, seed) = (&self.form, cx.seed);
         let net = self.each(net, seed, |structure, node, weight| match self.init {
@@ -132,7 +132,7 @@ impl<F: Form> Pass for Replacement<F> {
     }
 }
 
-impl<F: Form> Replacement<F> {
+impl<F: StructuralMatrix> Replacement<F> {
     /// Replaces the layers, by `parameters` of each structure, layer and weight.
     fn each(
         &self,
@@ -198,7 +198,7 @@ fn he(structure: &Structure) -> f64 {
 }
 
 /// Random parameters whose matrix has this norm.
-fn random(form: &impl Form, structure: &Structure, seed: u64, norm: f64) -> Result<Vec<f32>> {
+fn random(form: &impl StructuralMatrix, structure: &Structure, seed: u64, norm: f64) -> Result<Vec<f32>> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut values = form.draw(structure, &mut || standard_normal(&mut rng) as f32);
     let (squares, _) = descent(structure, &values, &mut |_, _| 0.0)?;

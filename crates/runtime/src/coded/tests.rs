@@ -6,9 +6,9 @@ use crate::Places;
 const CODERS: [Coder; 3] = [Coder::Packed, Coder::Huffman, Coder::Entropy];
 const FORMATS: [ValueFormat; 3] = [ValueFormat::F32, ValueFormat::F16, ValueFormat::Codebook];
 
-/// Every plan.
-fn plans() -> impl Iterator<Item = Plan> {
-    FORMATS.into_iter().flat_map(|values| CODERS.map(|coder| Plan { values, coder }))
+/// Every permission.
+fn permissions() -> impl Iterator<Item = Permission> {
+    FORMATS.into_iter().flat_map(|values| CODERS.map(|coder| Permission { values, coder }))
 }
 
 /// The mask that keeps what is not zero.
@@ -32,10 +32,10 @@ fn owned(mask: Option<&[bool]>) -> Option<Vec<bool>> {
 }
 
 /// What decoding must give.
-fn expected(values: &[f32], mask: Option<&[bool]>, plan: &Plan) -> Vec<u32> {
+fn expected(values: &[f32], mask: Option<&[bool]>, permission: &Permission) -> Vec<u32> {
     let mask = mask.filter(|mask| mask.contains(&false));
     let value = |(i, value): (usize, &f32)| {
-        let rounded = if plan.values == ValueFormat::F16 { f16::from_f32(*value).to_f32() } else { *value };
+        let rounded = if permission.values == ValueFormat::F16 { f16::from_f32(*value).to_f32() } else { *value };
         if mask.is_some_and(|mask| !mask[i] || rounded == 0.0) { 0.0 } else { rounded }
     };
     bits(&values.iter().enumerate().map(value).collect::<Vec<_>>())
@@ -95,12 +95,12 @@ proptest! {
 
     #[test]
     fn every_plan_gives_the_values_back(values in weights()) {
-        for (mask, plan) in masks(&values).iter().flat_map(|mask| plans().map(move |plan| (mask.as_deref(), plan))) {
-            let coded = Coded::encode(&[values.len()], &values, mask, &plan).unwrap();
-            prop_assert_eq!(bits(&coded.decode()), expected(&values, mask, &plan), "{:?}", plan);
+        for (mask, permission) in masks(&values).iter().flat_map(|mask| permissions().map(move |permission| (mask.as_deref(), permission))) {
+            let coded = Coded::encode(&[values.len()], &values, mask, &permission).unwrap();
+            prop_assert_eq!(bits(&coded.decode()), expected(&values, mask, &permission), "{:?}", permission);
             let back = reread(&coded);
-            prop_assert_eq!(bits(&back.decode()), expected(&values, mask, &plan), "{:?}", plan);
-            prop_assert_eq!(back.mask(), owned(mask), "{:?}", plan);
+            prop_assert_eq!(bits(&back.decode()), expected(&values, mask, &permission), "{:?}", permission);
+            prop_assert_eq!(back.mask(), owned(mask), "{:?}", permission);
             prop_assert!(back == coded || values.iter().any(|value| value.is_nan()));
             prop_assert_eq!((back.nonzero(), back.bits(), back.summary()), (coded.nonzero(), coded.bits(), coded.summary()));
             prop_assert_eq!(coded.nonzero(), coded.decode().iter().filter(|value| **value != 0.0).count());
@@ -111,8 +111,8 @@ proptest! {
     fn a_plan_that_permits_more_is_never_larger(values in weights()) {
         for values_format in FORMATS {
             let size = |mask: Option<&[bool]>, coder| {
-                let plan = Plan { values: values_format, coder };
-                Coded::encode(&[values.len()], &values, mask, &plan).unwrap().bits().total()
+                let permission = Permission { values: values_format, coder };
+                Coded::encode(&[values.len()], &values, mask, &permission).unwrap().bits().total()
             };
             for mask in &masks(&values) {
                 prop_assert!(size(mask.as_deref(), Coder::Packed) >= size(mask.as_deref(), Coder::Huffman));
@@ -128,9 +128,9 @@ proptest! {
 fn the_worked_example_of_deep_compression() {
     // Han, Mao, Dally, section 3: 16 weights that share 4 values, r = n b / (n log2 k + k b) = 16 * 32 / (16 * 2 + 4 * 32) = 3.2.
     let values: Vec<f32> = (0..16_u8).map(|i| f32::from(i % 4) - 1.5).collect();
-    let plan = |values| Plan { values, coder: Coder::Packed };
-    let dense = Coded::encode(&[4, 4], &values, None, &plan(ValueFormat::F32)).unwrap().bits();
-    let shared = Coded::encode(&[4, 4], &values, None, &plan(ValueFormat::Codebook)).unwrap().bits();
+    let permission = |values| Permission { values, coder: Coder::Packed };
+    let dense = Coded::encode(&[4, 4], &values, None, &permission(ValueFormat::F32)).unwrap().bits();
+    let shared = Coded::encode(&[4, 4], &values, None, &permission(ValueFormat::Codebook)).unwrap().bits();
     assert_eq!((dense.values, shared.values, shared.codebook), (512, 32, 128));
     assert_eq!(dense.values as f64 / (shared.values + shared.codebook) as f64, 3.2);
 }
@@ -139,7 +139,7 @@ fn the_worked_example_of_deep_compression() {
 fn distances_overflow_into_fillers() {
     let mut values = vec![0.0; 300];
     (values[0], values[1], values[299]) = (1.0, 2.0, 3.0);
-    let coded = Coded::encode(&[300], &values, Some(&nonzero(&values)), &Plan::default()).unwrap();
+    let coded = Coded::encode(&[300], &values, Some(&nonzero(&values)), &Permission::default()).unwrap();
     assert_eq!((coded.decode(), coded.nonzero()), (values, 3));
     let summary = coded.summary();
     assert!(summary.sparse && summary.gap_bits.is_some());
@@ -148,12 +148,12 @@ fn distances_overflow_into_fillers() {
 
 #[test]
 fn a_sixteen_bit_plan_rounds_once() {
-    let plan = Plan { values: ValueFormat::F16, ..Plan::default() };
-    let coded = Coded::encode(&[3], &[0.1, 1e-9, 70000.0], None, &plan).unwrap();
+    let permission = Permission { values: ValueFormat::F16, ..Permission::default() };
+    let coded = Coded::encode(&[3], &[0.1, 1e-9, 70000.0], None, &permission).unwrap();
     assert_eq!(coded.decode(), [0.099_975_586, 0.0, f32::INFINITY]);
-    assert_eq!(Coded::encode(&[3], &coded.decode(), None, &plan).unwrap(), coded);
+    assert_eq!(Coded::encode(&[3], &coded.decode(), None, &permission).unwrap(), coded);
     let mask = [true, true, false];
-    let masked = Coded::encode(&[3], &[0.1, -1e-9, 0.0], Some(&mask), &plan).unwrap();
+    let masked = Coded::encode(&[3], &[0.1, -1e-9, 0.0], Some(&mask), &permission).unwrap();
     assert_eq!((masked.nonzero(), bits(&masked.decode())[1], masked.mask()), (1, 0, Some(mask.to_vec())));
 }
 
@@ -164,11 +164,11 @@ fn a_weight_that_happens_to_be_zero_is_not_masked() {
     let mask: Vec<bool> = (0..600).map(|i| i % 2 == 0).collect();
     let masked: Vec<f32> = values.iter().zip(&mask).map(|(value, keep)| if *keep { *value } else { 0.0 }).collect();
     for (values, mask) in [(&values, None), (&masked, Some(&mask[..]))] {
-        let codebook = |coder| Plan { values: ValueFormat::Codebook, coder };
+        let codebook = |coder| Permission { values: ValueFormat::Codebook, coder };
         for coder in CODERS {
             for coded in [
                 Coded::encode(&[20, 30], values, mask, &codebook(coder)).unwrap(),
-                Coded::encode(&[20, 30], values, mask, &Plan::default()).unwrap(),
+                Coded::encode(&[20, 30], values, mask, &Permission::default()).unwrap(),
                 Coded::on_grid(&[20, 30], values, mask, &grid, coder).unwrap(),
             ] {
                 let back = reread(&coded);
@@ -182,18 +182,18 @@ fn a_weight_that_happens_to_be_zero_is_not_masked() {
 fn a_mask_takes_no_bytes_where_the_dense_form_is_smaller() {
     let mut values: Vec<f32> = (1..=64).map(|i| i as f32 * 0.3).collect();
     (values[7], values[40]) = (0.0, 0.0);
-    let plan = Plan::default();
-    let plain = Coded::encode(&[64], &values, None, &plan).unwrap();
-    let masked = Coded::encode(&[64], &values, Some(&nonzero(&values)), &plan).unwrap();
+    let permission = Permission::default();
+    let plain = Coded::encode(&[64], &values, None, &permission).unwrap();
+    let masked = Coded::encode(&[64], &values, Some(&nonzero(&values)), &permission).unwrap();
     assert_eq!((masked.stored(), masked.summary().sparse), (plain.stored(), false));
     // A kept zero beside a masked one takes none, either.
     let mut mask = nonzero(&values);
     mask[7] = true;
-    let mixed = Coded::encode(&[64], &values, Some(&mask), &plan).unwrap();
+    let mixed = Coded::encode(&[64], &values, Some(&mask), &permission).unwrap();
     assert_eq!((mixed.stored(), reread(&mixed).mask()), (plain.stored(), Some(mask)));
     // One that keeps everything is none.
-    assert_eq!(Coded::encode(&[64], &values, Some(&[true; 64]), &plan).unwrap(), plain);
-    assert!(matches!(Coded::encode(&[64], &values, Some(&[true; 63]), &plan), Err(Error::Count { values: 63, .. })));
+    assert_eq!(Coded::encode(&[64], &values, Some(&[true; 64]), &permission).unwrap(), plain);
+    assert!(matches!(Coded::encode(&[64], &values, Some(&[true; 63]), &permission), Err(Error::Count { values: 63, .. })));
 }
 
 #[test]
@@ -202,7 +202,8 @@ fn one_kept_zero_in_a_large_masked_tensor_is_found_again() {
     let values = vec![0.0; mask.len()];
     let grid = Grid::uniform(3, 0.5, 1.0);
     for coder in CODERS {
-        let coded = Coded::encode(&[mask.len()], &values, Some(&mask), &Plan { values: ValueFormat::Codebook, coder }).unwrap();
+        let coded =
+            Coded::encode(&[mask.len()], &values, Some(&mask), &Permission { values: ValueFormat::Codebook, coder }).unwrap();
         assert_eq!(reread(&coded).mask().as_ref(), Some(&mask));
         let coded = Coded::on_grid(&[mask.len()], &values, Some(&mask), &grid, coder).unwrap();
         assert_eq!(reread(&coded).mask().as_ref(), Some(&mask));
@@ -211,7 +212,7 @@ fn one_kept_zero_in_a_large_masked_tensor_is_found_again() {
 
 #[test]
 fn what_cannot_be_stored_is_an_error() {
-    let shared = Plan { values: ValueFormat::Codebook, coder: Coder::Packed };
+    let shared = Permission { values: ValueFormat::Codebook, coder: Coder::Packed };
     let distinct: Vec<f32> = (0..65_537_u32).map(|i| f32::from_bits(0x3f80_0000 + i)).collect();
     let mask: Vec<bool> = (0..=distinct.len()).map(|i| i > 0).collect();
     let masked = [&[0.0], &distinct[..]].concat();
@@ -231,8 +232,8 @@ fn an_empty_layer_costs_what_bounds_the_reader() {
     // A stream of no bytes may stand for 4096 elements only; a larger tensor of zeros takes a bit each.
     for (count, most) in [(4096, 8), (100_000, 12_600)] {
         for coder in CODERS {
-            let plan = Plan { values: ValueFormat::Codebook, coder };
-            let coded = Coded::encode(&[count], &vec![0.0; count], Some(&vec![false; count]), &plan).unwrap();
+            let permission = Permission { values: ValueFormat::Codebook, coder };
+            let coded = Coded::encode(&[count], &vec![0.0; count], Some(&vec![false; count]), &permission).unwrap();
             assert!(coded.stored() <= most, "{} bytes for {count}", coded.stored());
             assert_eq!(reread(&coded).decode(), vec![0.0; count]);
             assert_eq!(reread(&coded).mask(), Some(vec![false; count]));
@@ -245,11 +246,11 @@ fn lenet_300_100_at_a_twentieth_is_forty_times_smaller() {
     let mut draw = uniform(1);
     let (mut parameters, mut bits) = (0, Bits::default());
     for (rows, columns, density) in [(300, 784, 0.05), (100, 300, 0.05), (10, 100, 0.2)] {
-        let plan = Plan { values: ValueFormat::Codebook, coder: Coder::Entropy };
+        let permission = Permission { values: ValueFormat::Codebook, coder: Coder::Entropy };
         let weight = layer(&mut draw, rows * columns, density, 6);
-        bits += Coded::encode(&[rows, columns], &weight, Some(&nonzero(&weight)), &plan).unwrap().bits();
+        bits += Coded::encode(&[rows, columns], &weight, Some(&nonzero(&weight)), &permission).unwrap().bits();
         let bias: Vec<f32> = (0..rows).map(|_| draw() as f32).collect();
-        bits += Coded::encode(&[rows], &bias, None, &plan).unwrap().bits();
+        bits += Coded::encode(&[rows], &bias, None, &permission).unwrap().bits();
         parameters += rows * columns + rows;
     }
     let rate = 32.0 * parameters as f64 / bits.total() as f64;
@@ -366,13 +367,13 @@ proptest! {
         let values = left(&hashed.expand(&shape), mask.as_deref());
         for values_format in [ValueFormat::F32, ValueFormat::F16] {
             for coder in CODERS {
-                let plan = Plan { values: values_format, coder };
-                let coded = Coded::shared(&shape, &values, mask.as_deref(), &hashed, &plan).unwrap();
+                let permission = Permission { values: values_format, coder };
+                let coded = Coded::shared(&shape, &values, mask.as_deref(), &hashed, &permission).unwrap();
                 prop_assert_eq!(coded.summary().value_format, ValueFormat::Shared);
                 let back = reread(&coded);
                 prop_assert!(back == coded);
                 prop_assert_eq!(back.mask(), mask.clone());
-                let expected: Vec<f32> = expected(&values, mask.as_deref(), &plan).into_iter().map(f32::from_bits).collect();
+                let expected: Vec<f32> = expected(&values, mask.as_deref(), &permission).into_iter().map(f32::from_bits).collect();
                 // Without a bit for each value, a zero has the sign of its place.
                 prop_assert_eq!(back.decode(), expected);
                 let found = back.as_shared().unwrap();
@@ -395,7 +396,7 @@ proptest! {
         let count = places.count(&shape).unwrap().unwrap();
         let shared = Shared { places, values: (0..count).map(|i| i as f32 * 0.25 - 1.0).collect() };
         let values = shared.expand(&shape);
-        let coded = Coded::shared(&shape, &values, None, &shared, &Plan::default()).unwrap();
+        let coded = Coded::shared(&shape, &values, None, &shared, &Permission::default()).unwrap();
         prop_assert_eq!(coded.bits().codebook, 32 * count as u64);
         let back = reread(&coded);
         prop_assert_eq!(back.decode(), values);
@@ -420,12 +421,12 @@ proptest! {
         let (values, mask) = (left(&product.values(), mask.as_deref()), mask.as_deref());
         let shapes = if taps > 1 { [vec![outputs, columns, taps], vec![outputs, columns, 1, taps]] } else { [vec![rows, columns], vec![rows, 1, columns]] };
         for (coder, shape) in CODERS.into_iter().flat_map(|coder| shapes.clone().map(|s| (coder, s))) {
-            let plan = Plan { values: ValueFormat::F32, coder };
-            let coded = Coded::product(&shape, &values, mask, &product, &plan).unwrap();
+            let permission = Permission { values: ValueFormat::F32, coder };
+            let coded = Coded::product(&shape, &values, mask, &product, &permission).unwrap();
             let back = reread(&coded);
             prop_assert_eq!(back.decode(), values.clone());
             prop_assert_eq!((&back, back.as_product().unwrap()), (&coded, product.clone()));
-            let rounded = Coded::product(&shape, &values, mask, &product, &Plan { values: ValueFormat::F16, ..plan }).unwrap();
+            let rounded = Coded::product(&shape, &values, mask, &product, &Permission { values: ValueFormat::F16, ..permission }).unwrap();
             prop_assert!(reread(&rounded) == rounded && rounded.stored() < coded.stored());
         }
     }
@@ -435,7 +436,7 @@ proptest! {
 fn base_values_take_four_bytes_each_and_a_product_what_its_formula_says() {
     let hashed = Shared { places: Places::Hash { seed: 3 }, values: (0..1000).map(|i| i as f32 * 0.01 - 5.0).collect() };
     let values = hashed.expand(&[80, 100]);
-    let coded = Coded::shared(&[80, 100], &values, None, &hashed, &Plan::default()).unwrap();
+    let coded = Coded::shared(&[80, 100], &values, None, &hashed, &Permission::default()).unwrap();
     assert_eq!((coded.bits().codebook, coded.bits().values), (32 * 1000, 0));
     // Flags, rank, two dimensions, the count, the rule with its seed, and how floats are written.
     assert_eq!(coded.stored(), 4 * 1000 + 1 + 1 + 2 + 2 + 9 + 1);
@@ -446,7 +447,7 @@ fn base_values_take_four_bytes_each_and_a_product_what_its_formula_says() {
         indices: (0..rows * 13).map(|i| (i * i % 16) as u16).collect(),
     };
     let product = Product { width, columns, taps: 1, stages: vec![stage.clone(), stage] };
-    let coded = Coded::product(&[rows, columns], &product.values(), None, &product, &Plan::default()).unwrap();
+    let coded = Coded::product(&[rows, columns], &product.values(), None, &product, &Permission::default()).unwrap();
     let bits = coded.bits();
     assert_eq!((bits.values, bits.codebook), (2 * (rows * 13 * 4) as u64, 2 * (32 * k * columns) as u64));
     assert!(bits.total() < bits.values + bits.codebook + 8 * 16, "{bits:?}");
@@ -463,7 +464,7 @@ fn taps_that_share_centroids_make_a_convolution_nine_times_smaller() {
             indices: (0..columns / 4 * 256 * taps).map(|i| (i * i % 128) as u16).collect(),
         };
         let product = Product { width: 4, columns, taps, stages: vec![stage] };
-        let coded = Coded::product(&shape, &product.values(), None, &product, &Plan::default()).unwrap();
+        let coded = Coded::product(&shape, &product.values(), None, &product, &Permission::default()).unwrap();
         assert_eq!(reread(&coded).decode(), product.values());
         coded.bits().total() as f64
     };
@@ -477,19 +478,22 @@ fn values_beside_their_rule_or_product_are_stored_as_they_are() {
     let hashed = Shared { places: Places::Hash { seed: 3 }, values: vec![0.5, 1.0] };
     let mut values = hashed.expand(&[40]);
     values[7] = 9.0;
-    let coded = Coded::shared(&[40], &values, None, &hashed, &Plan::default()).unwrap();
+    let coded = Coded::shared(&[40], &values, None, &hashed, &Permission::default()).unwrap();
     assert_eq!((coded.summary().value_format, coded.decode()), (ValueFormat::F32, values));
     // One bucket of 4 bytes may stand for 20480 values, not for more.
     for (count, format) in [(20_480, ValueFormat::Shared), (20_481, ValueFormat::F32)] {
         let hashed = Shared { places: Places::Hash { seed: 3 }, values: vec![0.5] };
         let values = hashed.expand(&[count]);
-        assert_eq!(Coded::shared(&[count], &values, None, &hashed, &Plan::default()).unwrap().summary().value_format, format);
+        assert_eq!(
+            Coded::shared(&[count], &values, None, &hashed, &Permission::default()).unwrap().summary().value_format,
+            format
+        );
     }
     let refused =
-        |product: &Product| Coded::product(&[2, 3], &[0.0; 6], None, product, &Plan::default()).unwrap_err().to_string();
+        |product: &Product| Coded::product(&[2, 3], &[0.0; 6], None, product, &Permission::default()).unwrap_err().to_string();
     let stage = crate::Stage { centroids: vec![0.0; 6], indices: vec![0, 1, 1, 0] };
     let product = |width| Product { width, columns: 3, taps: 1, stages: vec![stage.clone()] };
-    assert!(Coded::product(&[2, 3], &[0.0; 6], None, &product(2), &Plan::default()).is_ok());
+    assert!(Coded::product(&[2, 3], &[0.0; 6], None, &product(2), &Permission::default()).is_ok());
     assert_eq!(refused(&product(4)), "corrupt: blocks of 4 of 3 columns");
     assert_eq!(refused(&product(1)), "corrupt: 6 centroid values and 4 indices for [2, 3]");
     let mut beyond = product(2);
@@ -499,10 +503,10 @@ fn values_beside_their_rule_or_product_are_stored_as_they_are() {
     assert_eq!(refused(&beyond), "corrupt: a product of 0 stages; it takes 1 to 16");
     let by_tap = Product { taps: 3, ..product(2) };
     assert_eq!(refused(&by_tap), "corrupt: a product whose taps share centroids, of the shape [2, 3]");
-    let other = Coded::product(&[2, 3, 2], &[0.0; 12], None, &by_tap, &Plan::default()).unwrap_err().to_string();
+    let other = Coded::product(&[2, 3, 2], &[0.0; 12], None, &by_tap, &Permission::default()).unwrap_err().to_string();
     assert_eq!(other, "corrupt: a product of 3 taps for [2, 3, 2]");
     let none = Shared { places: Places::Hash { seed: 0 }, values: vec![] };
-    let refused = Coded::shared(&[1], &[0.0], None, &none, &Plan::default()).unwrap_err().to_string();
+    let refused = Coded::shared(&[1], &[0.0], None, &none, &Permission::default()).unwrap_err().to_string();
     assert_eq!(refused, "corrupt: shared values: there are none");
 }
 
@@ -511,12 +515,12 @@ fn a_size_of_zero_hides_no_others() {
     let side = 1 << 30;
     for shape in [&[side, side, side, 0][..], &[0, side, side, side], &[side, side]] {
         assert!(
-            matches!(Coded::encode(shape, &[], None, &Plan::default()), Err(Error::Limit { what: "elements", .. })),
+            matches!(Coded::encode(shape, &[], None, &Permission::default()), Err(Error::Limit { what: "elements", .. })),
             "{shape:?}"
         );
         let mut bytes = vec![0, shape.len() as u8];
         shape.iter().for_each(|size| bytes.put_varint(*size));
         assert!(matches!(Coded::read(&mut Reader::new(&bytes)), Err(Error::Limit { .. })), "{shape:?}");
     }
-    assert_eq!(Coded::encode(&[3, 0], &[], None, &Plan::default()).unwrap().decode(), Vec::<f32>::new());
+    assert_eq!(Coded::encode(&[3, 0], &[], None, &Permission::default()).unwrap().decode(), Vec::<f32>::new());
 }

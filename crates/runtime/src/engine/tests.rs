@@ -3,7 +3,7 @@ mod grids;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Activation, Coded, Layer, Node, Padding, Plan, Structure, Window, layers};
+use crate::{Activation, Coded, Layer, Node, Padding, Permission, Structure, Window, layers};
 
 /// Deterministic values in -1..1 with the given share of zeros in tenths.
 fn values(count: usize, seed: usize, zeros: usize) -> Vec<f32> {
@@ -20,7 +20,7 @@ fn values(count: usize, seed: usize, zeros: usize) -> Vec<f32> {
 
 fn node(name: &str, inputs: &[usize], layer: Layer, tensors: &[(&str, &[usize], &[f32])]) -> Node {
     let coded = |(name, shape, values): &(&str, &[usize], &[f32])| {
-        ((*name).to_owned(), Coded::encode(shape, values, None, &Plan::default()).unwrap())
+        ((*name).to_owned(), Coded::encode(shape, values, None, &Permission::default()).unwrap())
     };
     Node { name: name.into(), inputs: inputs.to_vec(), layer, tensors: tensors.iter().map(coded).collect() }
 }

@@ -4,8 +4,8 @@ use briquette_runtime::Activation;
 use burn::tensor::{Tensor, activation};
 
 use super::Forward;
+use crate::extension::{self, takes};
 use crate::forward::Flow;
-use crate::kernels::{self, takes};
 
 impl Forward for Activation {
     fn forward(&self, mut inputs: Vec<Flow>) -> Flow {
@@ -19,7 +19,7 @@ impl Forward for Activation {
 
 fn activate<const D: usize>(function: Activation, x: Tensor<D>) -> Tensor<D> {
     match function {
-        Activation::Relu if takes(&x) => kernels::rectify(x),
+        Activation::Relu if takes(&x) => extension::rectify(x),
         Activation::Relu => activation::relu(x),
         Activation::LeakyRelu { slope } => activation::leaky_relu(x, slope),
         Activation::Relu6 => activation::relu6(x),

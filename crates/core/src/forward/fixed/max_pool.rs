@@ -8,14 +8,14 @@ use burn::tensor::ops::MaxPoolOptions;
 
 use super::Forward;
 use super::avg_pool::pairs;
+use crate::extension;
 use crate::forward::Flow;
-use crate::kernels;
 
 impl Forward for MaxPool {
     fn forward(&self, mut inputs: Vec<Flow>) -> Flow {
         let window = &self.window;
         match inputs.remove(0).last() {
-            Ok(x) => Flow::Last(kernels::max_pool(window, x)),
+            Ok(x) => Flow::Last(extension::max_pool(window, x)),
             Err(x) => Flow::First(largest(x, window)),
         }
     }
@@ -48,7 +48,7 @@ mod tests {
         for padding in [Padding::NONE, Padding::all(1), Padding([[0, 2], [1, 0]])] {
             for (ceil, stride) in [(false, [2, 1]), (true, [2, 3]), (true, [3, 4])] {
                 let window = Window { padding, ceil, ..Window::new([3, 2], stride) };
-                let ours = kernels::channels_first(kernels::max_pool(&window, kernels::channels_last(x.clone())));
+                let ours = extension::channels_first(extension::max_pool(&window, extension::channels_last(x.clone())));
                 assert_eq!(run(largest(x.clone(), &window)), run(ours), "{window:?}");
             }
         }

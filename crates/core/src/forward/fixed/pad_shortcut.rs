@@ -6,14 +6,14 @@ use burn::tensor::Tensor;
 
 use super::Forward;
 use super::avg_pool::average;
+use crate::extension;
 use crate::forward::Flow;
-use crate::kernels;
 
 impl Forward for PadShortcut {
     fn forward(&self, mut inputs: Vec<Flow>) -> Flow {
         let Self { stride, before, after } = *self;
         match inputs.remove(0).last() {
-            Ok(x) => Flow::Last(kernels::pad_shortcut(x, stride, before, after)),
+            Ok(x) => Flow::Last(extension::pad_shortcut(x, stride, before, after)),
             Err(x) => {
                 let x = average(x, &Window::new([1, 1], [stride; 2]), true);
                 let [n, _, h, w] = x.dims();

@@ -4,14 +4,14 @@ use briquette_runtime::layers::Structured;
 use burn::tensor::{Device, Tensor};
 
 use super::Compute;
+use crate::extension;
 use crate::forward::Flow;
-use crate::kernels;
 use crate::net::Value;
 use crate::tensors::{Ranked, Tensors};
 
 impl Compute for Structured {
     fn runs_on(&self, device: &Device) -> Result<(), String> {
-        match kernels::is_flex(device) {
+        match extension::is_flex(device) {
             true => Ok(()),
             false => Err("structural matrices are computed on the CPU device `flex` only; set `device = \"flex\"`".into()),
         }
@@ -22,7 +22,7 @@ impl Compute for Structured {
         let parameters = Tensor::cat(own.map(|parameter| parameter.values.flat()).collect(), 0);
         let bias = tensors.get("bias").map(Ranked::flat);
         let product = |x: Tensor<2>| {
-            let y = kernels::structured(self.structure, parameters.clone(), x);
+            let y = extension::structured(self.structure, parameters.clone(), x);
             bias.clone().map_or(y.clone(), |bias| y + bias.unsqueeze())
         };
         match inputs.remove(0).value() {

@@ -22,7 +22,7 @@ struct Training<'a> {
 }
 
 /// One quantity over the epochs.
-struct Panel {
+struct Chart {
     title: &'static str,
     color: RGBColor,
     value: fn(&Epoch) -> Option<f64>,
@@ -30,9 +30,9 @@ struct Panel {
     around: fn(f64, f64) -> (f64, f64),
 }
 
-const PANELS: [Panel; 2] = [
-    Panel { title: "training loss", color: RUST, value: |e| Some(e.train_loss), around: |_, high| (0.0, high * 1.05 + 1e-9) },
-    Panel {
+const CHARTS: [Chart; 2] = [
+    Chart { title: "training loss", color: RUST, value: |e| Some(e.train_loss), around: |_, high| (0.0, high * 1.05 + 1e-9) },
+    Chart {
         title: "validation accuracy, %",
         color: BLUE,
         value: |e| e.valid_accuracy.map(|share| 100.0 * share),
@@ -51,7 +51,7 @@ pub(super) fn draw(report: &Report) -> Result<Option<String>> {
         trainings.push(Training { from: epochs, name: fit(&row.method, 26), curve: &row.curve });
         epochs += row.curve.len() as i32;
     }
-    let panels: Vec<&Panel> = PANELS.iter().filter(|panel| values(panel, &trainings).next().is_some()).collect();
+    let panels: Vec<&Chart> = CHARTS.iter().filter(|panel| values(panel, &trainings).next().is_some()).collect();
     if panels.is_empty() {
         return Ok(None);
     }
@@ -70,7 +70,7 @@ pub(super) fn draw(report: &Report) -> Result<Option<String>> {
     .map(Some)
 }
 
-fn one(area: &Area<'_>, panel: &Panel, trainings: &[Training<'_>], epochs: i32) -> Result<()> {
+fn one(area: &Area<'_>, panel: &Chart, trainings: &[Training<'_>], epochs: i32) -> Result<()> {
     let low = values(panel, trainings).fold(f64::INFINITY, f64::min);
     let high = values(panel, trainings).fold(f64::NEG_INFINITY, f64::max);
     let (from, to) = (panel.around)(low, high);
@@ -119,7 +119,7 @@ fn one(area: &Area<'_>, panel: &Panel, trainings: &[Training<'_>], epochs: i32) 
 /// No colour at all.
 const NOTHING: RGBAColor = RGBAColor(0, 0, 0, 0.0);
 
-fn values<'a>(panel: &'a Panel, trainings: &'a [Training<'_>]) -> impl Iterator<Item = f64> + 'a {
+fn values<'a>(panel: &'a Chart, trainings: &'a [Training<'_>]) -> impl Iterator<Item = f64> + 'a {
     trainings.iter().flat_map(|training| training.curve).filter_map(panel.value).filter(|value| value.is_finite())
 }
 

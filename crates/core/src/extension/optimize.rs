@@ -20,7 +20,7 @@ pub(crate) fn sgd_step<const D: usize>(
     step: optimize::Sgd,
 ) -> (Tensor<D>, Tensor<D>) {
     let [w, g, v] = [weights, gradient, velocity].map(Tensor::into_dispatch);
-    let (w, v) = <Dispatch as Kernels>::descend(w, g, v, Sgd(step));
+    let (w, v) = <Dispatch as Extension>::descend(w, g, v, Sgd(step));
     (Tensor::from_dispatch(w), Tensor::from_dispatch(v))
 }
 
@@ -32,7 +32,7 @@ pub(crate) fn adam_step<const D: usize>(
     step: optimize::Adam,
 ) -> (Tensor<D>, [Tensor<D>; 2]) {
     let [w, g, m, v] = [weights, gradient, first, second].map(Tensor::into_dispatch);
-    let (w, m, v) = <Dispatch as Kernels>::descend_adaptively(w, g, m, v, Adam(step));
+    let (w, m, v) = <Dispatch as Extension>::descend_adaptively(w, g, m, v, Adam(step));
     (Tensor::from_dispatch(w), [Tensor::from_dispatch(m), Tensor::from_dispatch(v)])
 }
 

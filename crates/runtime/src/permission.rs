@@ -8,14 +8,14 @@ use crate::Error;
 /// values, so `Codebook` permits plain floats, and `Entropy` permits Huffman and fixed width.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Plan {
+pub struct Permission {
     /// How a value is written.
     pub values: ValueFormat,
     /// How indices and distances are written.
     pub coder: Coder,
 }
 
-impl Default for Plan {
+impl Default for Permission {
     /// Dense 32-bit floats.
     fn default() -> Self {
         Self { values: ValueFormat::F32, coder: Coder::Packed }

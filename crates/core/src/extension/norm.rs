@@ -10,7 +10,7 @@ use super::*;
 
 /// What is added to the variance, and whether a rectifier follows.
 #[derive(Debug, Clone, Copy)]
-pub struct Form {
+pub struct Normalizing {
     epsilon: f32,
     rectify: bool,
 }
@@ -26,14 +26,14 @@ pub(crate) fn normalize(norm: &BatchNorm, x: Tensor<4>, residual: Option<Tensor<
     };
     let [gamma, beta] = [&norm.gamma, &norm.beta].map(|param| param.val().into_dispatch());
     let (x, moments) = (x.into_dispatch(), moments.into_dispatch());
-    let form = Form { epsilon: norm.epsilon as f32, rectify };
-    let y = <Dispatch as Kernels>::batch_normalize(x, gamma, beta, moments, Maybe::of(residual), form);
+    let form = Normalizing { epsilon: norm.epsilon as f32, rectify };
+    let y = <Dispatch as Extension>::batch_normalize(x, gamma, beta, moments, Maybe::of(residual), form);
     Some(Tensor::from_dispatch(y))
 }
 
 /// Mean and variance over the batch, `[2, channels]`; the running ones follow them.
 fn moments_of_batch(norm: &BatchNorm, x: &Tensor<4>) -> Tensor<2> {
-    let moments = Tensor::<2>::from_dispatch(<Dispatch as Kernels>::batch_moments(x.clone().into_dispatch())).detach();
+    let moments = Tensor::<2>::from_dispatch(<Dispatch as Extension>::batch_moments(x.clone().into_dispatch())).detach();
     let [_, channels] = moments.dims();
     for (row, running) in [&norm.running_mean, &norm.running_var].into_iter().enumerate() {
         let now = moments.clone().narrow(0, row, 1).reshape([channels]).mul_scalar(norm.momentum);
@@ -54,12 +54,12 @@ pub(super) fn forward(
     x: &FlexTensor,
     [gamma, beta, moments]: [&FlexTensor; 3],
     residual: &Maybe<Flex>,
-    form: Form,
+    form: Normalizing,
 ) -> FlexTensor {
     let (norm, moments) = (shape(x), read_moments(moments));
     let y = with_values(x, |x| {
         with_values(gamma, |gamma| {
-            let form = norm::Form { moments: &moments, gamma, epsilon: form.epsilon, rectify: form.rectify };
+            let form = norm::Normalization { moments: &moments, gamma, epsilon: form.epsilon, rectify: form.rectify };
             with_values(beta, |beta| {
                 residual.with_values(|residual| timed("batch-norm", || norm.forward(x, &form, beta, residual)))
             })
@@ -91,7 +91,7 @@ struct State {
     y: FlexTensor,
     gamma: FlexTensor,
     moments: FlexTensor,
-    form: Form,
+    form: Normalizing,
 }
 
 impl<const PARENTS: usize> Backward<Flex, PARENTS> for Normalization<PARENTS> {
@@ -108,7 +108,7 @@ impl<const PARENTS: usize> Backward<Flex, PARENTS> for Normalization<PARENTS> {
             with_values(&y, |y| {
                 with_values(&dy, |dy| {
                     with_values(&gamma, |gamma| {
-                        let form = norm::Form { moments: &moments, gamma, epsilon: form.epsilon, rectify: form.rectify };
+                        let form = norm::Normalization { moments: &moments, gamma, epsilon: form.epsilon, rectify: form.rectify };
                         timed("batch-norm'", || norm.gradients(x, y, dy, &form, of_residual.is_some()))
                     })
                 })
@@ -133,7 +133,7 @@ pub(super) fn record<C: CheckpointStrategy>(
     [x, gamma, beta]: [FloatTensor<Autodiff<Flex, C>>; 3],
     moments: FlexTensor,
     residual: Maybe<Autodiff<Flex, C>>,
-    form: Form,
+    form: Normalizing,
 ) -> FloatTensor<Autodiff<Flex, C>> {
     let y = forward(x.primitive(), [gamma.primitive(), beta.primitive(), &moments], &residual.primitive(), form);
     let nodes = [x.node(), gamma.node(), beta.node()];

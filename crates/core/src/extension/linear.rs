@@ -20,7 +20,7 @@ pub(crate) fn linear(layer: &Linear, x: Tensor<2>, rectify: bool) -> Tensor<2> {
     let (x, weight) = (x.into_dispatch(), layer.weight.val().into_dispatch());
     let bias = Maybe::of(layer.bias.as_ref().map(Param::val));
     let finish = Finish { rectify, precision: precision() };
-    Tensor::from_dispatch(<Dispatch as Kernels>::multiply(x, weight, bias, finish))
+    Tensor::from_dispatch(<Dispatch as Extension>::multiply(x, weight, bias, finish))
 }
 
 fn shapes(x: &FlexTensor, weight: &FlexTensor, precision: Precision) -> Shapes {

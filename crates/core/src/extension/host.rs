@@ -13,10 +13,10 @@ use super::*;
 /// What every backend learns.
 #[backend_extension(Autodiff, Flex, Cube: cfg(feature = "cube"), NdArray: cfg(feature = "ndarray"))]
 pub trait Hosted: Backend {
-    /// As [`Kernels::multiply_structured`].
+    /// As [`Extension::multiply_structured`].
     fn multiply_structured(x: FloatTensor<Self>, parameters: FloatTensor<Self>, structure: Structure) -> FloatTensor<Self>;
 
-    /// As [`Kernels::coarsen`].
+    /// As [`Extension::coarsen`].
     fn coarsen(x: FloatTensor<Self>, noise: FloatTensor<Self>, levels: Levels) -> FloatTensor<Self>;
 }
 
@@ -134,7 +134,7 @@ mod tests {
         let device = device.autodiff();
         let x = Tensor::<2>::random([4, 6], Distribution::Normal(0.0, 1.0), &device).require_grad();
         let p = Tensor::<1>::random([structure.count()], Distribution::Normal(0.0, 1.0), &device).require_grad();
-        let ours = <Dispatch as Kernels>::multiply_structured(x.clone().into_dispatch(), p.clone().into_dispatch(), structure);
+        let ours = <Dispatch as Extension>::multiply_structured(x.clone().into_dispatch(), p.clone().into_dispatch(), structure);
         let hosted = <Dispatch as Hosted>::multiply_structured(x.clone().into_dispatch(), p.clone().into_dispatch(), structure);
         let [ours, hosted] = [ours, hosted].map(|y| {
             let y = Tensor::<2>::from_dispatch(y);
@@ -158,7 +158,7 @@ mod tests {
             floats(x.grad(&grads).unwrap())
         };
         let [x1, n1] = [x.clone(), noise.clone()].map(Tensor::into_dispatch);
-        let ours = gradient(<Dispatch as Kernels>::coarsen(x1, n1, levels));
+        let ours = gradient(<Dispatch as Extension>::coarsen(x1, n1, levels));
         let [x2, n2] = [x.clone(), noise].map(Tensor::into_dispatch);
         assert_eq!(gradient(<Dispatch as Hosted>::coarsen(x2, n2, levels)), ours);
         let plain: Vec<f32> = floats(x.clone().inner()).iter().map(|x| 2.0 * x).collect();

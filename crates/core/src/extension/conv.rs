@@ -26,7 +26,7 @@ pub struct Steps {
 pub(crate) fn convolve(conv: &Conv2d, x: Tensor<4>, rectify: bool) -> Tensor<4> {
     let (x, weight) = (x.into_dispatch(), conv.weight.val().into_dispatch());
     let bias = Maybe::of(conv.bias.as_ref().map(Param::val));
-    Tensor::from_dispatch(<Dispatch as Kernels>::convolve(x, weight, bias, Steps::of(conv, rectify)))
+    Tensor::from_dispatch(<Dispatch as Extension>::convolve(x, weight, bias, Steps::of(conv, rectify)))
 }
 
 /// The convolution, the normalization by running moments that follows, and a residual sum after that.
@@ -45,7 +45,7 @@ pub(crate) fn convolve_normalized(
     let [scale, shift] = [scale, shift].map(Tensor::into_dispatch);
     let (x, weight) = (x.into_dispatch(), conv.weight.val().into_dispatch());
     let steps = Steps::of(conv, rectify);
-    Tensor::from_dispatch(<Dispatch as Kernels>::convolve_affine(x, weight, scale, shift, Maybe::of(residual), steps))
+    Tensor::from_dispatch(<Dispatch as Extension>::convolve_affine(x, weight, scale, shift, Maybe::of(residual), steps))
 }
 
 impl Steps {

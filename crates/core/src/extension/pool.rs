@@ -22,17 +22,17 @@ pub struct Shortcut {
 
 /// Max pooling of a map that lies channels last.
 pub(crate) fn max_pool(window: &Window, x: Tensor<4>) -> Tensor<4> {
-    Tensor::from_dispatch(<Dispatch as Kernels>::pool_max(x.into_dispatch(), Windows(*window)))
+    Tensor::from_dispatch(<Dispatch as Extension>::pool_max(x.into_dispatch(), Windows(*window)))
 }
 
 /// The mean of each channel of a map that lies channels last.
 pub(crate) fn channel_means(x: Tensor<4>) -> Tensor<2> {
-    Tensor::from_dispatch(<Dispatch as Kernels>::pool_channels(x.into_dispatch()))
+    Tensor::from_dispatch(<Dispatch as Extension>::pool_channels(x.into_dispatch()))
 }
 
 /// The parameter-free shortcut of a map that lies channels last.
 pub(crate) fn pad_shortcut(x: Tensor<4>, stride: usize, before: usize, after: usize) -> Tensor<4> {
-    Tensor::from_dispatch(<Dispatch as Kernels>::shortcut(x.into_dispatch(), Shortcut { stride, before, after }))
+    Tensor::from_dispatch(<Dispatch as Extension>::shortcut(x.into_dispatch(), Shortcut { stride, before, after }))
 }
 
 /// The largest values, and the pooling that found them with the taps that won.

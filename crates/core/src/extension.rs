@@ -32,7 +32,7 @@ pub(crate) use conv::{convolve, convolve_normalized};
 pub use host::Hosted;
 pub use linear::Finish;
 pub(crate) use linear::linear;
-pub use norm::Form;
+pub use norm::Normalizing;
 pub(crate) use norm::normalize;
 pub(crate) use optimize::{adam_step, sgd_step};
 pub use pointwise::{Levels, Quantizing};
@@ -52,7 +52,7 @@ pub enum Maybe<B: Backend> {
 
 /// What the `flex` backend learns. Maps are channels last.
 #[backend_extension(Autodiff, Flex)]
-pub trait Kernels: Backend {
+pub trait Extension: Backend {
     /// `[batch, channels, height, width]` to `[batch, height, width, channels]`.
     fn channels_last(x: FloatTensor<Self>) -> FloatTensor<Self>;
 
@@ -99,7 +99,7 @@ pub trait Kernels: Backend {
         beta: FloatTensor<Self>,
         moments: FloatTensor<Self>,
         #[extension_type] residual: Maybe<Self>,
-        form: Form,
+        form: Normalizing,
     ) -> FloatTensor<Self>;
 
     /// The largest value of each window.
@@ -141,7 +141,7 @@ pub trait Kernels: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 }
 
-impl Kernels for Flex {
+impl Extension for Flex {
     fn channels_last(x: FlexTensor) -> FlexTensor {
         pointwise::last(&x)
     }
@@ -183,7 +183,7 @@ impl Kernels for Flex {
         beta: FlexTensor,
         moments: FlexTensor,
         residual: Maybe<Self>,
-        form: Form,
+        form: Normalizing,
     ) -> FlexTensor {
         norm::forward(&x, [&gamma, &beta, &moments], &residual, form)
     }
@@ -231,7 +231,7 @@ impl Kernels for Flex {
     }
 }
 
-impl<C: CheckpointStrategy> Kernels for Autodiff<Flex, C> {
+impl<C: CheckpointStrategy> Extension for Autodiff<Flex, C> {
     fn channels_last(x: FloatTensor<Self>) -> FloatTensor<Self> {
         pointwise::record_last::<C>(x)
     }
@@ -275,7 +275,7 @@ impl<C: CheckpointStrategy> Kernels for Autodiff<Flex, C> {
         beta: FloatTensor<Self>,
         moments: FloatTensor<Self>,
         residual: Maybe<Self>,
-        form: Form,
+        form: Normalizing,
     ) -> FloatTensor<Self> {
         norm::record::<C>([x, gamma, beta], moments.into_primitive(), residual, form)
     }

@@ -10,7 +10,7 @@ use super::*;
 /// `[rows, inputs]` times the matrix of these parameters, one after the other.
 pub(crate) fn structured(structure: Structure, parameters: Tensor<1>, x: Tensor<2>) -> Tensor<2> {
     let multiply = match is_flex(&x.device().inner()) {
-        true => <Dispatch as Kernels>::multiply_structured,
+        true => <Dispatch as Extension>::multiply_structured,
         false => <Dispatch as Hosted>::multiply_structured,
     };
     Tensor::from_dispatch(multiply(x.into_dispatch(), parameters.into_dispatch(), structure))

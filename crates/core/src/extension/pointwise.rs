@@ -12,28 +12,28 @@ use super::*;
 
 /// `[batch, channels, height, width]` to `[batch, height, width, channels]`.
 pub(crate) fn channels_last(x: Tensor<4>) -> Tensor<4> {
-    Tensor::from_dispatch(<Dispatch as Kernels>::channels_last(x.into_dispatch()))
+    Tensor::from_dispatch(<Dispatch as Extension>::channels_last(x.into_dispatch()))
 }
 
 /// `[batch, height, width, channels]` to `[batch, channels, height, width]`.
 pub(crate) fn channels_first(x: Tensor<4>) -> Tensor<4> {
-    Tensor::from_dispatch(<Dispatch as Kernels>::channels_first(x.into_dispatch()))
+    Tensor::from_dispatch(<Dispatch as Extension>::channels_first(x.into_dispatch()))
 }
 
 /// `max(x, 0)`.
 pub(crate) fn rectify<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    Tensor::from_dispatch(<Dispatch as Kernels>::rectify(x.into_dispatch()))
+    Tensor::from_dispatch(<Dispatch as Extension>::rectify(x.into_dispatch()))
 }
 
 /// The nearest values of a grid of this step `[1]`; see [`Quantize`](crate::quantize::Quantize).
 pub(crate) fn quantize<const D: usize>(x: Tensor<D>, step: Tensor<1>, rule: Quantizing) -> Tensor<D> {
-    Tensor::from_dispatch(<Dispatch as Kernels>::quantize(x.into_dispatch(), step.into_dispatch(), rule))
+    Tensor::from_dispatch(<Dispatch as Extension>::quantize(x.into_dispatch(), step.into_dispatch(), rule))
 }
 
 /// The same values; their gradient is rounded to fewer values, up or down by the noise.
 pub(crate) fn coarsen<const D: usize>(x: Tensor<D>, noise: Tensor<D>, levels: Levels) -> Tensor<D> {
     let coarsen = match is_flex(&x.device().inner()) {
-        true => <Dispatch as Kernels>::coarsen,
+        true => <Dispatch as Extension>::coarsen,
         false => <Dispatch as Hosted>::coarsen,
     };
     Tensor::from_dispatch(coarsen(x.into_dispatch(), noise.into_dispatch(), levels))
@@ -41,7 +41,7 @@ pub(crate) fn coarsen<const D: usize>(x: Tensor<D>, noise: Tensor<D>, levels: Le
 
 /// The mean over the rows of `-sum_k t_k log softmax(logits)_k`.
 pub(crate) fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
-    Tensor::from_dispatch(<Dispatch as Kernels>::softmax_cross_entropy(logits.into_dispatch(), targets.into_dispatch()))
+    Tensor::from_dispatch(<Dispatch as Extension>::softmax_cross_entropy(logits.into_dispatch(), targets.into_dispatch()))
 }
 
 pub(super) fn last(x: &FlexTensor) -> FlexTensor {
