@@ -7,8 +7,8 @@ use std::io::Write as _;
 use std::path::Path;
 
 use briquette_core::builder::{Builder, Conv};
+use briquette_core::context::{Context, Data, Memory};
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Data, Memory};
 use briquette_core::stored::Storage;
 use briquette_core::training::{Extras, Recipe, fit};
 use briquette_data::Dataset;

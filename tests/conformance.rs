@@ -8,10 +8,11 @@ use std::sync::{LazyLock, OnceLock};
 
 use briquette_core::builder::{Builder, Conv};
 use briquette_core::coding::floats;
+use briquette_core::context::{Context, Data, Event, Host, Memory, Saved, StateWriter};
 use briquette_core::cost::Cost;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Node};
-use briquette_core::pass::{Context, Data, Entry, Event, Host, Memory, Pass, Saved, StateWriter};
+use briquette_core::pass::{Entry, Pass};
 use briquette_core::promises::Promises;
 use briquette_core::stored::{Storage, Stored};
 use briquette_core::training::{cross_entropy, images};

@@ -2,13 +2,14 @@
 
 use briquette_core::builder::{At, Builder, Conv};
 use briquette_core::coding::floats;
+use briquette_core::context::{Context, Data, Silent};
 use briquette_core::cost::Cost;
 use briquette_core::error::Result;
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Data, Silent};
+use briquette_core::objective::{Objective, Seen};
 use briquette_core::stored::Storage;
 use briquette_core::surgery::Keep;
-use briquette_core::training::{Extras, Objective, Recipe, Seen, cross_entropy, fit, images};
+use briquette_core::training::{Extras, Recipe, cross_entropy, fit, images};
 use briquette_data::{Dataset, GlyphCounts, Loader, Locations};
 use briquette_runtime::layers::{Gate, Measure, Merge, Route};
 use briquette_runtime::{Engine, Model, layers};

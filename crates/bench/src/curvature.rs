@@ -4,8 +4,8 @@ use std::fmt;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
+use briquette_core::context::{Context, Data, Silent};
 use briquette_core::net::{Net, Node};
-use briquette_core::pass::{Context, Data, Silent};
 use briquette_core::zoo::Arch;
 use briquette_data::Dataset;
 use briquette_runner::METHODS;

@@ -1,12 +1,13 @@
 //! The core of Briquette: a network that can change its shape, codings that say how its weights are stored, passes that compress it,
 //! and the training that they share.
 //!
-//! The core reads no files and prints nothing; whatever happens outside goes through a [`pass::Host`].
+//! The core reads no files and prints nothing; whatever happens outside goes through a [`context::Host`].
 
 pub mod archive;
 pub mod builder;
 pub mod chance;
 pub mod coding;
+pub mod context;
 pub mod cost;
 pub mod dense;
 pub mod error;
@@ -14,6 +15,7 @@ pub mod extension;
 mod finite;
 mod forward;
 pub mod net;
+pub mod objective;
 pub mod pass;
 pub mod passes;
 pub mod price;

@@ -2,7 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::training::Score;
 
 /// Accuracies of a network with one layer changed, for every layer and every value of a setting.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -36,12 +35,6 @@ pub struct Measured {
     pub accuracy: f64,
     /// Mean cross-entropy; none where it is no finite number.
     pub loss: Option<f64>,
-}
-
-impl From<Score> for Measured {
-    fn from(score: Score) -> Self {
-        Self { accuracy: score.accuracy, loss: Some(score.loss).filter(|loss| loss.is_finite()) }
-    }
 }
 
 impl Scan {

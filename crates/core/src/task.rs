@@ -62,7 +62,8 @@ impl Task {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pass::{Context, Data, Memory, Pass};
+    use crate::context::{Context, Data, Memory};
+    use crate::pass::Pass;
     use crate::passes::{Load, Save};
     use crate::training::{Extras, Recipe, evaluate, fit};
     use crate::zoo::{Arch, Wanted};

@@ -4,7 +4,7 @@
 //! stage and the epoch, and the state is handed to the host after each epoch, so that an interrupted training goes on from there and
 //! ends with the same weights.
 
-mod objective;
+mod distill;
 mod optimizer;
 mod probe;
 mod recipe;
@@ -13,6 +13,7 @@ mod state;
 mod tally;
 #[cfg(test)]
 mod tests;
+mod watched;
 
 use std::time::Instant;
 
@@ -21,9 +22,8 @@ use briquette_runtime::activations::samples_together;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData, activation};
-use serde::{Deserialize, Serialize};
 
-pub use objective::{Distill, Distillation, Distiller, Objective, Seen, Taps};
+pub use distill::Distill;
 pub use optimizer::Descent;
 pub use probe::probe;
 pub use recipe::{Choose, Loss, Optimizer, Precision, Recipe, Schedule};
@@ -32,15 +32,17 @@ pub use renew::renew;
 use crate::archive::Archive;
 use crate::chance;
 use crate::coding::floats;
+use crate::context::{Context, Epoch, Event, Host, Saved};
 use crate::error::{Error, Result};
 use crate::extension;
 use crate::net::Net;
-use crate::pass::{Context, Event, Host, Saved};
+use crate::objective::{Objective, Seen, Taps};
+use crate::scan::Measured;
 use crate::streams::stream;
 use crate::task::Task;
-use objective::Watched;
 use state::State;
 use tally::Tally;
+use watched::Watched;
 
 /// What a method does around each optimizer step.
 pub trait Projection {
@@ -114,27 +116,6 @@ impl std::fmt::Debug for Extras<'_> {
     }
 }
 
-/// What one epoch brought.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Epoch {
-    /// Counted from 0 within its training.
-    pub epoch: usize,
-    /// Epochs of the training.
-    pub of: usize,
-    /// Learning rate at the end.
-    pub lr: f64,
-    /// Mean training loss.
-    pub train_loss: f64,
-    /// Training accuracy, measured while the weights changed.
-    pub train_accuracy: f64,
-    /// Accuracy on the validation split.
-    pub valid_accuracy: f64,
-    /// Wall-clock time, evaluation excluded.
-    pub seconds: f64,
-    /// Training images per second.
-    pub images_per_s: f64,
-}
-
 /// Accuracy and loss on a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Score {
@@ -144,6 +125,12 @@ pub struct Score {
     pub top5: f64,
     /// Mean cross-entropy.
     pub loss: f64,
+}
+
+impl From<Score> for Measured {
+    fn from(score: Score) -> Self {
+        Self { accuracy: score.accuracy, loss: Some(score.loss).filter(|loss| loss.is_finite()) }
+    }
 }
 
 /// Trains `net` on the training split and returns the weights of the epoch that the recipe chooses.

@@ -6,7 +6,7 @@
 
 pub mod soft_targets;
 
-use briquette_core::training::Distillation;
+use briquette_core::objective::Distillation;
 
 /// The objectives of this crate.
 pub const DISTILLATIONS: &[Distillation] = &[soft_targets::ENTRY];

@@ -19,8 +19,8 @@
 
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
+use briquette_core::objective::{Distillation, Distiller, Objective, Seen};
 use briquette_core::task::Task;
-use briquette_core::training::{Distillation, Distiller, Objective, Seen};
 use briquette_core::types::Ratio;
 use burn::tensor::{Tensor, activation};
 use serde::Deserialize;
@@ -96,14 +96,13 @@ fn most() -> Ratio {
 #[cfg(test)]
 mod tests {
     use briquette_core::coding::floats;
-    use briquette_core::pass::{Context, Memory};
+    use briquette_core::context::{Context, Memory};
     use briquette_core::training::{Recipe, tune};
     use briquette_handmade::{images, outputs, small};
     use burn::tensor::{Device, TensorData};
 
     use super::*;
     use crate::DISTILLATIONS;
-    use briquette_core::pass::Catalogue;
 
     #[test]
     fn the_gradient_is_that_of_finite_differences_and_as_large_at_any_temperature() {
@@ -152,7 +151,7 @@ mod tests {
             .unwrap();
             let data = images();
             let mut cx = Context::new(&Device::flex(), 3, &data, host);
-            cx.catalogue = Catalogue::of(&[]).distilling(&[DISTILLATIONS]);
+            cx.distillations = &[DISTILLATIONS];
             tune(student(), Some(&recipe), &mut cx)
         };
         let mut host = Memory { before: Some(teacher.deep_clone()), ..Memory::default() };

@@ -2,10 +2,12 @@
 
 use briquette_core::builder::{Builder, Conv};
 use briquette_core::coding::{Rounding, Source, floats};
+use briquette_core::context::{Context, Data, Host, Silent};
 use briquette_core::error::Result;
 use briquette_core::net::{Net, Node};
-use briquette_core::pass::{Context, Data, Host, Pass, Silent};
-use briquette_core::training::{Objective, Seen, evaluate, probe, renew};
+use briquette_core::objective::{Objective, Seen};
+use briquette_core::pass::Pass;
+use briquette_core::training::{evaluate, probe, renew};
 use briquette_data::Dataset;
 use burn::tensor::{Device, Tensor};
 use serde::de::DeserializeOwned;

@@ -5,9 +5,9 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use briquette_core::Layer;
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
-use briquette_core::pass::Context;
 use briquette_core::rank::{Scores, highest_of_all};
 use briquette_core::stored::Stored;
 use briquette_core::surgery::{ChannelGroup, Keep};
@@ -385,7 +385,7 @@ mod tests {
         // Those of what the second convolution makes of the two channels that are left.
         let cut = run::<Fpgm>(two_norms(), serde_json::json!({ "ratio": { "conv1": 0.5 } })).unwrap();
         let data = briquette_handmade::images();
-        let mut silent = briquette_core::pass::Silent;
+        let mut silent = briquette_core::context::Silent;
         let expected = renew(cut, &mut briquette_handmade::context(&data, &mut silent)).unwrap();
         assert_eq!((&mean, &var), (&get(&expected, "norm2", "mean"), &get(&expected, "norm2", "var")));
         assert!(mean.iter().all(|mean| *mean != 0.0));

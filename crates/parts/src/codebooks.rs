@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use briquette_core::coding::{self, Coding, Source, Weight};
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::Context;
 use briquette_core::training::{Recipe, tune};
 use briquette_core::types::Layers;
 use burn::module::Module;

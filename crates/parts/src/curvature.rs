@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::Context;
 use briquette_core::training::{cross_entropy, probe};
 use burn::tensor::Device;
 use rayon::prelude::*;
@@ -115,8 +115,8 @@ const MINI_BATCH: usize = 10;
 #[cfg(test)]
 mod tests {
     use briquette_core::coding::floats;
+    use briquette_core::context::Silent;
     use briquette_core::net::Value;
-    use briquette_core::pass::Silent;
     use briquette_core::training::{Extras, fit};
 
     use super::*;

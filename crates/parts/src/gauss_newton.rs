@@ -1,9 +1,9 @@
 //! The Gauss-Newton matrix of the cross-entropy, as the factors of a sum.
 
 use briquette_core::coding::floats;
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::Context;
 use briquette_core::streams::stream;
 use briquette_core::training::{cross_entropy, probe};
 use burn::tensor::Device;
@@ -95,7 +95,7 @@ fn classes(logits: &[f32], labels: Option<usize>, rng: &mut ChaCha8Rng) -> Vec<(
 
 #[cfg(test)]
 mod tests {
-    use briquette_core::pass::Silent;
+    use briquette_core::context::Silent;
 
     use super::*;
     use briquette_handmade::{context, images, stirred};

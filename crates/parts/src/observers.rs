@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use briquette_core::coding::floats;
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Value};
-use briquette_core::pass::Context;
 use briquette_core::training::probe;
 use serde::Deserialize;
 
@@ -331,7 +331,7 @@ fn watch(
 
 #[cfg(test)]
 mod tests {
-    use briquette_core::pass::Silent;
+    use briquette_core::context::Silent;
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 

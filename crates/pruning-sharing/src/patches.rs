@@ -4,9 +4,10 @@
 use std::marker::PhantomData;
 
 use briquette_core::coding::{Coding, floats};
+use briquette_core::context::{Context, Event};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Value};
-use briquette_core::pass::{Context, Event, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::stored::Stored;
 use briquette_core::streams::stream;
 use briquette_core::surgery::{ChannelGroup, Keep};
@@ -524,7 +525,7 @@ const BATCH: usize = 50;
 #[cfg(test)]
 pub(crate) mod tests {
     use briquette_core::builder::{Builder, Conv};
-    use briquette_core::pass::Silent;
+    use briquette_core::context::Silent;
     use burn::tensor::{Tensor, TensorData};
 
     use super::*;

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use briquette_core::context::{Event, Host, Saved, StateWriter};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::{Event, Host, Saved, StateWriter};
 use burn::tensor::Device;
 use indicatif::{ProgressBar, ProgressStyle};
 

@@ -1,9 +1,9 @@
 //! What a network costs and how well it does, as a row of the report.
 
 use anyhow::Result;
+use briquette_core::context::{Data, Host};
 use briquette_core::cost::Cost;
 use briquette_core::net::Net;
-use briquette_core::pass::{Data, Host};
 use briquette_core::stored::Storage;
 use briquette_core::training::evaluate;
 use briquette_runtime::Coded;

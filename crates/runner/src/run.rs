@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use briquette_core::context::{Context, Data, Finding};
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Data, Finding};
 use briquette_core::promises::Promises;
 use briquette_core::stored::Storage;
 use briquette_core::streams::stream;
@@ -112,7 +112,7 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
         let named = || format!("{}: pass {index} ({})", config.path.display(), step.entry.name);
         let mut cx = Context::new(&device, stream(config.seed, &format!("pass-{index}")), &data, &mut host);
         cx.storage = progress.storage;
-        cx.catalogue = crate::METHODS;
+        cx.distillations = crate::METHODS.distillations();
         let promises = if step.pass.replaces() { Promises::default() } else { Promises::of(&net) };
         let began = Instant::now();
         net = step.pass.run(net, &mut cx).with_context(named)?;

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use briquette_core::context::Data;
 use briquette_core::net::Net;
-use briquette_core::pass::Data;
 use briquette_core::streams::stream;
 use briquette_core::task::Task;
 use briquette_core::zoo::{Arch, Wanted};

@@ -10,7 +10,8 @@
 //! Siddegowda et al. "Neural Network Quantization with AI Model Efficiency Toolkit (AIMET)". arXiv:2201.08442, 2022.
 //!
 //! ```
-//! use briquette_core::pass::{Catalogue, Context, Data, Memory, Pass, Search};
+//! use briquette_core::context::{Context, Data, Memory};
+//! use briquette_core::pass::{Catalogue, Pass, Search};
 //! use briquette_core::zoo::{Arch, Wanted};
 //! use briquette_data::Dataset;
 //! use briquette_search::sensitivity::Sensitivity;
@@ -39,9 +40,10 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::num::NonZeroUsize;
 
+use briquette_core::context::{Context, Event, Finding, Host, Saved, StateWriter};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::{Catalogue, Context, Entry, Event, Finding, Host, Method, Pass, Saved, Search, StateWriter};
+use briquette_core::pass::{Catalogue, Entry, Method, Pass, Search};
 use briquette_core::scan::{Measured, Point, Scan};
 use briquette_core::training::evaluate;
 use briquette_core::types::Layers;
@@ -241,7 +243,7 @@ impl Probe {
         let mut host = Aside(cx.host);
         let mut aside = Context::new(&cx.device, cx.seed, cx.data, &mut host);
         aside.storage = cx.storage;
-        aside.catalogue = cx.catalogue;
+        aside.distillations = cx.distillations;
         self.on(layer, value)?.run(net.deep_clone(), &mut aside)
     }
 }
@@ -328,7 +330,7 @@ fn file() -> String {
 
 #[cfg(test)]
 mod tests {
-    use briquette_core::pass::{Data, Memory};
+    use briquette_core::context::{Data, Memory};
     use briquette_core::zoo::{Arch, Wanted};
     use briquette_data::{GlyphCounts, Locations};
     use burn::tensor::Device;

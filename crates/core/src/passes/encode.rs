@@ -2,7 +2,8 @@
 //!
 //! ```
 //! use briquette_core::builder::Builder;
-//! use briquette_core::pass::{Context, Data, Memory, Pass};
+//! use briquette_core::context::{Context, Data, Memory};
+//! use briquette_core::pass::Pass;
 //! use briquette_core::passes::Encode;
 //! use briquette_data::Dataset;
 //! use briquette_runtime::Model;
@@ -27,9 +28,10 @@
 use briquette_runtime::{Coder, Model, ValueFormat};
 use serde::Deserialize;
 
+use crate::context::Context;
 use crate::error::Result;
 use crate::net::Net;
-use crate::pass::{Context, Method, Pass};
+use crate::pass::{Method, Pass};
 use crate::stored::Storage;
 
 /// Codes every weight as its coding says: masked weights by relative index, shared weights by codebook index, the streams by `coder`.
@@ -91,7 +93,7 @@ mod tests {
     use super::super::handmade::{coded, context, images};
     use super::*;
     use crate::coding::{Coding, Source};
-    use crate::pass::Memory;
+    use crate::context::Memory;
 
     #[test]
     fn what_follows_works_on_what_the_file_holds() {

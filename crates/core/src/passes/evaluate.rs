@@ -2,7 +2,8 @@
 //!
 //! ```
 //! use briquette_core::builder::Builder;
-//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::context::{Context, Data, Silent};
+//! use briquette_core::pass::Pass;
 //! use briquette_core::passes::Evaluate;
 //! use briquette_data::Dataset;
 //! use burn::tensor::Device;
@@ -24,9 +25,10 @@
 
 use serde::Deserialize;
 
+use crate::context::Context;
 use crate::error::Result;
 use crate::net::Net;
-use crate::pass::{Context, Method, Pass};
+use crate::pass::{Method, Pass};
 
 /// Changes nothing; the runner measures after every pass, so this adds a row to the report.
 #[derive(Debug, Deserialize)]
@@ -51,7 +53,7 @@ mod tests {
     use super::super::handmade::{coded, context, images};
     use super::*;
     use crate::coding::Coding;
-    use crate::pass::Silent;
+    use crate::context::Silent;
     use crate::stored::Storage;
 
     #[test]

@@ -6,7 +6,8 @@
 //!
 //! ```
 //! use briquette_core::builder::{Builder, Conv};
-//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::context::{Context, Data, Silent};
+//! use briquette_core::pass::Pass;
 //! use briquette_core::passes::FoldNorms;
 //! use briquette_data::Dataset;
 //! use burn::tensor::Device;
@@ -33,9 +34,10 @@
 
 use serde::Deserialize;
 
+use crate::context::Context;
 use crate::error::Result;
 use crate::net::Net;
-use crate::pass::{Context, Method, Pass};
+use crate::pass::{Method, Pass};
 
 /// Folds every batch norm that alone reads a convolution or fully connected layer; norms behind anything else stay.
 #[derive(Debug, Deserialize)]
@@ -64,7 +66,7 @@ mod tests {
     use super::super::handmade::{context, images};
     use super::*;
     use crate::builder::{Builder, Conv};
-    use crate::pass::Silent;
+    use crate::context::Silent;
     use burn::tensor::Device;
 
     #[test]

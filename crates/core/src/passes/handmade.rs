@@ -5,8 +5,8 @@ use burn::tensor::Device;
 
 use crate::builder::Builder;
 use crate::coding::Coding;
+use crate::context::{Context, Data, Host};
 use crate::net::Net;
-use crate::pass::{Context, Data, Host};
 
 /// One layer of 4 inputs and 3 outputs with this coding of its weight.
 pub(super) fn coded(coding: Coding) -> Net {

@@ -5,7 +5,8 @@
 //!
 //! ```
 //! use briquette_core::builder::Builder;
-//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::context::{Context, Data, Silent};
+//! use briquette_core::pass::Pass;
 //! use briquette_core::passes::Initialize;
 //! use briquette_data::Dataset;
 //! use burn::tensor::Device;
@@ -32,9 +33,10 @@ use serde::Deserialize;
 
 use crate::builder::he_normal;
 use crate::coding::Coding;
+use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::net::{Net, Node, Op};
-use crate::pass::{Context, Method, Pass};
+use crate::pass::{Method, Pass};
 use crate::stored::Stored;
 
 /// Draws weights from N(0, 2 / fan-in) (He et al., ICCV 2015) as [`Builder`](crate::builder::Builder) does, from the seed of the pass; biases, means and betas become 0, variances
@@ -101,7 +103,7 @@ mod tests {
     use super::super::handmade::{coded, context, images};
     use super::*;
     use crate::builder::{Builder, Conv};
-    use crate::pass::Silent;
+    use crate::context::Silent;
     use crate::quantize::Quantize;
 
     fn net(seed: u64) -> Net {

@@ -2,7 +2,8 @@
 //!
 //! ```
 //! use briquette_core::builder::Builder;
-//! use briquette_core::pass::{Context, Data, Memory, Pass};
+//! use briquette_core::context::{Context, Data, Memory};
+//! use briquette_core::pass::Pass;
 //! use briquette_core::passes::{Load, Save};
 //! use briquette_data::Dataset;
 //! use burn::tensor::Device;
@@ -28,9 +29,10 @@
 
 use serde::Deserialize;
 
+use crate::context::Context;
 use crate::error::Result;
 use crate::net::Net;
-use crate::pass::{Context, Method, Pass};
+use crate::pass::{Method, Pass};
 
 /// Reads a container; masks and codebooks in it become codings again, so that tuning goes on from there.
 #[derive(Debug, Deserialize)]
@@ -66,7 +68,7 @@ mod tests {
     use super::super::handmade::{coded, context, images};
     use super::*;
     use crate::coding::Coding;
-    use crate::pass::{Host, Memory};
+    use crate::context::{Host, Memory};
     use crate::stored::Storage;
     use crate::zoo::Arch;
     use briquette_runtime::{Coded, Permission};

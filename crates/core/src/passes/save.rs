@@ -2,7 +2,8 @@
 //!
 //! ```
 //! use briquette_core::builder::Builder;
-//! use briquette_core::pass::{Context, Data, Memory, Pass};
+//! use briquette_core::context::{Context, Data, Memory};
+//! use briquette_core::pass::Pass;
 //! use briquette_core::passes::Save;
 //! use briquette_data::Dataset;
 //! use briquette_runtime::Model;
@@ -25,9 +26,10 @@
 
 use serde::Deserialize;
 
+use crate::context::Context;
 use crate::error::Result;
 use crate::net::Net;
-use crate::pass::{Context, Method, Pass};
+use crate::pass::{Method, Pass};
 
 /// Writes a container as the storage in force says (packed until an `encode` pass has run).
 #[derive(Debug, Deserialize)]
@@ -62,7 +64,7 @@ mod tests {
     use super::super::handmade::{coded, context, images};
     use super::*;
     use crate::coding::Coding;
-    use crate::pass::{Memory, Silent};
+    use crate::context::{Memory, Silent};
 
     #[test]
     fn the_container_is_written_as_the_storage_in_force_says_and_the_network_stays() {

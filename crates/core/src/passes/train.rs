@@ -2,7 +2,8 @@
 //!
 //! ```
 //! use briquette_core::builder::Builder;
-//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::context::{Context, Data, Silent};
+//! use briquette_core::pass::Pass;
 //! use briquette_core::passes::Train;
 //! use briquette_data::Dataset;
 //! use burn::tensor::Device;
@@ -27,9 +28,10 @@
 
 use serde::Deserialize;
 
+use crate::context::Context;
 use crate::error::Result;
 use crate::net::Net;
-use crate::pass::{Context, Method, Pass};
+use crate::pass::{Method, Pass};
 use crate::training::{Extras, Recipe, fit};
 
 /// Minimizes the cross-entropy by the recipe; codings stay in force.
@@ -60,7 +62,7 @@ mod tests {
     use super::super::handmade::{coded, context, images};
     use super::*;
     use crate::coding::Coding;
-    use crate::pass::Silent;
+    use crate::context::Silent;
 
     fn train(settings: serde_json::Value) -> Train {
         serde_json::from_value(settings).unwrap()

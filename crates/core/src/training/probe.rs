@@ -6,9 +6,9 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
 use super::images;
+use crate::context::{Context, Event};
 use crate::error::{Error, Result};
 use crate::net::{Net, Op};
-use crate::pass::{Context, Event};
 use crate::streams::stream;
 
 impl Net {

@@ -7,9 +7,9 @@ use burn::tensor::Tensor;
 
 use super::probe;
 use crate::coding::floats;
+use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::net::{Net, Op, Value};
-use crate::pass::Context;
 use crate::values::plain;
 
 /// Batches, and images in each, that are enough for statistics.
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
     use crate::builder::{Builder, Conv};
     use crate::coding::{Coding, Rounding, Source};
-    use crate::pass::{Data, Silent};
+    use crate::context::{Data, Silent};
     use crate::{Grid, layers};
 
     fn data() -> Data {

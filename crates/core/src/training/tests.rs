@@ -1,8 +1,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
+use crate::context::{Data, Memory, Silent};
 use crate::net::{Op, Value};
-use crate::pass::{Data, Memory, Silent};
 use crate::zoo::{Arch, Wanted};
 
 #[test]

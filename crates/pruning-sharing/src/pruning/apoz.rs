@@ -9,7 +9,8 @@
 //! above the mean, and layers joined by a residual are cut together by their mean score.
 //!
 //! ```
-//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::context::{Context, Data, Silent};
+//! use briquette_core::pass::Pass;
 //! use briquette_core::zoo::{Arch, Wanted};
 //! use briquette_data::Dataset;
 //! use briquette_pruning_sharing::pruning::apoz::Apoz;
@@ -30,9 +31,10 @@
 
 use std::collections::BTreeMap;
 
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Value};
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::training::probe;
 use briquette_core::{Activation, Layer};
 use burn::tensor::Tensor;
@@ -142,7 +144,7 @@ fn hundred() -> usize {
 
 #[cfg(test)]
 mod tests {
-    use briquette_core::pass::Silent;
+    use briquette_core::context::Silent;
 
     use super::*;
     use briquette_handmade::{context, get, images, refusal, run, set, small};

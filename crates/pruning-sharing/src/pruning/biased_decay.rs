@@ -9,7 +9,8 @@
 //! training instead of leaving weights that are merely small.
 //!
 //! ```
-//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::context::{Context, Data, Silent};
+//! use briquette_core::pass::Pass;
 //! use briquette_core::zoo::{Arch, Wanted};
 //! use briquette_data::Dataset;
 //! use briquette_pruning_sharing::pruning::biased_decay::BiasedDecay;
@@ -33,10 +34,12 @@
 
 use std::collections::BTreeSet;
 
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::{Extras, Objective, Recipe, Seen, fit, tune};
+use briquette_core::objective::{Objective, Seen};
+use briquette_core::pass::{Method, Pass};
+use briquette_core::training::{Extras, Recipe, fit, tune};
 use briquette_core::types::Layers;
 use burn::tensor::Tensor;
 use serde::Deserialize;

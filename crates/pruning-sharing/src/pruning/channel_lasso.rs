@@ -13,7 +13,8 @@
 //! residual blocks are cut inside only, without sampling their input or correcting their output for the shortcut.
 //!
 //! ```
-//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::context::{Context, Data, Silent};
+//! use briquette_core::pass::Pass;
 //! use briquette_core::zoo::{Arch, Wanted};
 //! use briquette_data::Dataset;
 //! use briquette_pruning_sharing::pruning::channel_lasso::ChannelLasso;
@@ -108,8 +109,9 @@ const SWEEPS: usize = 200;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use briquette_core::context::{Data, Silent};
     use briquette_core::net::Net;
-    use briquette_core::pass::{Data, Pass, Silent};
+    use briquette_core::pass::Pass;
     use briquette_data::Dataset;
     use burn::tensor::Device;
 

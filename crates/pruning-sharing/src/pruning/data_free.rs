@@ -28,9 +28,10 @@ use std::collections::BTreeMap;
 
 use briquette_core::Layer;
 use briquette_core::coding::Source;
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::surgery::ChannelGroup;
 use serde::Deserialize;
 

@@ -3,7 +3,8 @@
 //! J. Duda. "Asymmetric Numeral Systems". arXiv:0902.0271, 2009; the coder is that of the crate `constriction`.
 //!
 //! ```
-//! use briquette_core::pass::{Context, Data, Memory, Pass};
+//! use briquette_core::context::{Context, Data, Memory};
+//! use briquette_core::pass::Pass;
 //! use briquette_core::zoo::{Arch, Wanted};
 //! use briquette_data::Dataset;
 //! use briquette_pruning_sharing::pruning::entropy::Entropy;
@@ -25,9 +26,10 @@
 //! # }
 //! ```
 
+use briquette_core::context::Context;
 use briquette_core::error::Result;
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::passes::Encode;
 use briquette_runtime::Coder;
 use serde::Deserialize;

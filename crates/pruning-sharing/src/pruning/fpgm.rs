@@ -24,9 +24,10 @@
 //! # }
 //! ```
 
+use briquette_core::context::Context;
 use briquette_core::error::Result;
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::stored::Stored;
 use serde::Deserialize;
 

@@ -8,7 +8,8 @@
 //!
 //! ```
 //! use briquette_core::builder::{Builder, Conv};
-//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::context::{Context, Data, Silent};
+//! use briquette_core::pass::Pass;
 //! use briquette_data::Dataset;
 //! use briquette_pruning_sharing::pruning::group_brain_damage::GroupBrainDamage;
 //! use burn::tensor::Device;
@@ -33,9 +34,10 @@
 
 use std::collections::BTreeMap;
 
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Node, Op};
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::stored::Stored;
 use briquette_core::training::{Extras, Recipe, fit, tune};
 use briquette_core::types::{Layers, PerLayer, Ratio};
@@ -222,7 +224,7 @@ mod tests {
     #[test]
     fn the_thinned_product_of_the_engine_equals_the_masked_one() {
         let net = run::<GroupBrainDamage>(graded(), settings(&serde_json::json!({ "ratio": 0.75 }))).unwrap();
-        let (data, mut silent) = (images(), briquette_core::pass::Silent);
+        let (data, mut silent) = (images(), briquette_core::context::Silent);
         let mut masked = Vec::new();
         let mut pixels = Vec::new();
         probe(&mut context(&data, &mut silent), "all", (1, 40), &Device::flex(), |images, _| {

@@ -47,9 +47,10 @@
 use std::collections::BTreeMap;
 
 use briquette_core::coding::{self, Coding, Source, Weight};
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::streams::{standard_normal, stream};
 use briquette_core::training::{Recipe, tune};
 use briquette_core::types::{Layers, PerLayer, Ratio};
@@ -206,7 +207,7 @@ mod tests {
         let mut b = Builder::new([1, 16, 16], 1, &Device::flex());
         let x = b.flatten("flatten", b.input());
         b.linear("fc1", x, 100);
-        let (data, mut silent) = (images(), briquette_core::pass::Silent);
+        let (data, mut silent) = (images(), briquette_core::context::Silent);
         let method: Hashed = serde_json::from_value(json!({ "keep": 0.125 })).unwrap();
         let net = method.run(b.finish().unwrap(), &mut context(&data, &mut silent)).unwrap();
         let (seed, buckets, places) = fc1(&net);
@@ -241,7 +242,7 @@ mod tests {
         let tune = json!({ "epochs": 1, "batch": 10, "lr": 0.01 });
         let net = run::<Hashed>(small(), json!({ "keep": 0.3, "init": "random", "tune": tune })).unwrap();
         let back = Net::from_model(&Model::from_bytes(&file(&net)).unwrap(), &Device::flex()).unwrap();
-        let (data, mut silent) = (images(), briquette_core::pass::Silent);
+        let (data, mut silent) = (images(), briquette_core::context::Silent);
         let recipe: Recipe = serde_json::from_value(tune).unwrap();
         let tuned = briquette_core::training::tune(back, Some(&recipe), &mut context(&data, &mut silent)).unwrap();
         let (before, after) = (fc1(&net), fc1(&tuned));

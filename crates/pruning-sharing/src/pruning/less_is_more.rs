@@ -6,7 +6,8 @@
 //!
 //! ```
 //! use briquette_core::builder::Builder;
-//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::context::{Context, Data, Silent};
+//! use briquette_core::pass::Pass;
 //! use briquette_data::Dataset;
 //! use briquette_pruning_sharing::pruning::less_is_more::LessIsMore;
 //! use burn::tensor::Device;
@@ -32,9 +33,10 @@
 
 use std::collections::BTreeSet;
 
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::surgery::ChannelGroup;
 use briquette_core::training::{Extras, Recipe, fit, renew, tune};
 use briquette_core::types::{Fit, Layers, PerLayer};

@@ -46,9 +46,10 @@
 use std::collections::BTreeMap;
 
 use briquette_core::coding::Weight;
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::training::{Extras, Recipe, fit};
 use briquette_core::types::{Layers, PerLayer, Ratio};
 use burn::module::Module;

@@ -8,7 +8,8 @@
 //!
 //! ```
 //! use briquette_core::builder::Builder;
-//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::context::{Context, Data, Silent};
+//! use briquette_core::pass::Pass;
 //! use briquette_data::Dataset;
 //! use briquette_pruning_sharing::pruning::movement::Movement;
 //! use burn::tensor::Device;
@@ -33,9 +34,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use briquette_core::archive::Archive;
 use briquette_core::coding::floats;
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Node};
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::training::{Choose, Extras, Projection, Recipe, fit, tune};
 use briquette_core::types::{Layers, PerLayer, Ratio};
 use burn::module::ParamId;

@@ -36,9 +36,10 @@
 //! ```
 
 use briquette_core::coding::Weight;
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::rank;
 use briquette_core::training::{Recipe, tune};
 use briquette_core::types::Layers;

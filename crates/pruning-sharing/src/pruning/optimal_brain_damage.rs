@@ -12,7 +12,8 @@
 //! as there are classes instead of one of second order; biases stay.
 //!
 //! ```
-//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::context::{Context, Data, Silent};
+//! use briquette_core::pass::Pass;
 //! use briquette_core::zoo::{Arch, Wanted};
 //! use briquette_data::Dataset;
 //! use briquette_pruning_sharing::pruning::optimal_brain_damage::OptimalBrainDamage;
@@ -35,9 +36,10 @@
 use std::collections::BTreeMap;
 
 use briquette_core::coding::Weight;
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::training::{Extras, Recipe, fit};
 use briquette_core::types::{Layers, PerLayer, Ratio};
 use serde::Deserialize;
@@ -161,7 +163,7 @@ mod tests {
 
     use briquette_core::builder::Builder;
     use briquette_core::coding::floats;
-    use briquette_core::pass::Silent;
+    use briquette_core::context::Silent;
     use briquette_core::training::probe;
     use burn::tensor::Device;
 

@@ -10,7 +10,8 @@
 //!
 //! ```
 //! use briquette_core::builder::Builder;
-//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::context::{Context, Data, Silent};
+//! use briquette_core::pass::Pass;
 //! use briquette_data::Dataset;
 //! use briquette_pruning_sharing::pruning::optimal_brain_surgeon::OptimalBrainSurgeon;
 //! use burn::tensor::Device;
@@ -35,9 +36,10 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use briquette_core::coding::{Coding, Source};
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::training::{Extras, Recipe, fit};
 use briquette_core::types::{Layers, PerLayer, Ratio};
 use rayon::prelude::*;
@@ -415,7 +417,7 @@ fn one() -> usize {
 #[cfg(test)]
 mod tests {
     use briquette_core::builder::Builder;
-    use briquette_core::pass::{Data, Silent};
+    use briquette_core::context::{Data, Silent};
     use briquette_core::training::evaluate;
     use briquette_core::{Activation, Layer};
     use briquette_data::Dataset;

@@ -8,7 +8,8 @@
 //!
 //! ```
 //! use briquette_core::coding::weights;
-//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::context::{Context, Data, Silent};
+//! use briquette_core::pass::Pass;
 //! use briquette_core::zoo::{Arch, Wanted};
 //! use briquette_data::Dataset;
 //! use briquette_pruning_sharing::pruning::random::{Random, prune};
@@ -35,9 +36,10 @@
 use std::collections::BTreeMap;
 
 use briquette_core::coding::Weight;
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::streams::stream;
 use briquette_core::types::{PerLayer, Ratio};
 use burn::module::Module;

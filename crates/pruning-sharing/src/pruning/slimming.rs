@@ -12,7 +12,8 @@
 //!
 //! ```
 //! use briquette_core::builder::{Builder, Conv};
-//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::context::{Context, Data, Silent};
+//! use briquette_core::pass::Pass;
 //! use briquette_data::Dataset;
 //! use briquette_pruning_sharing::pruning::slimming::Slimming;
 //! use burn::tensor::Device;
@@ -36,11 +37,13 @@
 
 use std::collections::BTreeMap;
 
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::objective::{Objective, Seen};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::surgery::{Border, ChannelGroup, Keep};
-use briquette_core::training::{Extras, Objective, Recipe, Seen, fit};
+use briquette_core::training::{Extras, Recipe, fit};
 use briquette_core::types::Ratio;
 use burn::tensor::Tensor;
 use serde::Deserialize;

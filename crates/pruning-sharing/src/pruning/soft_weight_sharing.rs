@@ -49,10 +49,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use briquette_core::archive::Archive;
 use briquette_core::coding::{self, Coding, Source, Weight, floats};
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::{Choose, Extras, Objective, Recipe, Seen, fit, tune};
+use briquette_core::objective::{Objective, Seen};
+use briquette_core::pass::{Method, Pass};
+use briquette_core::training::{Choose, Extras, Recipe, fit, tune};
 use briquette_core::types::Layers;
 use briquette_core::values::plain;
 use burn::module::Module;
@@ -481,7 +483,7 @@ mod tests {
                 "components": 4, "pi-zero": 0.7, "tau": tau, "rate": 0.01, "prior": { "alpha": 2.0, "beta": 0.005 }, "train": train
             });
             let method: SoftWeightSharing = serde_json::from_value(settings).unwrap();
-            let (data, mut silent) = (images(), briquette_core::pass::Silent);
+            let (data, mut silent) = (images(), briquette_core::context::Silent);
             let mut cx = briquette_handmade::context(&data, &mut silent);
             let mut mixture = method.mixture(&tensors(&small(), None), 40).unwrap();
             let start = mixture.components();

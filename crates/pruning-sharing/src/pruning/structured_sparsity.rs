@@ -9,7 +9,8 @@
 //!
 //! ```
 //! use briquette_core::builder::{Builder, Conv};
-//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::context::{Context, Data, Silent};
+//! use briquette_core::pass::Pass;
 //! use briquette_data::Dataset;
 //! use briquette_pruning_sharing::pruning::structured_sparsity::StructuredSparsity;
 //! use burn::tensor::Device;
@@ -34,9 +35,10 @@
 //! layers, with the shift of the batch norm at the branch's end, so that an empty branch adds nothing; the proximal steps of filters and channels, which overlap, follow each other; and the second penalty, on all weights, is the
 //! recipe's weight decay.
 
+use briquette_core::context::{Context, Event};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Node, Op};
-use briquette_core::pass::{Context, Event, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::surgery::ChannelGroup;
 use briquette_core::training::{Extras, Recipe, fit, renew, tune};
 use briquette_core::types::Layers;

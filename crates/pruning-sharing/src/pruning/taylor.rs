@@ -13,7 +13,8 @@
 //! evaluation mode. With batch statistics `sum_j W_fj dL/dW_fj` would be zero, for the loss would not depend on the scale of a filter.
 //!
 //! ```
-//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::context::{Context, Data, Silent};
+//! use briquette_core::pass::Pass;
 //! use briquette_core::zoo::{Arch, Wanted};
 //! use briquette_data::Dataset;
 //! use briquette_pruning_sharing::pruning::taylor::Taylor;
@@ -34,9 +35,10 @@
 
 use std::collections::BTreeMap;
 
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Node};
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::training::{cross_entropy, probe};
 use briquette_core::types::Ratio;
 use burn::tensor::Gradients;
@@ -146,7 +148,7 @@ fn thirty() -> usize {
 
 #[cfg(test)]
 mod tests {
-    use briquette_core::pass::Silent;
+    use briquette_core::context::Silent;
     use burn::tensor::{Device, Tensor};
 
     use super::*;

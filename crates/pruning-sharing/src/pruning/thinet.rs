@@ -11,7 +11,8 @@
 //! Only channels that one layer makes and one reads are cut: those inside residual blocks, as in the paper.
 //!
 //! ```
-//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::context::{Context, Data, Silent};
+//! use briquette_core::pass::Pass;
 //! use briquette_core::zoo::{Arch, Wanted};
 //! use briquette_data::Dataset;
 //! use briquette_pruning_sharing::pruning::thinet::ThiNet;

@@ -10,9 +10,9 @@
 use std::collections::BTreeMap;
 
 use briquette_core::coding::{Coding, floats};
+use briquette_core::context::Context;
 use briquette_core::error::Result;
 use briquette_core::net::{Net, Value};
-use briquette_core::pass::Context;
 use briquette_core::stored::Stored;
 use briquette_core::training::probe;
 

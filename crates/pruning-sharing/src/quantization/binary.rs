@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use briquette_core::coding::{self, Rounding, Source, Weight};
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::Context;
 use briquette_core::quantize::{Quantize, mean};
 use briquette_core::stored::Stored;
 use briquette_core::training::{Extras, Projection, Recipe, Settle, fit, renew};

@@ -56,9 +56,10 @@
 //! paper's loss is `loss = "square-hinge"` in the recipe.
 
 use briquette_core::coding::Rounding;
+use briquette_core::context::Context;
 use briquette_core::error::Result;
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::training::Recipe;
 use briquette_core::types::Layers;
 use serde::Deserialize;
@@ -185,7 +186,7 @@ mod tests {
             let net = binarize_layers(net, &binary, Scale::One, rounding);
             let mut watch = Watch { inner: Bounds::new(&net, &binary, Scale::One, true), largest: 0.0, steps: 0 };
             let recipe: Recipe = serde_json::from_str(r#"{ "epochs": 5, "batch": 10, "lr": 0.1 }"#).unwrap();
-            let (data, mut silent) = (briquette_handmade::images(), briquette_core::pass::Silent);
+            let (data, mut silent) = (briquette_handmade::images(), briquette_core::context::Silent);
             let mut cx = briquette_handmade::context(&data, &mut silent);
             fit(net, &recipe, Extras { projections: vec![&mut watch], ..Extras::default() }, &mut cx).unwrap();
             assert_eq!((watch.largest, watch.steps), (1.0, 20), "steps of 0.1 reach the bounds and do not pass them");

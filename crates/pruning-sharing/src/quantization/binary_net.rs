@@ -9,7 +9,8 @@
 //! ```
 //! use briquette_core::{Layer, layers};
 //! use briquette_core::builder::Builder;
-//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::context::{Context, Data, Silent};
+//! use briquette_core::pass::Pass;
 //! use briquette_data::Dataset;
 //! use briquette_pruning_sharing::quantization::binary_net::BinaryNet;
 //! use burn::tensor::Device;
@@ -36,9 +37,10 @@
 //! weights start, and batch norms take their statistics anew where signs are drawn, as in [`binary_connect`](crate::quantization::binary_connect).
 
 use briquette_core::coding::Rounding;
+use briquette_core::context::Context;
 use briquette_core::error::Result;
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::training::Recipe;
 use briquette_core::types::Layers;
 use serde::Deserialize;

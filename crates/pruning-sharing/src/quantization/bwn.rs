@@ -46,9 +46,10 @@
 //! are not shifted to a mean of 0 over the inputs, as they are in the authors' code.
 
 use briquette_core::coding::Rounding;
+use briquette_core::context::Context;
 use briquette_core::error::Result;
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::training::Recipe;
 use briquette_core::types::Layers;
 use serde::Deserialize;

@@ -9,7 +9,8 @@
 //! ```
 //! use briquette_core::builder::Builder;
 //! use briquette_core::coding::weights;
-//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::context::{Context, Data, Silent};
+//! use briquette_core::pass::Pass;
 //! use briquette_data::Dataset;
 //! use briquette_pruning_sharing::quantization::dorefa::Dorefa;
 //! use briquette_pruning_sharing::quantization::clipped::squash;
@@ -42,11 +43,13 @@
 use std::collections::BTreeMap;
 
 use briquette_core::StepGradient;
+use briquette_core::context::Context;
 use briquette_core::error::Result;
 use briquette_core::net::{Net, Value};
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::objective::Taps;
+use briquette_core::pass::{Method, Pass};
 use briquette_core::quantize::CoarseGradient;
-use briquette_core::training::{Extras, Forward, Recipe, Taps, fit};
+use briquette_core::training::{Extras, Forward, Recipe, fit};
 use briquette_core::types::Bits;
 use burn::tensor::Tensor;
 use serde::Deserialize;
@@ -123,7 +126,7 @@ impl Forward for Coarse {
 #[cfg(test)]
 mod tests {
     use briquette_core::coding::floats;
-    use briquette_core::pass::Silent;
+    use briquette_core::context::Silent;
     use briquette_core::training::evaluate;
     use burn::module::{Module, Param};
     use burn::tensor::{Device, Distribution};

@@ -41,9 +41,10 @@
 //! ```
 
 use briquette_core::coding::Weight;
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::types::Bits;
 use burn::module::Module;
 use rayon::prelude::*;

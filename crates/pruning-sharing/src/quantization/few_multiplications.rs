@@ -9,7 +9,8 @@
 //! ```
 //! use briquette_core::builder::Builder;
 //! use briquette_core::coding::{adjust, weights};
-//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::context::{Context, Data, Silent};
+//! use briquette_core::pass::Pass;
 //! use briquette_data::Dataset;
 //! use briquette_pruning_sharing::quantization::few_multiplications::{FewMultiplications, Values, draw};
 //! use burn::nn::LinearConfig;
@@ -44,11 +45,13 @@ use std::collections::BTreeMap;
 
 use briquette_core::Grid;
 use briquette_core::coding::{Rounding, Weight};
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op, Value};
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::objective::Taps;
+use briquette_core::pass::{Method, Pass};
 use briquette_core::quantize::straight;
-use briquette_core::training::{Extras, Forward, Recipe, Taps};
+use briquette_core::training::{Extras, Forward, Recipe};
 use briquette_core::types::Layers;
 use burn::module::{Module, Param, ParamId};
 use burn::nn::conv::Conv2d;
@@ -230,7 +233,7 @@ fn exponents() -> [i32; 2] {
 mod tests {
     use briquette_core::builder::{Builder, Conv};
     use briquette_core::coding::floats;
-    use briquette_core::pass::{Data, Silent};
+    use briquette_core::context::{Data, Silent};
     use briquette_core::training::evaluate;
     use briquette_data::Dataset;
     use burn::module::Module;

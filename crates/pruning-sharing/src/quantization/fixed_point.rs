@@ -12,7 +12,8 @@
 //! use briquette_core::builder::Builder;
 //! use briquette_core::coding::weights;
 //! use briquette_core::net::Op;
-//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::context::{Context, Data, Silent};
+//! use briquette_core::pass::Pass;
 //! use briquette_data::Dataset;
 //! use briquette_pruning_sharing::quantization::fixed_point::{FixedPoint, Symmetry, Per, Reach, round};
 //! use burn::nn::LinearConfig;
@@ -49,9 +50,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use briquette_core::StepGradient;
 use briquette_core::coding::{Rounding, Weight};
+use briquette_core::context::{Context, Event};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Event, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::training::{Extras, Recipe, fit};
 use briquette_core::types::{Bits, Layers, PerLayer};
 use burn::module::Module;
@@ -208,8 +210,8 @@ fn batch() -> usize {
 #[cfg(test)]
 mod tests {
     use briquette_core::coding::{Source, floats};
+    use briquette_core::context::Silent;
     use briquette_core::net::{Op, Value};
-    use briquette_core::pass::Silent;
     use briquette_core::promises::Promises;
     use briquette_core::stored::Storage;
     use briquette_core::training::{evaluate, probe};

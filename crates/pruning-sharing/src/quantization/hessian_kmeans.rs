@@ -41,9 +41,10 @@
 //! ```
 
 use briquette_core::coding::Weight;
+use briquette_core::context::Context;
 use briquette_core::error::Result;
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::types::Bits;
 use burn::module::Module;
 use serde::Deserialize;
@@ -108,7 +109,7 @@ impl HessianKmeans {
 mod tests {
     use std::collections::BTreeMap;
 
-    use briquette_core::pass::Silent;
+    use briquette_core::context::Silent;
 
     use super::*;
     use crate::quantization::kmeans_sharing::KmeansSharing;

@@ -4,7 +4,8 @@
 //! Dally. "Deep Compression". ICLR 2016. The codes are canonical, so that only their lengths are stored.
 //!
 //! ```
-//! use briquette_core::pass::{Context, Data, Memory, Pass};
+//! use briquette_core::context::{Context, Data, Memory};
+//! use briquette_core::pass::Pass;
 //! use briquette_core::zoo::{Arch, Wanted};
 //! use briquette_data::Dataset;
 //! use briquette_pruning_sharing::quantization::huffman::Huffman;
@@ -26,9 +27,10 @@
 //! # }
 //! ```
 
+use briquette_core::context::Context;
 use briquette_core::error::Result;
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::passes::Encode;
 use briquette_runtime::Coder;
 use serde::Deserialize;
@@ -54,7 +56,7 @@ impl Pass for Huffman {
 #[cfg(test)]
 pub(crate) mod proof {
     use briquette_core::coding::Source;
-    use briquette_core::pass::{Context, Memory};
+    use briquette_core::context::{Context, Memory};
     use briquette_core::zoo::{Arch, Wanted};
     use briquette_runtime::Model;
     use burn::tensor::Device;

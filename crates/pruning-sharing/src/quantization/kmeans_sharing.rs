@@ -45,9 +45,10 @@
 use std::collections::BTreeMap;
 
 use briquette_core::coding::{self, Coding, Source, Weight};
+use briquette_core::context::Context;
 use briquette_core::error::Result;
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::training::{Recipe, tune};
 use briquette_core::types::{Bits, Layers, PerLayer};
 use burn::module::Module;

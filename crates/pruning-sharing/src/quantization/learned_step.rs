@@ -9,7 +9,8 @@
 //! ```
 //! use briquette_core::builder::Builder;
 //! use briquette_core::coding::{Source, adjust, weights};
-//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::context::{Context, Data, Silent};
+//! use briquette_core::pass::Pass;
 //! use briquette_data::Dataset;
 //! use briquette_pruning_sharing::quantization::learned_step::{LearnedStep, Per, round};
 //! use burn::nn::LinearConfig;
@@ -51,9 +52,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use briquette_core::StepGradient;
 use briquette_core::coding::{Rounding, Weight};
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::training::{Extras, Recipe, fit};
 use briquette_core::types::{Bits, Fit, Layers, PerLayer};
 use burn::module::Module;
@@ -201,7 +203,7 @@ fn images() -> usize {
 #[cfg(test)]
 mod tests {
     use briquette_core::coding::{Source, floats};
-    use briquette_core::pass::Silent;
+    use briquette_core::context::Silent;
     use briquette_core::stored::Storage;
     use briquette_core::training::evaluate;
     use briquette_core::{Grid, layers};

@@ -9,7 +9,8 @@
 //! ```
 //! use briquette_core::builder::Builder;
 //! use briquette_core::coding::{Rounding, adjust, weights};
-//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::context::{Context, Data, Silent};
+//! use briquette_core::pass::Pass;
 //! use briquette_data::Dataset;
 //! use briquette_pruning_sharing::quantization::loss_aware_binarization::{LossAwareBinarization, scale};
 //! use briquette_pruning_sharing::quantization::binary::{Scale, binarize};
@@ -44,9 +45,10 @@ use std::collections::BTreeMap;
 
 use briquette_core::archive::Archive;
 use briquette_core::coding::{self, Rounding};
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::training::{Extras, Projection, Recipe, fit};
 use briquette_core::types::Layers;
 use burn::optim::GradientsParams;
@@ -248,7 +250,7 @@ mod tests {
         let layer = net.index("fc1").unwrap();
         let mut check = Check { newton: Newton::new(&net, &[layer], 0.9), layer, squares: Vec::new() };
         let recipe: Recipe = serde_json::from_str(r#"{ "epochs": 3, "batch": 10, "lr": 0.02 }"#).unwrap();
-        let (data, mut silent) = (briquette_handmade::images(), briquette_core::pass::Silent);
+        let (data, mut silent) = (briquette_handmade::images(), briquette_core::context::Silent);
         let mut cx = briquette_handmade::context(&data, &mut silent);
         fit(net, &recipe, Extras { projections: vec![&mut check], ..Extras::default() }, &mut cx).unwrap();
     }

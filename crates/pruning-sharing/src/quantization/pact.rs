@@ -6,7 +6,8 @@
 //!
 //! ```
 //! use briquette_core::builder::Builder;
-//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::context::{Context, Data, Silent};
+//! use briquette_core::pass::Pass;
 //! use briquette_data::Dataset;
 //! use briquette_pruning_sharing::quantization::pact::Pact;
 //! use burn::tensor::Device;
@@ -30,10 +31,12 @@
 //! Differs from the paper: residual sums read the clipped and rounded activations, and `alpha` is kept positive.
 
 use briquette_core::StepGradient;
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
-use briquette_core::training::{Extras, Objective, Recipe, Seen, fit};
+use briquette_core::objective::{Objective, Seen};
+use briquette_core::pass::{Method, Pass};
+use briquette_core::training::{Extras, Recipe, fit};
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
@@ -103,7 +106,7 @@ fn decay() -> f64 {
 #[cfg(test)]
 mod tests {
     use briquette_core::coding::floats;
-    use briquette_core::pass::Silent;
+    use briquette_core::context::Silent;
     use briquette_core::training::evaluate;
     use burn::module::Module;
     use burn::tensor::Device;

@@ -17,7 +17,8 @@
 //! `share-taps = false` a convolution's blocks run over its taps, channel after channel, each with centroids of its own.
 //!
 //! ```
-//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::context::{Context, Data, Silent};
+//! use briquette_core::pass::Pass;
 //! use briquette_core::zoo::{Arch, Wanted};
 //! use briquette_data::Dataset;
 //! use briquette_pruning_sharing::quantization::response_quantization::ResponseQuantization;
@@ -46,9 +47,10 @@ use std::collections::BTreeMap;
 
 use briquette_core::Layer;
 use briquette_core::coding::{Coding, Source};
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::training::tune;
 use briquette_runtime::Product;
 use rayon::prelude::*;
@@ -358,7 +360,7 @@ const ENOUGH: f64 = 1e-4;
 
 #[cfg(test)]
 mod tests {
-    use briquette_core::pass::Silent;
+    use briquette_core::context::Silent;
     use serde_json::json;
 
     use super::*;

@@ -11,7 +11,8 @@
 //! ```
 //! use briquette_core::builder::Builder;
 //! use briquette_core::coding::{adjust, weights};
-//! use briquette_core::pass::{Context, Data, Pass, Silent};
+//! use briquette_core::context::{Context, Data, Silent};
+//! use briquette_core::pass::Pass;
 //! use briquette_data::Dataset;
 //! use briquette_pruning_sharing::quantization::stochastic_rounding::{By, Format, StochasticRounding, round};
 //! use burn::nn::LinearConfig;
@@ -44,11 +45,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use briquette_core::chance;
 use briquette_core::coding::{Rounding, Weight, adjust};
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Value};
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::objective::Taps;
+use briquette_core::pass::{Method, Pass};
 use briquette_core::quantize::CoarseGradient;
-use briquette_core::training::{Extras, Forward, Projection, Recipe, Taps, fit};
+use briquette_core::training::{Extras, Forward, Projection, Recipe, fit};
 use briquette_core::types::{Bits, Layers, PerLayer};
 use briquette_core::{Grid, StepGradient};
 use burn::module::Module;
@@ -307,7 +310,7 @@ fn unit() -> Format {
 #[cfg(test)]
 mod tests {
     use briquette_core::coding::floats;
-    use briquette_core::pass::Silent;
+    use briquette_core::context::Silent;
     use briquette_core::stored::Storage;
     use briquette_core::training::evaluate;
     use burn::tensor::{Device, Distribution};

@@ -48,9 +48,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use briquette_core::coding::{self, Coding, Rounding, Source, Weight, adjust_kept};
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::quantize::mean;
 use briquette_core::training::{Extras, Projection, Recipe, fit};
 use briquette_core::types::{Bits, Layers, PerLayer};
@@ -217,8 +218,8 @@ impl Projection for Refreshed {
 
 #[cfg(test)]
 mod tests {
+    use briquette_core::context::Silent;
     use briquette_core::net::Node;
-    use briquette_core::pass::Silent;
     use briquette_core::stored::Storage;
     use briquette_core::training::evaluate;
     use burn::module::Param;

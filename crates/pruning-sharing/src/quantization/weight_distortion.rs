@@ -60,12 +60,14 @@ use std::collections::HashMap;
 
 use briquette_core::chance;
 use briquette_core::coding::Rounding;
+use briquette_core::context::{Context, Event};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::{Context, Event, Method, Pass};
+use briquette_core::objective::Taps;
+use briquette_core::pass::{Method, Pass};
 use briquette_core::quantize::straight;
 use briquette_core::streams::stream;
-use briquette_core::training::{Extras, Forward, Projection, Recipe, Settle, Taps, evaluate, fit, renew};
+use briquette_core::training::{Extras, Forward, Projection, Recipe, Settle, evaluate, fit, renew};
 use briquette_core::{Grid, coding};
 use burn::module::ParamId;
 use burn::tensor::Tensor;
@@ -307,7 +309,7 @@ fn usual() -> Vec<Distortion> {
 #[cfg(test)]
 mod tests {
     use briquette_core::coding::floats;
-    use briquette_core::pass::{Data, Memory, Silent};
+    use briquette_core::context::{Data, Memory, Silent};
     use briquette_core::zoo::{Arch, Wanted};
     use burn::module::Module;
     use burn::module::Param;

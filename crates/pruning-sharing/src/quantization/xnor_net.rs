@@ -32,9 +32,10 @@
 //! where the network has them.
 
 use briquette_core::coding::Rounding;
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Node, Op};
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::training::Recipe;
 use briquette_core::types::Layers;
 use briquette_core::{Layer, Window};
@@ -201,7 +202,7 @@ mod tests {
             let expected = outputs(&net);
             assert_eq!(outputs(&Net::from_model(&model, &Device::flex()).unwrap()), expected);
             let order: Vec<f32> = {
-                let (data, mut silent) = (images(), briquette_core::pass::Silent);
+                let (data, mut silent) = (images(), briquette_core::context::Silent);
                 let mut pixels = Vec::new();
                 let mut cx = briquette_handmade::context(&data, &mut silent);
                 briquette_core::training::probe(&mut cx, "all", (1, 40), &Device::flex(), |images, _| {

@@ -6,9 +6,10 @@
 
 use briquette_core::Layer;
 use briquette_core::coding::Coding;
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Node, Op};
-use briquette_core::pass::{Context, Method, Pass};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::stored::Stored;
 use briquette_core::streams::{standard_normal, stream};
 use briquette_core::training::{Recipe, tune};
@@ -279,8 +280,8 @@ pub(crate) fn descent(
 pub(crate) mod proof {
     use briquette_core::builder::{Builder, Conv};
     use briquette_core::coding::floats;
+    use briquette_core::context::Silent;
     use briquette_core::cost::Cost;
-    use briquette_core::pass::Silent;
     use briquette_core::stored::Storage;
     use briquette_core::training::probe;
     use briquette_runtime::{Engine, Model};

@@ -216,8 +216,8 @@ pub struct Epoch {
     pub images_per_s: f64,
 }
 
-impl From<briquette_core::training::Epoch> for Epoch {
-    fn from(e: briquette_core::training::Epoch) -> Self {
+impl From<briquette_core::context::Epoch> for Epoch {
+    fn from(e: briquette_core::context::Epoch) -> Self {
         Self {
             epoch: e.epoch,
             lr: e.lr,

@@ -1,13 +1,10 @@
 //! What is minimized beside the task's own loss.
 
-use burn::module::Module;
 use burn::tensor::{Gradients, Tensor};
-use serde::{Deserialize, Serialize};
 
 use crate::archive::Archive;
 use crate::error::{Error, Result};
 use crate::net::{Net, Value};
-use crate::pass::Context;
 
 /// A step of a training, in the eyes of an objective: all that its one forward pass met.
 #[derive(Debug, Clone, Copy)]
@@ -84,7 +81,7 @@ impl Taps {
     }
 
     /// What was met, in the order of what was wanted.
-    fn values(self) -> Result<Vec<Value>> {
+    pub(crate) fn values(self) -> Result<Vec<Value>> {
         let missed =
             |node: usize| Error::Invalid(format!("node {node} is looked at by the loss, and the forward pass has no such node"));
         self.wanted.into_iter().zip(self.met).map(|(node, met)| met.ok_or_else(|| missed(node))).collect()
@@ -102,52 +99,6 @@ impl Net {
             output
         });
         logits.vector()
-    }
-}
-
-/// What the objectives of a training look at, and what they leave of the task's own loss.
-#[derive(Debug)]
-pub(super) struct Watched {
-    /// Of each, the nodes.
-    taps: Vec<Vec<usize>>,
-    task: f64,
-}
-
-impl Watched {
-    pub(super) fn by(objectives: &[&mut dyn Objective], net: &Net) -> Result<Self> {
-        let taps: Vec<Vec<usize>> = objectives.iter().map(|objective| objective.taps(net)).collect::<Result<_>>()?;
-        if let Some(beyond) = taps.iter().flatten().find(|node| **node >= net.nodes.len()) {
-            return Err(Error::Invalid(format!(
-                "node {beyond} is looked at by the loss, and the network has {}",
-                net.nodes.len()
-            )));
-        }
-        let task = objectives.iter().map(|objective| objective.task()).product();
-        Ok(Self { taps, task })
-    }
-
-    /// What the next forward pass has to meet.
-    pub(super) fn taps(&self) -> Taps {
-        Taps::of(self.taps.concat())
-    }
-
-    /// The whole loss, of the task's own.
-    pub(super) fn loss(
-        &self,
-        objectives: &mut [&mut dyn Objective],
-        task: Tensor<1>,
-        met: Taps,
-        seen: Seen<'_>,
-    ) -> Result<Tensor<1>> {
-        let values = met.values()?;
-        let mut values = &values[..];
-        // Exactly 1 leaves the graph as it was.
-        let mut loss = if self.task.to_bits() == 1.0_f64.to_bits() { task } else { task.mul_scalar(self.task) };
-        for (objective, taps) in objectives.iter_mut().zip(&self.taps) {
-            let own = values.split_off(..taps.len()).unwrap_or_default();
-            loss = loss + objective.term(&Seen { taps: own, ..seen })?;
-        }
-        Ok(loss)
     }
 }
 
@@ -171,41 +122,4 @@ pub struct Distillation {
     pub example: &'static str,
     /// Reads the settings.
     pub parse: fn(serde_json::Value) -> std::result::Result<Box<dyn Distiller>, serde_json::Error>,
-}
-
-/// What a recipe says of a teacher: the objective by name, its settings, and whose network it is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Distill {
-    /// Name of the objective.
-    pub method: String,
-    /// The container of the teacher; without one the teacher is the network as it was before the pass.
-    #[serde(default)]
-    pub teacher: Option<String>,
-    /// The objective's own settings.
-    #[serde(flatten)]
-    pub settings: serde_json::Map<String, serde_json::Value>,
-}
-
-impl Distill {
-    /// The objective's settings, read.
-    ///
-    /// # Errors
-    /// An unknown name, with the nearest ones, and settings that do not read.
-    pub fn distiller(&self, known: &[&'static [Distillation]]) -> Result<Box<dyn Distiller>> {
-        let all = || known.iter().copied().flatten();
-        let found = all().find(|one| one.name == self.method);
-        let found = found.ok_or_else(|| Error::unknown("distillation", &self.method, all().map(|one| one.name)))?;
-        (found.parse)(self.settings.clone().into()).map_err(|error| Error::Invalid(format!("distill ({}): {error}", self.method)))
-    }
-
-    /// The objective of a training of `student`.
-    pub(super) fn objective(&self, student: &Net, cx: &mut Context<'_>) -> Result<Box<dyn Objective>> {
-        let distiller = self.distiller(cx.catalogue.distillations())?;
-        let teacher = match &self.teacher {
-            None => cx.host.before(&cx.device)?,
-            Some(file) => cx.load(file)?,
-        };
-        distiller.objective(teacher.valid(), student)
-    }
 }
