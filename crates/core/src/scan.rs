@@ -58,6 +58,7 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::training::Score;
 
     #[test]
     fn a_table_has_a_line_for_the_baseline_and_for_each_point() {
