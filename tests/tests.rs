@@ -4,6 +4,8 @@ mod bad_input;
 mod catalogue;
 mod checkpoints;
 mod conformance;
+#[cfg(any(feature = "ndarray", feature = "wgpu", feature = "vulkan", feature = "cuda"))]
+mod devices;
 mod engine;
 mod exits;
 mod interruption;

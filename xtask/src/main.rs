@@ -54,7 +54,7 @@ fn help() -> Result<ExitCode> {
     say("cargo xtask <verb>\n\n  \
          run CONFIG, plan CONFIG, methods, models, data, inspect, eval, bench FILE, verify, import\n             \
          the verbs of `briquette`; `cargo xtask run --help` lists a verb's options\n  \
-         test       all tests\n  \
+         test       all tests; `--device D` the training of tests/devices.rs on that device\n  \
          check      format, lints, documentation, generated pages up to date\n  \
          bench      training speed and memory; `--peer` puts PyTorch beside it; `bench --help` lists what else is measured for developers\n  \
          smoke      a trial run of every config, or of those named\n  \
@@ -104,14 +104,18 @@ fn binary(name: &str) -> PathBuf {
     target.join("debug").join(name)
 }
 
-/// The feature that the device in the arguments or in the config asks for.
-fn feature(arguments: &[String]) -> Result<Option<&'static str>> {
-    let given = arguments.iter().enumerate().find_map(|(i, a)| match a.strip_prefix("--device") {
+/// The device in the arguments.
+fn device_of(arguments: &[String]) -> Option<String> {
+    arguments.iter().enumerate().find_map(|(i, a)| match a.strip_prefix("--device") {
         Some("") => arguments.get(i + 1).cloned(),
         Some(rest) => rest.strip_prefix('=').map(str::to_string),
         None => None,
-    });
-    let device = match (given, arguments) {
+    })
+}
+
+/// The feature that the device in the arguments or in the config asks for.
+fn feature(arguments: &[String]) -> Result<Option<&'static str>> {
+    let device = match (device_of(arguments), arguments) {
         (Some(device), _) => device,
         (None, [verb, config, ..]) if (verb == "run" || verb == "plan") && config.ends_with(".toml") => {
             let text = std::fs::read_to_string(config).unwrap_or_default();
@@ -130,8 +134,20 @@ fn feature(arguments: &[String]) -> Result<Option<&'static str>> {
     }
 }
 
+/// The training of `tests/devices.rs` on this device, in a build that has it.
+fn test_on(device: &str, arguments: &[String]) -> Result<ExitCode> {
+    let Some(feature) = feature(arguments)? else { bail!("'{device}' is what every test runs on, or no device that there is") };
+    let mut command = cargo();
+    command.args(["test", "--workspace", "--features", &format!("briquette-tests/{feature}"), "--test", "tests"]);
+    environment(command.args(["--", "devices::", "--nocapture"]).env("BRIQUETTE_TEST_DEVICE", device));
+    exit_code(&mut command)
+}
+
 /// Tests that need data sets or checkpoints are marked as ignored; they run when both folders are at hand.
 fn test(rest: &[String]) -> Result<ExitCode> {
+    if let Some(device) = device_of(rest) {
+        return test_on(&device, rest);
+    }
     let mut command = cargo();
     environment(command.args(["test", "--workspace"]).args(rest));
     let set = |variable: &str| std::env::var_os(variable).is_some() || command.get_envs().any(|(name, _)| name == variable);
