@@ -55,6 +55,16 @@ pub trait Pass: Send + std::fmt::Debug {
         None
     }
 
+    /// Whether all that the pass trains are copies, and the network leaves as it came.
+    fn only_tries(&self) -> bool {
+        false
+    }
+
+    /// The files that the run has of it beside its report, containers aside. No other pass of the config writes one of them.
+    fn writes(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// How often the pass goes through the [recipes](Entry::recipes) in its settings.
     fn rounds(&self) -> usize {
         1
@@ -394,10 +404,7 @@ pub struct Memory {
 
 impl Host for Memory {
     fn before(&mut self, _: &Device) -> Result<Net> {
-        let kept = self.before.as_ref().map(Net::deep_clone);
-        kept.ok_or_else(|| {
-            Error::Host("the network from before the pass is not kept here; name the `teacher` of `distill`".into())
-        })
+        self.before.as_ref().map(Net::deep_clone).ok_or_else(not_kept)
     }
 
     fn event(&mut self, _: Event<'_>) {}
