@@ -135,7 +135,11 @@ const SMALL: usize = 1 << 16;
 
 /// Values of all tensors of a model.
 fn values(model: &Model) -> usize {
-    model.nodes.iter().flat_map(|node| &node.tensors).map(|(_, coded)| coded.shape().iter().product::<usize>()).sum()
+    model.nodes.iter().map(values_of).sum()
+}
+
+fn values_of(node: &Node) -> usize {
+    node.tensors.iter().map(|(_, coded)| coded.shape().iter().product::<usize>()).sum()
 }
 
 /// Makes an engine of a sound model and runs it, and the network that trains, if that takes no time.
@@ -144,7 +148,7 @@ fn run(model: &Model, shapes: &[Vec<usize>]) {
     if values(model) + maps > SMALL {
         return;
     }
-    let macs = |(node, shape): (&Node, &Vec<usize>)| node.layer.macs(node.tensor("weight").map(Coded::shape), shape);
+    let macs = |(node, shape): (&Node, &Vec<usize>)| node.layer.macs(values_of(node), shape);
     let windows = |(node, shape): (&Node, &Vec<usize>)| match &node.layer {
         Layer::MaxPool(layers::MaxPool { window }) | Layer::AvgPool(layers::AvgPool { window, .. }) => {
             (window.kernel[0] * window.kernel[1] * shape.iter().product::<usize>()) as u64

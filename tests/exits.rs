@@ -5,12 +5,14 @@ use briquette_core::coding::floats;
 use briquette_core::context::{Context, Data, Silent};
 use briquette_core::cost::Cost;
 use briquette_core::error::Result;
-use briquette_core::net::Net;
+use briquette_core::net::{Net, Op};
 use briquette_core::objective::{Objective, Seen};
+use briquette_core::pass::Pass;
 use briquette_core::stored::Storage;
 use briquette_core::surgery::Keep;
 use briquette_core::training::{Extras, Recipe, cross_entropy, fit, images};
 use briquette_data::{Dataset, GlyphCounts, Loader, Locations};
+use briquette_pruning_sharing::quantization::fixed_point::FixedPoint;
 use briquette_runtime::layers::{Gate, Measure, Merge, Route};
 use briquette_runtime::{Engine, Model, layers};
 use burn::tensor::{Device, Tensor};
@@ -77,10 +79,34 @@ fn trained(data: &Data) -> Net {
 
 /// The same weights with another gate.
 fn gated(net: &Net, gate: Gate) -> Net {
-    let other = self::net(gate);
-    let device = Device::flex();
-    let nodes = other.nodes.into_iter().zip(&net.nodes).map(|(node, from)| node.with(from.parameters(), &device).unwrap());
-    Net { nodes: nodes.collect() }
+    let (mut net, index) = (net.deep_clone(), net.index("gate").unwrap());
+    net.nodes[index].op = Op::fixed(gate);
+    net
+}
+
+/// What both exits say of all images, a gate at whose first exit some of them leave, and how many. Its threshold lies between two confidences in the
+/// middle, so that rounding decides for no sample.
+fn divided(net: &Net, data: &Dataset) -> ([Vec<f32>; 2], Gate, usize) {
+    let total = data.len();
+    let batch = Loader::ordered(data, total).next().unwrap().unwrap();
+    let mut exits: [Vec<f32>; 2] = Default::default();
+    let wanted = ["exit1", "exit2"].map(|name| net.index(name).unwrap());
+    net.trace(images(&batch, data.shape, &Device::flex()), |node, value| {
+        if let Some(exit) = wanted.iter().position(|wanted| *wanted == node) {
+            exits[exit] = floats(value.clone().vector());
+        }
+        value
+    });
+    let confidence = |logits: &[f32]| {
+        let largest = logits.iter().copied().fold(f32::MIN, f32::max);
+        1.0 / logits.iter().map(|z| (z - largest).exp()).sum::<f32>()
+    };
+    let mut sorted: Vec<f32> = exits[0].chunks(10).map(confidence).collect();
+    sorted.sort_by(f32::total_cmp);
+    let widest = (total / 4..3 * total / 4).max_by(|a, b| (sorted[a + 1] - sorted[*a]).total_cmp(&(sorted[b + 1] - sorted[*b])));
+    let at = widest.unwrap();
+    let threshold = f32::midpoint(sorted[at], sorted[at + 1]);
+    (exits, Gate { measure: Measure::Confidence, threshold }, total - at - 1)
 }
 
 fn stored(net: &Net) -> Model {
@@ -112,27 +138,7 @@ fn exits_are_the_same_at_any_batch_and_with_any_threads_and_are_counted() {
     let data = data();
     let net = trained(&data);
     let (test, total) = (pixels(&data.test), data.test.len());
-    // A threshold between two confidences in the middle, so that rounding decides for no sample.
-    let shape = data.test.shape;
-    let batch = Loader::ordered(&data.test, total).next().unwrap().unwrap();
-    let mut exits: [Vec<f32>; 2] = Default::default();
-    let wanted = ["exit1", "exit2"].map(|name| net.index(name).unwrap());
-    net.trace(images(&batch, shape, &Device::flex()), |node, value| {
-        if let Some(exit) = wanted.iter().position(|wanted| *wanted == node) {
-            exits[exit] = floats(value.clone().vector());
-        }
-        value
-    });
-    let confidence = |logits: &[f32]| {
-        let largest = logits.iter().copied().fold(f32::MIN, f32::max);
-        1.0 / logits.iter().map(|z| (z - largest).exp()).sum::<f32>()
-    };
-    let mut sorted: Vec<f32> = exits[0].chunks(10).map(confidence).collect();
-    sorted.sort_by(f32::total_cmp);
-    let widest = (total / 4..3 * total / 4).max_by(|a, b| (sorted[a + 1] - sorted[*a]).total_cmp(&(sorted[b + 1] - sorted[*b])));
-    let at = widest.unwrap();
-    let gate = Gate { measure: Measure::Confidence, threshold: f32::midpoint(sorted[at], sorted[at + 1]) };
-    let leaving = total - at - 1;
+    let (exits, gate, leaving) = divided(&net, &data.test);
 
     let net = gated(&net, gate);
     let model = stored(&net);
@@ -155,7 +161,8 @@ fn exits_are_the_same_at_any_batch_and_with_any_threads_and_are_counted() {
         }
     }
     // Burn, which skips nothing, says the same; every row is that of its exit.
-    let burn = floats(net.forward(images(&batch, shape, &Device::flex())));
+    let batch = Loader::ordered(&data.test, total).next().unwrap().unwrap();
+    let burn = floats(net.forward(images(&batch, data.test.shape, &Device::flex())));
     let size = burn.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
     assert!(burn.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4 * size));
     for (row, logits) in exits[0].chunks(10).enumerate() {
@@ -171,10 +178,35 @@ fn exits_are_the_same_at_any_batch_and_with_any_threads_and_are_counted() {
         assert!(right.count() > total / 2);
     }
     let cost = Cost::of(&net).unwrap();
-    let share = |name: &str| counts.iter().find(|(step, _)| step == name).map_or(0.0, |(_, rows)| *rows as f64 / total as f64);
+    let share = |name: &str| counts.iter().find(|(step, _)| step == name).map(|(_, rows)| *rows as f64 / total as f64);
     let deep: u64 = cost.layers.iter().filter(|l| ["conv2", "conv3", "exit2"].contains(&&l.name[..])).map(|l| l.macs).sum();
     let expected = cost.macs() as f64 - deep as f64 * leaving as f64 / total as f64;
-    assert!((cost.expected_macs(share) - expected).abs() < 1.0);
+    assert!((cost.expected_macs(share).unwrap() - expected).abs() < 1.0);
+}
+
+#[test]
+fn a_quantized_network_skips_work_in_integers_and_says_what_burn_says() {
+    let data = data();
+    let mut silent = Silent;
+    let method: FixedPoint = serde_json::from_value(serde_json::json!({ "bits": 8, "activations": 8 })).unwrap();
+    let net = method.run(trained(&data), &mut Context::new(&Device::flex(), 3, &data, &mut silent)).unwrap();
+    let (_, gate, leaving) = divided(&net, &data.test);
+    let (net, total) = (gated(&net, gate), data.test.len());
+    let model = stored(&net);
+    let (outputs, counts) = run(&model, 2, &pixels(&data.test), 32);
+    let steps = ["conv1", "exit1", "conv2", "conv3", "exit2"].map(|step| count(&counts, step));
+    let on = total - leaving;
+    assert_eq!(steps, [total, total, on, on, on]);
+    assert!(
+        counts.iter().all(|(step, _)| !step.ends_with("-quantized")),
+        "layers on a branch take codes as others do: {counts:?}"
+    );
+    let batch = Loader::ordered(&data.test, total).next().unwrap().unwrap();
+    let burn = floats(net.forward(images(&batch, data.test.shape, &Device::flex())));
+    let size = burn.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
+    let far = |by: f32| burn.iter().zip(&outputs).filter(|(a, b)| (*a - *b).abs() > by * size).count();
+    // Burn sums in floats, and may take a value between two codes to the other one.
+    assert!(far(1e-2) == 0 && 10 * far(1e-5) < burn.len(), "{} and {} of {}", far(1e-2), far(1e-5), burn.len());
 }
 
 #[test]

@@ -42,7 +42,7 @@ pub(crate) fn exits() -> Result<Exits> {
     let [goes_on, leaves] = [0.0, 1.0].map(|threshold| net(Gate { measure: Measure::Entropy, threshold }));
     let (goes_on, leaves) = (goes_on?, leaves?);
     let cost = Cost::of(&goes_on)?;
-    let behind = cost.expected_macs(|name| f64::from(u8::from(name.starts_with("deep")))) / cost.macs() as f64;
+    let behind = cost.expected_macs(|name| Some(f64::from(u8::from(name.starts_with("deep")))))? / cost.macs() as f64;
     let models = [goes_on, leaves].map(|net| net.to_model(Storage::default()));
     let [goes_on, leaves] = models;
     let (goes_on, leaves) = (goes_on?, leaves?);

@@ -206,10 +206,7 @@ pub struct Memory {
 
 impl Host for Memory {
     fn before(&mut self, _: &Device) -> Result<Net> {
-        let kept = self.before.as_ref().map(Net::deep_clone);
-        kept.ok_or_else(|| {
-            Error::Host("the network from before the pass is not kept here; name the `teacher` of `distill`".into())
-        })
+        self.before.as_ref().map(Net::deep_clone).ok_or_else(not_kept)
     }
 
     fn event(&mut self, _: Event<'_>) {}

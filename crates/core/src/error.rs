@@ -1,5 +1,6 @@
 //! What can go wrong, with the facts a reader needs to mend it.
 
+use briquette_data::Hint;
 use briquette_runtime::ShapeError;
 
 /// Errors of the core and of every scheme.
@@ -22,14 +23,14 @@ pub enum Error {
         detail: String,
     },
     /// A name that nothing bears.
-    #[error("unknown {what} '{name}'{}", did_you_mean(.nearest))]
+    #[error("unknown {what} '{name}'{hint}")]
     Unknown {
         /// What kind of thing was named.
         what: &'static str,
         /// The name.
         name: String,
-        /// The names closest to it.
-        nearest: Vec<String>,
+        /// Which it may have meant.
+        hint: Hint,
     },
     /// A value outside its range or settings that contradict each other.
     #[error("{0}")]
@@ -73,30 +74,24 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// An [`Error::Unknown`] with the names nearest to `name` among `known`.
+    /// An [`Error::Unknown`] with what `name` may have meant of what is `known`.
     pub fn unknown<'a>(what: &'static str, name: &str, known: impl IntoIterator<Item = &'a str>) -> Self {
-        Error::Unknown { what, name: name.to_string(), nearest: nearest(name, known) }
+        Error::Unknown { what, name: name.to_string(), hint: Hint::of(name, known) }
+    }
+
+    /// Whether settings and a network do not go together, so that others may; otherwise what was asked could not be tried, whatever it was: a
+    /// file, the data, the machine or the user came between.
+    pub fn refuses(&self) -> bool {
+        match self {
+            Error::Shape { .. } | Error::Node { .. } | Error::Unknown { .. } | Error::Invalid(_) | Error::Diverged { .. } => true,
+            Error::Runtime(error) => !matches!(error, briquette_runtime::Error::Threads { .. }),
+            Error::Stopped | Error::Data(_) | Error::File { .. } | Error::State(_) | Error::Host(_) => false,
+        }
     }
 
     /// An [`Error::Node`].
     pub fn node(node: &str, detail: impl Into<String>) -> Self {
         Error::Node { node: node.to_string(), detail: detail.into() }
-    }
-}
-
-/// Up to three names among `known` that resemble `name`, the closest first; all of them when they are few and none is close.
-pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<String> {
-    let mut scored: Vec<(f64, &str)> = known.into_iter().map(|other| (strsim::jaro_winkler(name, other), other)).collect();
-    scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
-    let close: Vec<String> = scored.iter().filter(|(score, _)| *score > 0.75).take(3).map(|(_, n)| (*n).to_string()).collect();
-    if close.is_empty() && scored.len() <= 12 { scored.into_iter().map(|(_, n)| n.to_string()).collect() } else { close }
-}
-
-fn did_you_mean(names: &[String]) -> String {
-    match names {
-        [] => String::new(),
-        [one] => format!("; did you mean '{one}'?"),
-        many => format!("; did you mean one of {}?", many.iter().map(|n| format!("'{n}'")).collect::<Vec<_>>().join(", ")),
     }
 }
 
@@ -108,5 +103,16 @@ mod tests {
     fn unknown_names_bring_the_nearest() {
         let error = Error::unknown("method", "magnitud", ["magnitude", "huffman", "filter-l1"]);
         assert_eq!(error.to_string(), "unknown method 'magnitud'; did you mean 'magnitude'?");
+    }
+
+    #[test]
+    fn what_settings_and_a_network_do_not_do_together_is_refused_and_the_rest_has_failed() {
+        let refusals = [Error::node("fc1", "keeps nothing"), Error::Invalid("0 bits".into()), Error::unknown("layer", "fc", [])];
+        assert!(refusals.iter().all(Error::refuses));
+        let threads = briquette_runtime::Error::Threads { threads: 9, reason: "none left".into() };
+        let failures = [Error::Stopped, Error::Host("no space left".into()), Error::State("torn".into()), threads.into()];
+        assert!(!failures.iter().any(Error::refuses));
+        let within = |source| Error::File { file: "teacher.brq".into(), source: Box::new(source) };
+        assert!(!within(Error::Invalid("it has no nodes".into())).refuses());
     }
 }

@@ -21,6 +21,8 @@ pub mod passes;
 pub mod price;
 pub mod promises;
 pub mod quantize;
+#[cfg(test)]
+mod random_nets;
 pub mod rank;
 pub mod scan;
 pub mod selftest;

@@ -169,7 +169,7 @@ impl Net {
 impl Node {
     /// Whether it is another node, or has parameters of other shapes; values do not count.
     pub(crate) fn differs(&self, other: &Node) -> bool {
-        let outline = |node: &Node| (node.op.layer(), node.op.parameter_shapes());
+        let outline = |node: &Node| (node.op.layer(), node.op.tensor_shapes());
         self.name != other.name || self.inputs != other.inputs || outline(self) != outline(other)
     }
 }
@@ -221,19 +221,21 @@ impl Op {
         }
     }
 
-    /// Shapes of all parameters, statistics included, as Burn lays them out.
-    fn parameter_shapes(&self) -> Vec<Vec<usize>> {
-        fn of<'a, const D: usize>(parameters: impl IntoIterator<Item = &'a Param<Tensor<D>>>) -> Vec<Vec<usize>> {
-            parameters.into_iter().map(|parameter| parameter.lazy_shape().as_slice().to_vec()).collect()
-        }
+    /// Names and shapes of all tensors, statistics included, as a container lays them out; no value is read.
+    pub(crate) fn tensor_shapes(&self) -> Vec<(&'static str, Vec<usize>)> {
+        let vector = |parameter: &Param<Tensor<1>>| parameter.lazy_shape().as_slice().to_vec();
+        let dense = |bias: &Option<Param<Tensor<1>>>| {
+            let bias = bias.as_ref().map(|bias| ("bias", vector(bias)));
+            self.weight_shape().map(|weight| ("weight", weight)).into_iter().chain(bias).collect()
+        };
         match self {
-            Op::Conv2d(conv) => [of([&conv.weight]), of(&conv.bias)].concat(),
-            Op::Linear(linear) => [of([&linear.weight]), of(&linear.bias)].concat(),
+            Op::Conv2d(conv) => dense(&conv.bias),
+            Op::Linear(linear) => dense(&linear.bias),
             Op::BatchNorm(norm) => {
-                let states = [&norm.running_mean, &norm.running_var].map(|state| state.value().dims().to_vec());
-                [of([&norm.gamma, &norm.beta]), states.to_vec()].concat()
+                let [mean, var] = [&norm.running_mean, &norm.running_var].map(|state| state.value().dims().to_vec());
+                vec![("gamma", vector(&norm.gamma)), ("beta", vector(&norm.beta)), ("mean", mean), ("var", var)]
             }
-            Op::Tensors(tensors) => tensors.parameters.iter().map(|parameter| parameter.values.shape()).collect(),
+            Op::Tensors(tensors) => tensors.parameters.iter().map(|own| (own.name, own.values.shape())).collect(),
             Op::Fixed(_) => Vec::new(),
         }
     }
@@ -250,10 +252,7 @@ impl Op {
         match self {
             Op::Conv2d(conv) => conv.bias.as_ref().map_or(Ok(()), |bias| expect("bias", bias.lazy_shape()[0])),
             Op::Linear(linear) => linear.bias.as_ref().map_or(Ok(()), |bias| expect("bias", bias.lazy_shape()[0])),
-            Op::BatchNorm(_) => {
-                let mut parameters = ["gamma", "beta", "mean", "var"].into_iter().zip(self.parameter_shapes());
-                parameters.try_for_each(|(what, shape)| expect(what, shape[0]))
-            }
+            Op::BatchNorm(_) => self.tensor_shapes().iter().try_for_each(|(what, shape)| expect(what, shape[0])),
             Op::Tensors(tensors) => tensors.check(output),
             Op::Fixed(_) => Ok(()),
         }

@@ -48,6 +48,16 @@ pub trait Pass: Send + std::fmt::Debug {
         None
     }
 
+    /// Whether all that the pass trains are copies, and the network leaves as it came.
+    fn only_tries(&self) -> bool {
+        false
+    }
+
+    /// The files that the run has of it beside its report, containers aside. No other pass of the config writes one of them.
+    fn writes(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// How often the pass goes through the [recipes](Entry::recipes) in its settings.
     fn rounds(&self) -> usize {
         1

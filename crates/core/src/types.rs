@@ -129,8 +129,7 @@ impl<T: Copy> PerLayer<T> {
                 found.entry(index).or_default().extend(fit(node).map(|fit| (fit, selector, *value)));
             }
             if found.values().map(Vec::len).sum::<usize>() == before {
-                let names = net.weighted().map(|(_, node)| node.name.as_str());
-                return Err(Error::unknown("layer", selector.text(), names.chain(select::KINDS).chain([REST])));
+                return Err(Error::unknown("layer", selector.text(), select::known(net).chain([REST])));
             }
         }
         let mut closest = BTreeMap::new();

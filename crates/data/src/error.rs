@@ -1,18 +1,18 @@
 use std::{io, path::PathBuf};
 
+use crate::Hint;
+
 /// What went wrong while a data set was looked for, fetched or read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// No data set has this name.
-    #[error(
-        "unknown data set '{name}'; did you mean {nearest}? (a folder of images is named 'folder:PATH', one of tar archives 'shards:PATH')"
-    )]
+    #[error("unknown data set '{name}'{hint} (a folder of images is named 'folder:PATH', one of tar archives 'shards:PATH')")]
     UnknownSet {
         /// The name asked for.
         name: String,
-        /// The names nearest to it.
-        nearest: String,
+        /// Which it may have meant.
+        hint: Hint,
     },
     /// Files of the set are in none of the folders searched.
     #[error(

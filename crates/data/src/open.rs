@@ -1,7 +1,8 @@
 use std::path::Path;
 
 use crate::{
-    Dataset, Error, Locations, cifar, files, folder, glyphs, idx, jpeg, manifest, manifest::Format, manifest::MANIFESTS, shards,
+    Dataset, Error, Hint, Locations, cifar, files, folder, glyphs, idx, jpeg, manifest, manifest::Format, manifest::MANIFESTS,
+    shards,
 };
 
 /// A data set, opened: both splits and what is known of them.
@@ -121,10 +122,7 @@ pub(crate) fn is_embedded(name: &str) -> bool {
 }
 
 pub(crate) fn unknown(name: &str) -> Error {
-    let mut near = names();
-    near.sort_by_key(|known| strsim::damerau_levenshtein(known, &name.to_lowercase()));
-    let nearest = near.iter().take(3).map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
-    Error::UnknownSet { name: name.into(), nearest }
+    Error::UnknownSet { name: name.into(), hint: Hint::of(&name.to_lowercase(), names()) }
 }
 
 #[cfg(test)]
@@ -149,7 +147,7 @@ mod tests {
     #[test]
     fn an_unknown_name_brings_the_nearest() {
         let error = open("MNSIT", &Locations::from_env(None)).expect_err("unknown").to_string();
-        assert!(error.starts_with("unknown data set 'MNSIT'; did you mean 'mnist',"), "{error}");
+        assert!(error.starts_with("unknown data set 'MNSIT'; did you mean 'mnist'? ("), "{error}");
     }
 
     #[test]

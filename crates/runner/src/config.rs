@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::METHODS;
 
 mod keys;
+mod sequence;
 
 /// An experiment.
 #[derive(Debug)]
@@ -167,6 +168,7 @@ impl Config {
         for (index, settings) in top.pass.into_iter().enumerate() {
             passes.push(step(settings, smoke).with_context(|| format!("{}: pass {index}", at()))?);
         }
+        sequence::check(&passes, model.file.is_some()).with_context(at)?;
         if !smoke {
             data.smoke = None;
         } else {

@@ -24,6 +24,16 @@ pub enum Branch {
     Joins,
 }
 
+impl Branch {
+    /// Of a layer's inputs those that hold values: all but the decision by which a route or a merge goes.
+    pub fn values<T>(self, inputs: &[T]) -> &[T] {
+        match self {
+            Branch::Stays | Branch::Decides => inputs,
+            Branch::Keeps { .. } | Branch::Joins => inputs.split_last().map_or(inputs, |(_, values)| values),
+        }
+    }
+}
+
 /// The decisions that samples had to pass to reach each node, as a tree: a file may nest as many gates as it has nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Paths {

@@ -36,21 +36,25 @@
 //! # }
 //! ```
 
+mod points;
+mod probe;
+
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::num::NonZeroUsize;
 
-use briquette_core::context::{Context, Event, Finding, Host, Saved, StateWriter};
+use briquette_core::context::{Context, Event, Finding};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::pass::{Catalogue, Entry, Method, Pass, Search};
-use briquette_core::scan::{Measured, Point, Scan};
+use briquette_core::pass::{Catalogue, Method, Pass, Search};
+use briquette_core::scan::{Point, Scan};
 use briquette_core::training::evaluate;
 use briquette_core::types::Layers;
 use serde::Deserialize;
 use serde::de::Error as _;
 use serde_json::{Map, Number, Value};
-use sha2::{Digest, Sha256};
+
+use points::{Points, fingerprint};
+use probe::Probe;
 
 /// Tries a method on each layer alone and measures the accuracy.
 #[derive(Debug)]
@@ -79,20 +83,6 @@ struct Settings {
     file: String,
 }
 
-/// A method whose setting `key` is still open.
-#[derive(Debug)]
-struct Probe {
-    methods: Catalogue,
-    entry: &'static Entry,
-    settings: Map<String, Value>,
-    key: String,
-    values: Vec<Number>,
-    /// How often one application goes through its recipes.
-    rounds: usize,
-    /// Whether the method is shrunk as for a trial run.
-    trial: bool,
-}
-
 impl Method for Sensitivity {
     const NAME: &'static str = "sensitivity";
     const FAMILY: &'static str = "search";
@@ -111,17 +101,19 @@ impl Search for Sensitivity {
 
 impl Pass for Sensitivity {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        let net = self.plan(net)?;
         let layers = self.layers(&net)?;
         let images = cx.data.valid.take(self.settings.images.map_or(usize::MAX, NonZeroUsize::get));
-        let mut known = Known::load(&self.fingerprint(&net, images.len(), cx.seed), cx.host)?;
-        let baseline = known.get("", cx, |cx| evaluate(&net, &images, &cx.device, cx.host).map(Into::into))?;
-        let mut scan = Scan { method: self.probe.entry.name.into(), key: self.probe.key.clone(), ..Scan::default() };
+        let settings = format!("{} {} {}", self.probe.settings(), images.len(), cx.seed);
+        let mut points = Points::load(&fingerprint(&net, &settings), cx.host)?;
+        let baseline = points.get("", cx, |cx| evaluate(&net, &images, &cx.device, cx.host).map(Into::into))?;
+        let mut scan = Scan { method: self.probe.name().into(), key: self.probe.key.clone(), ..Scan::default() };
         scan.baseline = baseline.map_err(Error::Invalid)?;
         let (mut done, total, mut refusal) = (0, layers.len() * self.probe.values.len(), String::new());
         for layer in &layers {
             for value in &self.probe.values {
-                let point = format!("{layer}, {} = {value}", self.probe.key);
-                let measured = known.get(&point, cx, |cx| {
+                let point = self.probe.point(layer, value);
+                let measured = points.get(&point, cx, |cx| {
                     let changed = self.probe.apply(&net, layer, value, cx)?;
                     evaluate(&changed, &images, &cx.device, cx.host).map(Into::into)
                 })?;
@@ -132,9 +124,8 @@ impl Pass for Sensitivity {
                         scan.points.push(Point { layer: layer.clone(), value, measured });
                         format!("{:.2} %", 100.0 * measured.accuracy)
                     }
-                    Err(refused) if self.settings.layers.given() => return Err(Error::Invalid(format!("{point}: {refused}"))),
                     Err(refused) => {
-                        refusal = format!("left out, {refused}");
+                        refusal = self.left_out(&point, &refused)?;
                         refusal.clone()
                     }
                 };
@@ -142,7 +133,7 @@ impl Pass for Sensitivity {
             }
         }
         if scan.points.is_empty() {
-            return Err(Error::Invalid(format!("sensitivity: {} changes no layer; the last was {refusal}", scan.method)));
+            return Err(self.changes_none(&refusal));
         }
         let file = self.settings.file.clone();
         cx.host.write(&format!("{file}.csv"), scan.csv().as_bytes())?;
@@ -150,11 +141,30 @@ impl Pass for Sensitivity {
         Ok(net)
     }
 
+    /// Each value on each layer that is named; of the others one has to take one.
     fn plan(&self, net: Net) -> Result<Net> {
-        for layer in self.layers(&net)?.iter().filter(|_| self.settings.layers.given()) {
-            self.probe.on(layer, &self.probe.values[0])?.plan(net.deep_clone())?;
+        let (mut taken, mut refusal) = (false, String::new());
+        for layer in &self.layers(&net)? {
+            for value in &self.probe.values {
+                if taken && !self.settings.layers.given() {
+                    return Ok(net);
+                }
+                match self.probe.on(layer, value)?.plan(net.deep_clone()) {
+                    Ok(_) => taken = true,
+                    Err(failure) if !failure.refuses() => return Err(failure),
+                    Err(refused) => refusal = self.left_out(&self.probe.point(layer, value), &refused.to_string())?,
+                }
+            }
         }
-        Ok(net)
+        if taken { Ok(net) } else { Err(self.changes_none(&refusal)) }
+    }
+
+    fn only_tries(&self) -> bool {
+        true
+    }
+
+    fn writes(&self) -> Vec<String> {
+        [".csv", ".svg"].map(|ending| format!("{}{ending}", self.settings.file)).to_vec()
     }
 
     /// Those of one layer for each selector, for the network is not known here.
@@ -178,149 +188,16 @@ impl Sensitivity {
         Ok(chosen.into_iter().map(|index| net.nodes[index].name.clone()).collect())
     }
 
-    /// Hash of everything that a point depends on beside its layer and value.
-    fn fingerprint(&self, net: &Net, images: usize, seed: u64) -> String {
-        let probe = &self.probe;
-        let settings = format!("{} {:?} {} {} {images} {seed}", probe.entry.name, probe.settings, probe.key, probe.trial);
-        let mut hasher = Sha256::new();
-        hasher.update(settings.as_bytes());
-        net.write_state(&mut Hashing(&mut hasher)).expect("a hash takes all bytes");
-        hasher.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-}
-
-/// Hashes what is written.
-struct Hashing<'a>(&'a mut Sha256);
-
-impl Write for Hashing<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Probe {
-    fn of(
-        mut settings: Map<String, Value>,
-        sweep: BTreeMap<String, Vec<Number>>,
-        methods: Catalogue,
-    ) -> std::result::Result<Self, String> {
-        let name = settings.remove("method").ok_or("`probe` has no `method`")?;
-        let name = name.as_str().ok_or_else(|| format!("`method` of `probe` is not a text: {name}"))?;
-        let entry = methods.find(name).map_err(|error| error.to_string())?;
-        let mut sweep = sweep.into_iter();
-        let (key, values) = match (sweep.next(), sweep.next()) {
-            (Some((key, values)), None) if !values.is_empty() => (key, values),
-            _ => return Err("`sweep` takes one setting and the values to try, for example { keep = [0.5, 0.1] }".into()),
-        };
-        if settings.contains_key(&key) {
-            return Err(format!("`{key}` stands in `probe` and in `sweep`; leave it out of `probe`"));
+    /// What is said of a point that the method refuses; of a layer that is named none is left out.
+    fn left_out(&self, point: &str, refused: &str) -> Result<String> {
+        match self.settings.layers.given() {
+            true => Err(Error::Invalid(format!("{point}: {refused}"))),
+            false => Ok(format!("left out, {refused}")),
         }
-        let mut probe = Probe { methods, entry, settings, key, values, rounds: 1, trial: false };
-        for value in &probe.values {
-            probe.rounds = probe.on("rest", value).map_err(|error| error.to_string())?.rounds();
-        }
-        Ok(probe)
     }
 
-    /// The method with this value for this layer alone.
-    fn on(&self, layer: &str, value: &Number) -> Result<Box<dyn Pass>> {
-        let mut settings = self.settings.clone();
-        settings.insert(self.key.clone(), Map::from_iter([(layer.to_string(), Value::Number(value.clone()))]).into());
-        let read = self.entry.read(Value::Object(settings), self.methods, self.trial).map_err(|error| {
-            let hint = if error.to_string().starts_with("invalid type: map") { "it takes no value for each layer: " } else { "" };
-            Error::Invalid(format!("{} with {} = {value}: {hint}{error}", self.entry.name, self.key))
-        })?;
-        Ok(read.pass)
-    }
-
-    /// A copy of the network with one layer changed.
-    fn apply(&self, net: &Net, layer: &str, value: &Number, cx: &mut Context<'_>) -> Result<Net> {
-        let mut host = Aside(cx.host);
-        let mut aside = Context::new(&cx.device, cx.seed, cx.data, &mut host);
-        aside.storage = cx.storage;
-        aside.distillations = cx.distillations;
-        self.on(layer, value)?.run(net.deep_clone(), &mut aside)
-    }
-}
-
-/// The points that are measured: what the network does, or why the method refuses the layer.
-struct Known {
-    key: String,
-    points: BTreeMap<String, std::result::Result<Measured, String>>,
-}
-
-impl Known {
-    fn load(fingerprint: &str, host: &mut dyn Host) -> Result<Self> {
-        let key = format!("sensitivity-{fingerprint}");
-        let points = match host.saved(&key)? {
-            Some(Saved { name, bytes }) => {
-                let damaged = |error| Error::State(format!("{name}: {error}; remove the file, and the scan begins anew"));
-                serde_json::from_reader(bytes).map_err(damaged)?
-            }
-            None => BTreeMap::new(),
-        };
-        Ok(Self { key, points })
-    }
-
-    /// The point of this name, measured now unless it is known.
-    fn get(
-        &mut self,
-        name: &str,
-        cx: &mut Context<'_>,
-        measure: impl FnOnce(&mut Context<'_>) -> Result<Measured>,
-    ) -> Result<std::result::Result<Measured, String>> {
-        if let Some(known) = self.points.get(name) {
-            return Ok(known.clone());
-        }
-        if cx.host.stop_requested() {
-            return Err(Error::Stopped);
-        }
-        let found = match measure(cx) {
-            Err(stop @ (Error::Stopped | Error::Host(_) | Error::Data(_))) => return Err(stop),
-            found => found.map_err(|error| error.to_string()),
-        };
-        self.points.insert(name.to_string(), found.clone());
-        let points = serde_json::to_vec(&self.points).expect("plain data serializes");
-        cx.host.save(&self.key, &mut |to| to.write_all(&points).map_err(|error| Error::Host(error.to_string())))?;
-        Ok(found)
-    }
-}
-
-/// The host of a method that is only tried: what it keeps and writes is dropped, so that nothing of it outlives the scan.
-struct Aside<'a>(&'a mut dyn Host);
-
-impl Host for Aside<'_> {
-    fn event(&mut self, event: Event<'_>) {
-        self.0.event(event);
-    }
-
-    fn stop_requested(&self) -> bool {
-        self.0.stop_requested()
-    }
-
-    fn saved(&mut self, _: &str) -> Result<Option<Saved<'_>>> {
-        Ok(None)
-    }
-
-    fn save(&mut self, _: &str, _: &mut StateWriter<'_>) -> Result<()> {
-        Ok(())
-    }
-
-    fn write(&mut self, _: &str, _: &[u8]) -> Result<()> {
-        Ok(())
-    }
-
-    fn read(&mut self, name: &str) -> Result<Vec<u8>> {
-        self.0.read(name)
-    }
-
-    fn before(&mut self, device: &burn::tensor::Device) -> Result<Net> {
-        self.0.before(device)
+    fn changes_none(&self, refusal: &str) -> Error {
+        Error::Invalid(format!("sensitivity: {} changes no layer; the last was {refusal}", self.probe.name()))
     }
 }
 
@@ -330,7 +207,9 @@ fn file() -> String {
 
 #[cfg(test)]
 mod tests {
-    use briquette_core::context::{Data, Memory};
+    use briquette_core::context::{Data, Host, Memory, Saved, StateWriter};
+    use briquette_core::objective::{Distillation, Distiller, Objective};
+    use briquette_core::scan::Measured;
     use briquette_core::zoo::{Arch, Wanted};
     use briquette_data::{GlyphCounts, Locations};
     use burn::tensor::Device;
@@ -503,12 +382,56 @@ mod tests {
         for (error, expected) in cases {
             assert!(error.contains(expected), "expected {expected:?} in {error:?}");
         }
-        let planned = |keep: f64, layer: &str| {
-            let settings = json!({ "probe": { "method": "magnitude" }, "sweep": { "keep": [keep] }, "layers": [layer] });
-            read(settings).plan(net(1)).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_plan_tries_every_value_and_a_run_refuses_the_same_before_it_measures() {
+        let refused = |keep: &[f64], layers: Option<&[&str]>| {
+            let method = read(json!({ "probe": { "method": "magnitude" }, "sweep": { "keep": keep }, "layers": layers }));
+            let mut host = counting();
+            let (planned, ran) = (method.plan(net(1)).unwrap_err().to_string(), scan(&method, net(1), &mut host).unwrap_err());
+            assert_eq!((planned.clone(), host.evaluations), (ran.to_string(), 0));
+            planned
         };
-        let (unknown, nothing) = (planned(0.5, "fc_1"), planned(0.0, "fc1"));
+        let unknown = refused(&[0.5], Some(&["fc_1"]));
         assert!(unknown.starts_with("unknown layer 'fc_1'; did you mean one of 'fc1'"), "{unknown}");
-        assert!(nothing.starts_with("node 'fc1': keep = 0"), "{nothing}");
+        let nothing = refused(&[0.5, 0.0], Some(&["fc2", "fc1"]));
+        assert!(nothing.starts_with("fc1, keep = 0.0: node 'fc1': keep = 0"), "{nothing}");
+        let none = refused(&[0.0], None);
+        assert!(
+            none.starts_with("sensitivity: magnitude changes no layer; the last was left out, node 'fc3': keep = 0"),
+            "{none}"
+        );
+        assert!(read(json!({ "probe": { "method": "magnitude" }, "sweep": { "keep": [0, 0.5] } })).plan(net(1)).is_ok());
+    }
+
+    /// An objective that is never asked.
+    #[derive(Debug)]
+    struct Unasked;
+
+    impl Distiller for Unasked {
+        fn objective(&self, _: Net, _: &Net) -> Result<Box<dyn Objective>> {
+            Err(Error::Invalid("the teacher could be read".into()))
+        }
+    }
+
+    #[test]
+    fn a_failure_ends_the_scan_and_is_no_refusal_that_it_remembers() {
+        const UNASKED: Distillation = Distillation { name: "unasked", paper: "", example: "", parse: |_| Ok(Box::new(Unasked)) };
+        let methods = METHODS.distilling(&[&[UNASKED]]);
+        let tune = json!({ "epochs": 1, "distill": { "method": "unasked", "teacher": "torn.brq" } });
+        let settings = json!({ "probe": { "method": "magnitude", "tune": tune }, "sweep": { "keep": [0.5] } });
+        let method = Sensitivity::read(settings, methods).unwrap();
+        let (data, mut host) = (glyphs(), counting());
+        host.memory.files.insert("torn.brq".into(), b"BRQ".to_vec());
+        let mut cx = Context::new(&Device::flex(), 3, &data, &mut host);
+        cx.distillations = methods.distillations();
+        let failed = method.run(net(1), &mut cx).unwrap_err();
+        assert!(matches!(&failed, Error::File { file, .. } if file == "torn.brq"), "{failed}");
+        let kept = String::from_utf8(host.memory.states.values().next().unwrap().clone()).unwrap();
+        assert!(
+            kept.starts_with("{\"\":") && !kept.contains("torn"),
+            "the network as it is has been measured, and nothing else: {kept}"
+        );
     }
 }

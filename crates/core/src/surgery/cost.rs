@@ -16,15 +16,12 @@ impl Net {
         for (index, node) in self.nodes.iter().enumerate() {
             let input = node.inputs.first().map_or(&[] as &[bool], |&input| &stay[input]);
             let layer = cut::layer(node, input, &stay[index]);
-            let weight = node.op.weight_shape().map(|mut shape| {
-                let kept = |flags: &[bool]| flags.iter().filter(|stays| **stays).count();
-                (shape[0], shape[1]) = (kept(&stay[index]), kept(cut::columns(&shape, input)));
-                shape
-            });
+            let tensors = cut::tensor_shapes(node, input, &stay[index]);
+            let weight = node.dense().and_then(|_| tensors.iter().find(|(name, _)| *name == "weight"));
             let inputs: Vec<&[usize]> = node.inputs.iter().map(|&input| shapes[input].as_slice()).collect();
-            let shape = layer.output_shape(&inputs, weight.as_deref());
+            let shape = layer.output_shape(&inputs, weight.map(|(_, shape)| shape.as_slice()));
             let shape = shape.map_err(|source| Error::Shape { node: node.name.clone(), source })?;
-            layers.extend(LayerCost::of(index, node, &layer, weight.as_deref(), &shape));
+            layers.extend(LayerCost::of((index, &node.name), layer.kind(), &tensors, &shape));
             shapes.push(shape);
         }
         Ok(Cost { layers })

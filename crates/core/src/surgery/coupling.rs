@@ -49,9 +49,12 @@ impl Coupling {
         let mut this =
             Self { channels: Vec::new(), classes: Classes::default(), frozen: BTreeMap::new(), removed: BTreeSet::new() };
         for (index, node) in net.nodes.iter().enumerate() {
-            let inputs: Vec<Vec<usize>> = node.inputs.iter().map(|&input| this.channels[input].clone()).collect();
+            let layer = node.op.layer();
+            // What a gate decided is no channel of the values that go by it.
+            let values = layer.kind().branch().values(&node.inputs);
+            let inputs: Vec<Vec<usize>> = values.iter().map(|&input| this.channels[input].clone()).collect();
             let spread = node.inputs.first().map_or(1, |&input| shapes[input][1..].iter().product());
-            let channels = this.follow(&node.op.layer(), &node.name, inputs, shapes[index][0], spread);
+            let channels = this.follow(&layer, &node.name, inputs, shapes[index][0], spread);
             this.channels.push(channels);
         }
         this.freeze(this.channels[net.nodes.len() - 1].clone(), "they are the network's output");

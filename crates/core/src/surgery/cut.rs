@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use briquette_runtime::Layer;
+use briquette_runtime::layers::Extent;
 use burn::tensor::Device;
 
 use crate::coding::Source;
@@ -52,25 +53,39 @@ pub(super) fn layer(node: &Node, input: &[bool], output: &[bool]) -> Layer {
     layer.kind().with_channels(input, output).unwrap_or(layer)
 }
 
-/// Which columns of a weight `[rows, columns, ...]` stay with these input channels. Only those of the first group are looked at: the channels of all
-/// groups were joined by their place in the group.
-pub(super) fn columns<'a>(shape: &[usize], input: &'a [bool]) -> &'a [bool] {
-    if shape[1] == 1 { &[true] } else { &input[..shape[1]] }
+/// Names and shapes of the node's tensors for the input channels and output channels that stay.
+pub(super) fn tensor_shapes(node: &Node, input: &[bool], output: &[bool]) -> Vec<(&'static str, Vec<usize>)> {
+    let kept = |flags: &[bool]| flags.iter().filter(|stays| **stays).count();
+    let shape = |(name, mut shape): (&'static str, Vec<usize>)| {
+        if let Some(flags) = stays(node, name, &shape, input, output) {
+            shape.iter_mut().zip(flags).for_each(|(size, flags)| *size = kept(flags));
+        }
+        (name, shape)
+    };
+    node.op.tensor_shapes().into_iter().map(shape).collect()
+}
+
+/// Which rows and columns stay of a tensor `[rows, columns, ...]` of the node, with these channels; none where they are no matter of channels.
+fn stays<'a>(node: &Node, tensor: &str, shape: &[usize], input: &'a [bool], output: &'a [bool]) -> Option<[&'a [bool]; 2]> {
+    let found = node.op.layer().kind().tensors().into_iter().find(|known| known.name == tensor)?;
+    match found.shape {
+        // Only the columns of the first group are looked at: the channels of all groups were joined by their place in the group.
+        Extent::Free => Some([output, if shape[1] == 1 { &[true] } else { &input[..shape[1]] }]),
+        Extent::Outputs => Some([output, &[true]]),
+        // A quantizer has one step for all channels.
+        Extent::Exactly(_) => None,
+    }
 }
 
 /// A node for the input channels and output channels that stay.
 fn shorten(node: Node, input: &[bool], output: &[bool], device: &Device) -> Result<Node> {
     let layer = layer(&node, input, output);
-    let parameters = node.parameters().into_iter().map(|parameter| match parameter.name {
-        "weight" => {
-            let columns = columns(&parameter.shape, input);
-            select(parameter, output, columns)
-        }
-        // A quantizer has one for all channels.
-        "step" | "alpha" => parameter,
-        _ => select(parameter, output, &[true]),
-    });
-    build(node.name, node.inputs, &layer, parameters.collect(), device)
+    let cut = |parameter: Stored| match stays(&node, parameter.name, &parameter.shape, input, output) {
+        Some([rows, columns]) => select(parameter, rows, columns),
+        None => parameter,
+    };
+    let parameters = node.parameters().into_iter().map(cut).collect();
+    build(node.name, node.inputs, &layer, parameters, device)
 }
 
 /// The rows and columns of `[rows, columns, ...]` that stay.

@@ -1,224 +1,22 @@
 mod constants;
 mod cost;
 
-use briquette_runtime::{Activation, Grid, Layer, Places, Product, Stage, StepGradient, Window, layers};
-use burn::module::Param;
-use burn::tensor::{Device, Tensor, TensorData};
+use briquette_runtime::layers::{Gate, Measure, Merge, Route};
+use briquette_runtime::{Activation, Grid, Layer, Places, Product, Stage, layers};
+use burn::tensor::Device;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
 use crate::builder::{At, Builder, Conv};
 use crate::coding::{Coding, Rounding, Source};
-use crate::net::Value;
-use crate::quantize::Quantize;
+use crate::random_nets::{agree, coded, noise, on_an_edge, output, random_net, stir};
 use crate::stored::{Storage, Stored};
-use crate::streams::standard_normal;
 use crate::zoo::Arch;
 
 fn zoo(name: &str) -> Net {
     let arch = Arch::named(name).unwrap();
     arch.build(&arch.wanted(), &Device::flex()).unwrap()
-}
-
-fn noise(rng: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
-    (0..count).map(|_| standard_normal(rng) as f32).collect()
-}
-
-fn output(net: &Net, input: &[f32]) -> Vec<f32> {
-    let shape = net.input_shape();
-    let batch = input.len() / shape.iter().product::<usize>();
-    let input = Tensor::<4>::from_data(TensorData::new(input.to_vec(), [batch, shape[0], shape[1], shape[2]]), &net.device());
-    crate::coding::floats(net.forward(input))
-}
-
-fn agree(a: &[f32], b: &[f32]) -> bool {
-    let scale = a.iter().fold(1.0_f32, |m, v| m.max(v.abs()));
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-4 * scale)
-}
-
-/// Fresh nets have zero biases and neutral normalization, under which a forgotten entry would not show.
-fn stir(net: Net, rng: &mut ChaCha8Rng) -> Net {
-    let device = net.device();
-    let nodes = net.nodes.into_iter().map(|node| {
-        let mut parameters = node.parameters();
-        for parameter in parameters.iter_mut().filter(|parameter| parameter.shape.len() == 1) {
-            parameter.base = noise(rng, parameter.base.len());
-            if parameter.name == "var" {
-                parameter.base.iter_mut().for_each(|v| *v = v.abs() + 0.5);
-            }
-        }
-        node.with(parameters, &device).unwrap()
-    });
-    Net { nodes: nodes.collect() }
-}
-
-/// A random network of 3 to 9 blocks, each one of: convolution, grouped or depthwise convolution, residual addition or product, concatenation,
-/// channel split, option-A shortcut, pooling; then a flatten or a global pool and one or two fully connected layers. Some layers read through a
-/// quantizer.
-fn random_net(rng: &mut ChaCha8Rng) -> Net {
-    let mut b = Builder::new([rng.random_range(1..4), 8, 8], rng.random(), &Device::flex());
-    let mut x = b.input();
-    for block in 0..rng.random_range(3..10) {
-        x = random_block(&mut b, x, &format!("b{block}"), rng);
-    }
-    if rng.random() {
-        x = b.global_avg_pool("pool", x);
-    } else {
-        x = b.flatten("flatten", x);
-        x = b.batch_norm("flat-norm", x);
-    }
-    if rng.random() {
-        x = b.linear("hidden", x, rng.random_range(2..9));
-        x = b.relu("hidden-relu", x);
-    }
-    b.linear("out", x, 3);
-    quantized(stir(b.finish().unwrap(), rng), rng)
-}
-
-/// The network with a quantizer of any kind in front of some layers.
-fn quantized(mut net: Net, rng: &mut ChaCha8Rng) -> Net {
-    let names: Vec<String> = net.weighted().map(|(_, node)| node.name.clone()).collect();
-    for name in names.into_iter().filter(|_| rng.random_ratio(1, 5)).collect::<Vec<_>>() {
-        let levels = [4, 16, 255][rng.random_range(0..3)];
-        // An odd number about the middle of two codes has no 0, which freezes the channels.
-        let zero = [0.0, 0.0, (levels / 2) as f32, (levels - 1) as f32 / 2.0][rng.random_range(0..4)];
-        let train = [StepGradient::Fixed, StepGradient::Learned, StepGradient::Clip][rng.random_range(0..3)];
-        let scale = rng.random_range(0.1..0.4) * train.steps(levels, zero);
-        let scale = Param::from_tensor(Tensor::from_floats([scale], &net.device()));
-        let reader = net.index(&name).unwrap();
-        let op = Quantize::new(scale, levels, zero, train).into();
-        net = net.interpose(reader, format!("{name}-quantized"), op).unwrap();
-    }
-    net
-}
-
-/// Whether the order of a sum may decide to which code a quantizer takes what it reads.
-fn on_an_edge(net: &Net, input: &[f32]) -> bool {
-    let shape = net.input_shape();
-    let images = Tensor::<1>::from_floats(input, &net.device()).reshape([-1, shape[0] as i32, shape[1] as i32, shape[2] as i32]);
-    let mut found = false;
-    net.trace(images, |index, value| {
-        let read = || match value.clone() {
-            Value::Map(x) => crate::coding::floats(x),
-            Value::Vector(x) => crate::coding::floats(x),
-        };
-        for node in net.nodes.iter().filter(|node| node.inputs.first() == Some(&index)) {
-            let Some(quantize) = node.op.quantize() else { continue };
-            let (step, last) = (crate::coding::floats(quantize.step())[0], (quantize.levels - 1) as f32);
-            let codes = read().into_iter().filter(|x| *x != 0.0).map(|x| x / step + quantize.zero);
-            found |= codes.filter(|u| (0.0..last).contains(u)).any(|u| (u.fract() - 0.5).abs() < 1e-4 + 1e-5 * u);
-        }
-        value
-    });
-    found
-}
-
-/// The network with its weights under codings of every kind, some of them masked.
-fn coded(net: Net, rng: &mut ChaCha8Rng) -> Net {
-    let device = net.device();
-    let nodes = net.nodes.into_iter().map(|node| {
-        let mut parameters = node.parameters();
-        for weight in parameters.iter_mut().filter(|parameter| parameter.name == "weight") {
-            let mask = rng.random_ratio(1, 3).then(|| (0..weight.base.len()).map(|_| rng.random_ratio(3, 4)).collect());
-            weight.coding = Coding { mask, source: random_source(&weight.shape, rng) };
-        }
-        node.with(parameters, &device).unwrap()
-    });
-    Net { nodes: nodes.collect() }
-}
-
-fn random_source(shape: &[usize], rng: &mut ChaCha8Rng) -> Source {
-    let (count, out) = (shape.iter().product::<usize>(), shape[0]);
-    match rng.random_range(0..9) {
-        0 => Source::Free,
-        1 => {
-            Source::Codebook { centroids: vec![-0.3, 0.1, 0.4], assignment: (0..count).map(|_| rng.random_range(0..3)).collect() }
-        }
-        2 | 3 => Source::Ternary { scales: [0.2, 0.3], share: rng.random_range(0.05..0.6) },
-        4 => Source::Shared {
-            rule: Places::Hash { seed: 7 },
-            values: vec![0.3, -0.2, 0.1],
-            places: Places::Hash { seed: 7 }.all(&[count], 3),
-        },
-        5 => {
-            let columns = count / out;
-            let width = 5.min(columns);
-            let stage = Stage {
-                centroids: (0..3 * columns).map(|i| (i % 23) as f32 * 0.02 - 0.2).collect(),
-                indices: (0..columns.div_ceil(width) * out).map(|_| rng.random_range(0..3)).collect(),
-            };
-            Source::Product { product: Product { width, columns, taps: 1, stages: vec![stage] }, transposed: false }
-        }
-        _ => {
-            let roundings = [Rounding::Nearest, Rounding::Stochastic, Rounding::Tanh, Rounding::Tanh, Rounding::Threshold];
-            let rounding = roundings[rng.random_range(0..roundings.len())];
-            let levels = if rounding == Rounding::Threshold { 3 } else { [3, 4, 16][rng.random_range(0..3)] };
-            let axis = if rng.random() { Some(0) } else { None };
-            let channels = if axis.is_some() { out } else { 1 };
-            let steps = (0..channels).map(|_| rng.random_range(0.05..0.3)).collect();
-            let grid = Grid { levels, axis, steps, zeros: vec![(levels - 1) as f32 / 2.0; channels] };
-            Source::Grid { grid, rounding, learned: rng.random() }
-        }
-    }
-}
-
-fn random_block(b: &mut Builder, x: At, name: &str, rng: &mut ChaCha8Rng) -> At {
-    let channels = b.shape(x)[0];
-    let sub = |part: &str| format!("{name}.{part}");
-    let unit = |b: &mut Builder, x: At, part: &str, conv: Conv, rng: &mut ChaCha8Rng| {
-        let mut x = b.conv(&sub(part), x, if rng.random() { conv } else { conv.no_bias() });
-        if rng.random() {
-            x = b.batch_norm(&sub(&format!("{part}-norm")), x);
-        }
-        let functions = [Activation::Relu, Activation::Tanh, Activation::LeakyRelu { slope: 0.1 }, Activation::Silu];
-        b.fixed(&sub(&format!("{part}-act")), &[x], Layer::Activation(functions[rng.random_range(0..functions.len())]))
-    };
-    match rng.random_range(0..9) {
-        0 | 1 => unit(b, x, "conv", Conv::new(rng.random_range(2..9), 3).same(), rng),
-        2 => unit(b, x, "depthwise", Conv::new(channels * rng.random_range(1..3), 3).same().groups(channels), rng),
-        3 if channels.is_multiple_of(2) => unit(b, x, "grouped", Conv::new(2 * rng.random_range(1..5), 3).same().groups(2), rng),
-        4 => {
-            let inner = unit(b, x, "inner", Conv::new(rng.random_range(2..9), 1), rng);
-            let outer = unit(b, inner, "outer", Conv::new(channels, 3).same(), rng);
-            let join = if rng.random() { Layer::Add(layers::Add) } else { Layer::Multiply(layers::Multiply) };
-            b.fixed(&sub("join"), &[x, outer], join)
-        }
-        5 => {
-            let left = unit(b, x, "left", Conv::new(rng.random_range(2..6), 1), rng);
-            let right = unit(b, x, "right", Conv::new(rng.random_range(2..6), 3).same(), rng);
-            let all = b.fixed(&sub("concat"), &[left, x, right], layers::Concat);
-            b.batch_norm(&sub("concat-norm"), all)
-        }
-        6 if channels >= 4 => {
-            let start = rng.random_range(1..channels / 2);
-            let head = b.fixed(&sub("head"), &[x], layers::ChannelSlice { start: 0, len: start });
-            let tail = b.fixed(&sub("tail"), &[x], layers::ChannelSlice { start, len: channels - start });
-            let tail = unit(b, tail, "tail-conv", Conv::new(4, 3).same(), rng);
-            b.fixed(&sub("join"), &[tail, head], layers::Concat)
-        }
-        7 => {
-            let layer = Layer::PadShortcut(layers::PadShortcut {
-                stride: 1,
-                before: rng.random_range(0..3),
-                after: rng.random_range(1..3),
-            });
-            let wide = b.fixed(&sub("shortcut"), &[x], layer);
-            let filters = b.shape(wide)[0];
-            let body = unit(b, x, "wide", Conv::new(filters, 3).same(), rng);
-            b.add(&sub("add"), &[body, wide])
-        }
-        8 if b.shape(x)[1] >= 4 => {
-            let window = Window::square(2);
-            let layer = if rng.random() {
-                Layer::MaxPool(layers::MaxPool { window })
-            } else {
-                Layer::AvgPool(layers::AvgPool { window, count_padding: true })
-            };
-            b.fixed(&sub("pool"), &[x], layer)
-        }
-        _ => b.relu(&sub("relu"), x),
-    }
 }
 
 /// Random flags that leave at least the first unit.
@@ -688,4 +486,45 @@ fn means_over_channels_freeze_them_and_products_join_them() {
     });
     assert_eq!((joined[0].frozen.as_deref(), joined[0].len(), joined.len()), (None, 4, 2));
     assert_eq!(joined[0].producers().count(), 2);
+}
+
+#[test]
+fn a_gates_decision_is_no_channel_of_the_values_that_go_by_it() {
+    // A value of one channel takes both branches; one pads it, so that it lies among the four channels in which they meet.
+    let build = |threshold: f32| {
+        let mut b = Builder::new([2, 6, 6], 4, &Device::flex());
+        let one = b.conv("one", b.input(), Conv::new(1, 3).same());
+        let pooled = b.global_avg_pool("pool", one);
+        let logits = b.linear("logits", pooled, 2);
+        let gate = b.fixed("gate", &[logits], Gate { measure: Measure::Confidence, threshold });
+        let [left, on] = [("left", true), ("on", false)].map(|(name, leaving)| b.fixed(name, &[one, gate], Route { leaving }));
+        let wide = b.fixed("wide", &[on], layers::PadShortcut { stride: 1, before: 1, after: 2 });
+        let body = b.conv("body", on, Conv::new(4, 3).same());
+        let on = b.add("add", &[body, wide]);
+        let left = b.conv("other", left, Conv::new(4, 1));
+        let x = b.fixed("merge", &[left, on, gate], Merge);
+        let x = b.global_avg_pool("mean", x);
+        b.linear("fc", x, 3);
+        stir(b.finish().unwrap(), &mut ChaCha8Rng::seed_from_u64(5))
+    };
+    let input = noise(&mut ChaCha8Rng::seed_from_u64(6), 8 * 72);
+    let taken = |net: &Net| {
+        let engine = briquette_runtime::Engine::new(&net.to_model(Storage::default()).unwrap(), 1).unwrap();
+        engine.run_counted(&input, 8).unwrap().1.into_iter().find(|(step, _)| step == "body").unwrap().1
+    };
+    let net = (50..100).map(|percent| build(percent as f32 / 100.0)).find(|net| (1..8).contains(&taken(net))).unwrap();
+    let expected = [
+        "one: 4 units; 1 of one, 4 of body .. other (2 layers)",
+        "logits: 2 units; 2 of logits; frozen: 'gate' (gate) decides by all of them",
+        "fc: 3 units; 3 of fc; frozen: they are the network's output",
+    ];
+    assert_eq!(printed(&net), expected);
+    let groups = net.channel_groups().unwrap();
+    let cuts = |keep: [bool; 4]| [(&groups[0], Keep::new(keep.to_vec()))];
+    let without = cuts([true, false, true, false]);
+    let (masked, cut) = (net.deep_clone().mask(&without).unwrap(), net.deep_clone().keep(&without).unwrap());
+    assert_eq!(net.cost_after(&without).unwrap(), crate::cost::Cost::of(&cut).unwrap());
+    assert!(agree(&output(&masked, &input), &output(&cut, &input)) && taken(&cut) == taken(&net));
+    let alone = net.keep(&cuts([false, true, true, true])).unwrap_err().to_string();
+    assert_eq!(alone, "node 'one': would keep none of its 1 channels; remove less");
 }

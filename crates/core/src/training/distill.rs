@@ -14,7 +14,8 @@ use crate::objective::{Distillation, Distiller, Objective};
 pub struct Distill {
     /// Name of the objective.
     pub method: String,
-    /// The container of the teacher; without one the teacher is the network as it was before the pass.
+    /// The container of the teacher; without one the teacher is the network as it was before the pass. A config in which nothing has trained that is
+    /// refused: its logits are those of drawn weights.
     #[serde(default)]
     pub teacher: Option<String>,
     /// The objective's own settings.

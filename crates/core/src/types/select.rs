@@ -29,15 +29,9 @@ pub enum Fit {
 impl Selector {
     /// How closely this fits the node, if it does.
     pub fn fit(&self, node: &Node) -> Option<Fit> {
-        let kind = match &node.op {
-            Op::Conv2d(_) => "conv",
-            Op::Linear(_) => "fc",
-            Op::Tensors(_) if node.op.structure().is_some() => "fc",
-            Op::BatchNorm(_) | Op::Tensors(_) | Op::Fixed(_) => "",
-        };
         if self.0 == node.name {
             Some(Fit::Name)
-        } else if self.0 == kind {
+        } else if kind(node) == Some(self.0.as_str()) {
             Some(Fit::Kind)
         } else {
             let literal = self.0.len() - self.0.matches('*').count();
@@ -58,7 +52,7 @@ impl Selector {
         let found: Vec<(usize, Fit)> =
             net.nodes.iter().enumerate().filter_map(|(index, node)| Some((index, self.fit(node)?))).collect();
         if found.is_empty() {
-            return Err(Error::unknown("layer", &self.0, net.weighted().map(|(_, node)| node.name.as_str()).chain(KINDS)));
+            return Err(Error::unknown("layer", &self.0, known(net)));
         }
         Ok(found)
     }
@@ -73,8 +67,21 @@ impl From<&str> for Selector {
 /// Why a layer is refused by what prunes or shares weights.
 pub const WEIGHTLESS: &str = "has no weights of its own, for its matrix is structural; leave it out";
 
-/// The kinds of layers.
-pub(super) const KINDS: [&str; 2] = ["conv", "fc"];
+/// What selectors call layers of the node's kind.
+fn kind(node: &Node) -> Option<&'static str> {
+    match &node.op {
+        Op::Conv2d(_) => Some("conv"),
+        Op::Linear(_) => Some("fc"),
+        Op::Tensors(_) => node.op.structure().map(|_| "fc"),
+        Op::BatchNorm(_) | Op::Fixed(_) => None,
+    }
+}
+
+/// What a selector may say of this network: the names of its layers, and the kinds that it has of them.
+pub(super) fn known(net: &Net) -> impl Iterator<Item = &str> {
+    let kinds: BTreeSet<&str> = net.weighted().filter_map(|(_, node)| kind(node)).collect();
+    net.weighted().map(|(_, node)| node.name.as_str()).chain(kinds)
+}
 
 /// Whether a text fits a pattern in which `*` stands for any characters.
 fn fits(pattern: &str, text: &str) -> bool {
@@ -213,6 +220,12 @@ mod tests {
         let both = chosen(Some(&["fc"]), Some(&["fc*"])).unwrap_err().to_string();
         assert_eq!(both, "`except` leaves no layer; shorten it");
         assert!(chosen(None, Some(&["cov1"])).unwrap_err().to_string().starts_with("unknown layer 'cov1'; did you mean"));
+        let names = "'conv1', 'layer1.0.conv', 'layer1.1.conv', 'layer2.0.conv', 'fc', 'fc2', 'conv'";
+        assert_eq!(refused(&["backbone"]), format!("unknown layer 'backbone'; known: {names}"));
+        let mut dense = net();
+        dense.nodes.retain(|node| !matches!(node.op, Op::Conv2d(_)));
+        let error = Selector::from("conv").nodes(&dense).unwrap_err().to_string();
+        assert_eq!(error, "unknown layer 'conv'; known: 'fc', 'fc2'", "a kind that no layer is of is not suggested");
     }
 
     #[test]

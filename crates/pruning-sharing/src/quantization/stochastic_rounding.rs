@@ -4,9 +4,9 @@
 //! to whose ends whatever lies beyond them saturates. After each step of the optimizer, weights and biases are rounded into their format,
 //! up or down with probabilities that make the mean of the outcome the value, `P(up) = (x - floor_e(x)) / e`: a gradient that would move a
 //! weight by less than `e` then moves it sometimes, instead of never. Activations that layers read are rounded into a format of their own in
-//! every forward pass, while training by the same rule, to the nearest value otherwise. Gradients have a format of their own, too: those of what
-//! the layers put out, on the way back, and those of weights and biases before the optimizer takes them. Sums are those of the machine, wider than
-//! any of the formats, and are rounded once.
+//! every forward pass, while training by the same rule, to the nearest value otherwise; a shortcut that carries the same value past the layers has
+//! it unrounded in both. Gradients have a format of their own, too: those of what the layers put out, on the way back, and those of weights and
+//! biases before the optimizer takes them. Sums are those of the machine, wider than any of the formats, and are rounded once.
 //!
 //! ```
 //! use briquette_core::builder::Builder;
@@ -50,7 +50,7 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Value};
 use briquette_core::objective::Taps;
 use briquette_core::pass::{Method, Pass};
-use briquette_core::quantize::CoarseGradient;
+use briquette_core::quantize::{CoarseGradient, straight};
 use briquette_core::training::{Extras, Forward, Projection, Recipe, fit};
 use briquette_core::types::{Bits, Layers, PerLayer};
 use briquette_core::{Grid, StepGradient};
@@ -237,25 +237,30 @@ impl Projection for Rounded {
     }
 }
 
-/// Rounds what quantizers read by chance, before they do so to the nearest.
+/// Has quantizers round what they read by chance. Only what they put out is touched: a shortcut that reads the same value has it as it is, while
+/// training as afterwards.
 struct Noisy {
-    values: Vec<usize>,
+    /// Each with the node that it reads.
+    quantizers: BTreeMap<usize, usize>,
     format: Format,
 }
 
 impl Noisy {
     /// In front of each of these layers stands a quantizer of the pass's own.
     fn new(net: &Net, layers: &[usize], format: Format) -> Self {
-        let own = |layer: &usize| &net.nodes[net.nodes[*layer].inputs[0]];
-        Self { values: layers.iter().map(|layer| own(layer).inputs[0]).collect(), format }
+        let own = |layer: &usize| net.nodes[*layer].inputs[0];
+        Self { quantizers: layers.iter().map(own).map(|own| (own, net.nodes[own].inputs[0])).collect(), format }
     }
 
-    /// The gradient is that of the value itself; the quantizer behind it stops what saturates.
-    fn round<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let step = f64::from(self.format.step());
-        let u = x.clone().detach().mul_scalar(1.0 / step);
-        let drawn = (u.clone() + chance::uniform_like(&u)).floor().mul_scalar(step);
-        x.clone() + (drawn - x.detach())
+    /// What a quantizer draws of what it read, in the place of its own output and with the gradient of that.
+    fn round(&self, read: Value, own: Value) -> Value {
+        fn drawn<const D: usize>(format: Format, x: Tensor<D>, own: Tensor<D>) -> Tensor<D> {
+            straight(format.round(x.detach(), By::Stochastic), own)
+        }
+        match own {
+            Value::Map(own) => Value::Map(drawn(self.format, read.map(), own)),
+            Value::Vector(own) => Value::Vector(drawn(self.format, read.vector(), own)),
+        }
     }
 }
 
@@ -278,26 +283,29 @@ impl Way {
         passing
     }
 
-    fn shown<const D: usize>(&self, node: usize, x: Tensor<D>) -> Tensor<D> {
-        let x = match self.gradients.filter(|_| self.layers.contains(&node)) {
-            Some(gradients) => gradients.apply(x),
-            None => x,
-        };
-        match self.noisy.as_ref().filter(|noisy| noisy.values.contains(&node)) {
-            Some(noisy) => noisy.round(x),
-            None => x,
+    /// The output of a node with its gradient rounded, if it is one of the layers.
+    fn coarse(&self, node: usize, value: Value) -> Value {
+        match (self.gradients.filter(|_| self.layers.contains(&node)), value) {
+            (Some(gradients), Value::Map(x)) => Value::Map(gradients.apply(x)),
+            (Some(gradients), Value::Vector(x)) => Value::Vector(gradients.apply(x)),
+            (None, value) => value,
         }
     }
 }
 
 impl Forward for Way {
     fn forward(&self, net: &Net, images: Tensor<4>, taps: &mut Taps) -> Tensor<2> {
+        // What quantizers will read.
+        let mut kept: HashMap<usize, Value> = HashMap::new();
         let logits = self.passing(net).trace(images, |node, value| {
+            let own = self.noisy.as_ref().and_then(|noisy| Some((noisy, kept.remove(noisy.quantizers.get(&node)?)?)));
+            let value = own.map_or(value.clone(), |(noisy, read)| noisy.round(read, value));
             taps.meet(node, &value);
-            match value {
-                Value::Map(x) => Value::Map(self.shown(node, x)),
-                Value::Vector(x) => Value::Vector(self.shown(node, x)),
+            let value = self.coarse(node, value);
+            if self.noisy.iter().any(|noisy| noisy.quantizers.values().any(|read| *read == node)) {
+                kept.insert(node, value.clone());
             }
+            value
         });
         logits.vector()
     }
@@ -309,6 +317,7 @@ fn unit() -> Format {
 
 #[cfg(test)]
 mod tests {
+    use briquette_core::builder::{Builder, Conv};
     use briquette_core::coding::floats;
     use briquette_core::context::Silent;
     use briquette_core::stored::Storage;
@@ -317,7 +326,7 @@ mod tests {
 
     use super::*;
     use crate::quantization::fixed_point::FixedPoint;
-    use briquette_handmade::{get, images, outputs, refusal, run, small, stirred};
+    use briquette_handmade::{get, images, outputs, refusal, run, set, small, stirred};
 
     #[test]
     fn the_mean_of_what_is_rounded_is_the_value_and_the_format_saturates() {
@@ -477,9 +486,44 @@ mod tests {
         let net = method.plan(earlier).unwrap();
         let way = method.way(&net, &["conv2".to_string()].into()).unwrap().unwrap();
         assert_eq!(
-            (way.layers, way.noisy.unwrap().values),
+            (way.layers, way.noisy.unwrap().quantizers.into_values().collect()),
             (vec![net.index("conv2").unwrap()], vec![net.index("relu1").unwrap()])
         );
+    }
+
+    #[test]
+    fn draws_reach_the_layers_and_no_shortcut_past_them() {
+        let block = |weight: f32| {
+            let mut b = Builder::new([1, 4, 4], 1, &Device::flex());
+            let conv1 = b.conv("conv1", b.input(), Conv::new(3, 3).same());
+            let x = b.relu("relu1", conv1);
+            let conv2 = b.conv("conv2", x, Conv::new(3, 1).no_bias());
+            let sum = b.add("sum", &[x, conv2]);
+            let x = b.global_avg_pool("pool", sum);
+            b.linear("fc", x, 3);
+            let format = serde_json::json!({ "integer": 4, "fraction": 2 });
+            let settings = serde_json::json!({ "activations": format, "layers": ["conv2"], "train": {} });
+            let method: StochasticRounding = serde_json::from_value(settings).unwrap();
+            let net = method.plan(set(b.finish().unwrap(), "conv2", "weight", &[weight; 9])).unwrap();
+            let way = method.way(&net, &["conv2".to_string()].into()).unwrap().unwrap();
+            (net, way)
+        };
+        let x = Tensor::<4>::random([5, 1, 4, 4], Distribution::Uniform(0.0, 1.0), &Device::flex());
+        let (net, way) = block(0.0);
+        assert_eq!(floats(way.forward(&net, x.clone(), &mut Taps::default())), floats(net.forward(x.clone())));
+        // What the layer reads is drawn, and on the mean it is what the shortcut carries.
+        let (net, way) = block(0.5);
+        let drawn = |seed: u64| {
+            chance::seed(seed);
+            floats(way.forward(&net, x.clone(), &mut Taps::default()))
+        };
+        let draws: Vec<Vec<f32>> = (0..2000).map(drawn).collect();
+        assert_ne!(draws[0], draws[1]);
+        let quantizer = net.nodes[net.index("conv2").unwrap()].inputs[0];
+        let read = net.nodes[quantizer].inputs[0];
+        let real = floats(net.deep_clone().bypass(quantizer, read).unwrap().forward(x.clone()));
+        let mean = |at: usize| draws.iter().map(|draw| draw[at]).sum::<f32>() / draws.len() as f32;
+        assert!(real.iter().enumerate().all(|(at, real)| (mean(at) - real).abs() < 1e-2), "{real:?}");
     }
 
     #[test]

@@ -226,6 +226,10 @@ impl Pass for WeightDistortion {
         let layers = self.check(&net)?;
         projected(net, &layers, self.under)
     }
+
+    fn writes(&self) -> Vec<String> {
+        self.table.clone().into_iter().collect()
+    }
 }
 
 impl WeightDistortion {

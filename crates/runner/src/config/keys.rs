@@ -1,8 +1,8 @@
 //! Keys of a config: what an unknown one may have meant, and where `--set` writes.
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use briquette_core::error::nearest;
 use briquette_core::types::unquoted;
+use briquette_data::nearest;
 use serde_json::Value;
 
 /// Every key that a config can hold, one after another in the tables' first cells.

@@ -26,7 +26,7 @@ pub(crate) struct Step {
     pub(crate) name: String,
     inputs: Vec<usize>,
     branch: Branch,
-    operation: Box<dyn Operation>,
+    pub(crate) operation: Box<dyn Operation>,
     /// Values that nobody needs afterwards.
     dead: Vec<usize>,
 }
@@ -177,7 +177,11 @@ fn integers(model: &Model, shapes: &[Vec<usize>]) -> BTreeMap<usize, Quantized> 
         let (input, grid) = (node.inputs[0], grids[node.inputs[0]].clone());
         match node.layer.runnable().codes(node, &shapes[input], &shapes[position]) {
             Codes::Made(grid) => grids[position] = Some(grid),
-            Codes::Kept => grids[position] = grid,
+            Codes::Kept => {
+                let values = node.layer.kind().branch().values(&node.inputs);
+                let one = values.iter().all(|value| grids[*value] == grid);
+                grids[position] = grid.filter(|_| one);
+            }
             Codes::Taken(geometry) => {
                 let Some((grid, weight)) = grid.zip(node.tensor("weight")) else { continue };
                 let epilogue = Epilogue { bias: decoded(node, "bias"), activation: None };

@@ -42,7 +42,7 @@ pub(crate) trait Operation: Debug + Send + Sync {
 pub(crate) enum Codes {
     /// Makes them.
     Made(Grid),
-    /// Hands them on.
+    /// Hands them on, of several values where all lie on one grid.
     Kept,
     /// Can take them, if its weight lies on a grid too, as a convolution of this geometry.
     Taken(Geometry),

@@ -1,3 +1,4 @@
+mod branches;
 mod grids;
 
 use proptest::prelude::*;
@@ -196,16 +197,20 @@ proptest! {
 
     #[test]
     fn pools_are_their_definitions(
-        (h, w) in (3_usize..14, 3_usize..14),
+        (h, w) in (1_usize..14, 1_usize..14),
         kernel in [1_usize..4, 1_usize..4],
         stride in [1_usize..4, 1_usize..4],
         sides in [[0_usize..3, 0_usize..3], [0_usize..3, 0_usize..3]],
         ceil in any::<bool>(),
+        // Of both signs, or all below zero.
+        shift in prop_oneof![Just(0.0), Just(-1.5)],
     ) {
         let padding = Padding([0, 1].map(|axis| sides[axis].map(|side| side.min(kernel[axis] - 1))));
+        let fits = |axis: usize| [h, w][axis] + padding.0[axis].iter().sum::<usize>() >= kernel[axis];
+        prop_assume!(fits(0) && fits(1));
         let window = Window { kernel, stride, padding, ceil };
         let [rows, columns] = [0, 1].map(|axis| windows_of(&window, axis, [h, w][axis]));
-        let input = values(2 * h * w, 7, 0);
+        let input: Vec<f32> = values(2 * h * w, 7, 0).iter().map(|x| x + shift).collect();
         for (layer, mean, count) in [
             (Layer::MaxPool(layers::MaxPool { window }), false, false),
             (Layer::AvgPool(layers::AvgPool { window, count_padding: true }), true, true),
@@ -229,6 +234,23 @@ proptest! {
             assert_close(&run(&model, &input, 1), &expected, 1e-6);
         }
     }
+}
+
+#[test]
+fn no_maximum_is_that_of_padding() {
+    let input = [-3.0, -1.0, -4.0, -2.0];
+    let of = |kernel: usize, stride: usize, sides: [usize; 2], ceil: bool, input: &[f32]| {
+        let window = Window { kernel: [1, kernel], stride: [1, stride], padding: Padding([[0, 0], sides]), ceil };
+        run(&single(&[1, 1, input.len()], Layer::MaxPool(layers::MaxPool { window })), input, 1)
+    };
+    assert_eq!(of(3, 1, [1, 1], false, &input), [-1.0, -1.0, -1.0, -2.0]);
+    assert_eq!(of(3, 2, [2, 2], false, &input), [-3.0, -1.0, -2.0]);
+    assert_eq!(of(3, 3, [0, 0], true, &input), [-1.0, -2.0], "the last window sees one value and what lies behind it");
+    // With `ceil` a third window would lie in the padding alone, and is none.
+    assert_eq!(of(2, 2, [0, 1], true, &input), [-1.0, -2.0]);
+    assert_eq!(of(2, 2, [1, 1], true, &input), [-3.0, -1.0, -2.0]);
+    assert_eq!(of(3, 3, [2, 2], true, &[-5.0, -6.0]), [-5.0, -6.0]);
+    assert_eq!(of(3, 2, [2, 2], true, &[-5.0]), [-5.0, -5.0]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Batch normalization.
 
-use super::{Activation, Channels, Constants, Extent, Kind, Parameters, Runnable, Setting, Sign, Storable, Tensor};
+use super::{Activation, Channels, Constants, Extent, Kind, Parameters, Role, Runnable, Setting, Sign, Storable, Tensor};
 use crate::bytes::{Put as _, Reader};
 use crate::engine::{Operation, Threads, decoded};
 use crate::{Error, Node};
@@ -25,7 +25,8 @@ impl Kind for BatchNorm {
     }
 
     fn tensors(&self) -> Vec<Tensor> {
-        ["gamma", "beta", "mean", "var"].map(|name| Tensor::required(name, Extent::Outputs)).to_vec()
+        let roles = [("gamma", Role::Beside), ("beta", Role::Beside), ("mean", Role::Apart), ("var", Role::Apart)];
+        roles.map(|(name, role)| Tensor::required(name, Extent::Outputs, role)).to_vec()
     }
 
     fn shape(&self, inputs: &[&[usize]], _: Option<&[usize]>) -> Result<Vec<usize>, String> {

@@ -1,7 +1,7 @@
 //! Convolution.
 
 use super::shape::{extent, map, padded};
-use super::{Channels, Constants, Extent, Kind, Layer, Parameters, Runnable, Sign, Storable, Tensor, count};
+use super::{Channels, Constants, Extent, Kind, Layer, Parameters, Role, Runnable, Sign, Storable, Tensor, count};
 use crate::bytes::{Put as _, Reader};
 use crate::engine::{Codes, Convolution, Depthwise, Epilogue, Geometry, Operation, decoded};
 use crate::{Coded, Error, Node, Padding};
@@ -25,7 +25,7 @@ impl Kind for Conv2d {
     }
 
     fn tensors(&self) -> Vec<Tensor> {
-        vec![Tensor::required("weight", Extent::Free), Tensor::bias()]
+        vec![Tensor::required("weight", Extent::Free, Role::Weight), Tensor::bias()]
     }
 
     fn shape(&self, inputs: &[&[usize]], weight: Option<&[usize]>) -> Result<Vec<usize>, String> {
@@ -41,13 +41,6 @@ impl Kind for Conv2d {
         match (along(0, ph, kh), along(1, pw, kw)) {
             (Some(oh), Some(ow)) => Ok(vec![out, oh, ow]),
             _ => Err(format!("kernel {kh}x{kw} does not fit the input {:?}", inputs[0])),
-        }
-    }
-
-    fn macs(&self, weight: Option<&[usize]>, output: &[usize]) -> u64 {
-        match weight {
-            Some(&[_, fan, kh, kw]) => (fan * kh * kw) as u64 * output.iter().product::<usize>() as u64,
-            _ => 0,
         }
     }
 

@@ -9,6 +9,9 @@ use crate::{Error, Node};
 /// 1 for samples that leave here, 0 for those that go on, by how sure the logits are. [`Route`](super::Route) and
 /// [`Merge`](super::Merge) go by it.
 ///
+/// The loss of the output alone teaches an exit by the samples that leave there. For an exit to learn from all samples, an objective has to tap it;
+/// recipes cannot name one yet.
+///
 /// Teerapittayanon, McDanel, Kung. "BranchyNet: Fast Inference via Early Exiting from Deep Neural Networks". ICPR 2016. arXiv:1709.01686, for the
 /// entropy, here as a share of the largest.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]

@@ -1,7 +1,7 @@
 //! Fully connected layer.
 
 use super::conv2d::of_filters;
-use super::{Channels, Constants, Extent, Kind, Parameters, Runnable, Sign, Storable, Tensor};
+use super::{Channels, Constants, Extent, Kind, Parameters, Role, Runnable, Sign, Storable, Tensor};
 use crate::bytes::Reader;
 use crate::engine::{Codes, Dense, Epilogue, Geometry, Operation, decoded};
 use crate::{Error, Node, Padding};
@@ -16,7 +16,7 @@ impl Kind for Linear {
     }
 
     fn tensors(&self) -> Vec<Tensor> {
-        vec![Tensor::required("weight", Extent::Free), Tensor::bias()]
+        vec![Tensor::required("weight", Extent::Free, Role::Weight), Tensor::bias()]
     }
 
     fn shape(&self, inputs: &[&[usize]], weight: Option<&[usize]>) -> Result<Vec<usize>, String> {
@@ -27,10 +27,6 @@ impl Kind for Linear {
             return Err(format!("weight {weight:?} does not take the input {:?}", inputs[0]));
         }
         Ok(vec![out])
-    }
-
-    fn macs(&self, weight: Option<&[usize]>, _: &[usize]) -> u64 {
-        weight.map_or(0, |weight| weight.iter().product::<usize>() as u64)
     }
 
     fn channels(&self) -> Channels {

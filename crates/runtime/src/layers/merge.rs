@@ -3,11 +3,11 @@
 use super::{Arity, Channels, Constants, Kind, Parameters, Runnable, Sign, Storable};
 use crate::branches::Branch;
 use crate::bytes::Reader;
-use crate::engine::{Operation, Threads};
+use crate::engine::{Codes, Operation, Threads};
 use crate::{Error, Node};
 
 /// The samples of its first input, which left, and of its second, which went on, in the order in which its third, a
-/// [`Gate`](super::Gate), saw them.
+/// [`Gate`](super::Gate), saw them. Gradients go to the branch that each sample took alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Merge;
 
@@ -55,6 +55,10 @@ impl Storable for Merge {
 impl Runnable for Merge {
     fn operation(&self, _: &Node, _: &[usize], _: &[usize]) -> Box<dyn Operation> {
         Box::new(*self)
+    }
+
+    fn codes(&self, _: &Node, _: &[usize], _: &[usize]) -> Codes {
+        Codes::Kept
     }
 }
 

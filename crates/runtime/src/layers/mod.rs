@@ -184,11 +184,10 @@ pub trait Kind: Debug {
     /// What does not fit, with both sides.
     fn shape(&self, inputs: &[&[usize]], weight: Option<&[usize]>) -> Result<Vec<usize>, String>;
 
-    /// Multiply-accumulates of one sample for this weight and output shape. Only products with weights count, as in the papers'
-    /// tables; normalization, pooling and activations are free.
-    fn macs(&self, weight: Option<&[usize]>, output: &[usize]) -> u64 {
-        let _ = (weight, output);
-        0
+    /// Multiply-accumulates of one sample for so many [weights](Role::Weight) and this output shape: without an answer of its own, each weight is
+    /// multiplied once for every pixel. Only products with weights count, as in the papers' tables; normalization, pooling and activations are free.
+    fn macs(&self, weights: usize, output: &[usize]) -> u64 {
+        weights as u64 * output.iter().skip(1).product::<usize>() as u64
     }
 
     /// What it does to the samples of its inputs.
@@ -295,25 +294,38 @@ pub struct Tensor {
     pub name: &'static str,
     /// What shape it has.
     pub shape: Extent,
+    /// What it is to who counts parameters.
+    pub role: Role,
     /// Whether it has to be there.
     pub required: bool,
 }
 
 impl Tensor {
-    fn required(name: &'static str, shape: Extent) -> Self {
-        Self { name, shape, required: true }
+    fn required(name: &'static str, shape: Extent, role: Role) -> Self {
+        Self { name, shape, role, required: true }
     }
 
     /// A bias, which may be left out.
     fn bias() -> Self {
-        Self { name: "bias", shape: Extent::Outputs, required: false }
+        Self { name: "bias", shape: Extent::Outputs, role: Role::Beside, required: false }
     }
+}
+
+/// What a tensor is to who counts a network's parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Weights, of which products are made.
+    Weight,
+    /// Parameters beside the weights: biases, scales and shifts.
+    Beside,
+    /// No parameters: running statistics, and the steps of grids, of activations as of weights.
+    Apart,
 }
 
 /// What shape a tensor has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Extent {
-    /// One that [`Kind::shape`] judges.
+    /// `[outputs, inputs / groups, ...]`, which [`Kind::shape`] judges.
     Free,
     /// A value for each channel of the output.
     Outputs,
@@ -464,8 +476,8 @@ impl Layer {
     }
 
     /// As [`Kind::macs`].
-    pub fn macs(&self, weight: Option<&[usize]>, output: &[usize]) -> u64 {
-        self.kind().macs(weight, output)
+    pub fn macs(&self, weights: usize, output: &[usize]) -> u64 {
+        self.kind().macs(weights, output)
     }
 }
 

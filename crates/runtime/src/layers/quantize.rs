@@ -1,6 +1,6 @@
 //! Activations on a grid.
 
-use super::{Channels, Constants, Extent, Kind, Parameters, Runnable, Sign, Storable, Tensor};
+use super::{Channels, Constants, Extent, Kind, Parameters, Role, Runnable, Sign, Storable, Tensor};
 use crate::bytes::{Put as _, Reader};
 use crate::engine::{Codes, Operation, PIECE, Threads, decoded};
 use crate::{Error, Grid, Node};
@@ -61,7 +61,7 @@ impl Kind for Quantize {
     }
 
     fn tensors(&self) -> Vec<Tensor> {
-        vec![Tensor::required(self.train.tensor(), Extent::Exactly(vec![1]))]
+        vec![Tensor::required(self.train.tensor(), Extent::Exactly(vec![1]), Role::Apart)]
     }
 
     fn shape(&self, inputs: &[&[usize]], _: Option<&[usize]>) -> Result<Vec<usize>, String> {

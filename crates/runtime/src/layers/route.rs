@@ -3,7 +3,7 @@
 use super::{Arity, Channels, Constants, Kind, Parameters, Runnable, Sign, Storable};
 use crate::branches::Branch;
 use crate::bytes::Reader;
-use crate::engine::{Operation, Threads};
+use crate::engine::{Codes, Operation, Threads};
 use crate::{Error, Node};
 
 /// Of its first input the samples for which its second, a [`Gate`](super::Gate), decided so; nothing is computed for the others until
@@ -60,6 +60,10 @@ impl Storable for Route {
 impl Runnable for Route {
     fn operation(&self, _: &Node, _: &[usize], _: &[usize]) -> Box<dyn Operation> {
         Box::new(*self)
+    }
+
+    fn codes(&self, _: &Node, _: &[usize], _: &[usize]) -> Codes {
+        Codes::Kept
     }
 }
 

@@ -3,7 +3,7 @@
 use briquette_kernels::Structure;
 
 use super::shape::with_channels;
-use super::{Channels, Constants, Extent, Kind, Parameters, Runnable, Sign, Storable, Tensor};
+use super::{Channels, Constants, Extent, Kind, Parameters, Role, Runnable, Sign, Storable, Tensor};
 use crate::bytes::{Put as _, Reader};
 use crate::engine::{Epilogue, Operation, StructuredProduct, decoded};
 use crate::{Error, Node};
@@ -27,7 +27,7 @@ impl Kind for Structured {
 
     fn tensors(&self) -> Vec<Tensor> {
         let parameters = self.structure.parameters();
-        let own = parameters.iter().map(|p| Tensor::required(p.name, Extent::Exactly(p.shape.to_vec())));
+        let own = parameters.iter().map(|p| Tensor::required(p.name, Extent::Exactly(p.shape.to_vec()), Role::Weight));
         own.chain([Tensor::bias()]).collect()
     }
 
@@ -39,7 +39,7 @@ impl Kind for Structured {
         Ok(with_channels(outputs, inputs[0]))
     }
 
-    fn macs(&self, _: Option<&[usize]>, output: &[usize]) -> u64 {
+    fn macs(&self, _: usize, output: &[usize]) -> u64 {
         self.structure.macs() * output[1..].iter().product::<usize>() as u64
     }
 

@@ -94,7 +94,7 @@ fn convolution_follows_the_usual_formula() {
     let weight = [64, 3, 7, 7];
     let out = conv.output_shape(&[&[3, 224, 224]], Some(&weight)).unwrap();
     assert_eq!(out, [64, 112, 112]);
-    assert_eq!(conv.macs(Some(&weight), &out), 118_013_952);
+    assert_eq!(conv.macs(weight.iter().product(), &out), 118_013_952);
 }
 
 #[test]

@@ -1,4 +1,9 @@
+use briquette_runtime::StepGradient;
+use burn::module::Param;
+use burn::tensor::Tensor;
+
 use super::*;
+use crate::quantize::Quantize;
 
 /// The network with the weights of these filters set to zero, by a mask where they have no values of their own.
 pub(super) fn emptied(mut net: Net, filters: &[(usize, usize)]) -> Net {

@@ -104,3 +104,60 @@ fn eight_bits_and_single_bits_take_the_place_of_floats() {
     };
     assert!(bytes(255, 127.0) < 1.1 && bytes(2, 0.5) < 0.2, "{} and {}", bytes(255, 127.0), bytes(2, 0.5));
 }
+
+#[test]
+fn codes_go_through_routes_and_merges_of_one_grid() {
+    use crate::layers::{Gate, Measure, Merge, Route};
+    let grid = Grid::uniform(255, 2.0_f32.powi(-7), 127.0);
+    let fc = |name: &str, from: usize, shape: [usize; 2]| {
+        let codes = values(shape[0] * shape[1], from, 0);
+        let on: Vec<f32> = codes.iter().map(|x| grid.value(0, grid.nearest(0, *x))).collect();
+        let mut fc = node(name, &[from], Layer::Linear(layers::Linear), &[]);
+        fc.tensors.push(("weight".into(), Coded::on_grid(&shape, &on, None, &grid, Coder::Packed).unwrap()));
+        fc
+    };
+    let quantize = |name: &str, from: usize, step: f32| {
+        let layer = layers::Quantize { levels: 256, zero: 128.0, train: Default::default() };
+        node(name, &[from], layer.into(), &[("step", &[1], &[step])])
+    };
+    // The last layer reads what both branches bring onto a grid, the second of them onto this one.
+    let model = |other: f32| {
+        let weights = values(12, 3, 0);
+        let gate = Gate { measure: Measure::Confidence, threshold: 0.4 };
+        let nodes = vec![
+            node("logits", &[0], Layer::Linear(layers::Linear), &[("weight", &[2, 6], &weights)]),
+            node("gate", &[1], gate.into(), &[]),
+            quantize("codes", 0, 0.0625),
+            node("left", &[3, 2], Route { leaving: true }.into(), &[]),
+            node("on", &[3, 2], Route { leaving: false }.into(), &[]),
+            fc("inner", 5, [6, 6]),
+            quantize("inner-codes", 6, other),
+            node("merge", &[4, 7, 2], Merge.into(), &[]),
+            fc("last", 8, [3, 6]),
+        ];
+        let threshold = |threshold: f32| {
+            let mut nodes = nodes.clone();
+            nodes[1].layer = Gate { threshold, ..gate }.into();
+            super::model(&[6], nodes)
+        };
+        let inputs = values(60, 9, 0);
+        let parts = |model: &Model| {
+            let counted = Engine::new(model, 1).unwrap().run_counted(&inputs, 10).unwrap().1;
+            counted.iter().any(|(name, rows)| name == "inner" && (2..9).contains(rows))
+        };
+        (50..100).map(|percent| threshold(percent as f32 / 100.0)).find(parts).expect("a threshold that parts them")
+    };
+    for (other, whole) in [(0.0625, true), (0.125, false)] {
+        let model = model(other);
+        let engine = Engine::new(&model, 1).unwrap();
+        let in_integers = |name: &str| {
+            let step = engine.program.steps.iter().find(|step| step.name == name).unwrap();
+            format!("{:?}", step.operation).starts_with("Quantized")
+        };
+        assert_eq!((in_integers("logits"), in_integers("inner"), in_integers("last")), (false, true, whole));
+        let (input, threads) = (values(60, 9, 0), threads::Threads::new(1).unwrap());
+        let floats = Program::lower(&model, &model.check().unwrap(), false);
+        let floats = floats.run(&input, 10, &threads, &mut Vec::new(), &mut |_, _, work| work());
+        assert_eq!(engine.run(&input, 10).unwrap(), floats);
+    }
+}
