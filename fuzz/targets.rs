@@ -149,12 +149,14 @@ fn run(model: &Model, shapes: &[Vec<usize>]) {
         return;
     }
     let macs = |(node, shape): (&Node, &Vec<usize>)| node.layer.macs(values_of(node), shape);
-    let windows = |(node, shape): (&Node, &Vec<usize>)| match &node.layer {
-        Layer::MaxPool(layers::MaxPool { window }) | Layer::AvgPool(layers::AvgPool { window, .. }) => {
+    let windows = |(node, shape): (&Node, &Vec<usize>)| {
+        if let Layer::MaxPool(layers::MaxPool { window }) | Layer::AvgPool(layers::AvgPool { window, .. }) = &node.layer {
             (window.kernel[0] * window.kernel[1] * shape.iter().product::<usize>()) as u64
+        } else if let Layer::Structured(layers::Structured { structure }) = &node.layer {
+            structure.count() as u64 * structure.features()[0] as u64
+        } else {
+            0
         }
-        Layer::Structured(layers::Structured { structure }) => structure.count() as u64 * structure.features()[0] as u64,
-        _ => 0,
     };
     let nodes = || model.nodes.iter().zip(shapes);
     if nodes().map(macs).sum::<u64>() + nodes().map(windows).sum::<u64>() > 1 << 22 {

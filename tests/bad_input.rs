@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use briquette_runtime::{Coded, Model, Permission};
+use briquette_runtime::{Coded, Layer, Model, Permission};
 use safetensors::tensor::{Dtype, TensorView};
 
 use crate::program::{Bench, SMALL};
@@ -45,8 +45,12 @@ fn numbers_of_threads_that_no_machine_runs_are_bad_usage() {
         let (error, code) = bench.refusal(&["run", "small.toml", &format!("--threads={threads}")]);
         let expected = format!("invalid value '{threads}' for '--threads <N>'");
         assert!(error.contains(&expected) && code == 2, "{error}");
-        assert!(!bench.path("runs").exists());
     }
+    for arguments in [&["run", "small.toml", "--threads", "1,2"][..], &["--threads", "1,2", "run", "small.toml"]] {
+        let (error, code) = bench.refusal(arguments);
+        assert!(error.contains("`--threads` takes one number; only `bench` measures several") && code == 2, "{error}");
+    }
+    assert!(!bench.path("runs").exists());
 }
 
 #[test]
@@ -197,15 +201,26 @@ fn a_benchmark_refuses_files_and_numbers_that_it_cannot_measure() {
     let bench = Bench::with(SMALL);
     std::fs::write(bench.path("net.safetensors"), safetensors_of_lenet300(10)).unwrap();
     assert!(bench.call(&["import", "net.safetensors", "--arch", "lenet300", "--out", "net.brq"]).status.success());
+    std::fs::write(bench.path("wide.safetensors"), safetensors_of_lenet300(2000)).unwrap();
+    let wide = ["import", "wide.safetensors", "--arch", "lenet300", "--classes", "2000", "--out", "wide.brq"];
+    assert!(bench.call(&wide).status.success());
+    let mut other = Model::from_bytes(&std::fs::read(bench.path("net.brq")).unwrap()).unwrap();
+    let Layer::Input(input) = &mut other.nodes[0].layer else { panic!("the first node is the input") };
+    input.shape = vec![1, 14, 56];
+    std::fs::write(bench.path("other.brq"), other.to_bytes().unwrap()).unwrap();
     for (arguments, expected, expected_code) in [
         (&["training"][..], "cannot read training", 1),
         (&["net.brq", "--against", "before.brq"], "cannot read before.brq", 1),
         (&["net.safetensors"], "net.safetensors is not a whole container", 1),
-        (&["net.brq", "--batch", "4000000"], "net.brq: a batch of 4000000 images takes more than 1 GB", 1),
+        (&["net.brq", "--batch", "1,4000000"], "net.brq: a batch of 4000000 images takes more than 1 GB with its results", 1),
+        // The images alone would fit.
+        (&["wide.brq", "--batch", "300000"], "`--batch 96420` is the largest", 1),
+        (&["net.brq", "--against", "wide.brq", "--batch", "300000"], "wide.brq: a batch of 300000 images", 1),
+        (&["net.brq", "--against", "other.brq"], "other.brq takes images of [1, 14, 56] and net.brq of [1, 28, 28]", 1),
         (&["net.brq", "--batch", "1,0"], "invalid value '0' for '--batch <N,...>'", 2),
         (&["net.brq", "--batch", "one"], "invalid value 'one' for '--batch <N,...>'", 2),
-        (&["net.brq", "--threads", "2,0"], "invalid value '0' for '--threads <N,...>'", 2),
-        (&["net.brq", "--threads", "1,60000"], "invalid value '60000' for '--threads <N,...>'", 2),
+        (&["net.brq", "--threads", "2,0"], "invalid value '0' for '--threads <N>'", 2),
+        (&["net.brq", "--threads", "1,60000"], "invalid value '60000' for '--threads <N>'", 2),
         (&["net.brq", "--net", "lenet5"], "unexpected argument '--net'", 2),
     ] {
         let (error, code) = bench.refusal(&[&["bench"], arguments].concat());
@@ -230,6 +245,10 @@ fn a_benchmark_prints_one_document_with_a_row_for_each_batch_and_number_of_threa
         assert_eq!((row["layers"].as_array().unwrap().len(), row["speedup"].as_array().unwrap().len()), (3, 3), "{row}");
         assert_eq!(row["peak_bytes"], row["against"]["peak_bytes"]);
     }
+    // One flag with one meaning, wherever it stands.
+    let before: serde_json::Value =
+        serde_json::from_slice(&bench.call(&["--json", "--threads", "2,1", "bench", "net.brq", "--batch", "1"]).stdout).unwrap();
+    assert_eq!(before["rows"].as_array().unwrap().iter().map(|row| row["threads"].as_u64().unwrap()).collect::<Vec<_>>(), [2, 1]);
     let alone = rows(&["--batch", "2", "--threads", "1"]);
     assert!(alone.len() == 1 && alone[0]["against"].is_null() && alone[0]["median_ms"].as_f64().unwrap() > 0.0, "{alone:?}");
 }

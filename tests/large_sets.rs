@@ -113,5 +113,5 @@ fn what_is_wrong_with_shards_is_said_before_anything_trains() {
     assert!(error.contains("none.brq"), "{error}");
     std::fs::write(bench.path("small.toml"), config("shards:nowhere")).unwrap();
     let (error, _) = bench.refusal(&["run", "small.toml"]);
-    assert!(error.contains("train/*.tar not found in nowhere"), "{error}");
+    assert!(error.contains("nowhere: there is no such folder; `shards:PATH` takes archives of images from"), "{error}");
 }

@@ -114,9 +114,9 @@ fn a_plain_module_on_grids_trains_on_with_its_steps() {
     let after = weights(&mine);
 
     assert!(after[1].filters().chunks(4).all(|block| block.iter().filter(|w| **w != 0.0).count() <= 2));
-    let steps = |weight: &Weight| match &weight.coding.source {
-        Source::Grid { grid, .. } => grid.steps.clone(),
-        other => panic!("{}: {other:?}", weight.path),
+    let steps = |weight: &Weight| {
+        let Source::Grid { grid, .. } = &weight.coding.source else { panic!("{} is on no grid", weight.path) };
+        grid.steps.clone()
     };
     for ((before, after), (levels, filters, learned)) in
         before.iter().zip(&after).zip([(15, 6, false), (8, 20, true), (8, 4, true)])

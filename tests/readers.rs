@@ -65,6 +65,22 @@ fn readers_come_back_from_files_that_are_cut_or_changed() {
     }
 }
 
+#[test]
+fn long_files_are_looked_at_a_piece_at_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["train/a/0.png", "train/a/1.png", "train/a/2.png", "test/a/0.png"] {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        image::GrayImage::new(3, 2).save(&path).unwrap();
+        // Zeros behind an image's end, which take no room on a disk.
+        std::fs::File::options().write(true).open(&path).unwrap().set_len(100 << 20).unwrap();
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    let (name, at) = (format!("folder:{}", folder.path().display()), briquette_data::Locations::from_env(None));
+    assert_eq!(pool.install(|| briquette_data::open(&name, &at)).unwrap().train.len(), 3);
+    assert!(MEMORY.max_allocated() < MOST, "{} MiB", MEMORY.max_allocated() >> 20);
+}
+
 /// Changed files of each target.
 const CHANGES: usize = 400;
 

@@ -15,7 +15,7 @@ pub(crate) fn run(root: &Path, briquette: &dyn Fn() -> Command) -> Result<ExitCo
     let folder = root.join("target/shards");
     for train in SIZES {
         let set = folder.join(train.to_string());
-        if !set.join("test").is_dir() {
+        if !set.is_dir() {
             generate(&set, train)?;
         }
         let (shards, embedded) = (format!("shards:{}", set.display()), "glyphs".to_string());

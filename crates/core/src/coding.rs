@@ -100,10 +100,9 @@ impl Source {
     /// A codebook of the values that a mask keeps, or free weights where they are too many for one: what is left of sharing that a cut
     /// breaks up.
     fn dissolved(values: &[f32], mask: Option<&[bool]>) -> Self {
-        match Source::codebook(values, mask) {
-            Source::Codebook { centroids, .. } if centroids.len() > MAX_CODEBOOK => Source::Free,
-            source => source,
-        }
+        let source = Source::codebook(values, mask);
+        let too_many = matches!(&source, Source::Codebook { centroids, .. } if centroids.len() > MAX_CODEBOOK);
+        if too_many { Source::Free } else { source }
     }
 
     /// The codebook behind values that share few of them: the sorted distinct values that a mask keeps, and the index of each. Where it
@@ -167,7 +166,11 @@ impl Coding {
             Source::Grid { grid, rounding: Rounding::Tanh | Rounding::Threshold, learned } => {
                 Source::Grid { grid, rounding: Rounding::Nearest, learned }
             }
-            source => source,
+            alone @ (Source::Free
+            | Source::Codebook { .. }
+            | Source::Grid { .. }
+            | Source::Shared { .. }
+            | Source::Product { .. }) => alone,
         };
         Self { source, ..self }
     }

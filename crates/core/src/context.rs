@@ -68,7 +68,6 @@ pub enum Finding {
 
 /// What happens while a pass runs.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[non_exhaustive]
 pub enum Event<'a> {
     /// A training step or a batch of an evaluation is done.
     Step {

@@ -110,7 +110,7 @@ fn normalize(norm: &BatchNorm, x: Flow, residual: Option<Flow>, rectify: bool) -
             };
         }
         Flow::Vector(x) => return Flow::Vector(norm.forward(x)),
-        map => map,
+        map @ (Flow::First(_) | Flow::Last(_)) => map,
     };
     let x = match x.last() {
         Ok(x) => x,
@@ -139,7 +139,7 @@ impl Flow {
     fn value(self) -> Value {
         match self {
             Flow::Vector(x) => Value::Vector(x),
-            map => Value::Map(map.first()),
+            map @ (Flow::First(_) | Flow::Last(_)) => Value::Map(map.first()),
         }
     }
 
@@ -157,8 +157,8 @@ impl Flow {
     fn last(self) -> Result<Tensor<4>, Tensor<4>> {
         match self {
             Flow::Last(x) => Ok(x),
-            map => {
-                let x = map.first();
+            other @ (Flow::First(_) | Flow::Vector(_)) => {
+                let x = other.first();
                 if takes(&x) { Ok(extension::channels_last(x)) } else { Err(x) }
             }
         }

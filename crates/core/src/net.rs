@@ -137,10 +137,8 @@ impl Net {
 
     /// Shape of one input sample.
     pub fn input_shape(&self) -> Vec<usize> {
-        match self.nodes.first().map(|node| node.op.layer()) {
-            Some(Layer::Input(layers::Input { shape })) => shape,
-            _ => Vec::new(),
-        }
+        let first = self.nodes.first().map(|node| node.op.layer());
+        if let Some(Layer::Input(layers::Input { shape })) = first { shape } else { Vec::new() }
     }
 
     /// The device on which the weights lie.

@@ -141,9 +141,9 @@ impl Entry {
         Ok(Step { entry: self, pass, recipes })
     }
 
-    /// Has `change` see the recipes in settings of this method, one for each training of a round: what is called `train` or `tune`, the settings of the
-    /// method `train` among them, at any depth, for what applies another method holds its settings. What is no recipe is left to who
-    /// reads the settings.
+    /// Has `change` see the recipes in settings of this method, one for each training of a round: what is called `train` or `tune`, and the settings of the
+    /// method `train`. At any depth, for what applies another method holds its settings, with `method` beside them. What is no recipe is left to who reads
+    /// the settings.
     pub fn recipes(&self, settings: &mut serde_json::Value, change: &mut dyn FnMut(&mut Recipe)) {
         recipes(self.name, settings, change);
     }
@@ -158,15 +158,24 @@ impl Entry {
 
 fn recipes(name: &str, value: &mut serde_json::Value, change: &mut dyn FnMut(&mut Recipe)) {
     use serde_json::Value;
-    if ["train", "tune"].contains(&name) {
-        let Ok(mut recipe) = Recipe::deserialize(&*value) else { return };
+    if ["train", "tune"].contains(&name)
+        && let Ok(mut recipe) = Recipe::deserialize(&*value)
+    {
         change(&mut recipe);
         *value = serde_json::to_value(recipe).expect("a recipe is plain data");
         return;
     }
     match value {
-        Value::Object(table) => table.iter_mut().for_each(|(key, value)| recipes(key, value, change)),
-        Value::Array(list) => list.iter_mut().for_each(|value| recipes("", value, change)),
+        Value::Object(table) => match table.get("method").and_then(Value::as_str).map(str::to_string) {
+            // What applies another method has its name beside its settings; those of `train` are a recipe.
+            Some(method) => {
+                let named = table.remove("method").expect("it is there");
+                recipes(&method, value, change);
+                value.as_object_mut().expect("a table stays one").insert("method".into(), named);
+            }
+            None => table.iter_mut().for_each(|(key, value)| recipes(key, value, change)),
+        },
+        Value::Array(list) => list.iter_mut().for_each(|value| recipes(name, value, change)),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
@@ -240,7 +249,7 @@ mod tests {
     const NESTED: Entry = Entry {
         name: "nested",
         parse: |settings, _| {
-            assert!(settings["tune"]["epochs"].is_number());
+            assert!(settings["tune"]["epochs"].is_number() && settings["probe"][1]["method"] == "train");
             Ok(Box::new(crate::passes::Evaluate::deserialize(json!({}))?))
         },
         ..METHODS[0]
@@ -249,8 +258,9 @@ mod tests {
     #[test]
     fn recipes_are_found_wherever_they_stand_and_a_trial_run_is_short() {
         let settings = json!({ "train": { "epochs": 7 }, "keep": 0.5, "tune": { "epochs": 5, "lr": 0.3, "warmup": 2 },
-            "probe": [{ "tune": { "epochs": 3 }, "keep": { "train": 1 } }] });
-        for (trial, expected) in [(false, [3, 7, 5]), (true, [1, 1, 1])] {
+            "probe": [{ "tune": { "epochs": 3 }, "keep": { "train": 1 } }, { "method": "train", "epochs": 9 }],
+            "tries": { "method": "nested", "tries": { "method": "train", "epochs": 2 }, "tune": [{ "epochs": 4 }, { "epochs": 6 }] } });
+        for (trial, expected) in [(false, [3, 7, 5, 9, 2, 4, 6]), (true, [1; 7])] {
             let step = NESTED.read(settings.clone(), ALL, trial).unwrap();
             let mut epochs: Vec<usize> = step.trainings().map(|recipe| recipe.epochs).collect();
             let mut expected = expected.to_vec();

@@ -159,12 +159,10 @@ pub fn fit(net: Net, recipe: &Recipe, extras: Extras<'_>, cx: &mut Context<'_>) 
     let mut optimizer = recipe.optimizer();
     let mut state = match cx.host.saved(&key)? {
         None => State::start(&net),
-        Some(Saved { name, mut bytes }) => {
-            State::read(&mut bytes, &device, &mut optimizer, &mut extras).map_err(|error| match error {
-                Error::State(detail) => Error::State(format!("{name}: {detail}; remove the file, and this training begins anew")),
-                error => error,
-            })?
-        }
+        Some(Saved { name, mut bytes }) => State::read(&mut bytes, &device, &mut optimizer, &mut extras).map_err(|error| {
+            let Error::State(detail) = error else { return error };
+            Error::State(format!("{name}: {detail}; remove the file, and this training begins anew"))
+        })?,
     };
     let other =
         |saved: &Net| saved.nodes.len() != net.nodes.len() || saved.nodes.iter().zip(&net.nodes).any(|(a, b)| a.differs(b));

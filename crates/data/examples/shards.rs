@@ -18,10 +18,19 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [folder, train, test] = &arguments[..] else { return Err("usage: shards FOLDER TRAIN TEST".into()) };
     let glyphs = GlyphCounts { train: train.parse()?, test: test.parse()? };
+    if Path::new(folder).exists() {
+        return Err(format!("{folder} is there already; remove it, or name another folder").into());
+    }
     let set = open("glyphs", &Locations { glyphs, ..Locations::from_env(None) })?;
-    [("train", &set.train), ("test", &set.test)]
-        .into_iter()
-        .try_for_each(|(split, images)| write(&Path::new(folder).join(split), images))
+    // A folder of this name is whole: who is interrupted leaves another, which the next call takes away.
+    let unfinished = Path::new(folder).with_added_extension("unfinished");
+    if unfinished.exists() {
+        fs::remove_dir_all(&unfinished)?;
+    }
+    for (split, images) in [("train", &set.train), ("test", &set.test)] {
+        write(&unfinished.join(split), images)?;
+    }
+    Ok(fs::rename(unfinished, folder)?)
 }
 
 fn write(folder: &Path, images: &Dataset) -> Result<(), Box<dyn Error>> {

@@ -181,7 +181,7 @@ impl Dataset {
     /// Mean and standard deviation of each channel, of pixels / 255. Every image is read once, by all threads, and none is kept.
     ///
     /// # Errors
-    /// As [`Images::read`].
+    /// As [`Images::read`]; of several images that cannot be read, the first.
     pub fn statistics(&self) -> Result<(Vec<f32>, Vec<f32>), Error> {
         let [channels, height, width] = self.shape;
         let none = || (vec![[0_u64; 256]; channels], vec![0; self.size()]);
@@ -197,8 +197,15 @@ impl Dataset {
             counts.as_flattened_mut().iter_mut().zip(others.as_flattened()).for_each(|(count, other)| *count += other);
             Ok((counts, pixels))
         };
-        let (counts, _) = (0..self.len()).into_par_iter().try_fold(none, count).try_reduce(none, add)?;
+        let counted = (0..self.len()).into_par_iter().try_fold(none, count).try_reduce(none, add);
+        let (counts, _) = counted.map_err(|error| self.unread().unwrap_or(error))?;
         Ok(counts.iter().map(moments).unzip())
+    }
+
+    /// What is said of the first image that cannot be read, whichever thread meets one first.
+    fn unread(&self) -> Option<Error> {
+        let read = |pixels: &mut Vec<u8>, i| self.read(i, pixels).err();
+        (0..self.len()).into_par_iter().map_init(|| vec![0; self.size()], read).find_map_first(|error| error)
     }
 
     /// Bytes of an image.
@@ -302,5 +309,34 @@ mod tests {
     fn statistics_are_per_channel() {
         let set = Dataset::from_memory("two", [2, 1, 1], 1, vec![0, 255, 255, 255], vec![0, 0]).expect("consistent");
         assert_eq!(set.statistics().expect("memory"), (vec![0.5, 1.0], vec![0.5, 0.0]));
+    }
+
+    /// Images of which the early ones take their time; the 60th cannot be read, nor can those of the second half.
+    #[derive(Debug)]
+    struct Broken;
+
+    impl Images for Broken {
+        fn len(&self) -> usize {
+            400
+        }
+
+        fn label(&self, _: usize) -> u16 {
+            0
+        }
+
+        fn read(&self, i: usize, _: &mut [u8]) -> Result<(), Error> {
+            std::thread::sleep(std::time::Duration::from_millis(if i < 100 { 2 } else { 0 }));
+            if i == 60 || i >= 200 { Err(Error::malformed(format!("{i}.png"), "a hole")) } else { Ok(()) }
+        }
+    }
+
+    #[test]
+    fn of_several_images_that_cannot_be_read_statistics_name_the_first() {
+        let set = Dataset::new("broken", [1, 1, 1], 1, Arc::new(Broken)).expect("consistent");
+        for threads in [1, 4] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+            let error = pool.install(|| set.statistics()).expect_err("broken").to_string();
+            assert_eq!(error, "60.png: a hole", "{threads} threads");
+        }
     }
 }

@@ -6,26 +6,31 @@
 //! plane, and JPEG decoders round colours differently, by a fraction of a level on the mean.
 //!
 //! What is checked when: [`Listed::outline`] looks at headers, for a plan need not wait for more. [`Listed::splits`] reads each file once, from its
-//! first byte to its last, without decoding it: sizes and colours must agree, a file that ends before its image does is refused by name, and the digest of
+//! first byte to its last, a piece at a time, without decoding it: sizes and colours must agree, a file that ends before its image does is refused by name, and the digest of
 //! all bytes tells one set from another. What only a decoder sees, an error names when the image is read, be it for the statistics or for a
 //! training; so does a file that has gone since, or changed its size. Other changes while a set is open are not seen.
 
+mod survey;
+
 use std::{
     fmt,
+    fs::File,
     io::Cursor,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader};
+use image::{DynamicImage, ImageReader};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::{
     Dataset, Error, Images, Outline, Splits,
+    ends::is_whole,
     files::{hexadecimal, is_lfs_pointer},
-    jpeg::{is_whole, planes},
+    jpeg::planes,
 };
+use survey::{Seen, all, cut_short, header, whole};
 
 /// Where the bytes of encoded images lie.
 pub(crate) trait Source: fmt::Debug + Send + Sync + 'static {
@@ -35,8 +40,8 @@ pub(crate) trait Source: fmt::Debug + Send + Sync + 'static {
     /// What errors call image `i`.
     fn place(&self, i: usize) -> PathBuf;
 
-    /// The first bytes of image `i`, `most` of them or all that there are.
-    fn bytes(&self, i: usize, most: u64) -> Result<Vec<u8>, Error>;
+    /// The file in which image `i` lies, at its first byte, and how many bytes it has.
+    fn open(&self, i: usize) -> Result<(File, u64), Error>;
 }
 
 /// Encoded images and their labels.
@@ -85,8 +90,10 @@ impl<S: Source> Listed<S> {
             // A number at a time, so that what is kept of each image does not pile up.
             for start in (0..source.len()).step_by(TOGETHER) {
                 let some = start..source.len().min(start + TOGETHER);
-                let seen: Vec<Seen> = some.clone().into_par_iter().map(|i| look(source, i)).collect::<Result<_, _>>()?;
+                let seen: Vec<Result<Seen, Error>> = some.clone().into_par_iter().map(|i| look(source, i)).collect();
                 for (i, seen) in some.zip(seen) {
+                    // Of several faults, the first in the order of the set, whichever thread met which first.
+                    let seen = seen?;
                     let (size, place) = first.get_or_insert_with(|| (seen.size, source.place(i)));
                     if *size != seen.size {
                         let ([width, height], [other_width, other_height]) = (*size, seen.size);
@@ -107,78 +114,6 @@ impl<S: Source> Listed<S> {
 
 /// Images that a survey looks at before it compares them.
 const TOGETHER: usize = 4096;
-
-/// What a look at an encoded image tells.
-struct Seen {
-    /// Width and height.
-    size: [u32; 2],
-    colour: bool,
-    /// SHA-256 of what was read.
-    digest: [u8; 32],
-}
-
-/// Bytes in which most headers end.
-const HEAD: u64 = 64 << 10;
-
-/// Longest file of an image that is read.
-const LONGEST: u64 = 256 << 20;
-
-/// Most pixels of an image that is read: 4096 by 4096. A header may promise more than any memory holds.
-const LARGEST: u64 = 1 << 24;
-
-fn header<S: Source>(source: &S, i: usize) -> Result<Seen, Error> {
-    let bytes = source.bytes(i, HEAD)?;
-    match seen(&bytes, || source.place(i)) {
-        // Metadata may come first, and be long.
-        Err(_) if bytes.len() as u64 == HEAD => seen(&all(source, i)?, || source.place(i)),
-        seen => seen,
-    }
-}
-
-fn whole<S: Source>(source: &S, i: usize) -> Result<Seen, Error> {
-    let bytes = all(source, i)?;
-    let seen = seen(&bytes, || source.place(i))?;
-    reaches_its_end(&bytes, || source.place(i))?;
-    Ok(seen)
-}
-
-fn all<S: Source>(source: &S, i: usize) -> Result<Vec<u8>, Error> {
-    let bytes = source.bytes(i, LONGEST + 1)?;
-    if bytes.len() as u64 > LONGEST {
-        return Err(Error::malformed(source.place(i), format!("more than {LONGEST} bytes; an image of this size is not read")));
-    }
-    Ok(bytes)
-}
-
-fn seen(bytes: &[u8], place: impl Fn() -> PathBuf) -> Result<Seen, Error> {
-    if is_lfs_pointer(bytes) {
-        return Err(Error::LfsPointer { path: place() });
-    }
-    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|error| Error::io(place())(error))?;
-    let decoder = reader.into_decoder().map_err(|error| Error::malformed(place(), error.to_string()))?;
-    let (width, height) = decoder.dimensions();
-    if u64::from(width) * u64::from(height) > LARGEST {
-        return Err(Error::malformed(
-            place(),
-            format!("{width}x{height} pixels; no more than {LARGEST} are read, scale the images down"),
-        ));
-    }
-    let grey = matches!(decoder.color_type(), ColorType::L8 | ColorType::L16 | ColorType::La8 | ColorType::La16);
-    Ok(Seen { size: [width, height], colour: !grey, digest: Sha256::digest(bytes).into() })
-}
-
-/// Decoders fill with grey what a JPEG lacks, and let a PNG pass whose last chunk is gone.
-fn reaches_its_end(bytes: &[u8], place: impl Fn() -> PathBuf) -> Result<(), Error> {
-    let whole = match image::guess_format(bytes) {
-        Ok(ImageFormat::Jpeg) => is_whole(bytes),
-        Ok(ImageFormat::Png) => bytes.windows(4).rev().any(|name| name == b"IEND"),
-        _ => true,
-    };
-    if whole {
-        return Ok(());
-    }
-    Err(Error::malformed(place(), "the file is cut short: it does not reach the end of its image; fetch it again"))
-}
 
 /// Images that are decoded each time they are asked for.
 struct Encoded<S> {
@@ -202,7 +137,9 @@ impl<S: Source> Images for Encoded<S> {
         if is_lfs_pointer(&bytes) {
             return Err(Error::LfsPointer { path: place() });
         }
-        reaches_its_end(&bytes, place)?;
+        if !is_whole([&bytes[..]]) {
+            return Err(cut_short(place()));
+        }
         let decode = || ImageReader::new(Cursor::new(&bytes)).with_guessed_format()?.decode();
         let image = decode().map_err(|error| Error::malformed(place(), error.to_string()))?;
         let [channels, height, width] = self.shape;

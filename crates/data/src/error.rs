@@ -30,12 +30,12 @@ pub enum Error {
         dirs: Vec<PathBuf>,
     },
     /// The operating system refused to read or to write.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {reason}", path.display())]
     Io {
         /// File or folder.
         path: PathBuf,
-        /// The system's reason.
-        source: io::Error,
+        /// What the system says; no source of its own, which would be told a second time.
+        reason: io::Error,
     },
     /// A file is not as long as its manifest says.
     #[error(
@@ -122,7 +122,7 @@ pub enum Error {
 impl Error {
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io { path, source }
+        move |reason| Self::Io { path, reason }
     }
 
     pub(crate) fn malformed(path: impl Into<PathBuf>, what: impl Into<String>) -> Self {

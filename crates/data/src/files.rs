@@ -7,9 +7,10 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use crate::{
-    Error, Locations, get, manifest,
+    Error, Locations, folder, get, manifest,
     manifest::{File, Manifest},
     open::{Own, is_embedded},
+    shards,
 };
 
 /// Whether the files of a set are at hand.
@@ -45,20 +46,25 @@ pub fn locate(name: &str, at: &Locations) -> Result<Status, Error> {
         return Ok(Status::Embedded);
     }
     if let Some(own) = Own::named(name) {
-        let (path, files) = match own {
-            Own::Folder(path) => (path, "train/<class>/"),
-            Own::Shards(path) => (path, "train/*.tar"),
+        let (path, holds) = match own {
+            Own::Folder(path) => (path, folder::HOLDS),
+            Own::Shards(path) => (path, shards::HOLDS),
         };
-        return match path.is_dir() {
-            true => Ok(Status::Found(path.into())),
-            false => Err(Error::Missing { set: name.into(), files: vec![files.into()], dirs: vec![path.into()] }),
-        };
+        return there(path, holds).map(|()| Status::Found(path.into()));
     }
     let set = manifest(name).ok_or_else(|| crate::open::unknown(name))?;
     Ok(match find(&set, at) {
         Ok(found) => Status::Found(found[0].folder.clone()),
         Err(files) => Status::Missing { files: files.into_iter().map(describe).collect() },
     })
+}
+
+/// Refuses a folder that is not there, with what it should hold.
+pub(crate) fn there(folder: &Path, holds: &str) -> Result<(), Error> {
+    match folder.try_exists().map_err(Error::io(folder))? {
+        true => Ok(()),
+        false => Err(Error::malformed(folder, format!("there is no such folder; {holds}"))),
+    }
 }
 
 /// A file of a set, as it lies on disk.

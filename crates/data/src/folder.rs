@@ -1,19 +1,23 @@
 //! A folder of images: `train/<class>/*.png|jpg|jpeg` and `test/<class>/...`.
 
 use std::{
-    fs,
-    io::Read,
+    fs::{self, File, Metadata},
     path::{Path, PathBuf},
 };
 
 use crate::{
     Error,
     encoded::{Kind, Listed, Source, Split, in_turn, same_classes},
+    files::there,
 };
+
+/// What a set of this kind is.
+pub(crate) const HOLDS: &str = "`folder:PATH` takes the images of each class from PATH/train/<class>/ and PATH/test/<class>/";
 
 /// Lists both splits. Classes are the folders of `train/` in order of name, images are taken class by class in turn.
 pub(crate) fn list(path: &Path) -> Result<Listed<Files>, Error> {
     let [train, test] = ["train", "test"].map(|split| path.join(split));
+    [path, &train, &test].into_iter().try_for_each(|folder| there(folder, HOLDS))?;
     let (classes, judged) = (folders(&train)?, folders(&test)?);
     if classes.is_empty() || classes.len() > usize::from(u16::MAX) {
         return Err(Error::malformed(train, format!("expected one folder for each class, found {}", classes.len())));
@@ -37,11 +41,11 @@ impl Source for Files {
         self.0[i].clone()
     }
 
-    fn bytes(&self, i: usize, most: u64) -> Result<Vec<u8>, Error> {
-        let (path, mut bytes) = (&self.0[i], Vec::new());
-        let file = fs::File::open(path).map_err(Error::io(path))?;
-        file.take(most).read_to_end(&mut bytes).map_err(Error::io(path))?;
-        Ok(bytes)
+    fn open(&self, i: usize) -> Result<(File, u64), Error> {
+        let path = &self.0[i];
+        let file = File::open(path).map_err(Error::io(path))?;
+        let length = file.metadata().map_err(Error::io(path))?.len();
+        Ok((file, length))
     }
 }
 
@@ -53,7 +57,7 @@ fn samples(split: &Path, classes: &[String]) -> Result<Split<Files>, Error> {
     let mut members = Vec::new();
     for class in classes {
         let (folder, mut images) = (split.join(class), Vec::new());
-        gather(&folder, &mut images)?;
+        gather(&folder, &mut Vec::new(), &mut images)?;
         if images.is_empty() {
             return Err(Error::malformed(folder, EMPTY));
         }
@@ -72,15 +76,30 @@ pub(crate) const EMPTY: &str = "no .png, .jpg or .jpeg in this class; fill the f
 /// An image of another format.
 pub(crate) const UNREAD: &str = "only .png, .jpg and .jpeg are read; convert it or take it away";
 
-fn gather(folder: &Path, images: &mut Vec<PathBuf>) -> Result<(), Error> {
+/// What is no file has no end that could be waited for.
+pub(crate) const NO_FILE: &str = "neither a file nor a folder; take it away";
+
+/// The images below a folder, which lies in those of `above`.
+fn gather(folder: &Path, above: &mut Vec<PathBuf>, images: &mut Vec<PathBuf>) -> Result<(), Error> {
+    let here = fs::canonicalize(folder).map_err(Error::io(folder))?;
+    if above.contains(&here) {
+        return Err(Error::malformed(folder, "a link back to a folder that it lies in; take it away"));
+    }
+    above.push(here);
     for path in entries(folder)? {
+        let found = fs::metadata(&path);
+        if found.as_ref().is_ok_and(Metadata::is_dir) {
+            gather(&path, above, images)?;
+            continue;
+        }
         match Kind::of(&path) {
-            _ if path.is_dir() => gather(&path, images)?,
+            Kind::Read if found.is_ok_and(|found| !found.is_file()) => return Err(Error::malformed(path, NO_FILE)),
             Kind::Read => images.push(path),
             Kind::Unread => return Err(Error::malformed(path, UNREAD)),
             Kind::Other => {}
         }
     }
+    above.pop();
     Ok(())
 }
 

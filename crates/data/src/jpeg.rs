@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use crate::{
     Dataset, Error, Locations,
+    ends::is_whole,
     files::{Checked, Found},
     manifest::Manifest,
     store,
@@ -45,7 +46,7 @@ fn decode(set: &Manifest, archive: &Checked) -> Result<Vec<u8>, Error> {
     let mut pixels = vec![0; files.len() * size];
     pixels.par_chunks_exact_mut(size).zip(&files).enumerate().try_for_each(|(at, (slot, jpeg))| {
         let fault = |what| Error::malformed(&archive.path, format!("image {at}: {what}"));
-        if !is_whole(jpeg) {
+        if !is_whole([&jpeg[..]]) {
             return Err(fault("it does not reach the end of its image".into()));
         }
         let image = image::load_from_memory_with_format(jpeg, ImageFormat::Jpeg).map_err(|error| fault(error.to_string()))?;
@@ -57,23 +58,6 @@ fn decode(set: &Manifest, archive: &Checked) -> Result<Vec<u8>, Error> {
         Ok(())
     })?;
     Ok(pixels)
-}
-
-/// Whether a JPEG reaches its end-of-image marker. Decoders fill what is missing with grey.
-pub(crate) fn is_whole(jpeg: &[u8]) -> bool {
-    let mut at = 2;
-    // Within coded data, 0xff is followed by a stuffed zero or a restart marker.
-    let marker = |pair: &[u8]| pair[0] == 0xff && !matches!(pair[1], 0 | 1 | 0xd0..=0xd7 | 0xff);
-    while let Some(offset) = jpeg.get(at..).and_then(|rest| rest.windows(2).position(marker)) {
-        at += offset + 2;
-        match (jpeg[at - 1], jpeg.get(at..at + 2)) {
-            (0xd9, _) => return true,
-            (0xd8, _) => {}
-            (_, Some(length)) => at += usize::from(u16::from_be_bytes([length[0], length[1]])),
-            (_, None) => return false,
-        }
-    }
-    false
 }
 
 /// `[h, w, c]` to `[c, h, w]`.

@@ -47,6 +47,7 @@ mod cifar;
 mod dataset;
 mod download;
 mod encoded;
+mod ends;
 mod error;
 mod files;
 mod folder;

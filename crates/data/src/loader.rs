@@ -36,8 +36,8 @@ type Worker = (Receiver<Result<Batch, Error>>, JoinHandle<()>);
 
 /// Iterator over the batches of one epoch, read, decoded and augmented ahead of time by worker threads.
 ///
-/// An image that cannot be read is an error in the place of its batch, after which the iterator ends: the first such image in the order of the epoch,
-/// whichever thread met which first. Each worker makes two batches ahead and no more, so that memory does not grow with the set.
+/// An image that cannot be read is an error in the place of its batch, after which the iterator ends, so that its length is zero from then on: the first
+/// such image in the order of the epoch, whichever thread met which first. Each worker makes two batches ahead and no more, so that memory does not grow with the set.
 ///
 /// Order and content depend on the seed alone, never on the number of workers: the order of the samples is drawn from stream 0 of
 /// ChaCha8 seeded with the epoch's seed, the augmentation of the sample at position `p` of that order from stream `p + 1`.
@@ -128,7 +128,8 @@ impl Iterator for Loader {
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        (self.end - self.next, Some(self.end - self.next))
+        let left = self.end.saturating_sub(self.next);
+        (left, Some(left))
     }
 }
 
@@ -140,6 +141,8 @@ impl Loader {
         // Each worker's channel is served in turn, the next one always first.
         let (receiver, thread) = self.running.remove(0);
         let Ok(batch) = receiver.recv() else {
+            // Who catches the panic must not be given other batches in the place of those that are lost.
+            self.next = self.end;
             std::panic::resume_unwind(thread.join().expect_err("a worker ends early by a panic or behind an error"));
         };
         self.running.push((receiver, thread));
@@ -188,139 +191,4 @@ impl Batches {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use super::*;
-    use crate::Images;
-
-    fn toy(n: usize) -> Dataset {
-        let images = (0..n * 4).map(|i| (i * 7) as u8).collect();
-        Dataset::from_memory("toy", [1, 2, 2], 1000, images, (0..n).map(|i| i as u16).collect()).expect("consistent")
-    }
-
-    fn train(n: usize, batch: usize, seed: u64, workers: usize) -> Loader {
-        Loader::train(&toy(n), batch, Augment { pad_crop: 1, flip: true }, seed, workers)
-    }
-
-    fn all(loader: Loader) -> Vec<Batch> {
-        loader.collect::<Result<_, _>>().expect("memory")
-    }
-
-    #[test]
-    fn the_number_of_workers_changes_nothing() {
-        let one = all(train(103, 8, 5, 0));
-        for workers in [1, 2, 3, 40] {
-            assert_eq!(all(train(103, 8, 5, workers)), one);
-        }
-        assert_ne!(all(train(103, 8, 6, 2)), one);
-    }
-
-    #[test]
-    fn an_epoch_visits_every_sample_once() {
-        let mut labels: Vec<u16> = all(train(103, 8, 5, 2)).into_iter().flat_map(|batch| batch.labels).collect();
-        assert_ne!(labels, (0..103).collect::<Vec<u16>>());
-        labels.sort_unstable();
-        assert_eq!(labels, (0..103).collect::<Vec<u16>>());
-    }
-
-    #[test]
-    fn short_last_batches() {
-        let sizes = |loader: Loader| all(loader).iter().map(|batch| batch.len).collect::<Vec<_>>();
-        assert_eq!(sizes(train(10, 4, 0, 2)), [4, 4, 2]);
-        assert_eq!(sizes(train(10, 4, 0, 2).drop_last()), [4, 4]);
-        assert_eq!(sizes(train(9, 4, 0, 2)), [4, 4]);
-        assert_eq!(sizes(train(1, 4, 0, 2)), [1]);
-        assert_eq!(sizes(train(2, 1, 0, 2)), [1, 1]);
-        assert_eq!(sizes(train(0, 4, 0, 2)), [0; 0]);
-        assert_eq!(sizes(Loader::ordered(&toy(9), 4)), [4, 4, 1]);
-        assert_eq!(train(10, 4, 0, 2).len(), 3);
-    }
-
-    #[test]
-    fn evaluation_keeps_order_and_pixels() {
-        let batch = &all(Loader::ordered(&toy(9), 4))[1];
-        assert_eq!(batch.labels, [4, 5, 6, 7]);
-        assert_eq!(batch.images[1], 119.0 / 255.0);
-    }
-
-    #[test]
-    fn an_epoch_can_go_on_where_it_stopped() {
-        let whole = all(train(50, 8, 5, 2));
-        assert_eq!(all(train(50, 8, 5, 3).starting_at(4)), whole[4..]);
-        assert_eq!(train(50, 8, 5, 3).starting_at(99).count(), 0);
-    }
-
-    #[test]
-    fn a_loader_dropped_early_ends_its_threads() {
-        let mut loader = train(1000, 2, 1, 3);
-        loader.next().expect("a batch").expect("memory");
-        drop(loader);
-    }
-
-    /// Four images to a batch, of which those that are named cannot be read.
-    #[derive(Debug)]
-    struct Holes(Vec<usize>);
-
-    impl Images for Holes {
-        fn len(&self) -> usize {
-            40
-        }
-
-        fn label(&self, _: usize) -> u16 {
-            0
-        }
-
-        fn read(&self, i: usize, pixels: &mut [u8]) -> Result<(), Error> {
-            pixels.fill(i as u8);
-            if self.0.contains(&i) { Err(Error::malformed(format!("{i}.png"), "a hole")) } else { Ok(()) }
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_read_is_one_error_in_its_place_and_the_first_of_several() {
-        let set = Dataset::new("holes", [1, 1, 1], 1, Arc::new(Holes(vec![38, 21, 23]))).expect("consistent");
-        let ordered = |workers| {
-            let mut loader = Loader::ordered(&set, 4);
-            loader.workers = workers;
-            loader
-        };
-        for workers in [0, 1, 2, 3, 7] {
-            let found: Vec<_> = ordered(workers).collect();
-            assert_eq!(found.len(), 6);
-            assert!(found[..5].iter().all(Result::is_ok));
-            assert_eq!(found[5].as_ref().expect_err("a hole").to_string(), "21.png: a hole");
-            assert!(ordered(workers).starting_at(6).collect::<Vec<_>>()[3].is_err());
-        }
-    }
-
-    /// Counts how many images have been read.
-    #[derive(Debug)]
-    struct Counted(Arc<AtomicUsize>);
-
-    impl Images for Counted {
-        fn len(&self) -> usize {
-            100_000
-        }
-
-        fn label(&self, _: usize) -> u16 {
-            0
-        }
-
-        fn read(&self, _: usize, _: &mut [u8]) -> Result<(), Error> {
-            self.0.fetch_add(1, Ordering::SeqCst);
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn no_more_is_read_than_is_taken_and_held() {
-        let read = Arc::new(AtomicUsize::new(0));
-        let set = Dataset::new("counted", [1, 1, 1], 1, Arc::new(Counted(Arc::clone(&read)))).expect("consistent");
-        let mut loader = Loader::train(&set, 10, Augment::default(), 1, 3);
-        (0..20).for_each(|_| drop(loader.next().expect("a batch")));
-        drop(loader);
-        // A worker that has handed over a batch just now may have begun another one.
-        assert!((200..=10 * (20 + 3 * (HELD + 1))).contains(&read.load(Ordering::SeqCst)), "{read:?}");
-    }
-}
+mod tests;

@@ -14,7 +14,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
-    fs::File,
+    fs::{self, File},
     io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
 };
@@ -22,14 +22,18 @@ use std::{
 use crate::{
     Error,
     encoded::{Kind, Listed, Source, Split, in_turn, same_classes},
-    files::is_lfs_pointer,
-    folder::{BESIDE, EMPTY, UNREAD, entries},
+    files::{is_lfs_pointer, there},
+    folder::{BESIDE, EMPTY, NO_FILE, UNREAD, entries},
 };
 use archive::{Content, Member};
+
+/// What a set of this kind is.
+pub(crate) const HOLDS: &str = "`shards:PATH` takes archives of images from PATH/train/*.tar and PATH/test/*.tar";
 
 /// Lists both splits.
 pub(crate) fn list(path: &Path) -> Result<Listed<Shards>, Error> {
     let folders = ["train", "test"].map(|split| path.join(split));
+    [path, &folders[0], &folders[1]].into_iter().try_for_each(|folder| there(folder, HOLDS))?;
     let [train, test] = [Found::below(&folders[0])?, Found::below(&folders[1])?];
     let archives = [train.archives.clone(), test.archives.clone()];
     let sorted = match [train.is_labelled(), test.is_labelled()] {
@@ -100,27 +104,17 @@ impl Source for Shards {
         path.join(member.map_or_else(|| PathBuf::from(format!("(member at byte {start})")), |member| member.path))
     }
 
-    fn bytes(&self, i: usize, most: u64) -> Result<Vec<u8>, Error> {
+    fn open(&self, i: usize) -> Result<(File, u64), Error> {
         let Place { archive, content, .. } = self.places[i];
-        let length = content.length.min(most);
-        read(&self.archives[archive as usize], content.start, length).map_err(|error| match error {
-            Error::Malformed { what, .. } => Error::malformed(self.place(i), what),
-            error => error,
-        })
+        open(&self.archives[archive as usize], content.start).map(|file| (file, content.length))
     }
 }
 
-/// So many bytes of a file, each time of a file just opened: a set may have more archives than a process may hold open.
-fn read(path: &Path, start: u64, length: u64) -> Result<Vec<u8>, Error> {
+/// A file at one of its bytes, opened each time anew: a set may have more archives than a process may hold open.
+fn open(path: &Path, start: u64) -> Result<File, Error> {
     let mut file = File::open(path).map_err(Error::io(path))?;
     file.seek(SeekFrom::Start(start)).map_err(Error::io(path))?;
-    let mut bytes = Vec::new();
-    file.take(length).read_to_end(&mut bytes).map_err(Error::io(path))?;
-    if bytes.len() as u64 != length {
-        let what = format!("{} of {length} bytes are left; the archive changed while it was in use", bytes.len());
-        return Err(Error::malformed(path, what));
-    }
-    Ok(bytes)
+    Ok(file)
 }
 
 /// The archives of a split, in order of name.
@@ -132,6 +126,9 @@ fn archives(folder: &Path) -> Result<Vec<PathBuf>, Error> {
             return Err(Error::malformed(path, "a folder among the archives, which is not looked into; take it away"));
         }
         if name.ends_with(".tar") {
+            if fs::metadata(&path).is_ok_and(|found| !found.is_file()) {
+                return Err(Error::malformed(path, NO_FILE));
+            }
             archives.push(path);
         } else if name.contains(".tar.") || name.ends_with(".tgz") || name.ends_with(".txz") {
             return Err(Error::malformed(path, "a compressed archive has no offsets to read by; decompress it to a .tar"));
@@ -193,14 +190,11 @@ impl Found {
             Err(Error::malformed(&at, format!("{other} has a member of this name, too; names must differ within a split")))
         };
         if path.extension() == Some(OsStr::new("cls")) {
-            let label = label(&self.archives[archive as usize], content).map_err(|error| match error {
-                Error::Malformed { what, .. } => Error::malformed(&at, what),
-                error => error,
-            })?;
             if path.file_stem() != key(&path).file_name() {
                 // `KEY.fine.cls` is another field of the sample.
                 return Ok(());
             }
+            let label = label(&self.archives[archive as usize], content, &at)?;
             return self.labels.insert(key(&path), (place, label)).map_or(Ok(()), |(other, _)| twice(other));
         }
         match Kind::of(&path) {
@@ -258,13 +252,13 @@ fn key(path: &Path) -> PathBuf {
     path.with_file_name(name.split('.').next().unwrap_or_default())
 }
 
-/// The number that a `.cls` holds.
-fn label(archive: &Path, content: Content) -> Result<u16, Error> {
+/// The number that a `.cls` holds, which is called `at`.
+fn label(archive: &Path, content: Content, at: &Path) -> Result<u16, Error> {
     // A number of a class has at most five digits, and perhaps a line's end behind it.
-    let bytes = read(archive, content.start, content.length.min(16))?;
+    let mut bytes = Vec::new();
+    open(archive, content.start)?.take(content.length.min(16)).read_to_end(&mut bytes).map_err(Error::io(archive))?;
     let text = String::from_utf8_lossy(&bytes);
     text.trim().parse().ok().filter(|&label| content.length <= 16 && label < u16::MAX).ok_or_else(|| {
-        let what = format!("a class is a number below {}, not '{}'", u16::MAX, text.trim().escape_debug());
-        Error::malformed(archive, what)
+        Error::malformed(at, format!("a class is a number below {}, not '{}'", u16::MAX, text.trim().escape_debug()))
     })
 }

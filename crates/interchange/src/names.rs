@@ -56,7 +56,9 @@ pub(crate) fn numbered(a: &str, b: &str) -> bool {
     match (a.get(parted), b.get(parted)) {
         (Some(Token::Number(_)), Some(Token::Number(_)) | None) | (None, Some(Token::Number(_))) => true,
         (Some(Token::Word(a)), Some(Token::Word(b))) => letter(a) && letter(b),
-        _ => false,
+        (Some(Token::Number(_)), Some(Token::Word(_)))
+        | (Some(Token::Word(_)), Some(Token::Number(_)) | None)
+        | (None, Some(Token::Word(_)) | None) => false,
     }
 }
 

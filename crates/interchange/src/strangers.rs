@@ -303,7 +303,14 @@ impl Walk {
                 self.replace(drop);
                 return Some(());
             }
-            _ => return None,
+            Kind::Plain
+            | Kind::Number
+            | Kind::Text(_)
+            | Kind::Class(_)
+            | Kind::List
+            | Kind::Tuple
+            | Kind::Dict(_)
+            | Kind::Tensor => return None,
         }
         self.out.extend_from_slice(whole);
         Some(())
@@ -318,7 +325,9 @@ impl Walk {
         let start = callable.start;
         let class = match callable.kind {
             Kind::Class(class) | Kind::Stranger(class) => class,
-            _ => "what a call gave".into(),
+            Kind::Plain | Kind::Number | Kind::Text(_) | Kind::List | Kind::Tuple | Kind::Dict(_) | Kind::Tensor => {
+                "what a call gave".into()
+            }
         };
         if callable.tensors {
             let pops = if op == OpCode::NewObjEx { 3 } else { 2 };

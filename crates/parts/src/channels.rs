@@ -255,11 +255,14 @@ pub fn only_reader(net: &Net, group: &ChannelGroup, passes: impl Fn(&Layer) -> b
     loop {
         let mut readers = (0..net.nodes.len()).filter(|&reader| net.nodes[reader].inputs.contains(&node));
         let (Some(only), None) = (readers.next(), readers.next()) else { return None };
-        match net.nodes[only].op.layer() {
-            Layer::Linear(_) | Layer::Conv2d(_) => return Some(only),
-            layer if passes(&layer) => node = only,
-            _ => return None,
+        let layer = net.nodes[only].op.layer();
+        if matches!(layer, Layer::Linear(_) | Layer::Conv2d(_)) {
+            return Some(only);
         }
+        if !passes(&layer) {
+            return None;
+        }
+        node = only;
     }
 }
 

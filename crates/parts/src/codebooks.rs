@@ -254,9 +254,8 @@ mod tests {
                 settings(more).share(net.deep_clone(), &PerWeight::new(), |points| Ok(cluster(points, 4, Init::Linear, 50, 0)));
             shared.unwrap().weighted().map(|(_, node)| node.weight().unwrap()).collect::<Vec<_>>()
         };
-        let size = |weight: &briquette_core::stored::Stored| match &weight.coding.source {
-            Source::Codebook { centroids, .. } => centroids.len(),
-            _ => 0,
+        let size = |weight: &briquette_core::stored::Stored| {
+            if let Source::Codebook { centroids, .. } = &weight.coding.source { centroids.len() } else { 0 }
         };
         let together = found(serde_json::json!({ "except": ["fc1"] }));
         assert_eq!((size(&together[0]), size(&together[2])), (1, 0));

@@ -292,9 +292,9 @@ mod tests {
         let placed: Vec<_> = found.into_iter().map(|site| (site, Scale { step: 0.1, zero: 0.0 })).collect();
         let net = place(net, &placed, StepGradient::Fixed).unwrap();
         let read = |layer: &str| net.nodes[net.nodes[net.index(layer).unwrap()].inputs[0]].op.layer();
-        let levels = |layer: &str| match read(layer) {
-            Layer::Quantize(layers::Quantize { levels, .. }) => levels,
-            other => panic!("{layer} reads {other:?}"),
+        let levels = |layer: &str| {
+            let Layer::Quantize(layers::Quantize { levels, .. }) = read(layer) else { panic!("{layer} reads no quantizer") };
+            levels
         };
         assert_eq!((levels("one"), levels("two"), levels("three"), net.nodes.len()), (16, 16, 256, 8));
     }

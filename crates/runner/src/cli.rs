@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
 use anyhow::Result;
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use serde::Serialize;
 
 use crate::config::Config;
@@ -27,9 +28,10 @@ struct Cli {
     /// Folder in which data sets are looked for first.
     #[arg(long, global = true)]
     data_dir: Option<PathBuf>,
-    /// Threads that compute [default: one for each core]; results do not depend on it.
-    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
+    /// Threads that compute [default: one for each core]; results do not depend on it. `bench` measures several numbers one after the other
+    /// [there: 1, and one for each core].
+    #[arg(long, global = true, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Vec<u16>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -92,9 +94,6 @@ enum Verb {
         /// Images in a batch; several numbers are measured one after the other.
         #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,32", value_parser = clap::value_parser!(u32).range(1..))]
         batch: Vec<u32>,
-        /// Threads; several numbers are measured one after the other [default: 1, and one for each core].
-        #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024))]
-        threads: Vec<u16>,
         /// Tell the time of each layer.
         #[arg(long)]
         layers: bool,
@@ -170,11 +169,14 @@ const STOPPED: u8 = 130;
 pub fn main() -> ExitCode {
     // Bad usage ends here with exit code 2 and clap's own message.
     let cli = Cli::parse();
+    if cli.threads.len() > 1 && !matches!(cli.verb, Verb::Bench { .. }) {
+        Cli::command().error(ErrorKind::TooManyValues, "`--threads` takes one number; only `bench` measures several").exit();
+    }
     start_log();
     if let Err(error) = ctrlc::set_handler(on_interrupt) {
         tracing::warn!("Ctrl-C will end the run at once: {error}");
     }
-    match on_a_pool_thread(cli.threads, || dispatch(&cli)) {
+    match on_a_pool_thread(cli.threads.iter().copied().max(), || dispatch(&cli)) {
         Ok(code) => code,
         Err(Failure { code, error }) => {
             let stopped = error.chain().any(|cause| matches!(cause.downcast_ref(), Some(briquette_core::Error::Stopped)));
@@ -221,13 +223,13 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
         Verb::Data { action: Some(DataAction::Get { name }) } => show(&verbs::get(name, data_dir)?, cli.json)?,
         Verb::Inspect { file, prefix } => show(&verbs::inspect(file, prefix.as_deref())?, cli.json)?,
         Verb::Eval { file, data, split } => show(&verbs::eval(file, data, split, data_dir)?, cli.json)?,
-        Verb::Bench { file, against, batch, threads, layers } => {
+        Verb::Bench { file, against, batch, layers } => {
             let mut each = vec![1, rayon::current_num_threads()];
             each.dedup();
             let settings = verbs::Settings {
                 against: against.clone(),
                 batches: batch.iter().map(|batch| *batch as usize).collect(),
-                threads: if threads.is_empty() { each } else { threads.iter().copied().map(usize::from).collect() },
+                threads: if cli.threads.is_empty() { each } else { cli.threads.iter().copied().map(usize::from).collect() },
                 layers: *layers,
             };
             show(&verbs::bench(file, settings)?, cli.json)?;

@@ -102,7 +102,6 @@ impl Host for RunHost {
                 self.bar.suspend(|| tracing::info!("{line}"));
             }
             Event::Note(note) => self.bar.suspend(|| tracing::info!("  {note}")),
-            _ => {}
         }
     }
 

@@ -93,8 +93,8 @@ pub fn paths<'a>(nodes: impl Iterator<Item = (&'a Layer, &'a [usize])>) -> Resul
                 })
             }
             (Branch::Joins, &[_, _, gate]) => paths.of[gate],
-            (_, []) => 0,
-            (_, &[first, ..]) => paths.of[first],
+            (Branch::Stays | Branch::Decides | Branch::Keeps { .. } | Branch::Joins, []) => 0,
+            (Branch::Stays | Branch::Decides | Branch::Keeps { .. } | Branch::Joins, &[first, ..]) => paths.of[first],
         };
         paths.of.push(path);
         gates.push(branch == Branch::Decides);

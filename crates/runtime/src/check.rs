@@ -37,11 +37,10 @@ impl Model {
 fn output_shape(position: usize, node: &Node, shapes: &[Vec<usize>]) -> Result<Vec<usize>, Error> {
     let wiring = |detail: String| Err(Error::Wiring { detail });
     let kind = node.layer.kind();
-    match (&node.layer, position) {
-        (Layer::Input(_), 0) => {}
-        (Layer::Input(_), _) => return wiring("only node 0 is an input".into()),
-        (_, 0) => return wiring(format!("node 0 is a {}, not an input", kind.name())),
-        _ => {}
+    match (matches!(node.layer, Layer::Input(_)), position) {
+        (true, 0) | (false, 1..) => {}
+        (true, 1..) => return wiring("only node 0 is an input".into()),
+        (false, 0) => return wiring(format!("node 0 is a {}, not an input", kind.name())),
     }
     if let Some(input) = node.inputs.iter().find(|input| **input >= position) {
         return wiring(format!("input {input} is not an earlier node"));

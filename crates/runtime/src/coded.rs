@@ -1,22 +1,21 @@
 //! One tensor as it is stored.
 
+mod marked;
+mod record;
+#[cfg(test)]
+mod tests;
+
 use std::borrow::Cow;
 
-use half::f16;
-use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::bytes::{Put as _, Reader};
+use self::marked::Marked;
+pub(crate) use self::marked::is_kept;
 use crate::container::{MAX_ELEMENTS_TOTAL, MAX_RANK};
 use crate::gaps::Gaps;
 use crate::stream::{self, Stream};
-use crate::values::{Book, ProductHeader, SharedHeader, Values, decoded};
+use crate::values::{Book, Values, decoded};
 use crate::{Coder, Error, Grid, Permission, Product, Shared, ValueFormat};
-
-/// The flag of a sparse tensor.
-const SPARSE: u8 = 0x10;
-/// The flag of a dense tensor whose positive zeros are masked.
-const ZEROS: u8 = 0x20;
 
 /// One tensor as it is stored: its shape and its coded values, known to decode.
 #[derive(Debug, Clone, PartialEq)]
@@ -333,72 +332,6 @@ impl Coded {
         }
     }
 
-    /// Bytes that [`Coded::write`] appends.
-    pub(crate) fn stored(&self) -> usize {
-        self.header().len() + self.body()
-    }
-
-    /// Appends the tensor's record.
-    pub(crate) fn write(&self, out: &mut Vec<u8>) {
-        out.extend(self.header());
-        if let Some(gaps) = self.mask.gaps() {
-            gaps.stream.write(out);
-        }
-        self.values.write(out);
-    }
-
-    /// Reads a record and decodes it once, so that what is returned is known to be whole.
-    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, Error> {
-        let flags = reader.byte()?;
-        let rank = reader.varint()?;
-        if rank > MAX_RANK {
-            return Err(Error::Limit { what: "dimensions", found: rank as u64, limit: MAX_RANK as u64 });
-        }
-        let shape = (0..rank).map(|_| reader.varint()).collect::<Result<Vec<_>, _>>()?;
-        let elements = elements(&shape)?;
-        let sparse = flags & SPARSE != 0;
-        let format = format(flags & 3 | flags >> 7 << 2)?;
-        let zeros = !sparse && flags & ZEROS != 0;
-        let (index_coder, gap_coder) =
-            (Coder::of(flags >> 2 & 3)?, Coder::of(if zeros { flags >> 6 & 1 } else { flags >> 5 & 3 })?);
-        let indexed = matches!(format, ValueFormat::Codebook | ValueFormat::Grid);
-        if (!indexed && index_coder != Coder::Packed) || (!sparse && gap_coder != Coder::Packed) {
-            return Err(Error::corrupt(format!("tensor flags {flags:08b}")));
-        }
-        let (gap_bits, entries) = if sparse { (u32::from(reader.byte()?) + 1, reader.varint()?) } else { (0, 0) };
-        let codebook = if format == ValueFormat::Codebook { reader.varint()? } else { 0 };
-        let grid = if format == ValueFormat::Grid { Some(Grid::read(reader, &shape)?) } else { None };
-        let shared = if format == ValueFormat::Shared { Some(SharedHeader::read(reader, &shape)?) } else { None };
-        let product = if format == ValueFormat::Product { Some(ProductHeader::read(reader, &shape)?) } else { None };
-        let gaps = if sparse { Some(Gaps::read(reader, gap_coder, gap_bits, entries, elements)?) } else { None };
-        let count = gaps.as_ref().map_or(elements, Gaps::values);
-        let (values, nonzero) = match (format, grid, shared, product) {
-            (ValueFormat::Codebook, ..) => Values::read_codebook(reader, codebook, count, index_coder)?,
-            (_, Some(grid), ..) => (Values::read_grid(reader, grid, count, index_coder)?, 0),
-            (_, _, Some(header), _) => (Values::read_shared(reader, header)?, 0),
-            (.., Some(header)) => (Values::read_product(reader, header)?, 0),
-            (_, None, None, None) => Values::read_plain(reader, format, count)?,
-        };
-        let mask = match gaps {
-            Some(gaps) => Mask::Gaps(gaps),
-            None if zeros => Mask::Zeros,
-            None => Mask::None,
-        };
-        let mut coded = Self { shape, nonzero, mask, values };
-        if !coded.bounded(elements) {
-            return Err(Error::corrupt(format!("{elements} elements in {} byte(s)", coded.body())));
-        }
-        if matches!(format, ValueFormat::Grid | ValueFormat::Shared | ValueFormat::Product) {
-            coded.nonzero = values_left(&coded.decode());
-        }
-        let nothing = match coded.mask {
-            Mask::None => false,
-            Mask::Zeros => coded.marked().into_iter().all(is_kept),
-            Mask::Gaps(_) => count == elements,
-        };
-        if nothing { Err(Error::corrupt("a mask that keeps everything".to_string())) } else { Ok(coded) }
-    }
-
     /// The tensor in one form with the best coders that a reader accepts; none when it is too sparse for any.
     fn form(shape: &[usize], marked: &Marked<'_>, sparse: bool, permission: &Permission) -> Result<Option<Self>, Error> {
         let nonzero = values_left(&marked.values);
@@ -427,34 +360,6 @@ impl Coded {
         Ok(None)
     }
 
-    fn header(&self) -> Vec<u8> {
-        let summary = self.summary();
-        let format = match summary.value_format {
-            ValueFormat::F32 => 0,
-            ValueFormat::F16 => 1,
-            ValueFormat::Codebook => 2,
-            ValueFormat::Grid => 3,
-            ValueFormat::Shared => 4,
-            ValueFormat::Product => 5,
-        };
-        // A product's stages have a coder each.
-        let coder = if matches!(self.values, Values::Product { .. }) { Coder::Packed } else { summary.coder };
-        let mask = match &self.mask {
-            Mask::None => 0,
-            Mask::Zeros => ZEROS,
-            Mask::Gaps(gaps) => SPARSE | gaps.stream.coder().code() << 5,
-        };
-        let mut out = vec![format >> 2 << 7 | mask | coder.code() << 2 | format & 3];
-        out.put_varint(self.shape.len());
-        self.shape.iter().for_each(|size| out.put_varint(*size));
-        if let Some(gaps) = self.mask.gaps() {
-            out.push(gaps.bits as u8 - 1);
-            out.put_varint(gaps.entries);
-        }
-        self.values.write_header(&mut out);
-        out
-    }
-
     /// Bytes after the header.
     fn body(&self) -> usize {
         self.values.stored() + self.mask.gaps().map_or(0, |gaps| gaps.stream.stored())
@@ -463,64 +368,6 @@ impl Coded {
     fn bounded(&self, elements: usize) -> bool {
         stream::fits(elements, self.body())
     }
-}
-
-/// Values that say themselves whether they are masked: masked ones are the positive zero, kept zeros the negative one.
-struct Marked<'a> {
-    values: Cow<'a, [f32]>,
-    masked: bool,
-}
-
-impl<'a> Marked<'a> {
-    /// Values of this shape under a mask, rounded to 16 bits first if `half`.
-    fn new(shape: &[usize], values: &'a [f32], mask: Option<&[bool]>, half: bool) -> Result<Self, Error> {
-        let count = elements(shape)?;
-        if let Some(found) = [Some(values.len()), mask.map(<[bool]>::len)].into_iter().flatten().find(|found| *found != count) {
-            return Err(Error::Count { shape: shape.to_vec(), values: found });
-        }
-        let mask = mask.filter(|mask| mask.contains(&false));
-        let marked = |i: usize| {
-            let value = if half { f16::from_f32(values[i]).to_f32() } else { values[i] };
-            match mask.map(|mask| mask[i]) {
-                Some(false) => 0.0,
-                Some(true) if value == 0.0 => -0.0,
-                _ => value,
-            }
-        };
-        let places = || (0..count).into_par_iter().with_min_len(stream::TASK);
-        let changed = places().any(|i| marked(i).to_bits() != values[i].to_bits());
-        let values = if changed { places().map(marked).collect::<Vec<_>>().into() } else { Cow::Borrowed(values) };
-        Ok(Self { values, masked: mask.is_some() })
-    }
-
-    /// What a form stores, with its place.
-    fn stored(&self, sparse: bool) -> impl Iterator<Item = (usize, f32)> {
-        self.values.iter().copied().enumerate().filter(move |(_, value)| !sparse || is_kept(*value))
-    }
-
-    /// Whether a form may store this value as that one without taking it for masked, or the reverse.
-    fn is(&self, found: f32, value: f32, sparse: bool) -> bool {
-        found == value && (sparse || !self.masked || is_kept(found) == is_kept(value))
-    }
-
-    /// The mask of a form.
-    fn mask(&self, sparse: bool, coder: Coder) -> Mask {
-        match (self.masked, sparse) {
-            (false, _) => Mask::None,
-            (true, false) => Mask::Zeros,
-            (true, true) => Mask::Gaps(Gaps::of(&self.values, coder)),
-        }
-    }
-
-    /// Which values are kept.
-    fn kept(&self) -> Option<Vec<bool>> {
-        self.masked.then(|| self.values.iter().copied().map(is_kept).collect())
-    }
-}
-
-/// Whether a marked value is kept.
-pub(crate) fn is_kept(value: f32) -> bool {
-    value.to_bits() != 0
 }
 
 /// The number of values other than zero.
@@ -540,18 +387,3 @@ fn elements(shape: &[usize]) -> Result<usize, Error> {
     }
     Ok(if shape.contains(&0) { 0 } else { elements })
 }
-
-fn format(code: u8) -> Result<ValueFormat, Error> {
-    match code {
-        0 => Ok(ValueFormat::F32),
-        1 => Ok(ValueFormat::F16),
-        2 => Ok(ValueFormat::Codebook),
-        3 => Ok(ValueFormat::Grid),
-        4 => Ok(ValueFormat::Shared),
-        5 => Ok(ValueFormat::Product),
-        _ => Err(Error::corrupt(format!("value format {code}"))),
-    }
-}
-
-#[cfg(test)]
-mod tests;

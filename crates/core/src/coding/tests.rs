@@ -73,9 +73,9 @@ fn a_base_values_gradient_is_the_signed_sum_of_its_members() {
         expected[*place as usize / 2] += sign * factor * (value * factor).cos();
     }
     assert!(gradients[0].iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-4), "{gradients:?} {expected:?}");
-    differentiates(&source, |source| match source {
-        Source::Shared { values, .. } => values.iter_mut().collect(),
-        _ => panic!(),
+    differentiates(&source, |source| {
+        let Source::Shared { values, .. } = source else { panic!("no base values") };
+        values.iter_mut().collect()
     });
 }
 
@@ -90,9 +90,9 @@ fn centroids_of_a_product_get_the_gradients_of_their_members() {
         product: Product { width: 2, columns: 5, taps: 1, stages: vec![stage(0), stage(1)] },
         transposed: true,
     };
-    differentiates(&source, |source| match source {
-        Source::Product { product, .. } => product.stages.iter_mut().flat_map(|stage| &mut stage.centroids).collect(),
-        _ => panic!(),
+    differentiates(&source, |source| {
+        let Source::Product { product, .. } = source else { panic!("no product") };
+        product.stages.iter_mut().flat_map(|stage| &mut stage.centroids).collect()
     });
     let coding = Coding { mask: None, source };
     let param = coding.clone().attach(Param::from_tensor(Tensor::<2>::zeros([5, 3], &Device::flex())));

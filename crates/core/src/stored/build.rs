@@ -52,55 +52,53 @@ pub(super) fn assemble(
     layer.check().map_err(|source| Error::Shape { node: name.clone(), source })?;
     let mut parameters: BTreeMap<&str, Stored> = parameters.into_iter().map(|stored| (stored.name, stored)).collect();
     let mut need = |key: &str| parameters.remove(key).ok_or_else(|| Error::node(&name, format!("has no tensor '{key}'")));
-    let op = match layer {
-        Layer::Conv2d(layers::Conv2d { stride, padding, dilation, groups }) => {
-            let weight = need("weight")?;
-            let kernel_size = match weight.shape[..] {
-                [_, _, kh, kw] => [kh, kw],
-                _ => return Err(Error::node(&name, format!("weight must have 4 dimensions, has shape {:?}", weight.shape))),
-            };
-            Op::Conv2d(Conv2d {
-                weight: weight.param(device)?,
-                bias: need("bias").ok().map(|bias| bias.param(device)).transpose()?,
-                stride: *stride,
-                kernel_size,
-                dilation: *dilation,
-                groups: *groups,
-                padding: explicit(*padding),
-            })
-        }
-        Layer::Linear(_) => Op::Linear(Linear {
+    let op = if let Layer::Conv2d(layers::Conv2d { stride, padding, dilation, groups }) = layer {
+        let weight = need("weight")?;
+        let kernel_size = match weight.shape[..] {
+            [_, _, kh, kw] => [kh, kw],
+            _ => return Err(Error::node(&name, format!("weight must have 4 dimensions, has shape {:?}", weight.shape))),
+        };
+        Op::Conv2d(Conv2d {
+            weight: weight.param(device)?,
+            bias: need("bias").ok().map(|bias| bias.param(device)).transpose()?,
+            stride: *stride,
+            kernel_size,
+            dilation: *dilation,
+            groups: *groups,
+            padding: explicit(*padding),
+        })
+    } else if matches!(layer, Layer::Linear(_)) {
+        Op::Linear(Linear {
             weight: need("weight")?.param(device)?,
             bias: need("bias").ok().map(|bias| bias.param(device)).transpose()?,
-        }),
-        Layer::BatchNorm(layers::BatchNorm { epsilon }) => {
-            let gamma = need("gamma")?;
-            let norm: BatchNorm = BatchNormConfig::new(gamma.base.len().max(1)).with_epsilon(*epsilon).init(device);
-            let state =
-                |stored: Stored| Ok::<_, Error>(RunningState::new(stored.param::<1>(device)?.val().set_require_grad(false)));
-            Op::BatchNorm(BatchNorm {
-                gamma: gamma.param(device)?,
-                beta: need("beta")?.param(device)?,
-                running_mean: state(need("mean")?)?,
-                running_var: state(need("var")?)?,
-                ..norm
-            })
-        }
-        other => match Computed::of(other) {
+        })
+    } else if let Layer::BatchNorm(layers::BatchNorm { epsilon }) = layer {
+        let gamma = need("gamma")?;
+        let norm: BatchNorm = BatchNormConfig::new(gamma.base.len().max(1)).with_epsilon(*epsilon).init(device);
+        let state = |stored: Stored| Ok::<_, Error>(RunningState::new(stored.param::<1>(device)?.val().set_require_grad(false)));
+        Op::BatchNorm(BatchNorm {
+            gamma: gamma.param(device)?,
+            beta: need("beta")?.param(device)?,
+            running_mean: state(need("mean")?)?,
+            running_var: state(need("var")?)?,
+            ..norm
+        })
+    } else {
+        match Computed::of(layer) {
             Computed::Tensors(computed) => {
                 computed.runs_on(device).map_err(|detail| Error::node(&name, detail))?;
                 let mut stored = Vec::new();
-                for tensor in other.kind().tensors() {
+                for tensor in layer.kind().tensors() {
                     match need(tensor.name) {
                         Ok(found) => stored.push(found),
                         Err(error) if tensor.required => return Err(error),
                         Err(_) => {}
                     }
                 }
-                Op::Tensors(Tensors::new(other, stored, computed.trains(), device)?)
+                Op::Tensors(Tensors::new(layer, stored, computed.trains(), device)?)
             }
-            Computed::Fixed(_) | Computed::Elsewhere => Op::fixed(other.clone()),
-        },
+            Computed::Fixed(_) | Computed::Elsewhere => Op::fixed(layer.clone()),
+        }
     };
     Ok(Node { op, name, inputs })
 }

@@ -199,22 +199,21 @@ impl Reader {
     fn of(node: &Node, input: &[usize], output: &[usize]) -> Result<Self> {
         let Some(weight) = node.weight() else { return Err(Error::node(&node.name, "reads channels without a weight")) };
         let (out, columns) = (weight.shape[0], weight.shape[1]);
-        let (groups, inside) = match node.op.layer() {
-            Layer::Conv2d(layers::Conv2d { stride, padding, dilation, groups }) => {
-                let along = |axis: usize, tap: usize| {
-                    let place = |at: usize| (at * stride[axis] + tap * dilation[axis]).checked_sub(padding.before(axis));
-                    let hits = (0..output[1 + axis]).filter(|at| place(*at).is_some_and(|place| place < input[1 + axis])).count();
-                    hits as f64 / output[1 + axis] as f64
-                };
-                let [height, width] = [weight.shape[2], weight.shape[3]];
-                let taps = (0..height).flat_map(|i| (0..width).map(move |j| (i, j)));
-                (groups, taps.map(|(i, j)| along(0, i) * along(1, j)).collect())
-            }
-            Layer::Linear(_) => (1, vec![1.0; weight.base.len() / (out * columns)]),
-            other => {
-                let detail = format!("is a {}, of which it is not known how it reads a constant", other.kind().name());
-                return Err(Error::node(&node.name, detail));
-            }
+        let layer = node.op.layer();
+        let (groups, inside) = if let Layer::Conv2d(layers::Conv2d { stride, padding, dilation, groups }) = layer {
+            let along = |axis: usize, tap: usize| {
+                let place = |at: usize| (at * stride[axis] + tap * dilation[axis]).checked_sub(padding.before(axis));
+                let hits = (0..output[1 + axis]).filter(|at| place(*at).is_some_and(|place| place < input[1 + axis])).count();
+                hits as f64 / output[1 + axis] as f64
+            };
+            let [height, width] = [weight.shape[2], weight.shape[3]];
+            let taps = (0..height).flat_map(|i| (0..width).map(move |j| (i, j)));
+            (groups, taps.map(|(i, j)| along(0, i) * along(1, j)).collect())
+        } else if matches!(layer, Layer::Linear(_)) {
+            (1, vec![1.0; weight.base.len() / (out * columns)])
+        } else {
+            let detail = format!("is a {}, of which it is not known how it reads a constant", layer.kind().name());
+            return Err(Error::node(&node.name, detail));
         };
         let free = weight.coding.source == Source::Free;
         Ok(Self { reads: Vec::new(), values: weight.values(), out, columns, groups, inside, free })

@@ -30,12 +30,10 @@ impl Net {
     /// A batch norm and the layer that it can be folded into.
     fn foldable(&self) -> Option<(usize, usize)> {
         let readers = |index: usize| self.nodes.iter().filter(|node| node.inputs.contains(&index)).count();
-        self.nodes.iter().enumerate().find_map(|(norm, node)| match (&node.op, &node.inputs[..]) {
-            (Op::BatchNorm(_), &[layer]) => {
-                let linear = self.nodes[layer].dense().is_some();
-                (linear && readers(layer) == 1).then_some((norm, layer))
-            }
-            _ => None,
+        self.nodes.iter().enumerate().find_map(|(norm, node)| {
+            let (Op::BatchNorm(_), &[layer]) = (&node.op, &node.inputs[..]) else { return None };
+            let linear = self.nodes[layer].dense().is_some();
+            (linear && readers(layer) == 1).then_some((norm, layer))
         })
     }
 }
@@ -62,7 +60,12 @@ fn folded(layer: &Node, norm: &Node) -> Result<Vec<Stored>> {
                 Source::Grid { grid, .. } if stored.name == "weight" && grid.axis.unwrap_or(0) == 0 => {
                     *grid = scaled(grid, &scale)
                 }
-                _ => {
+                Source::Free
+                | Source::Codebook { .. }
+                | Source::Grid { .. }
+                | Source::Ternary { .. }
+                | Source::Shared { .. }
+                | Source::Product { .. } => {
                     let detail = "its weights are shared; put fold-norms before the pass that did that";
                     return Err(Error::node(&layer.name, detail));
                 }

@@ -290,7 +290,7 @@ impl briquette_data::Images for Hole {
     fn read(&self, i: usize, pixels: &mut [u8]) -> std::result::Result<(), briquette_data::Error> {
         self.0.read(i, pixels)?;
         let gone = || std::io::Error::from(std::io::ErrorKind::NotFound);
-        if i == self.1 { Err(briquette_data::Error::Io { path: "train/7.png".into(), source: gone() }) } else { Ok(()) }
+        if i == self.1 { Err(briquette_data::Error::Io { path: "train/7.png".into(), reason: gone() }) } else { Ok(()) }
     }
 }
 

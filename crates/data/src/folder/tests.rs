@@ -226,7 +226,8 @@ fn what_does_not_fit_is_refused() {
     assert!(refusal(&dir).contains("train/3.png: lies beside the class folders"));
 
     let empty = tempfile::tempdir().expect("temporary folder");
-    assert!(matches!(splits(empty.path()), Err(Error::Io { .. })));
+    let error = refusal(&empty);
+    assert!(error.contains("train: there is no such folder; `folder:PATH` takes the images of each class from"), "{error}");
     ["train", "test"].iter().for_each(|name| fs::create_dir_all(empty.path().join(name)).expect("created"));
     assert!(refusal(&empty).contains("one folder for each class"));
 }
@@ -323,4 +324,42 @@ fn a_longer_header_than_a_plan_reads_at_first_is_read_after_all() {
     ["train/a/0.jpg", "test/a/0.jpg"].iter().for_each(|name| fs::write(at(&dir, name), &bytes).expect("written"));
     assert_eq!(outline(dir.path()).expect("whole").shape, [3, 8, 16]);
     assert_eq!(splits(dir.path()).expect("whole").train.pixel(0).expect("whole").len(), 3 * 8 * 16);
+}
+
+#[test]
+fn of_several_files_that_are_broken_the_first_of_the_set_is_named_on_any_number_of_threads() {
+    let dir = toy();
+    // The longer a file, the later a thread is done with it.
+    let mut long = jpeg(16, 8);
+    long.truncate(long.len() - 2);
+    long.resize(4 << 20, 0);
+    fs::write(at(&dir, "train/ant/0.png"), long).expect("written");
+    (2..200).for_each(|i| fs::write(at(&dir, &format!("train/cat/{i:03}.png")), "no image").expect("written"));
+    for threads in [1, 4] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+        let error = pool.install(|| splits(dir.path())).expect_err("broken").to_string();
+        assert!(error.contains("train/ant/0.png: the file is cut short"), "{threads} threads: {error}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn links_and_pipes_lead_nowhere_for_ever() {
+    use std::os::unix::fs::symlink;
+
+    let dir = toy();
+    let more = tempfile::tempdir().expect("temporary folder");
+    grey_file(&more, "b.png", [3, 2], 9);
+    symlink(more.path(), at(&dir, "train/ant/linked")).expect("a link");
+    assert_eq!(splits(dir.path()).expect("a link to a folder is a folder").train.len(), 4);
+    for links in
+        [&[("..", "train/ant/up")][..], &[("../ant", "train/ant/self")], &[("../ant", "train/cat/a"), ("../cat", "train/ant/c")]]
+    {
+        links.iter().for_each(|(to, name)| symlink(to, at(&dir, name)).expect("a link"));
+        let error = refusal(&dir);
+        assert!(error.contains("a link back to a folder that it lies in"), "{links:?}: {error}");
+        links.iter().for_each(|(_, name)| fs::remove_file(at(&dir, name)).expect("removed"));
+    }
+    assert!(std::process::Command::new("mkfifo").arg(at(&dir, "train/ant/pipe.png")).status().expect("a pipe").success());
+    assert!(refusal(&dir).contains("train/ant/pipe.png: neither a file nor a folder"));
 }

@@ -14,8 +14,11 @@ use tar::{EntryType, Header};
 /// Bytes that headers and contents come in.
 const BLOCK: usize = 512;
 
-/// Longest name, and longest extended header, that is read; systems stop at 4096 bytes.
+/// Longest extended header that is read.
 const LONGEST: u64 = 64 << 10;
+
+/// Longest name, as of systems that a member could be unpacked on.
+const LONGEST_NAME: usize = 4096;
 
 /// A file or a folder in an archive.
 #[derive(Debug)]
@@ -41,7 +44,8 @@ pub(super) struct Content {
 /// The broken rule, to be said of the archive.
 pub(super) fn member(file: &File, start: u64) -> Result<Option<Member>, String> {
     let length = file.metadata().map_err(|error| error.to_string())?.len();
-    let mut long: Option<Vec<u8>> = None;
+    // Where a header lies that is about the member behind it, and the name that one of these gives.
+    let (mut pending, mut long): (Option<u64>, Option<Vec<u8>>) = (None, None);
     let mut at = start;
     loop {
         let block = bytes(file, length, at, BLOCK as u64).map_err(|_| {
@@ -50,9 +54,11 @@ pub(super) fn member(file: &File, start: u64) -> Result<Option<Member>, String> 
             )
         })?;
         if block.iter().all(|byte| *byte == 0) {
-            return match (long, empty_from(file, at)) {
+            return match (pending, empty_from(file, at)) {
                 (None, true) => Ok(None),
-                (Some(_), _) => Err(format!("a long name at byte {start} is of no member")),
+                (Some(header), _) => Err(format!(
+                    "the extended header at byte {header} is of no member: the archive ends behind it, at byte {at}; fetch it again, or pack anew"
+                )),
                 (None, false) => Err(format!(
                     "there is more behind the archive's end at byte {at}, which would not be read; pack anew, or join archives with `tar --concatenate`"
                 )),
@@ -63,7 +69,7 @@ pub(super) fn member(file: &File, start: u64) -> Result<Option<Member>, String> 
             return Err(format!("no tar header at byte {at}: its checksum differs; the archive is damaged, or no tar"));
         }
         let name = long.as_deref().map_or_else(|| header.path_bytes().into_owned(), <[u8]>::to_vec);
-        let called = String::from_utf8_lossy(&name).into_owned();
+        let called = String::from_utf8_lossy(&name[..name.len().min(LONGEST_NAME)]).escape_debug().to_string();
         let size = header.entry_size().map_err(|error| format!("'{called}': {error}"))?;
         let content = Content { start: at + BLOCK as u64, length: size };
         let next = size.checked_next_multiple_of(BLOCK as u64).and_then(|padded| padded.checked_add(content.start));
@@ -77,12 +83,18 @@ pub(super) fn member(file: &File, start: u64) -> Result<Option<Member>, String> 
             0..=LONGEST => bytes(file, length, content.start, size),
             _ => Err(format!("a header of {size} bytes at byte {at}; no more than {LONGEST} are read")),
         };
+        let folder = header.entry_type().is_dir() || name.ends_with(b"/");
         match header.entry_type() {
-            EntryType::GNULongName => long = Some(until_zero(extended(file)?)),
-            EntryType::XHeader => {
-                if let Some(path) = path_of(&extended(file)?).map_err(|what| format!("extended header at byte {at}: {what}"))? {
-                    long = Some(path);
+            EntryType::GNULongName | EntryType::XHeader => {
+                let records = extended(file)?;
+                let path = match header.entry_type().is_gnu_longname() {
+                    true => Some(until_zero(records)),
+                    false => path_of(&records).map_err(|what| format!("extended header at byte {at}: {what}"))?,
+                };
+                if long.is_some() && path.is_some() && long != path {
+                    return Err(format!("the extended headers at bytes {start} and {at} give one member two names"));
                 }
+                (pending, long) = (Some(at), path.or(long));
             }
             EntryType::XGlobalHeader => {
                 if path_of(&extended(file)?).map_err(|what| format!("extended header at byte {at}: {what}"))?.is_some() {
@@ -90,11 +102,19 @@ pub(super) fn member(file: &File, start: u64) -> Result<Option<Member>, String> 
                 }
             }
             // Before ustar, a folder was an empty file whose name ends with a slash.
-            EntryType::Directory | EntryType::Regular if size == 0 && (header.entry_type().is_dir() || name.ends_with(b"/")) => {
+            EntryType::Directory | EntryType::Regular if folder && size == 0 => {
                 return Ok(Some(Member { path: inner(&name)?, content: None, next }));
             }
-            EntryType::Regular => return Ok(Some(Member { path: inner(&name)?, content: Some(content), next })),
-            EntryType::Directory => return Err(format!("'{called}' is a folder with {size} bytes of its own")),
+            EntryType::Directory | EntryType::Regular if folder => {
+                return Err(format!("'{called}' is a folder with {size} bytes of its own"));
+            }
+            EntryType::Regular => {
+                let path = inner(&name)?;
+                if path.as_os_str().is_empty() {
+                    return Err(format!("the file at byte {at} has no name; pack anew"));
+                }
+                return Ok(Some(Member { path, content: Some(content), next }));
+            }
             EntryType::Link | EntryType::Symlink | EntryType::GNULongLink => {
                 return Err(format!("'{called}' is a link; pack the files themselves (`tar --dereference --hard-dereference`)"));
             }
@@ -168,13 +188,22 @@ fn path_of(mut records: &[u8]) -> Result<Option<Vec<u8>>, String> {
 
 /// The path of a member below the folder that an archive would be unpacked into.
 fn inner(name: &[u8]) -> Result<PathBuf, String> {
-    let text = std::str::from_utf8(name).map_err(|_| format!("the name '{}' is not UTF-8", String::from_utf8_lossy(name)))?;
+    if name.len() > LONGEST_NAME {
+        return Err(format!("a name of {} bytes; no more than {LONGEST_NAME} are read", name.len()));
+    }
+    let called = String::from_utf8_lossy(name).escape_debug().to_string();
+    let text = std::str::from_utf8(name).map_err(|_| format!("the name '{called}' is not UTF-8"))?;
+    if text.contains('\0') {
+        return Err(format!("the name '{called}' holds a zero, where systems end a name; pack anew"));
+    }
     let mut path = PathBuf::new();
     for part in Path::new(text).components() {
         match part {
             Component::Normal(part) => path.push(part),
             Component::CurDir => {}
-            _ => return Err(format!("'{text}' leads out of the archive; pack with names below the folder at hand")),
+            Component::Prefix(_) | Component::RootDir | Component::ParentDir => {
+                return Err(format!("'{called}' leads out of the archive; pack with names below the folder at hand"));
+            }
         }
     }
     Ok(path)

@@ -146,7 +146,8 @@ fn a_folder_packed_into_shards_is_the_same_set() {
 fn keys_have_their_classes_beside_them() {
     let dir = tempfile::tempdir().expect("temporary folder");
     let text = |text: &str| text.as_bytes().to_vec();
-    let one = [("7.png", png(7)), ("7.cls", text("1\n")), ("7.json", text("{}")), ("a/3.png", png(3)), ("a/3.cls", text("0"))];
+    let one =
+        [("7.png", png(7)), ("7.cls", text("1\n")), ("7.fine.cls", text("dog")), ("a/3.png", png(3)), ("a/3.cls", text("0"))];
     write(&dir, "train/0.tar", &packed(&one));
     write(&dir, "train/1.tar", &packed(&[("8.cls", text("1")), ("8.png", png(8))]));
     let test = [("0.png", png(1)), ("0.cls", text("0")), ("1.png", png(2)), ("1.cls", text("1"))];
@@ -245,7 +246,22 @@ fn sizes_and_headers_that_lie_are_refused() {
     }
     refused(&ended(&[member(b"long", b'L', 1 << 30, &[b'x'; 600])]), "asks for ");
     refused(&ended(&[member(b"long", b'L', 100_000, &[b'x'; 100_000])]), "a header of 100000 bytes");
-    refused(&ended(&[member(b"long", b'L', 9, b"cat/b.png")]), "a long name at byte 0 is of no member");
+    for (kind, content) in [(b'L', &b"cat/b.png"[..]), (b'x', b"18 path=cat/b.png\n"), (b'x', b"11 mtime=7\n")] {
+        let header = || member(b"long", kind, content.len() as u64, content);
+        refused(&ended(&[header()]), "the extended header at byte 0 is of no member: the archive ends behind it, at byte 1024");
+        let behind = [member(b"cat/a.png", b'0', png(1).len() as u64, &png(1)), header()];
+        refused(&ended(&behind), "the extended header at byte 1024 is of no member");
+        refused(&behind.concat(), "the archive is cut short");
+    }
+    let two = [member(b"long", b'L', 9, b"cat/b.png"), member(b"pax", b'x', 18, b"18 path=cat/c.png\n")];
+    refused(&ended(&two), "the extended headers at bytes 0 and 1024 give one member two names");
+    let file = |long: &[u8]| [member(b"long", b'L', long.len() as u64, long), member(b"x", b'0', png(1).len() as u64, &png(1))];
+    refused(&ended(&file(&[b'x'; 4097])), "a name of 4097 bytes; no more than 4096 are read");
+    refused(&ended(&file(b"")), "the file at byte 512 has no name");
+    refused(&ended(&file(b"./")), "'./' is a folder with");
+    refused(&ended(&file(b"cat/\x1b[2Jb.gif/")), "'cat/\\u{1b}[2Jb.gif/' is a folder with");
+    let zero = member(b"pax", b'x', 20, b"20 path=cat/b.png\0x\n");
+    refused(&ended(&[zero, file(b"")[1].clone()]), "holds a zero, where systems end a name");
     for (records, expected) in [
         (&b"12 size=123\n"[..], "a size of its own"),
         (b"22 GNU.sparse.major=1\n", "a sparse file"),
@@ -272,8 +288,9 @@ fn folders_of_other_things_are_refused() {
     let empty = packed(&[("cat/0.png", png(1)), ("dog/", vec![])]);
     assert!(refusal("train/0.tar", &empty).contains("train/dog: no .png, .jpg or .jpeg in this class"));
     let dir = tempfile::tempdir().expect("temporary folder");
-    assert!(matches!(splits(dir.path()), Err(Error::Io { .. })));
-    write(&dir, "train/readme", b"");
+    let error = splits(dir.path()).expect_err("empty").to_string();
+    assert!(error.contains("train: there is no such folder; `shards:PATH` takes archives of images from"), "{error}");
+    ["train", "test"].iter().for_each(|split| write(&dir, &format!("{split}/readme"), b""));
     assert!(splits(dir.path()).expect_err("empty").to_string().contains("train: no .tar in this folder"));
 }
 
@@ -300,7 +317,7 @@ fn an_archive_that_vanishes_or_changes_once_it_is_indexed_is_named() {
     let error = || Loader::ordered(&set.train, 2).find_map(Result::err).expect("an image is gone").to_string();
     let whole = fs::read(dir.path().join("train/0.tar")).expect("read");
     fs::write(dir.path().join("train/0.tar"), &whole[..530]).expect("written");
-    assert!(error().contains("train/0.tar/(member at byte ") && error().contains("the archive changed"), "{}", error());
+    assert!(error().contains("train/0.tar/(member at byte ") && error().contains("the set changed"), "{}", error());
     fs::remove_file(dir.path().join("train/0.tar")).expect("removed");
     assert!(error().contains("train/0.tar: "), "{}", error());
 }

@@ -97,10 +97,12 @@ impl Apoz {
 fn rectifier(net: &Net, mut node: usize) -> Option<usize> {
     loop {
         node = net.nodes.iter().position(|reader| reader.inputs.contains(&node))?;
-        match net.nodes[node].op.layer() {
-            Layer::Activation(Activation::Relu | Activation::Relu6) => return Some(node),
-            Layer::BatchNorm(_) | Layer::Add(_) | Layer::MaxPool(_) | Layer::AvgPool(_) | Layer::Dropout(_) => {}
-            _ => return None,
+        let layer = net.nodes[node].op.layer();
+        if matches!(layer, Layer::Activation(Activation::Relu | Activation::Relu6)) {
+            return Some(node);
+        }
+        if !matches!(layer, Layer::BatchNorm(_) | Layer::Add(_) | Layer::MaxPool(_) | Layer::AvgPool(_) | Layer::Dropout(_)) {
+            return None;
         }
     }
 }

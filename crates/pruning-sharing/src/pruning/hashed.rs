@@ -192,10 +192,9 @@ mod tests {
     use briquette_handmade::{context, get, images, refusal, run, set, small};
 
     fn fc1(net: &Net) -> (u64, Vec<f32>, Vec<u32>) {
-        match net.nodes[net.index("fc1").unwrap()].weight().unwrap().coding.source {
-            Source::Shared { rule: Places::Hash { seed }, values, places } => (seed, values, places),
-            other => panic!("{other:?}"),
-        }
+        let source = net.nodes[net.index("fc1").unwrap()].weight().unwrap().coding.source;
+        let Source::Shared { rule: Places::Hash { seed }, values, places } = source else { panic!("{source:?}") };
+        (seed, values, places)
     }
 
     fn file(net: &Net) -> Vec<u8> {

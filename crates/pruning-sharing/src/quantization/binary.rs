@@ -210,7 +210,12 @@ impl Settle for Settled {
     fn settle(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let net = with_weights(net, &self.layers, |weight| match &mut weight.coding.source {
             Source::Grid { rounding, .. } if !self.real => *rounding = Rounding::Nearest,
-            source => *source = Source::Free,
+            source @ (Source::Free
+            | Source::Codebook { .. }
+            | Source::Grid { .. }
+            | Source::Ternary { .. }
+            | Source::Shared { .. }
+            | Source::Product { .. }) => *source = Source::Free,
         })?;
         renew(net, cx)
     }
@@ -288,11 +293,15 @@ fn source(net: &Net, layer: usize) -> Before {
     let mut node = layer;
     while let Some(&input) = net.nodes[node].inputs.first() {
         node = input;
-        match net.nodes[node].op.layer() {
-            Layer::Activation(_) => return Before::Activation(node),
-            Layer::Input(_) | Layer::Normalize(_) => return Before::Input,
-            layer if layer.kind().homogeneous() || matches!(layer, Layer::ChannelSlice(_)) => {}
-            _ => return Before::Other,
+        let layer = net.nodes[node].op.layer();
+        if matches!(layer, Layer::Activation(_)) {
+            return Before::Activation(node);
+        }
+        if matches!(layer, Layer::Input(_) | Layer::Normalize(_)) {
+            return Before::Input;
+        }
+        if !(layer.kind().homogeneous() || matches!(layer, Layer::ChannelSlice(_))) {
+            return Before::Other;
         }
     }
     Before::Input

@@ -213,10 +213,9 @@ mod tests {
     use briquette_handmade::{get, images, outputs, refusal, run, set, small, stirred};
 
     fn grid(net: &Net, layer: &str) -> Grid {
-        match net.nodes[net.index(layer).unwrap()].weight().unwrap().coding.source {
-            Source::Grid { grid, .. } => grid,
-            other => panic!("{layer} is {other:?}"),
-        }
+        let source = net.nodes[net.index(layer).unwrap()].weight().unwrap().coding.source;
+        let Source::Grid { grid, .. } = source else { panic!("{layer} is {source:?}") };
+        grid
     }
 
     #[test]
@@ -226,9 +225,9 @@ mod tests {
         });
         let net = run::<LearnedStep>(small(), settings).unwrap();
         assert_eq!(["conv1", "conv2", "fc1", "fc2"].map(|layer| grid(&net, layer).levels), [256, 16, 16, 8]);
-        let reads = |layer: &str| match net.nodes[net.nodes[net.index(layer).unwrap()].inputs[0]].op.layer() {
-            briquette_core::Layer::Quantize(layers::Quantize { levels, .. }) => levels,
-            _ => 0,
+        let reads = |layer: &str| {
+            let read = net.nodes[net.nodes[net.index(layer).unwrap()].inputs[0]].op.layer();
+            if let briquette_core::Layer::Quantize(layers::Quantize { levels, .. }) = read { levels } else { 0 }
         };
         assert_eq!(["conv1", "conv2", "fc1", "fc2"].map(reads), [256, 16, 0, 4]);
     }

@@ -185,10 +185,9 @@ mod tests {
         let settings = |tune: serde_json::Value| json!({ "centroids": { "fc": 2 }, "width": 3, "stages": 2, "tune": tune });
         let product = |settings| {
             let net = run::<ProductQuantization>(small(), settings).unwrap();
-            match net.nodes[net.index("fc1").unwrap()].weight().unwrap().coding.source {
-                Source::Product { product, transposed: false } => product,
-                other => panic!("{other:?}"),
-            }
+            let source = net.nodes[net.index("fc1").unwrap()].weight().unwrap().coding.source;
+            let Source::Product { product, transposed: false } = source else { panic!("{source:?}") };
+            product
         };
         let before = product(settings(serde_json::Value::Null));
         let after = product(settings(json!({ "epochs": 1, "batch": 10, "lr": 0.01 })));

@@ -120,10 +120,10 @@ impl Pass for Ternary {
             Scales::Learned if self.per.is_some() => {
                 return Err(Error::Invalid("ternary: learned scales are two for each layer; leave out `per`".into()));
             }
-            _ if !(0.0..1.0).contains(&share) => {
+            Scales::Mean | Scales::Learned if !(0.0..1.0).contains(&share) => {
                 return Err(Error::Invalid(format!("ternary: threshold lies in [0, 1), not {share}")));
             }
-            _ => {}
+            Scales::Mean | Scales::Learned => {}
         }
         let two = PerLayer::All(Bits::try_from(2).map_err(Error::Invalid)?);
         let layers = layers(Self::NAME, &net, &two, &self.layers.without(&self.except, &net)?, (|_| true, "2"))?;
@@ -295,9 +295,10 @@ mod tests {
         let learned = |epochs| tuned(epochs, serde_json::json!({ "scales": "learned", "threshold": 0.2 }));
         let (start, net) = (learned(0), learned(40));
         assert!(loss(&net) < loss(&start));
-        let scales = |node: &Node| match node.weight().unwrap().coding.source {
-            Source::Ternary { scales, .. } => scales,
-            other => panic!("{} is not ternary: {other:?}", node.name),
+        let scales = |node: &Node| {
+            let source = node.weight().unwrap().coding.source;
+            let Source::Ternary { scales, .. } = source else { panic!("{} is not ternary: {source:?}", node.name) };
+            scales
         };
         for ((_, begun), (_, node)) in start.weighted().zip(net.weighted()) {
             let (weight, [n, p], before) = (node.weight().unwrap(), scales(node), scales(begun));

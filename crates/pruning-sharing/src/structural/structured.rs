@@ -173,12 +173,14 @@ impl<F: StructuralMatrix> Replacement<F> {
 
 /// The weight of a layer that a structural matrix can replace.
 fn replaceable(node: &Node) -> Result<Stored> {
-    let plain = match (&node.op, node.op.layer()) {
-        (Op::Linear(_), _) => true,
-        (Op::Conv2d(conv), Layer::Conv2d(layers::Conv2d { stride, padding, groups, .. })) => {
-            (conv.kernel_size, stride, padding, groups) == ([1; 2], [1; 2], Padding::NONE, 1)
-        }
-        _ => false,
+    let plain = match &node.op {
+        Op::Linear(_) => true,
+        Op::Conv2d(conv) => matches!(
+            node.op.layer(),
+            Layer::Conv2d(layers::Conv2d { stride, padding, groups, .. })
+                if (conv.kernel_size, stride, padding, groups) == ([1; 2], [1; 2], Padding::NONE, 1)
+        ),
+        Op::BatchNorm(_) | Op::Tensors(_) | Op::Fixed(_) => false,
     };
     let Some(weight) = node.weight().filter(|_| plain) else {
         let detail = "is no fully connected layer and no convolution by one pixel of stride 1 without padding and groups; \
@@ -313,10 +315,9 @@ pub(crate) mod proof {
     }
 
     fn structure(net: &Net, layer: &str) -> Structure {
-        match net.nodes[net.index(layer).unwrap()].op.layer() {
-            Layer::Structured(layers::Structured { structure }) => structure,
-            other => panic!("{layer} is a {}", other.kind().name()),
-        }
+        let found = net.nodes[net.index(layer).unwrap()].op.layer();
+        let Layer::Structured(layers::Structured { structure }) = found else { panic!("{layer} is a {}", found.kind().name()) };
+        structure
     }
 
     /// The dense form of a layer.

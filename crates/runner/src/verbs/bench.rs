@@ -2,7 +2,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use briquette_runtime::Engine;
+use briquette_runtime::activations::MAX_ACTIVATIONS_HELD;
+use briquette_runtime::{Engine, Model};
 use serde::Serialize;
 
 use crate::memory::shown;
@@ -68,30 +69,42 @@ struct LayerTime {
     ms: f64,
 }
 
-/// Values of the largest batch that is tried, 1 GB of them.
-const MAX_VALUES: usize = 1 << 28;
-
 /// `bench`.
 pub(crate) fn bench(file: &Path, settings: Settings) -> Result<Bench> {
     let files: Vec<&Path> = std::iter::once(file).chain(settings.against.as_deref()).collect();
     let models = files.iter().map(|file| super::container(file).map(|(model, _)| model)).collect::<Result<Vec<_>>>()?;
+    measurable(&files, &models, &settings.batches)?;
     let mut rows = Vec::new();
     for &threads in &settings.threads {
         let engine = |(model, file): (_, &&Path)| Engine::new(model, threads).with_context(|| file.display().to_string());
         let engines = models.iter().zip(&files).map(engine).collect::<Result<Vec<_>>>()?;
         for &batch in &settings.batches {
-            for (engine, file) in engines.iter().zip(&files) {
-                let image: usize = engine.input_shape().iter().product();
-                if image.saturating_mul(batch) > MAX_VALUES {
-                    let most = MAX_VALUES / image;
-                    bail!("{}: a batch of {batch} images takes more than 1 GB; `--batch {most}` is the largest", file.display());
-                }
-            }
             rows.push(row(&engines, batch, threads, settings.layers)?);
         }
     }
     let (date, instructions) = (timing::now()?, briquette_kernels::instructions());
     Ok(Bench { file: file.into(), against: settings.against, date, instructions, rows })
+}
+
+/// Refuses what would break off between two measurements: networks that cannot take the same images, and batches that are not held in memory with their
+/// results.
+fn measurable(files: &[&Path], models: &[Model], batches: &[usize]) -> Result<()> {
+    let mut first = None;
+    for (file, model) in files.iter().zip(models) {
+        let shapes = model.check().with_context(|| file.display().to_string())?;
+        let (input, output) = (&shapes[0], &shapes[shapes.len() - 1]);
+        let (one, taken) = first.get_or_insert_with(|| (file, input.clone()));
+        if taken != input {
+            bail!("{} takes images of {input:?} and {} of {taken:?}; both are timed on the same", file.display(), one.display());
+        }
+        let each = input.iter().product::<usize>() + output.iter().product::<usize>();
+        let most = MAX_ACTIVATIONS_HELD / each;
+        if let Some(batch) = batches.iter().find(|batch| **batch > most) {
+            let file = file.display();
+            bail!("{file}: a batch of {batch} images takes more than 1 GB with its results; `--batch {most}` is the largest");
+        }
+    }
+    Ok(())
 }
 
 /// The first engine, beside the second if there is one.
@@ -210,8 +223,8 @@ mod tests {
     fn a_batch_that_no_memory_holds_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let file = stored(folder.path(), "small.brq", 0.1);
-        let settings = Settings { against: None, batches: vec![1_000_000], threads: vec![1], layers: false };
+        let settings = Settings { against: None, batches: vec![1, 1_000_000], threads: vec![1], layers: false };
         let error = bench(&file, settings).unwrap_err().to_string();
-        assert!(error.contains("takes more than 1 GB; `--batch 342392` is the largest"), "{error}");
+        assert!(error.contains("takes more than 1 GB with its results; `--batch 338079` is the largest"), "{error}");
     }
 }

@@ -1,7 +1,9 @@
+use half::f16;
 use proptest::prelude::*;
 
 use super::*;
 use crate::Places;
+use crate::bytes::{Put as _, Reader};
 
 const CODERS: [Coder; 3] = [Coder::Packed, Coder::Huffman, Coder::Entropy];
 const FORMATS: [ValueFormat; 3] = [ValueFormat::F32, ValueFormat::F16, ValueFormat::Codebook];

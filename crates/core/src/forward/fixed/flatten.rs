@@ -9,7 +9,7 @@ impl Forward for Flatten {
     fn forward(&self, mut inputs: Vec<Flow>) -> Flow {
         match inputs.remove(0) {
             vector @ Flow::Vector(_) => vector,
-            map => Flow::Vector(map.first().flatten(1, 3)),
+            map @ (Flow::First(_) | Flow::Last(_)) => Flow::Vector(map.first().flatten(1, 3)),
         }
     }
 }
