@@ -252,7 +252,10 @@ impl Op {
             Op::Linear(linear) => linear.bias.as_ref().map_or(Ok(()), |bias| expect("bias", bias.lazy_shape()[0])),
             Op::BatchNorm(_) => self.tensor_shapes().iter().try_for_each(|(what, shape)| expect(what, shape[0])),
             Op::Tensors(tensors) => tensors.check(output),
-            Op::Fixed(_) => Ok(()),
+            Op::Fixed(Fixed { layer }) => match layer.kind().tensors().into_iter().find(|tensor| tensor.required) {
+                Some(tensor) => Err(format!("has no tensor '{}', which {} needs", tensor.name, layer.kind().name())),
+                None => Ok(()),
+            },
         }
     }
 }
@@ -378,6 +381,14 @@ mod tests {
             b.global_avg_pool("mean", at);
             agrees(&b.finish().unwrap(), &conv, size);
         }
+    }
+
+    #[test]
+    fn a_layer_that_needs_tensors_is_refused_without_them() {
+        let mut b = Builder::new([2, 3, 3], 1, &Device::flex());
+        b.push("norm", &[b.input()], Op::fixed(layers::BatchNorm { epsilon: 1e-5 }));
+        let error = b.finish().unwrap_err().to_string();
+        assert!(error.contains("'norm'") && error.contains("has no tensor 'gamma', which batch-norm needs"), "{error}");
     }
 
     #[test]

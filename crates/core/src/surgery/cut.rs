@@ -70,7 +70,13 @@ fn stays<'a>(node: &Node, tensor: &str, shape: &[usize], input: &'a [bool], outp
     let found = node.op.layer().kind().tensors().into_iter().find(|known| known.name == tensor)?;
     match found.shape {
         // Only the columns of the first group are looked at: the channels of all groups were joined by their place in the group.
-        Extent::Free => Some([output, if shape[1] == 1 { &[true] } else { &input[..shape[1]] }]),
+        Extent::Free => Some([
+            output,
+            match shape.get(1) {
+                None | Some(1) => &[true],
+                Some(columns) => &input[..*columns],
+            },
+        ]),
         Extent::Outputs => Some([output, &[true]]),
         // A quantizer has one step for all channels.
         Extent::Exactly(_) => None,

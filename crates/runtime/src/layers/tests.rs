@@ -62,11 +62,13 @@ fn every_layer_comes_back() {
         ]
         .map(|structure| Structured { structure }.into()),
     );
-    let mut seen = std::collections::BTreeSet::new();
+    let (mut seen, mut names) = (std::collections::BTreeSet::new(), std::collections::BTreeMap::new());
     for layer in layers {
         let mut bytes = Vec::new();
         layer.write(&mut bytes);
         seen.insert(bytes[0]);
+        let named = *names.entry(layer.kind().name()).or_insert(bytes[0]);
+        assert_eq!(named, bytes[0], "two kinds of layers are called {}", layer.kind().name());
         let mut reader = Reader::new(&bytes);
         assert_eq!(Layer::read(&mut reader).unwrap(), layer);
         assert!(reader.end().is_ok());
