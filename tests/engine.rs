@@ -34,6 +34,22 @@ fn stir(net: Net, rng: &mut ChaCha8Rng) -> Net {
 }
 
 #[test]
+fn the_networks_that_tables_start_from_are_read_and_run() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../models");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let containers: Vec<_> = files.filter(|path| path.extension().is_some_and(|ending| ending == "brq")).collect();
+    assert!(!containers.is_empty());
+    for path in containers {
+        let model =
+            Model::from_bytes(&std::fs::read(&path).unwrap()).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let net = Net::from_model(&model, &Device::flex()).unwrap();
+        let image: Vec<f32> = (0..net.input_shape().iter().product()).map(|i| (i % 17) as f32 / 17.0).collect();
+        let logits = Engine::new(&model, 1).unwrap().run(&image, 1).unwrap();
+        assert!(logits.iter().all(|value| value.is_finite()), "{}", path.display());
+    }
+}
+
+#[test]
 fn engine_and_burn_agree_on_every_net_of_the_zoo() {
     for arch in ZOO {
         let mut rng = ChaCha8Rng::seed_from_u64(3);
