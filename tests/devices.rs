@@ -39,6 +39,7 @@ method = "encode"
 "#;
 
 #[test]
+#[allow(clippy::print_stdout)] // Who tries a device looks at what it made of the training.
 fn a_training_ends_as_on_flex() {
     let device = std::env::var("BRIQUETTE_TEST_DEVICE").expect("`cargo xtask test --device D` names the device");
     let bench = Bench::with(CONFIG);
@@ -50,10 +51,10 @@ fn a_training_ends_as_on_flex() {
         rows.as_array().unwrap().iter().map(row).collect()
     };
     let (here, there) = (accuracies("flex"), accuracies(&device));
+    assert_eq!(here.len(), there.len());
     println!("flex {here:?}\n{device} {there:?}");
     assert!(here.last().unwrap().1 > 0.8, "a network that learned nothing tells nothing: {here:?}");
     for ((method, here), (_, there)) in here.iter().zip(&there) {
         assert!((here - there).abs() <= 0.005, "after {method}: {here} on flex, {there} on {device}");
     }
-    assert_eq!(here.len(), there.len());
 }

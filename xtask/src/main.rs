@@ -137,6 +137,9 @@ fn feature(arguments: &[String]) -> Result<Option<&'static str>> {
 /// The training of `tests/devices.rs` on this device, in a build that has it.
 fn test_on(device: &str, arguments: &[String]) -> Result<ExitCode> {
     let Some(feature) = feature(arguments)? else { bail!("'{device}' is what every test runs on, or no device that there is") };
+    if let Some(other) = arguments.iter().find(|argument| !argument.starts_with("--device") && *argument != device) {
+        bail!("`test --device {device}` runs one test and takes no '{other}'");
+    }
     let mut command = cargo();
     command.args(["test", "--workspace", "--features", &format!("briquette-tests/{feature}"), "--test", "tests"]);
     environment(command.args(["--", "devices::", "--nocapture"]).env("BRIQUETTE_TEST_DEVICE", device));

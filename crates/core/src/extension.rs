@@ -99,7 +99,7 @@ pub trait Extension: Backend {
         beta: FloatTensor<Self>,
         moments: FloatTensor<Self>,
         #[extension_type] residual: Maybe<Self>,
-        form: Normalizing,
+        normalizing: Normalizing,
     ) -> FloatTensor<Self>;
 
     /// The largest value of each window.
@@ -183,9 +183,9 @@ impl Extension for Flex {
         beta: FlexTensor,
         moments: FlexTensor,
         residual: Maybe<Self>,
-        form: Normalizing,
+        normalizing: Normalizing,
     ) -> FlexTensor {
-        norm::forward(&x, [&gamma, &beta, &moments], &residual, form)
+        norm::forward(&x, [&gamma, &beta, &moments], &residual, normalizing)
     }
 
     fn pool_max(x: FlexTensor, windows: Windows) -> FlexTensor {
@@ -275,9 +275,9 @@ impl<C: CheckpointStrategy> Extension for Autodiff<Flex, C> {
         beta: FloatTensor<Self>,
         moments: FloatTensor<Self>,
         residual: Maybe<Self>,
-        form: Normalizing,
+        normalizing: Normalizing,
     ) -> FloatTensor<Self> {
-        norm::record::<C>([x, gamma, beta], moments.into_primitive(), residual, form)
+        norm::record::<C>([x, gamma, beta], moments.into_primitive(), residual, normalizing)
     }
 
     fn pool_max(x: FloatTensor<Self>, windows: Windows) -> FloatTensor<Self> {

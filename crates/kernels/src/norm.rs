@@ -78,22 +78,22 @@ impl BatchNorm {
         Ok(Moments { mean, variance })
     }
 
-    /// `y = (x - mean) / sqrt(variance + epsilon) * gamma + beta`, plus the residual if there is one, rectified if the form says so.
+    /// `y = (x - mean) / sqrt(variance + epsilon) * gamma + beta`, plus the residual if there is one, rectified if the normalization says so.
     ///
     /// # Errors
     /// When a slice does not fit the shape.
     pub fn forward(
         &self,
         x: &[f32],
-        form: &Normalization<'_>,
+        normalization: &Normalization<'_>,
         beta: &[f32],
         residual: Option<&[f32]>,
     ) -> Result<Vec<f32>, Error> {
         self.check(&[("input", x.len()), ("residual", residual.map_or(x.len(), <[f32]>::len))], beta.len())?;
-        let scale = self.scale(form)?;
+        let scale = self.scale(normalization)?;
         let write = |to: Target<'_>| {
             self.each_task(|rows| {
-                let (mean, rectify) = (&form.moments.mean, form.rectify);
+                let (mean, rectify) = (&normalization.moments.mean, normalization.rectify);
                 Isa::of_this_machine().run(Normalize { x, mean, scale: &scale, beta, residual, rectify, rows, to });
             });
         };
@@ -113,17 +113,17 @@ impl BatchNorm {
         x: &[f32],
         y: &[f32],
         dy: &[f32],
-        form: &Normalization<'_>,
+        normalization: &Normalization<'_>,
         residual: bool,
     ) -> Result<Gradients, Error> {
         self.check(&[("input", x.len()), ("output", y.len()), ("gradient", dy.len())], self.channels)?;
-        let scale = self.scale(form)?;
-        let (moments, isa) = (form.moments, Isa::of_this_machine());
-        let gate = form.rectify.then_some(y);
+        let scale = self.scale(normalization)?;
+        let (moments, isa) = (normalization.moments, Isa::of_this_machine());
+        let gate = normalization.rectify.then_some(y);
         let mean = moments.mean.as_slice();
         let all = sums(self.rows, self.channels, |rows, to| isa.run(Products { x, mean, gate, dy, rows, to }));
         let count = self.rows.max(1) as f64;
-        let spread = |channel: usize| 1.0 / (f64::from(moments.variance[channel]) + f64::from(form.epsilon)).sqrt();
+        let spread = |channel: usize| 1.0 / (f64::from(moments.variance[channel]) + f64::from(normalization.epsilon)).sqrt();
         let gamma: Vec<f32> = (0..self.channels).map(|c| (all[2 * c + 1] * spread(c)) as f32).collect();
         let beta: Vec<f32> = (0..self.channels).map(|c| all[2 * c] as f32).collect();
         let shift: Vec<f32> = (0..self.channels).map(|c| (all[2 * c] / count) as f32).collect();
@@ -148,17 +148,17 @@ impl BatchNorm {
     }
 
     /// `gamma / sqrt(variance + epsilon)`.
-    fn scale(&self, form: &Normalization<'_>) -> Result<Vec<f32>, Error> {
-        let lengths = [form.moments.mean.len(), form.moments.variance.len(), form.gamma.len()];
+    fn scale(&self, normalization: &Normalization<'_>) -> Result<Vec<f32>, Error> {
+        let lengths = [normalization.moments.mean.len(), normalization.moments.variance.len(), normalization.gamma.len()];
         if lengths != [self.channels; 3] {
             return Err(Error(format!("means, variances and gammas number {lengths:?}, {self:?}")));
         }
-        Ok(form
+        Ok(normalization
             .moments
             .variance
             .iter()
-            .zip(form.gamma)
-            .map(|(variance, gamma)| gamma / (variance + form.epsilon).sqrt())
+            .zip(normalization.gamma)
+            .map(|(variance, gamma)| gamma / (variance + normalization.epsilon).sqrt())
             .collect())
     }
 
@@ -410,9 +410,9 @@ mod tests {
                 let (gamma, beta) = (noise(channels), noise(channels));
                 let residual = if add { noise(x.len()) } else { vec![0.0; x.len()] };
                 let moments = norm.moments(&x).unwrap();
-                let form = Normalization { moments: &moments, gamma: &gamma, epsilon: 0.01, rectify };
-                let y = norm.forward(&x, &form, &beta, add.then_some(residual.as_slice())).unwrap();
-                let found = norm.gradients(&x, &y, &dy, &form, add).unwrap();
+                let normalization = Normalization { moments: &moments, gamma: &gamma, epsilon: 0.01, rectify };
+                let y = norm.forward(&x, &normalization, &beta, add.then_some(residual.as_slice())).unwrap();
+                let found = norm.gradients(&x, &y, &dy, &normalization, add).unwrap();
                 assert_eq!(found.residual.is_some(), add);
                 if rows == 0 {
                     assert!(y.is_empty() && found.beta == vec![0.0; channels]);
@@ -471,9 +471,9 @@ mod tests {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
                 let moments = norm.moments(&x).unwrap();
-                let form = Normalization { moments: &moments, gamma: &[1.0; 6], epsilon: 1e-5, rectify: true };
-                let y = norm.forward(&x, &form, &[0.1; 6], None).unwrap();
-                (norm.gradients(&x, &y, &x, &form, true).unwrap(), y)
+                let normalization = Normalization { moments: &moments, gamma: &[1.0; 6], epsilon: 1e-5, rectify: true };
+                let y = norm.forward(&x, &normalization, &[0.1; 6], None).unwrap();
+                (norm.gradients(&x, &y, &x, &normalization, true).unwrap(), y)
             })
         };
         assert!(run(1) == run(2) && run(2) == run(5));

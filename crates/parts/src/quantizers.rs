@@ -125,15 +125,15 @@ pub fn ends(net: &Net) -> Vec<usize> {
 }
 
 /// The grid of a weight.
-pub fn weight_grid(weight: &Weight, bits: u32, per: Per, form: Symmetry, reach: Reach) -> Grid {
-    let levels = match form {
+pub fn weight_grid(weight: &Weight, bits: u32, per: Per, symmetry: Symmetry, reach: Reach) -> Grid {
+    let levels = match symmetry {
         Symmetry::Symmetric => (1 << bits) - 1,
         Symmetry::Affine => 1 << bits,
     };
     let scale = |values: &[f32]| {
         let ends = values.iter().fold([0.0_f64; 2], |ends, v| [ends[0].min(f64::from(*v)), ends[1].max(f64::from(*v))]);
         let largest = ends[1].max(-ends[0]);
-        let range = if form == Symmetry::Symmetric { [-largest, largest] } else { ends };
+        let range = if symmetry == Symmetry::Symmetric { [-largest, largest] } else { ends };
         let error = |range| {
             let scale = Scale::spanning(range, levels);
             values.iter().map(|v| (f64::from(*v) - scale.round(f64::from(*v), levels)).powi(2)).sum()
@@ -141,7 +141,7 @@ pub fn weight_grid(weight: &Weight, bits: u32, per: Per, form: Symmetry, reach: 
         Scale::spanning(if reach == Reach::Mse { search(range, error) } else { range }, levels)
     };
     let middle =
-        |scale: Scale| if form == Symmetry::Symmetric { Scale { zero: (levels - 1) as f32 / 2.0, ..scale } } else { scale };
+        |scale: Scale| if symmetry == Symmetry::Symmetric { Scale { zero: (levels - 1) as f32 / 2.0, ..scale } } else { scale };
     grid(weight, levels, per, |values| middle(scale(values)))
 }
 

@@ -16,7 +16,7 @@ pub struct DeviceCoding {
     pub(super) books: Vec<Codebook>,
     pub(super) base: Option<Base>,
     /// [`Meaning::numbers`] of what is neither a plain codebook nor a grid: Burn shows a visitor tensors only.
-    form: Option<Param<Tensor<1, Int>>>,
+    meaning: Option<Param<Tensor<1, Int>>>,
     grid: Option<OnGrid>,
     ternary: Option<Ternary>,
 }
@@ -96,7 +96,7 @@ impl Meaning {
     }
 
     pub(super) fn of(numbers: &[i64]) -> Option<Self> {
-        let form = match *numbers {
+        let rule = match *numbers {
             [0, width, columns, taps, transposed] => {
                 let [width, columns, taps] = [width, columns, taps].map(|number| number as usize);
                 return Some(Meaning::Product { width, columns, taps, transposed: transposed == 1 });
@@ -107,7 +107,7 @@ impl Meaning {
             [4, times, signed] => Places::Copies { times: times as usize, signed: signed == 1 },
             _ => return None,
         };
-        Some(Meaning::Shared(form))
+        Some(Meaning::Shared(rule))
     }
 
     /// The source that these codebooks are.
@@ -160,8 +160,8 @@ impl DeviceCoding {
             let len = values.len();
             Param::from_tensor(Tensor::from_data(TensorData::new(values, [len]), device)).set_require_grad(false)
         });
-        let mut coded = Self { mask, books: Vec::new(), base: None, form: None, grid: None, ternary: None };
-        let form = |form: Meaning| Some(whole(form.numbers(), device));
+        let mut coded = Self { mask, books: Vec::new(), base: None, meaning: None, grid: None, ternary: None };
+        let meaning = |meaning: Meaning| Some(whole(meaning.numbers(), device));
         match coding.source {
             Source::Free => {}
             Source::Codebook { centroids, assignment } => {
@@ -171,7 +171,7 @@ impl DeviceCoding {
             Source::Grid { grid, rounding, learned } => coded.grid = Some(OnGrid::new(&grid, rounding, learned, device)),
             Source::Shared { rule, values, places } => {
                 coded.base = Some(Base::new(values, places, device));
-                coded.form = form(Meaning::Shared(rule));
+                coded.meaning = meaning(Meaning::Shared(rule));
             }
             Source::Product { product, transposed } => {
                 for stage in &product.stages {
@@ -186,7 +186,7 @@ impl DeviceCoding {
                     });
                 }
                 let Product { width, columns, taps, .. } = product;
-                coded.form = form(Meaning::Product { width, columns, taps, transposed });
+                coded.meaning = meaning(Meaning::Product { width, columns, taps, transposed });
             }
         }
         coded

@@ -176,7 +176,7 @@ struct Raw {
     mask: Option<Tensor<1>>,
     centroids: Vec<Vec<f32>>,
     assignments: Vec<Vec<u32>>,
-    form: Option<Meaning>,
+    meaning: Option<Meaning>,
     steps: Option<Vec<f32>>,
     steps_handle: Option<(ParamId, Tensor<1>)>,
     zeros: Option<Vec<f32>>,
@@ -190,11 +190,11 @@ impl Raw {
         let mask = self.mask.take().map(|mask| floats(mask).iter().map(|m| *m != 0.0).collect());
         let centroids = std::mem::take(&mut self.centroids);
         let mut books: Vec<_> = centroids.into_iter().zip(std::mem::take(&mut self.assignments)).collect();
-        let source = match (books.pop(), self.form) {
+        let source = match (books.pop(), self.meaning) {
             (Some((centroids, assignment)), None) => Source::Codebook { centroids, assignment },
-            (Some(last), Some(form)) => {
+            (Some(last), Some(meaning)) => {
                 books.push(last);
-                form.source(books)
+                meaning.source(books)
             }
             (None, _) => match (self.steps.take(), self.zeros.take(), self.described) {
                 (Some(steps), Some(zeros), Some((levels, axis, rounding, learned))) => {
@@ -270,7 +270,7 @@ impl ModuleVisitor for Visitor {
             let numbers = param.val().into_data();
             match part.as_str() {
                 "described" => raw.described = OnGrid::described(&numbers.iter::<i64>().collect::<Vec<_>>()),
-                "form" => raw.form = Meaning::of(&numbers.iter::<i64>().collect::<Vec<_>>()),
+                "meaning" => raw.meaning = Meaning::of(&numbers.iter::<i64>().collect::<Vec<_>>()),
                 _ => raw.assignments.push(numbers.iter::<i64>().map(|i| i as u32).collect()),
             }
         }

@@ -26,8 +26,8 @@ pub(crate) fn normalize(norm: &BatchNorm, x: Tensor<4>, residual: Option<Tensor<
     };
     let [gamma, beta] = [&norm.gamma, &norm.beta].map(|param| param.val().into_dispatch());
     let (x, moments) = (x.into_dispatch(), moments.into_dispatch());
-    let form = Normalizing { epsilon: norm.epsilon as f32, rectify };
-    let y = <Dispatch as Extension>::batch_normalize(x, gamma, beta, moments, Maybe::of(residual), form);
+    let normalizing = Normalizing { epsilon: norm.epsilon as f32, rectify };
+    let y = <Dispatch as Extension>::batch_normalize(x, gamma, beta, moments, Maybe::of(residual), normalizing);
     Some(Tensor::from_dispatch(y))
 }
 
@@ -54,14 +54,15 @@ pub(super) fn forward(
     x: &FlexTensor,
     [gamma, beta, moments]: [&FlexTensor; 3],
     residual: &Maybe<Flex>,
-    form: Normalizing,
+    normalizing: Normalizing,
 ) -> FlexTensor {
     let (norm, moments) = (shape(x), read_moments(moments));
     let y = with_values(x, |x| {
         with_values(gamma, |gamma| {
-            let form = norm::Normalization { moments: &moments, gamma, epsilon: form.epsilon, rectify: form.rectify };
+            let normalization =
+                norm::Normalization { moments: &moments, gamma, epsilon: normalizing.epsilon, rectify: normalizing.rectify };
             with_values(beta, |beta| {
-                residual.with_values(|residual| timed("batch-norm", || norm.forward(x, &form, beta, residual)))
+                residual.with_values(|residual| timed("batch-norm", || norm.forward(x, &normalization, beta, residual)))
             })
         })
     });
@@ -91,7 +92,7 @@ struct State {
     y: FlexTensor,
     gamma: FlexTensor,
     moments: FlexTensor,
-    form: Normalizing,
+    normalizing: Normalizing,
 }
 
 impl<const PARENTS: usize> Backward<Flex, PARENTS> for Normalization<PARENTS> {
@@ -101,15 +102,20 @@ impl<const PARENTS: usize> Backward<Flex, PARENTS> for Normalization<PARENTS> {
         let mut parents = ops.parents.into_iter();
         let mut parent = || parents.next().flatten();
         let [of_x, of_gamma, of_beta, of_residual] = [parent(), parent(), parent(), parent()];
-        let State { x, y, gamma, moments, form } = ops.state;
+        let State { x, y, gamma, moments, normalizing } = ops.state;
         let dy = grads.consume::<Flex>(&ops.node);
         let (norm, moments) = (shape(&x), read_moments(&moments));
         let found = with_values(&x, |x| {
             with_values(&y, |y| {
                 with_values(&dy, |dy| {
                     with_values(&gamma, |gamma| {
-                        let form = norm::Normalization { moments: &moments, gamma, epsilon: form.epsilon, rectify: form.rectify };
-                        timed("batch-norm'", || norm.gradients(x, y, dy, &form, of_residual.is_some()))
+                        let normalization = norm::Normalization {
+                            moments: &moments,
+                            gamma,
+                            epsilon: normalizing.epsilon,
+                            rectify: normalizing.rectify,
+                        };
+                        timed("batch-norm'", || norm.gradients(x, y, dy, &normalization, of_residual.is_some()))
                     })
                 })
             })
@@ -133,11 +139,11 @@ pub(super) fn record<C: CheckpointStrategy>(
     [x, gamma, beta]: [FloatTensor<Autodiff<Flex, C>>; 3],
     moments: FlexTensor,
     residual: Maybe<Autodiff<Flex, C>>,
-    form: Normalizing,
+    normalizing: Normalizing,
 ) -> FloatTensor<Autodiff<Flex, C>> {
-    let y = forward(x.primitive(), [gamma.primitive(), beta.primitive(), &moments], &residual.primitive(), form);
+    let y = forward(x.primitive(), [gamma.primitive(), beta.primitive(), &moments], &residual.primitive(), normalizing);
     let nodes = [x.node(), gamma.node(), beta.node()];
-    let state = State { x: x.into_primitive(), y: y.clone(), gamma: gamma.into_primitive(), moments, form };
+    let state = State { x: x.into_primitive(), y: y.clone(), gamma: gamma.into_primitive(), moments, normalizing };
     match residual {
         Maybe::Absent => finish::<C, 3>(nodes, state, y),
         Maybe::Present(residual) => {

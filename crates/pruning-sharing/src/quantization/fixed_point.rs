@@ -194,8 +194,8 @@ impl FixedPoint {
 
 /// Rounds each tensor of rank 2 or more in any Burn module to the nearest values of a grid; `bits` gives how many, brought within 2 to
 /// 16, and tensors for which it gives none are left alone. Further training rounds in every forward pass.
-pub fn round<M: Module>(module: M, bits: impl Fn(&Weight) -> Option<u32>, per: Per, form: Symmetry, reach: Reach) -> M {
-    let grid = |weight: &Weight| Some(weight_grid(weight, bits(weight)?.clamp(2, 16), per, form, reach));
+pub fn round<M: Module>(module: M, bits: impl Fn(&Weight) -> Option<u32>, per: Per, symmetry: Symmetry, reach: Reach) -> M {
+    let grid = |weight: &Weight| Some(weight_grid(weight, bits(weight)?.clamp(2, 16), per, symmetry, reach));
     on_grids(module, (Rounding::Nearest, false), grid)
 }
 
