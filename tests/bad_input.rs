@@ -10,7 +10,7 @@ use crate::program::{Bench, SMALL};
 #[test]
 fn faults_of_a_config_are_bad_usage_and_name_what_would_be_right() {
     let cases = [
-        (SMALL.replace("rounds", "round"), "pass 1: (magnitude): unknown field `round`"),
+        (SMALL.replace("rounds", "round"), "pass 1 (magnitude): unknown field `round`"),
         (SMALL.replace("\"magnitude\"", "\"magnitud\""), "unknown method 'magnitud'; did you mean 'magnitude'?"),
         (SMALL.replace("\"lenet300\"", "\"lenet30\""), "unknown model 'lenet30'; did you mean one of 'lenet300'"),
         (SMALL.replace("rest = 0.2", "fc_1 = 0.2"), "pass 1 (magnitude): unknown layer 'fc_1'; did you mean one of 'fc1'"),

@@ -166,7 +166,7 @@ impl Config {
         data.valid_from.get_or_insert(if model.file.is_some() { ValidFrom::Test } else { ValidFrom::Train });
         let mut passes = Vec::new();
         for (index, settings) in top.pass.into_iter().enumerate() {
-            passes.push(step(settings, smoke).with_context(|| format!("{}: pass {index}", at()))?);
+            passes.push(step(index, settings, smoke).with_context(at)?);
         }
         sequence::check(&passes, model.file.is_some()).with_context(at)?;
         if !smoke {
@@ -209,16 +209,17 @@ impl Config {
 const SMOKE_TRAIN: usize = 900;
 const SMOKE_TEST: usize = 300;
 
-fn step(mut settings: toml::Table, trial: bool) -> Result<Step> {
-    let method = settings.remove("method").ok_or_else(|| anyhow!("has no `method`"))?;
-    let name = method.as_str().ok_or_else(|| anyhow!("`method` is not a text: {method}"))?;
-    let entry = METHODS.find(name)?;
-    let settings = serde_json::to_value(settings)?;
-    entry.read(settings.clone(), METHODS, trial).map_err(|error| not_read(entry, &settings, &error))
+fn step(index: usize, mut settings: toml::Table, trial: bool) -> Result<Step> {
+    let at = || format!("pass {index}");
+    let method = settings.remove("method").ok_or_else(|| anyhow!("has no `method`")).with_context(at)?;
+    let name = method.as_str().ok_or_else(|| anyhow!("`method` is not a text: {method}")).with_context(at)?;
+    let entry = METHODS.find(name).with_context(at)?;
+    let settings = serde_json::to_value(settings).with_context(at)?;
+    entry.read(settings.clone(), METHODS, trial).map_err(|error| not_read(index, entry, &settings, &error))
 }
 
 /// What is missing is shown by the method's example.
-fn not_read(entry: &Entry, settings: &serde_json::Value, error: &serde_json::Error) -> anyhow::Error {
+fn not_read(index: usize, entry: &Entry, settings: &serde_json::Value, error: &serde_json::Error) -> anyhow::Error {
     let name = entry.name;
     let text = keys::explain(&error.to_string(), |key, to| {
         let error = (entry.parse)(keys::renamed(settings, key, to), METHODS).err();
@@ -229,7 +230,7 @@ fn not_read(entry: &Entry, settings: &serde_json::Value, error: &serde_json::Err
     } else {
         String::new()
     };
-    anyhow!("({name}): {text}{example}")
+    anyhow!("pass {index} ({name}): {text}{example}")
 }
 
 /// `"lenet5"` is short for `{ arch = "lenet5" }`, `"net.brq"` for `{ file = "net.brq" }`.
@@ -288,7 +289,7 @@ mod tests {
     #[test]
     fn faults_are_named_with_file_pass_and_what_would_be_right() {
         let cases = [
-            (TEXT.replace("keep", "kep"), "test.toml: pass 1: (magnitude): unknown field `kep`"),
+            (TEXT.replace("keep", "kep"), "test.toml: pass 1 (magnitude): unknown field `kep`"),
             (
                 TEXT.replace("magnitude", "filter-l1").replace("keep", "rate"),
                 "(filter-l1): unknown field `rate`, expected one of `budget`, `except`, `layers`, `ratio`, `renew`, `tune`",
