@@ -41,6 +41,7 @@ pub fn open(name: &str) -> Result<(Device, Option<Adapter>)> {
             bail!("device '{name}'{} fails a first computation: {text}; take another device, or `flex`", of(adapter.as_ref()))
         }
     }
+    let adapter = adapter.or_else(|| card(&device));
     Ok((device, adapter))
 }
 
@@ -80,12 +81,27 @@ fn adapter(_: &str, _: &Device) -> Result<Option<Adapter>> {
     Ok(None)
 }
 
+/// What a device says of itself that is no adapter of a graphics interface, once it is open.
+#[cfg(any(feature = "cuda", feature = "wgpu", feature = "vulkan"))]
+fn card(device: &Device) -> Option<Adapter> {
+    let identity = device.identity()?;
+    let driver = std::fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
+    let driver = driver.lines().next().and_then(|line| line.strip_prefix("NVRM version:")).unwrap_or("unknown");
+    let driver = driver.split_whitespace().collect::<Vec<_>>().join(" ");
+    Some(Adapter { name: identity.name, backend: identity.fingerprint, driver })
+}
+
+#[cfg(not(any(feature = "cuda", feature = "wgpu", feature = "vulkan")))]
+fn card(_: &Device) -> Option<Adapter> {
+    None
+}
+
 /// Starts this program anew with larger stacks for all threads where the device compiles kernels while it runs: compilers go deep, in threads
 /// of their own that take the size from the environment, once.
 ///
 /// # Errors
 /// When the program cannot be started.
-pub(crate) fn deepen(name: &str) -> Result<()> {
+pub fn deepen(name: &str) -> Result<()> {
     let compiles = ["wgpu", "vulkan", "cuda"].contains(&name.split(':').next().unwrap_or_default());
     let has = std::env::var(STACK_VARIABLE).ok().and_then(|bytes| bytes.parse::<u64>().ok()).unwrap_or(0);
     if !compiles || has >= STACK {
