@@ -56,7 +56,7 @@ fn help() -> Result<ExitCode> {
          the verbs of `briquette`; `cargo xtask run --help` lists a verb's options\n  \
          test       all tests; `--device D` the training of tests/devices.rs on that device\n  \
          check      format, lints, documentation, generated pages up to date\n  \
-         bench      training speed and memory; `--peer` puts PyTorch beside it; `bench --help` lists what else is measured for developers\n  \
+         bench      training speed and memory; `--peer` puts PyTorch beside it, `--device D` is tried instead of the CPU; `bench --help` lists what else is measured for developers\n  \
          smoke      a trial run of every config, or of those named\n  \
          sweep      runs what docs/records/PAGE/NAME.toml describes and NAME.json lacks; `--jobs N` points at once, `--device D`\n  \
          record     copies a run's report and small containers to docs/records/PAGE/NAME.json\n  \
@@ -84,7 +84,7 @@ fn names_a_file(arguments: &[String]) -> bool {
 /// Builds the benchmarks for developers and runs one of them.
 fn bench(arguments: Vec<String>) -> Result<ExitCode> {
     let arguments = peer::with_peer(arguments)?;
-    build(&[])?;
+    build(&arguments)?;
     let mut command = Command::new(binary("briquette-bench"));
     environment(command.args(&arguments[1..]));
     exit_code(&mut command)

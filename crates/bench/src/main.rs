@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
+use briquette_runner::device;
 use briquette_runner::memory::peak;
 use briquette_runner::program::{on_a_pool_thread, show, start_log};
 use briquette_runner::steps::Mode;
@@ -37,6 +38,9 @@ struct Cli {
     /// Of `memory`: images per step.
     #[arg(long, default_value_t = 128)]
     batch: usize,
+    /// Of `training`: the device, as of a run.
+    #[arg(long, default_value = "flex")]
+    device: String,
     /// A Python with PyTorch, to run beside us; `cargo xtask bench training --peer` makes one.
     #[arg(long, value_name = "PYTHON")]
     peer: Option<PathBuf>,
@@ -70,6 +74,10 @@ enum What {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     start_log();
+    if let Err(error) = device::deepen(&cli.device) {
+        tracing::error!("error: {error:#}");
+        return ExitCode::FAILURE;
+    }
     match on_a_pool_thread(cli.threads, || measure(&cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -82,7 +90,7 @@ fn main() -> ExitCode {
 fn measure(cli: &Cli) -> Result<()> {
     let net = cli.net.as_deref();
     match cli.what {
-        What::Training => show(&training::training(net, cli.peer.as_deref())?, cli.json),
+        What::Training => show(&training::training(net, &cli.device, cli.peer.as_deref())?, cli.json),
         What::Memory => show(&training::memory(net.unwrap_or("resnet20"), cli.mode, cli.batch)?, cli.json),
         What::Coding => show(&coding::coding()?, cli.json),
         What::Integer => show(&integer::integers()?, cli.json),

@@ -65,7 +65,7 @@ def made(name, batch, form):
     if (name, batch, form) not in MADE:
         build, shape = NETS[name]
         torch.manual_seed(0)
-        net, images = build(), torch.rand(batch, *shape)
+        net, images = build().to(DEVICE), torch.rand(batch, *shape)
         if form.startswith("channels-last"):
             net, images = net.to(memory_format=torch.channels_last), images.contiguous(memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
@@ -75,6 +75,7 @@ def made(name, batch, form):
 
 def step(name, mode, batch, form):
     net, images, labels, optimizer = made(name, batch, form)
+    images, labels = images.to(DEVICE), labels.to(DEVICE)
     if mode == "infer":
         net.eval()
         with torch.no_grad():
@@ -86,15 +87,24 @@ def step(name, mode, batch, form):
     optimizer.step()
 
 
+DEVICE = torch.device(sys.argv[2])
 torch.set_num_threads(int(sys.argv[1]))
 print(json.dumps(torch.__version__), flush=True)
 for order in sys.stdin:
     name, mode, batch, steps, form = order.split()
-    times = []
     # The first step of a turn finds cold caches and threads asleep, here as in the other turns.
-    for count in range(int(steps) + 1):
-        began = time.perf_counter()
-        step(name, mode, int(batch), form)
-        if count:
+    step(name, mode, int(batch), form)
+    times = []
+    if DEVICE.type == "cpu":
+        for _ in range(int(steps)):
+            began = time.perf_counter()
+            step(name, mode, int(batch), form)
             times.append(time.perf_counter() - began)
+    else:
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        for _ in range(int(steps)):
+            step(name, mode, int(batch), form)
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - began) / int(steps))
     print(json.dumps(times), flush=True)

@@ -20,10 +20,10 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// Starts PyTorch in this Python.
-    pub(crate) fn start(python: &Path, threads: usize) -> Result<Self> {
+    /// Starts PyTorch in this Python, on its device of this name.
+    pub(crate) fn start(python: &Path, threads: usize, device: &str) -> Result<Self> {
         let mut child = Command::new(python)
-            .args(["-c", include_str!("peer.py"), &threads.to_string()])
+            .args(["-c", include_str!("peer.py"), &threads.to_string(), device])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -34,7 +34,7 @@ impl Peer {
         Ok(this)
     }
 
-    /// The seconds of some steps, after one that is not counted.
+    /// The seconds of some steps, after one that is not counted; on a device that computes while the host goes on, their mean.
     pub(crate) fn steps(&mut self, net: &str, mode: Mode, batch: usize, steps: usize, format: &str) -> Result<Vec<f64>> {
         writeln!(self.orders, "{net} {mode} {batch} {steps} {format}").context("the peer is gone")?;
         self.answer()

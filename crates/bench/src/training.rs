@@ -4,15 +4,19 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::Result;
 use briquette_core::cost::Cost;
 use briquette_core::extension;
-use briquette_core::net::Net;
+use briquette_core::net::{Net, Op};
 use briquette_core::zoo::Arch;
+use briquette_runner::device;
 use briquette_runner::steps::{Mode, Steps};
 use briquette_runner::timing::median;
-use burn::tensor::Device;
+use burn::module::Module;
+use burn::nn::conv::Conv2d;
+use burn::tensor::{Device, Tensor};
 use serde::Serialize;
 
 use crate::peak_mib;
@@ -21,12 +25,14 @@ use crate::peer::{FORMATS, Peer};
 /// Everything that one benchmark of training brought.
 #[derive(Debug, Serialize)]
 pub(crate) struct Training {
-    /// Fused multiply-adds that the machine's vector units did in registers alone while this ran, in GFLOP/s over all threads.
-    pub(crate) fma_gflops: f64,
+    /// Fused multiply-adds that the machine's vector units did in registers alone while this ran, in GFLOP/s over all threads; none on other devices.
+    pub(crate) fma_gflops: Option<f64>,
     /// The processor, where the system tells.
     pub(crate) cpu: Option<String>,
-    /// Instructions that our kernels used.
-    pub(crate) instructions: String,
+    /// Instructions that our kernels used; none on other devices, where all is Burn's.
+    pub(crate) instructions: Option<String>,
+    /// The device, where it is not the CPU.
+    pub(crate) device: Option<String>,
     /// PyTorch's version, if it ran beside us.
     pub(crate) peer: Option<String>,
     /// One row per net and mode.
@@ -46,8 +52,8 @@ pub(crate) struct TrainingRow {
     pub(crate) threads: usize,
     /// Ours.
     pub(crate) images_per_s: f64,
-    /// On Burn's own operations.
-    pub(crate) baseline_images_per_s: f64,
+    /// On Burn's own operations; none on devices where ours are the same.
+    pub(crate) baseline_images_per_s: Option<f64>,
     /// PyTorch's, in the faster of its memory formats.
     pub(crate) peer_images_per_s: Option<f64>,
     /// That format.
@@ -58,7 +64,8 @@ pub(crate) struct TrainingRow {
     pub(crate) peak_mib: Option<f64>,
     /// The same on Burn's own operations.
     pub(crate) baseline_peak_mib: Option<f64>,
-    /// Share of a step that each of our kernels takes, gradients with a trailing `'`, and the rest.
+    /// Share of a step that each of our kernels takes, gradients with a trailing `'`, and the rest; on other devices, that of the same convolutions
+    /// and their gradients alone.
     pub(crate) shares: BTreeMap<String, f64>,
 }
 
@@ -85,22 +92,29 @@ const INFERENCE_BATCH: usize = 128;
 /// Measures the networks, or the one of this name, beside PyTorch in `python` if there is one.
 ///
 /// # Errors
-/// When a network is not among those, or the peer does not start.
-pub(crate) fn training(only: Option<&str>, python: Option<&Path>) -> Result<Training> {
+/// When a network is not among those, the device does not open, or the peer does not start.
+pub(crate) fn training(only: Option<&str>, device: &str, python: Option<&Path>) -> Result<Training> {
     if let Some(only) = only.filter(|only| CASES.iter().all(|case| case.net != *only)) {
         return Err(briquette_core::Error::unknown("net of the benchmark", only, CASES.map(|case| case.net)).into());
     }
+    let (opened, adapter) = device::open(device)?;
+    let host = opened == Device::flex();
     let threads = rayon::current_num_threads();
-    let mut peer = python.map(|python| Peer::start(python, threads)).transpose()?;
+    let mut peer = python.map(|python| Peer::start(python, threads, if host { "cpu" } else { "cuda" })).transpose()?;
     let mut rows = Vec::new();
     for case in CASES.into_iter().filter(|case| only.is_none_or(|only| case.net == only)) {
-        rows.push(row(case, Mode::Train, peer.as_mut())?);
-        rows.push(row(Case { batch: INFERENCE_BATCH, ..case }, Mode::Infer, peer.as_mut())?);
+        for case in [(case, Mode::Train), (Case { batch: INFERENCE_BATCH, ..case }, Mode::Infer)] {
+            let ((case, mode), peer) = (case, peer.as_mut());
+            rows.push(if host { row(case, mode, peer)? } else { row_on(&opened, case, mode, peer)? });
+        }
     }
+    let adapter =
+        adapter.map_or_else(|| device.to_string(), |a| format!("{device}: {}, {}, driver {}", a.name, a.backend, a.driver));
     Ok(Training {
-        fma_gflops: briquette_kernels::fma_gflops(),
+        fma_gflops: host.then(briquette_kernels::fma_gflops),
         cpu: cpu(),
-        instructions: briquette_kernels::instructions(),
+        instructions: host.then(briquette_kernels::instructions),
+        device: (!host).then_some(adapter),
         peer: peer.map(|peer| peer.version.clone()),
         rows,
     })
@@ -113,7 +127,7 @@ fn cpu() -> Option<String> {
 
 /// Ours, plain Burn and the peer's formats in turn, so that a machine whose speed drifts treats them alike.
 fn row(case: Case, mode: Mode, mut peer: Option<&mut Peer>) -> Result<TrainingRow> {
-    let net = net(case.net)?;
+    let net = net(case.net, &Device::flex())?;
     let products = Cost::of(&net)?.macs() as f64 * if mode == Mode::Train { 6.0 } else { 2.0 } / 1e9;
     let (mut ours, mut plain) = (Steps::new(&net, case.batch, mode)?, Steps::new(&net, case.batch, mode)?);
     let (mut times, mut baseline) = (Vec::new(), Vec::new());
@@ -130,8 +144,7 @@ fn row(case: Case, mode: Mode, mut peer: Option<&mut Peer>) -> Result<TrainingRo
         }
     }
     let speed = |times: Vec<f64>| case.batch as f64 / median(times);
-    let peer =
-        peer.and_then(|_| formats.map(|(format, times)| (format, speed(times))).into_iter().max_by(|a, b| a.1.total_cmp(&b.1)));
+    let peer = peer.and_then(|_| fastest(case, formats));
     let images_per_s = speed(times);
     Ok(TrainingRow {
         net: case.net,
@@ -139,7 +152,7 @@ fn row(case: Case, mode: Mode, mut peer: Option<&mut Peer>) -> Result<TrainingRo
         batch: case.batch,
         threads: rayon::current_num_threads(),
         images_per_s,
-        baseline_images_per_s: speed(baseline),
+        baseline_images_per_s: Some(speed(baseline)),
         peer_images_per_s: peer.map(|(_, speed)| speed),
         peer_format: peer.map(|(format, _)| format),
         gflops: images_per_s * products,
@@ -149,9 +162,89 @@ fn row(case: Case, mode: Mode, mut peer: Option<&mut Peer>) -> Result<TrainingRo
     })
 }
 
-fn net(name: &str) -> Result<Net> {
+/// The format in which the peer is faster, and its images per second.
+fn fastest(case: Case, formats: [(&'static str, Vec<f64>); 2]) -> Option<(&'static str, f64)> {
+    let speeds = formats.map(|(format, times)| (format, case.batch as f64 / median(times)));
+    speeds.into_iter().max_by(|a, b| a.1.total_cmp(&b.1))
+}
+
+/// Ours and the peer's formats in turn on a device that computes while the host goes on: the steps of a turn are given to it, then it is waited for.
+fn row_on(device: &Device, case: Case, mode: Mode, mut peer: Option<&mut Peer>) -> Result<TrainingRow> {
+    let net = net(case.net, device)?;
+    let products = Cost::of(&net)?.macs() as f64 * if mode == Mode::Train { 6.0 } else { 2.0 } / 1e9;
+    let mut ours = Steps::new(&net, case.batch, mode)?;
+    let (mut times, mut convolutions) = (Vec::new(), Vec::new());
+    let mut formats = FORMATS.map(|format| (format, Vec::new()));
+    // Kernels are compiled, and tried out beside each other, when they are met for the first time.
+    ours.run_queued(1)?;
+    for _ in 0..DEVICE_TURNS {
+        times.push(ours.run_queued(DEVICE_STEPS)?);
+        convolutions.push(seconds_of_convolutions(&net, device, case.batch, mode)?);
+        if let Some(peer) = &mut peer {
+            for (format, times) in &mut formats {
+                times.extend(peer.steps(case.net, mode, case.batch, DEVICE_STEPS, format)?);
+            }
+        }
+    }
+    let peer = peer.and_then(|_| fastest(case, formats));
+    let step = median(times);
+    let share = (median(convolutions) / step).min(1.0);
+    Ok(TrainingRow {
+        net: case.net,
+        mode,
+        batch: case.batch,
+        threads: rayon::current_num_threads(),
+        images_per_s: case.batch as f64 / step,
+        baseline_images_per_s: None,
+        peer_images_per_s: peer.map(|(_, speed)| speed),
+        peer_format: peer.map(|(format, _)| format),
+        gflops: case.batch as f64 / step * products,
+        peak_mib: None,
+        baseline_peak_mib: None,
+        shares: BTreeMap::from([("convolutions".to_string(), share), ("rest".to_string(), 1.0 - share)]),
+    })
+}
+
+/// Steps in a turn, and turns, on devices that are not the CPU.
+const DEVICE_STEPS: usize = 20;
+const DEVICE_TURNS: usize = 5;
+
+/// Seconds of all convolutions of the network alone, with the gradients of their weights and maps in training.
+fn seconds_of_convolutions(net: &Net, device: &Device, batch: usize, mode: Mode) -> Result<f64> {
+    let shapes = net.shapes()?;
+    let device = if mode == Mode::Train { device.clone().autodiff() } else { device.clone() };
+    let convolutions: Vec<(Conv2d, Tensor<4>)> = net
+        .nodes
+        .iter()
+        .filter_map(|node| {
+            let Op::Conv2d(conv) = &node.op else { return None };
+            let input = node.inputs[0];
+            let shape = &shapes[input];
+            let maps = Tensor::ones([batch, shape[0], shape[1], shape[2]], &device);
+            let conv = if mode == Mode::Train { conv.clone().train() } else { conv.clone() };
+            // The images themselves need no gradient.
+            Some((conv, if mode == Mode::Train && input > 0 { maps.require_grad() } else { maps }))
+        })
+        .collect();
+    let mut best = f64::INFINITY;
+    for _ in 0..3 {
+        device.sync()?;
+        let began = Instant::now();
+        let outputs: Vec<Tensor<4>> = convolutions.iter().map(|(conv, maps)| conv.forward(maps.clone())).collect();
+        if mode == Mode::Train {
+            for output in outputs {
+                output.sum().backward();
+            }
+        }
+        device.sync()?;
+        best = best.min(began.elapsed().as_secs_f64());
+    }
+    Ok(best)
+}
+
+fn net(name: &str, device: &Device) -> Result<Net> {
     let arch = Arch::named(name)?;
-    Ok(arch.build(&arch.wanted(), &Device::flex())?)
+    Ok(arch.build(&arch.wanted(), device)?)
 }
 
 /// Peak memory of a process that only runs three steps.
@@ -185,7 +278,7 @@ pub(crate) struct Peak {
 /// # Errors
 /// When the network does not build or the system does not tell.
 pub(crate) fn memory(name: &str, mode: Mode, batch: usize) -> Result<Peak> {
-    Steps::new(&net(name)?, batch, mode)?.run(2);
+    Steps::new(&net(name, &Device::flex())?, batch, mode)?.run(2);
     Ok(Peak { peak_mib: peak_mib()? })
 }
 
@@ -210,8 +303,8 @@ impl fmt::Display for Training {
                 row.batch.to_string(),
                 row.threads.to_string(),
                 format!("{:.1}", row.images_per_s),
-                format!("{:.1}", row.baseline_images_per_s),
-                format!("{:.2}x", row.images_per_s / row.baseline_images_per_s),
+                known(row.baseline_images_per_s, 1),
+                known(row.baseline_images_per_s.map(|plain| row.images_per_s / plain), 2),
                 known(row.peer_images_per_s, 1),
                 known(row.peer_images_per_s.map(|peer| row.images_per_s / peer), 2),
                 format!("{:.1}", row.gflops),
@@ -221,7 +314,12 @@ impl fmt::Display for Training {
             writeln!(f, "{:12}{}  {}", row.net, cells.map(|cell| format!("{cell:>10}")).concat(), shares.join(", "))?;
         }
         let peer = self.peer.as_ref().map_or("no PyTorch: `--peer` brings it".into(), |version| format!("PyTorch {version}"));
-        let (fma_gflops, instructions) = (self.fma_gflops, &self.instructions);
-        write!(f, "this machine's fused multiply-adds: {fma_gflops:.1} GFLOP/s; instructions: {instructions}; {peer}")
+        if let Some(device) = &self.device {
+            write!(f, "{device}; ")?;
+        }
+        if let (Some(fma_gflops), Some(instructions)) = (self.fma_gflops, &self.instructions) {
+            write!(f, "this machine's fused multiply-adds: {fma_gflops:.1} GFLOP/s; instructions: {instructions}; ")?;
+        }
+        f.write_str(&peer)
     }
 }

@@ -33,11 +33,12 @@ impl std::fmt::Display for Mode {
     }
 }
 
-/// The network, and the images on which it takes steps.
+/// The network, and the images on which it takes steps, on the device where it lies.
 #[derive(Debug)]
 pub struct Steps {
     /// Taken out during a step.
     net: Option<Net>,
+    device: Device,
     optimizer: Descent,
     mode: Mode,
     pixels: TensorData,
@@ -57,8 +58,10 @@ impl Steps {
         let pixels: Vec<f32> = (0..batch * shape.iter().product::<usize>()).map(|i| ((i * 7919) % 256) as f32 / 255.0).collect();
         let recipe = Recipe { optimizer: Optimizer::Sgd, momentum: 0.9, ..Recipe::default() };
         let net = net.deep_clone();
+        let device = net.device().inner();
         Ok(Self {
             optimizer: recipe.optimizer(),
+            device: if mode == Mode::Train { device.autodiff() } else { device },
             net: Some(if mode == Mode::Train { net.train() } else { net }),
             mode,
             pixels: TensorData::new(pixels, [batch, shape[0], shape[1], shape[2]]),
@@ -77,6 +80,21 @@ impl Steps {
         times
     }
 
+    /// Seconds of each of `count` steps, all of them given to the device before it is waited for, after one that is not counted.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn run_queued(&mut self, count: usize) -> Result<f64> {
+        self.step();
+        self.device.sync()?;
+        let began = Instant::now();
+        for _ in 0..count {
+            self.step();
+        }
+        self.device.sync()?;
+        Ok(began.elapsed().as_secs_f64() / count as f64)
+    }
+
     /// Where the time of the last turn went: into our kernels, and into the rest.
     pub fn shares(&self) -> BTreeMap<String, f64> {
         let rest = self.total - self.seconds.values().sum::<f64>();
@@ -86,8 +104,7 @@ impl Steps {
 
     fn step(&mut self) -> f64 {
         let mut net = self.net.take().expect("a step puts the network back");
-        let device = if self.mode == Mode::Train { Device::flex().autodiff() } else { Device::flex() };
-        let images = Tensor::<4>::from_data(self.pixels.clone(), &device);
+        let images = Tensor::<4>::from_data(self.pixels.clone(), &self.device);
         let began = Instant::now();
         let logits = net.forward(images);
         if self.mode == Mode::Train {
