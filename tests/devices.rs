@@ -6,19 +6,19 @@ use crate::program::{Bench, rows};
 /// train.
 const CONFIG: &str = r#"
 model = "lenet5-norm"
-data = { name = "glyphs", train = 1500, test = 1000 }
+data = { name = "glyphs", train = 1200, test = 1000 }
 seed = 3
 
 [[pass]]
 method = "train"
 epochs = 3
 batch = 50
-lr = 2e-3
+lr = 4e-3
 
 [[pass]]
 method = "circulant"
 layers = ["fc1"]
-tune = { epochs = 1, batch = 50 }
+tune = { epochs = 2, batch = 50, lr = 2e-2 }
 
 [[pass]]
 method = "magnitude"
