@@ -6,13 +6,14 @@ mod curvature;
 mod exits;
 mod integer;
 mod peer;
+mod queued;
 mod states;
 mod training;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use briquette_runner::device;
 use briquette_runner::memory::peak;
 use briquette_runner::program::{on_a_pool_thread, show, start_log};
@@ -89,6 +90,9 @@ fn main() -> ExitCode {
 
 fn measure(cli: &Cli) -> Result<()> {
     let net = cli.net.as_deref();
+    if cli.device != "flex" && !matches!(cli.what, What::Training) {
+        bail!("`--device` is of `training`; everything else is measured on `flex`");
+    }
     match cli.what {
         What::Training => show(&training::training(net, &cli.device, cli.peer.as_deref())?, cli.json),
         What::Memory => show(&training::memory(net.unwrap_or("resnet20"), cli.mode, cli.batch)?, cli.json),

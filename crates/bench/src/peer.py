@@ -65,17 +65,19 @@ def made(name, batch, form):
     if (name, batch, form) not in MADE:
         build, shape = NETS[name]
         torch.manual_seed(0)
-        net, images = build().to(DEVICE), torch.rand(batch, *shape)
+        net, images, labels = build().to(DEVICE), torch.rand(batch, *shape), torch.arange(batch) % 10
         if form.startswith("channels-last"):
             net, images = net.to(memory_format=torch.channels_last), images.contiguous(memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
-        MADE[name, batch, form] = net, images, torch.arange(batch) % 10, optimizer
+        if DEVICE.type != "cpu":
+            images, labels = images.pin_memory(), labels.pin_memory()
+        MADE[name, batch, form] = net, images, labels, optimizer
     return MADE[name, batch, form]
 
 
 def step(name, mode, batch, form):
     net, images, labels, optimizer = made(name, batch, form)
-    images, labels = images.to(DEVICE), labels.to(DEVICE)
+    images, labels = images.to(DEVICE, non_blocking=True), labels.to(DEVICE, non_blocking=True)
     if mode == "infer":
         net.eval()
         with torch.no_grad():
@@ -89,6 +91,7 @@ def step(name, mode, batch, form):
 
 DEVICE = torch.device(sys.argv[2])
 torch.set_num_threads(int(sys.argv[1]))
+torch.zeros(1, device=DEVICE)
 print(json.dumps(torch.__version__), flush=True)
 for order in sys.stdin:
     name, mode, batch, steps, form = order.split()

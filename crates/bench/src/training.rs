@@ -4,23 +4,21 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
 
 use anyhow::Result;
 use briquette_core::cost::Cost;
 use briquette_core::extension;
-use briquette_core::net::{Net, Op};
+use briquette_core::net::Net;
 use briquette_core::zoo::Arch;
 use briquette_runner::device;
 use briquette_runner::steps::{Mode, Steps};
 use briquette_runner::timing::median;
-use burn::module::Module;
-use burn::nn::conv::Conv2d;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use serde::Serialize;
 
 use crate::peak_mib;
 use crate::peer::{FORMATS, Peer};
+use crate::queued;
 
 /// Everything that one benchmark of training brought.
 #[derive(Debug, Serialize)]
@@ -64,16 +62,16 @@ pub(crate) struct TrainingRow {
     pub(crate) peak_mib: Option<f64>,
     /// The same on Burn's own operations.
     pub(crate) baseline_peak_mib: Option<f64>,
-    /// Share of a step that each of our kernels takes, gradients with a trailing `'`, and the rest; on other devices, that of the same convolutions
-    /// and their gradients alone.
+    /// Share of a step that each of our kernels takes, gradients with a trailing `'`, and the rest; on other devices, what the same convolutions take
+    /// alone (see [`queued::row`]).
     pub(crate) shares: BTreeMap<String, f64>,
 }
 
 /// A network of the benchmark.
 #[derive(Debug, Clone, Copy)]
-struct Case {
-    net: &'static str,
-    batch: usize,
+pub(crate) struct Case {
+    pub(crate) net: &'static str,
+    pub(crate) batch: usize,
     /// Steps in a turn and turns of each side.
     steps: usize,
     turns: usize,
@@ -100,16 +98,15 @@ pub(crate) fn training(only: Option<&str>, device: &str, python: Option<&Path>) 
     let (opened, adapter) = device::open(device)?;
     let host = opened == Device::flex();
     let threads = rayon::current_num_threads();
-    let mut peer = python.map(|python| Peer::start(python, threads, if host { "cpu" } else { "cuda" })).transpose()?;
+    let mut peer = python.map(|python| Peer::start(python, threads, &peers_device(device))).transpose()?;
     let mut rows = Vec::new();
     for case in CASES.into_iter().filter(|case| only.is_none_or(|only| case.net == only)) {
-        for case in [(case, Mode::Train), (Case { batch: INFERENCE_BATCH, ..case }, Mode::Infer)] {
-            let ((case, mode), peer) = (case, peer.as_mut());
-            rows.push(if host { row(case, mode, peer)? } else { row_on(&opened, case, mode, peer)? });
+        for (case, mode) in [(case, Mode::Train), (Case { batch: INFERENCE_BATCH, ..case }, Mode::Infer)] {
+            let peer = peer.as_mut();
+            rows.push(if host { row(case, mode, peer)? } else { queued::row(&opened, case, mode, peer)? });
         }
     }
-    let adapter =
-        adapter.map_or_else(|| device.to_string(), |a| format!("{device}: {}, {}, driver {}", a.name, a.backend, a.driver));
+    let adapter = adapter.map_or_else(|| device.to_string(), |adapter| adapter.to_string());
     Ok(Training {
         fma_gflops: host.then(briquette_kernels::fma_gflops),
         cpu: cpu(),
@@ -118,6 +115,14 @@ pub(crate) fn training(only: Option<&str>, device: &str, python: Option<&Path>) 
         peer: peer.map(|peer| peer.version.clone()),
         rows,
     })
+}
+
+/// PyTorch's device beside ours of this name.
+fn peers_device(name: &str) -> String {
+    match name.split_once(':').unwrap_or((name, "0")) {
+        ("wgpu" | "vulkan" | "cuda", index) => format!("cuda:{index}"),
+        _ => "cpu".into(),
+    }
 }
 
 fn cpu() -> Option<String> {
@@ -163,86 +168,12 @@ fn row(case: Case, mode: Mode, mut peer: Option<&mut Peer>) -> Result<TrainingRo
 }
 
 /// The format in which the peer is faster, and its images per second.
-fn fastest(case: Case, formats: [(&'static str, Vec<f64>); 2]) -> Option<(&'static str, f64)> {
+pub(crate) fn fastest(case: Case, formats: [(&'static str, Vec<f64>); 2]) -> Option<(&'static str, f64)> {
     let speeds = formats.map(|(format, times)| (format, case.batch as f64 / median(times)));
     speeds.into_iter().max_by(|a, b| a.1.total_cmp(&b.1))
 }
 
-/// Ours and the peer's formats in turn on a device that computes while the host goes on: the steps of a turn are given to it, then it is waited for.
-fn row_on(device: &Device, case: Case, mode: Mode, mut peer: Option<&mut Peer>) -> Result<TrainingRow> {
-    let net = net(case.net, device)?;
-    let products = Cost::of(&net)?.macs() as f64 * if mode == Mode::Train { 6.0 } else { 2.0 } / 1e9;
-    let mut ours = Steps::new(&net, case.batch, mode)?;
-    let (mut times, mut convolutions) = (Vec::new(), Vec::new());
-    let mut formats = FORMATS.map(|format| (format, Vec::new()));
-    // Kernels are compiled, and tried out beside each other, when they are met for the first time.
-    ours.run_queued(1)?;
-    for _ in 0..DEVICE_TURNS {
-        times.push(ours.run_queued(DEVICE_STEPS)?);
-        convolutions.push(seconds_of_convolutions(&net, device, case.batch, mode)?);
-        if let Some(peer) = &mut peer {
-            for (format, times) in &mut formats {
-                times.extend(peer.steps(case.net, mode, case.batch, DEVICE_STEPS, format)?);
-            }
-        }
-    }
-    let peer = peer.and_then(|_| fastest(case, formats));
-    let step = median(times);
-    let share = (median(convolutions) / step).min(1.0);
-    Ok(TrainingRow {
-        net: case.net,
-        mode,
-        batch: case.batch,
-        threads: rayon::current_num_threads(),
-        images_per_s: case.batch as f64 / step,
-        baseline_images_per_s: None,
-        peer_images_per_s: peer.map(|(_, speed)| speed),
-        peer_format: peer.map(|(format, _)| format),
-        gflops: case.batch as f64 / step * products,
-        peak_mib: None,
-        baseline_peak_mib: None,
-        shares: BTreeMap::from([("convolutions".to_string(), share), ("rest".to_string(), 1.0 - share)]),
-    })
-}
-
-/// Steps in a turn, and turns, on devices that are not the CPU.
-const DEVICE_STEPS: usize = 20;
-const DEVICE_TURNS: usize = 5;
-
-/// Seconds of all convolutions of the network alone, with the gradients of their weights and maps in training.
-fn seconds_of_convolutions(net: &Net, device: &Device, batch: usize, mode: Mode) -> Result<f64> {
-    let shapes = net.shapes()?;
-    let device = if mode == Mode::Train { device.clone().autodiff() } else { device.clone() };
-    let convolutions: Vec<(Conv2d, Tensor<4>)> = net
-        .nodes
-        .iter()
-        .filter_map(|node| {
-            let Op::Conv2d(conv) = &node.op else { return None };
-            let input = node.inputs[0];
-            let shape = &shapes[input];
-            let maps = Tensor::ones([batch, shape[0], shape[1], shape[2]], &device);
-            let conv = if mode == Mode::Train { conv.clone().train() } else { conv.clone() };
-            // The images themselves need no gradient.
-            Some((conv, if mode == Mode::Train && input > 0 { maps.require_grad() } else { maps }))
-        })
-        .collect();
-    let mut best = f64::INFINITY;
-    for _ in 0..3 {
-        device.sync()?;
-        let began = Instant::now();
-        let outputs: Vec<Tensor<4>> = convolutions.iter().map(|(conv, maps)| conv.forward(maps.clone())).collect();
-        if mode == Mode::Train {
-            for output in outputs {
-                output.sum().backward();
-            }
-        }
-        device.sync()?;
-        best = best.min(began.elapsed().as_secs_f64());
-    }
-    Ok(best)
-}
-
-fn net(name: &str, device: &Device) -> Result<Net> {
+pub(crate) fn net(name: &str, device: &Device) -> Result<Net> {
     let arch = Arch::named(name)?;
     Ok(arch.build(&arch.wanted(), device)?)
 }
@@ -304,7 +235,7 @@ impl fmt::Display for Training {
                 row.threads.to_string(),
                 format!("{:.1}", row.images_per_s),
                 known(row.baseline_images_per_s, 1),
-                known(row.baseline_images_per_s.map(|plain| row.images_per_s / plain), 2),
+                row.baseline_images_per_s.map_or("-".into(), |plain| format!("{:.2}x", row.images_per_s / plain)),
                 known(row.peer_images_per_s, 1),
                 known(row.peer_images_per_s.map(|peer| row.images_per_s / peer), 2),
                 format!("{:.1}", row.gflops),

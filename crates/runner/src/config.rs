@@ -36,6 +36,8 @@ pub struct Config {
     pub smoke: bool,
     /// The overrides, as given.
     pub sets: Vec<String>,
+    /// The device that was asked for in the place of the file's.
+    pub other_device: Option<String>,
 }
 
 /// Where the network comes from.
@@ -188,6 +190,7 @@ impl Config {
             passes,
             smoke,
             sets: sets.to_vec(),
+            other_device: device.map(str::to_string),
         })
     }
 

@@ -18,6 +18,12 @@ pub struct Adapter {
     pub driver: String,
 }
 
+impl std::fmt::Display for Adapter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}, {}, driver {}", self.name, self.backend, self.driver)
+    }
+}
+
 /// The device of this name, held against the CPU before it gets work ([`selftest::check`]), and what it is.
 ///
 /// # Errors
@@ -31,22 +37,23 @@ pub fn open(name: &str) -> Result<(Device, Option<Adapter>)> {
     // A backend that fails underneath panics; what it says there is all that it says.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
-    let tested = catch_unwind(AssertUnwindSafe(|| selftest::check(&device)));
+    let tested = catch_unwind(AssertUnwindSafe(|| (adapter.clone().or_else(|| card(name, &device)), selftest::check(&device))));
     std::panic::set_hook(hook);
     match tested {
-        Ok(found) => found.map_err(|error| anyhow!("device '{name}'{}: {error}", of(adapter.as_ref())))?,
+        Ok((adapter, found)) => {
+            found.map_err(|error| anyhow!("device '{name}'{}: {error}", of(adapter.as_ref())))?;
+            Ok((device, adapter))
+        }
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
             let text = text.unwrap_or("no reason is given").lines().next().unwrap_or_default();
             bail!("device '{name}'{} fails a first computation: {text}; take another device, or `flex`", of(adapter.as_ref()))
         }
     }
-    let adapter = adapter.or_else(|| card(&device));
-    Ok((device, adapter))
 }
 
 fn of(adapter: Option<&Adapter>) -> String {
-    adapter.map(|a| format!(" ({}, {}, driver {})", a.name, a.backend, a.driver)).unwrap_or_default()
+    adapter.map(|adapter| format!(" ({adapter})")).unwrap_or_default()
 }
 
 /// Opens the adapter of a graphics interface.
@@ -81,18 +88,19 @@ fn adapter(_: &str, _: &Device) -> Result<Option<Adapter>> {
     Ok(None)
 }
 
-/// What a device says of itself that is no adapter of a graphics interface, once it is open.
+/// What a device of CubeCL that is no adapter of a graphics interface says of itself: one of CUDA, but compiled with the others too, for they can be
+/// built without CUDA's tools.
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "vulkan"))]
-fn card(device: &Device) -> Option<Adapter> {
-    let identity = device.identity()?;
-    let driver = std::fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
-    let driver = driver.lines().next().and_then(|line| line.strip_prefix("NVRM version:")).unwrap_or("unknown");
-    let driver = driver.split_whitespace().collect::<Vec<_>>().join(" ");
-    Some(Adapter { name: identity.name, backend: identity.fingerprint, driver })
+fn card(name: &str, device: &Device) -> Option<Adapter> {
+    let card = device.identity()?.name;
+    let module = std::fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
+    let version = |word: &&str| word.contains('.') && word.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let driver = module.split_whitespace().find(version).unwrap_or("unknown").to_string();
+    Some(Adapter { name: card, backend: name.split(':').next().unwrap_or(name).to_string(), driver })
 }
 
 #[cfg(not(any(feature = "cuda", feature = "wgpu", feature = "vulkan")))]
-fn card(_: &Device) -> Option<Adapter> {
+fn card(_: &str, _: &Device) -> Option<Adapter> {
     None
 }
 

@@ -289,5 +289,6 @@ fn summarize(config: &Config, hash: &str, rows: Vec<Row>, splits: &briquette_dat
 fn command(config: &Config) -> String {
     let smoke = if config.smoke { " --smoke" } else { "" };
     let sets: String = config.sets.iter().map(|set| format!(" --set '{set}'")).collect();
-    format!("cargo xtask run {}{smoke}{sets}", config.path.display())
+    let device = config.other_device.as_ref().map(|device| format!(" --device {device}")).unwrap_or_default();
+    format!("cargo xtask run {}{smoke}{device}{sets}", config.path.display())
 }

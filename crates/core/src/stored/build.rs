@@ -27,7 +27,7 @@ impl Node {
     /// Another layer under the same name and between the same neighbours; parameters as [`Node::with`] takes them.
     ///
     /// # Errors
-    /// When a parameter is missing or has the wrong rank, or when the layer does not run on the device.
+    /// When a parameter is missing or has the wrong rank.
     pub fn replaced(self, layer: &Layer, parameters: Vec<Stored>, device: &Device) -> Result<Self> {
         build(self.name, self.inputs, layer, parameters, device)
     }
@@ -86,7 +86,6 @@ pub(super) fn assemble(
     } else {
         match Computed::of(layer) {
             Computed::Tensors(computed) => {
-                computed.runs_on(device).map_err(|detail| Error::node(&name, detail))?;
                 let mut stored = Vec::new();
                 for tensor in layer.kind().tensors() {
                     match need(tensor.name) {

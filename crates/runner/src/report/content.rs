@@ -188,10 +188,7 @@ pub(super) fn facts(report: &Report) -> Vec<(&'static str, String)> {
     let facts = [
         ("data", if data.name.is_empty() { String::new() } else { format!("{}: {images} images", data.name) }),
         ("device", report.device.clone()),
-        (
-            "adapter",
-            report.adapter.as_ref().map(|a| format!("{}, {}, driver {}", a.name, a.backend, a.driver)).unwrap_or_default(),
-        ),
+        ("adapter", report.adapter.as_ref().map(ToString::to_string).unwrap_or_default()),
         ("seed", report.seed.to_string()),
         ("config hash", report.config_hash.clone()),
         ("versions", versions.join(", ")),

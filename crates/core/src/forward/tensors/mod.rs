@@ -3,22 +3,11 @@
 mod quantize;
 mod structured;
 
-use burn::tensor::Device;
-
 use super::Flow;
 use crate::tensors::Tensors;
 
 /// What a layer with tensors computes.
 pub(crate) trait Compute {
-    /// Whether it can be computed on the device.
-    ///
-    /// # Errors
-    /// Why not, and what to do.
-    fn runs_on(&self, device: &Device) -> Result<(), String> {
-        let _ = device;
-        Ok(())
-    }
-
     /// Whether its tensors are trained.
     fn trains(&self) -> bool {
         true

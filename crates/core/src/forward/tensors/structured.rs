@@ -1,7 +1,7 @@
 //! Structural matrices.
 
 use briquette_runtime::layers::Structured;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
 use super::Compute;
 use crate::extension;
@@ -10,13 +10,6 @@ use crate::net::Value;
 use crate::tensors::{Ranked, Tensors};
 
 impl Compute for Structured {
-    fn runs_on(&self, device: &Device) -> Result<(), String> {
-        match extension::is_flex(device) {
-            true => Ok(()),
-            false => Err("structural matrices are computed on the CPU device `flex` only; set `device = \"flex\"`".into()),
-        }
-    }
-
     fn forward(&self, tensors: &Tensors, mut inputs: Vec<Flow>) -> Flow {
         let own = tensors.parameters.iter().filter(|parameter| parameter.name != "bias");
         let parameters = Tensor::cat(own.map(|parameter| parameter.values.flat()).collect(), 0);
