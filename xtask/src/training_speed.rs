@@ -62,6 +62,7 @@ what the machine's vector units did in registers alone. Memory is the highest re
 
 On a GPU (`--device`) all operations are Burn's in single precision, and PyTorch keeps its defaults: convolutions in TF32. Twenty steps are queued before the device is waited for, the median of
 such turns counts, and images come from the host's memory in every step. `convolutions` is what the net's convolutions and their gradients take alone, an upper bound of their share.
+The record of the H200 was made when PyTorch still waited for its images to arrive, and the share was of the fastest of three passes.
 ";
 
 fn section(path: &Path, record: &Record) -> String {

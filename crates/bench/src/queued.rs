@@ -1,12 +1,11 @@
 //! Training speed on devices that compute while the host goes on: the steps of a turn are given to the device, then it is waited for.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 use anyhow::Result;
 use briquette_core::cost::Cost;
 use briquette_core::net::{Net, Op};
-use briquette_runner::steps::{Mode, Steps};
+use briquette_runner::steps::{Mode, Steps, queued};
 use briquette_runner::timing::median;
 use burn::module::Module;
 use burn::nn::conv::Conv2d;
@@ -29,7 +28,7 @@ pub(crate) fn row(device: &Device, case: Case, mode: Mode, mut peer: Option<&mut
     let mut formats = FORMATS.map(|format| (format, Vec::new()));
     for _ in 0..TURNS {
         times.push(ours.run_queued(STEPS)?);
-        alone.push(convolutions.run_queued(STEPS)?);
+        alone.push(queued(&convolutions.device, STEPS, || convolutions.step())?);
         if let Some(peer) = &mut peer {
             for (format, times) in &mut formats {
                 times.extend(peer.steps(case.net, mode, case.batch, STEPS, format)?);
@@ -84,18 +83,7 @@ impl Convolutions {
         Ok(Self { device, mode, all })
     }
 
-    /// Mean seconds of all of them, with the gradients of weights and maps in training, after one that is not counted.
-    fn run_queued(&self, count: usize) -> Result<f64> {
-        self.step();
-        self.device.sync()?;
-        let began = Instant::now();
-        for _ in 0..count {
-            self.step();
-        }
-        self.device.sync()?;
-        Ok(began.elapsed().as_secs_f64() / count as f64)
-    }
-
+    /// All of them once, with the gradients of weights and maps in training.
     fn step(&self) {
         let outputs: Vec<Tensor<4>> = self.all.iter().map(|(conv, maps)| conv.forward(maps.clone())).collect();
         if self.mode == Mode::Train {

@@ -80,23 +80,19 @@ impl Steps {
         times
     }
 
-    /// Mean seconds of `count` steps, all of them given to the device before it is waited for, after one that is not counted.
+    /// As [`queued`].
     ///
     /// # Errors
     /// When the device fails.
     pub fn run_queued(&mut self, count: usize) -> Result<f64> {
-        self.step();
-        self.device.sync()?;
-        let began = Instant::now();
-        for _ in 0..count {
+        let device = self.device.clone();
+        let seconds = queued(&device, count, || {
             self.step();
-        }
-        self.device.sync()?;
-        let elapsed = began.elapsed().as_secs_f64();
+        })?;
         // A kernel that did not start is found by who reads what depends on it, not by who waits.
         let net = self.net.as_ref().expect("a step puts the network back");
         net.forward(Tensor::<4>::from_data(self.pixels.clone(), &self.device)).try_into_data()?;
-        Ok(elapsed / count as f64)
+        Ok(seconds)
     }
 
     /// Where the time of the last turn went: into our kernels, and into the rest.
@@ -120,6 +116,21 @@ impl Steps {
         self.net = Some(net);
         elapsed
     }
+}
+
+/// Mean seconds of `count` steps, all of them given to the device before it is waited for, after one that is not counted.
+///
+/// # Errors
+/// When the device fails.
+pub fn queued(device: &Device, count: usize, mut step: impl FnMut()) -> Result<f64> {
+    step();
+    device.sync()?;
+    let began = Instant::now();
+    for _ in 0..count {
+        step();
+    }
+    device.sync()?;
+    Ok(began.elapsed().as_secs_f64() / count as f64)
 }
 
 /// Time that training takes per image, from a few steps on random images.
