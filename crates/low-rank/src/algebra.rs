@@ -72,7 +72,8 @@ fn projected(matrix: &Matrix, u: Matrix) -> Svd {
 
 fn signed(mut svd: Svd) -> Svd {
     for (mut u, mut v) in svd.u.column_iter_mut().zip(svd.v.column_iter_mut()) {
-        let largest = u.iter().fold(0.0_f64, |largest, value| if value.abs() > largest.abs() * (1.0 + 1e-9) { *value } else { largest });
+        let largest =
+            u.iter().fold(0.0_f64, |largest, value| if value.abs() > largest.abs() * (1.0 + 1e-9) { *value } else { largest });
         if largest < 0.0 {
             u.neg_mut();
             v.neg_mut();
