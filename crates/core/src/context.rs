@@ -64,6 +64,8 @@ pub enum Finding {
         /// The points.
         scan: Scan,
     },
+    /// Something that the user should know of the network that comes out, such as a layer that was left as it is, and why.
+    Note(String),
 }
 
 /// What happens while a pass runs.
@@ -250,6 +252,12 @@ impl<'a> Context<'a> {
             storage: Storage::default(),
             distillations: &[],
         }
+    }
+
+    /// Tells the user something at once, and again in the report.
+    pub fn note(&mut self, text: String) {
+        self.host.event(Event::Note(&text));
+        self.findings.push(Finding::Note(text));
     }
 
     /// The network in a container that the user named, for the images and classes of the data at hand.

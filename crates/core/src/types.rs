@@ -85,7 +85,7 @@ pub enum PerLayer<T> {
     Each(BTreeMap<Selector, T>),
 }
 
-impl<T: Copy> PerLayer<T> {
+impl<T: Clone> PerLayer<T> {
     /// The value for each node with weights, in the network's order.
     ///
     /// # Errors
@@ -118,7 +118,7 @@ impl<T: Copy> PerLayer<T> {
     /// As [`PerLayer::resolve`].
     pub fn fits(&self, net: &Net) -> Result<BTreeMap<usize, (Fit, T)>> {
         let each = match self {
-            PerLayer::All(value) => return Ok(net.weighted().map(|(index, _)| (index, (Fit::Rest, *value))).collect()),
+            PerLayer::All(value) => return Ok(net.weighted().map(|(index, _)| (index, (Fit::Rest, value.clone()))).collect()),
             PerLayer::Each(each) => each,
         };
         let mut found: BTreeMap<usize, Vec<(Fit, &Selector, T)>> = BTreeMap::new();
@@ -126,7 +126,7 @@ impl<T: Copy> PerLayer<T> {
             let fit = |node: &Node| selector.fit(node).or((selector.text() == REST).then_some(Fit::Rest));
             let before = found.values().map(Vec::len).sum::<usize>();
             for (index, node) in net.weighted() {
-                found.entry(index).or_default().extend(fit(node).map(|fit| (fit, selector, *value)));
+                found.entry(index).or_default().extend(fit(node).map(|fit| (fit, selector, value.clone())));
             }
             if found.values().map(Vec::len).sum::<usize>() == before {
                 return Err(Error::unknown("layer", selector.text(), select::known(net).chain([REST])));
@@ -135,12 +135,12 @@ impl<T: Copy> PerLayer<T> {
         let mut closest = BTreeMap::new();
         for (index, mut found) in found {
             found.sort_by_key(|(fit, ..)| Reverse(*fit));
-            match found[..] {
+            match &found[..] {
                 [(fit, one, _), (other, two, _), ..] if fit == other => {
                     let detail = format!("`{}` and `{}` fit it equally well; give it a value of its own", one.text(), two.text());
                     return Err(Error::node(&net.nodes[index].name, detail));
                 }
-                [(fit, _, value), ..] => drop(closest.insert(index, (fit, value))),
+                [(fit, _, value), ..] => drop(closest.insert(index, (*fit, value.clone()))),
                 [] => {}
             }
         }

@@ -32,6 +32,15 @@ pub fn stirred() -> Net {
     set(set(small(), "norm1", "beta", &[0.3, 0.5, -0.1, 0.2]), "norm1", "mean", &[0.1, 0.0, -0.2, 0.3])
 }
 
+/// [`small`], but channel 1 of the first convolution computes twice what channel 3 does, and channel 2 is not read.
+pub fn dependent() -> Net {
+    let mut filters = get(&small(), "conv1", "weight");
+    (0..4).for_each(|tap| filters[4 + tap] = 2.0 * filters[12 + tap]);
+    let mut readers = get(&small(), "conv2", "weight");
+    (0..3 * 4 * 4).filter(|i| i / 4 % 4 == 2).for_each(|i| readers[i] = 0.0);
+    set(set(small(), "conv1", "weight", &filters), "conv2", "weight", &readers)
+}
+
 /// The network with other values in a parameter of a layer, in the layout of `Node::weight`.
 pub fn set(mut net: Net, layer: &str, parameter: &str, values: &[f32]) -> Net {
     let (index, device) = (net.index(layer).unwrap(), net.device());

@@ -1,6 +1,11 @@
 //! Decompositions of matrices on the host, in double precision.
 
+use briquette_core::coding::floats;
+use briquette_core::error::{Error, Result};
+use burn::tensor::{Device, Tensor, TensorData};
 use nalgebra::DMatrix;
+
+use crate::range::{Truncated, truncated_svd};
 
 /// A matrix; columns are contiguous.
 pub type Matrix = DMatrix<f64>;
@@ -81,3 +86,41 @@ fn signed(mut svd: Svd) -> Svd {
     }
     svd
 }
+
+/// The leading singular values and vectors of a matrix.
+#[derive(Debug, Clone)]
+pub struct Leading {
+    /// So many of them.
+    pub svd: Svd,
+    /// What the largest singular value that is left out does not exceed, where it was measured and not computed.
+    pub bound: Option<f64>,
+}
+
+/// The `rank` leading singular values and vectors: exactly, or by [`truncated_svd`] with draws of this seed where the matrix is large and few
+/// of them are asked for.
+///
+/// # Errors
+/// A rank that is not in `1..=min(rows, columns)`, and values that are not finite.
+pub fn leading(matrix: &Matrix, rank: usize, seed: u64) -> Result<Leading> {
+    let short = matrix.nrows().min(matrix.ncols());
+    if short <= EXACT || 3 * rank > short {
+        if !(1..=short).contains(&rank) {
+            return Err(Error::Invalid(format!("rank {rank} is not in 1..={short}, all that its shape allows")));
+        }
+        let Svd { u, s, v } = svd(matrix);
+        let svd = Svd { u: u.columns(0, rank).into_owned(), s: s[..rank].to_vec(), v: v.columns(0, rank).into_owned() };
+        return Ok(Leading { svd, bound: None });
+    }
+    // The columns of the one are the rows of the other.
+    let values: Vec<f32> = matrix.iter().map(|value| *value as f32).collect();
+    let turned = Tensor::from_data(TensorData::new(values, [matrix.ncols(), matrix.nrows()]), &Device::flex());
+    let Truncated { u: v, s, v: u, bound } = truncated_svd(&turned, rank, seed)?;
+    let host = |tensor: Tensor<2>| {
+        let [rows, columns] = tensor.dims();
+        Matrix::from_row_iterator(rows, columns, floats(tensor).into_iter().map(f64::from))
+    };
+    Ok(Leading { svd: signed(Svd { u: host(u), s, v: host(v) }), bound: Some(bound) })
+}
+
+/// The shorter side up to which matrices are decomposed exactly in seconds.
+const EXACT: usize = 1024;

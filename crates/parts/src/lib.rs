@@ -1,5 +1,5 @@
 //! What methods of several schemes are made of: which channels go together, masks, codebooks and the clustering that finds them, curvature of
-//! the loss, the range of activations and the quantizers that keep it.
+//! the loss, the range of activations and the quantizers that keep it, what a layer reads and computes at sampled places.
 
 pub mod blocks;
 pub mod channels;
@@ -9,6 +9,7 @@ pub mod equalize;
 pub mod gauss_newton;
 pub mod kmeans;
 pub mod masks;
+pub mod moments;
 pub mod observers;
 pub mod quantizers;
 pub mod refuse;

@@ -1,7 +1,6 @@
 //! What the methods that cut channels by the next layer's output have in common: which groups they may cut, and the way through the network, each
-//! layer seeing its inputs as already cut. What the next layer reads and computes at sampled places is in `moments`.
+//! layer seeing its inputs as already cut. What the next layer reads and computes at sampled places is in [`briquette_parts::moments`].
 
-mod moments;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -17,8 +16,7 @@ use briquette_core::{Layer, layers};
 use serde::Deserialize;
 
 use briquette_parts::channels::{Channels, only_reader, pairs};
-
-pub use self::moments::{Contributions, Moments, Reading, Sample, moments, solve};
+use briquette_parts::moments::{Moments, Reading, Sample, moments};
 
 /// A method: it cuts the channels that `C` does not choose by what the next layer computes of them.
 #[derive(Debug, Deserialize)]

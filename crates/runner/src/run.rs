@@ -122,9 +122,14 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
         let (mut row, bytes) =
             measure::row(&net, storage, (index + imported, step.entry.name), &data, &device, &mut host).with_context(named)?;
         row.valid_accuracy = curve.last().map(|epoch| epoch.valid_accuracy);
-        for Finding::Scan { file, scan } in findings {
-            files::write(&folder.join(format!("{file}.svg")), report::plots::scan(&scan)?.as_bytes())?;
-            row.scan = Some(scan);
+        for finding in findings {
+            match finding {
+                Finding::Scan { file, scan } => {
+                    files::write(&folder.join(format!("{file}.svg")), report::plots::scan(&scan)?.as_bytes())?;
+                    row.scan = Some(scan);
+                }
+                Finding::Note(note) => row.notes.push(note),
+            }
         }
         row.curve = curve.into_iter().map(Into::into).collect();
         row.seconds = began.elapsed().as_secs_f64();

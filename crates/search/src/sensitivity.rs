@@ -282,7 +282,7 @@ mod tests {
         let mut cx = Context::new(&Device::flex(), 3, &data, host);
         let net = method.run(net, &mut cx)?;
         assert_eq!((cx.curve.len(), cx.stage), (0, 0), "trainings of the probe are not those of the pass");
-        let [Finding::Scan { file, scan }] = cx.findings.try_into().unwrap();
+        let [Finding::Scan { file, scan }] = <[Finding; 1]>::try_from(cx.findings).unwrap() else { panic!("no scan") };
         assert_eq!(file, "sensitivity");
         Ok((net, scan))
     }

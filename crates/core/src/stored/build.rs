@@ -33,6 +33,16 @@ impl Node {
     }
 }
 
+impl Op {
+    /// The operation of a new node: a layer with parameters as [`Node::with`] takes them.
+    ///
+    /// # Errors
+    /// When a parameter is missing or has the wrong rank; errors name the node.
+    pub fn built(name: &str, layer: &Layer, parameters: Vec<Stored>, device: &Device) -> Result<Self> {
+        Ok(build(name.into(), Vec::new(), layer, parameters, device)?.op)
+    }
+}
+
 /// A node from its description and its parameters in the container's layout.
 pub(crate) fn build(name: String, inputs: Vec<usize>, layer: &Layer, parameters: Vec<Stored>, device: &Device) -> Result<Node> {
     let turn = |stored: Stored| {

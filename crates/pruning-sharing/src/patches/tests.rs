@@ -5,21 +5,12 @@ use burn::tensor::Device;
 use super::*;
 use crate::pruning::channel_lasso::ChannelLasso;
 use crate::pruning::thinet::ThiNet;
-use briquette_handmade::{context, get, images, outputs, refusal, run, set, small};
+use briquette_handmade::{context, dependent, get, images, outputs, refusal, run, set};
 
 pub(crate) fn agree(a: &Net, b: &Net) -> bool {
     let (a, b) = (outputs(a), outputs(b));
     let size = a.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
     a.iter().zip(b).all(|(a, b)| (a - b).abs() < 2e-3 * size)
-}
-
-/// Channel 1 of the first convolution computes twice what channel 3 does; channel 2 is not read.
-pub(crate) fn dependent() -> Net {
-    let mut filters = get(&small(), "conv1", "weight");
-    (0..4).for_each(|tap| filters[4 + tap] = 2.0 * filters[12 + tap]);
-    let mut readers = get(&small(), "conv2", "weight");
-    (0..3 * 4 * 4).filter(|i| i / 4 % 4 == 2).for_each(|i| readers[i] = 0.0);
-    set(set(small(), "conv1", "weight", &filters), "conv2", "weight", &readers)
 }
 
 /// As the method's cut, but the weights of what stays remain as they are.
@@ -36,11 +27,8 @@ pub(crate) fn unfitted<C: Choice>(method: &ByNextLayer<C>, net: Net, cx: &mut Co
 pub(crate) fn of_conv2(net: &Net) -> Moments {
     let (data, mut silent) = (images(), Silent);
     let sample = Sample { images: 40, positions: 20, hold_back: false };
-    moments(net, net, &conv2(net), sample, "patches", &mut context(&data, &mut silent)).unwrap()
-}
-
-pub(super) fn conv2(net: &Net) -> Reading {
-    Reading::of(net, &net.channel_groups().unwrap()[0], net.index("conv2").unwrap())
+    let reading = Reading::of(net, &net.channel_groups().unwrap()[0], net.index("conv2").unwrap());
+    moments(net, net, &reading, sample, "patches", &mut context(&data, &mut silent)).unwrap()
 }
 
 /// A convolution of 8 filters in two groups, whose units are filters `c` and `c + 4`, read by a convolution or a fully connected layer. Nothing

@@ -34,7 +34,9 @@
 //! # }
 //! ```
 
-use crate::patches::{ByNextLayer, Choice, Contributions, Moments};
+use briquette_parts::moments::{Contributions, Moments};
+
+use crate::patches::{ByNextLayer, Choice};
 
 /// Cuts the channels that a lasso on the next layer's output leaves out, physically, and fits the next layer to the rest.
 pub type ChannelLasso = ByNextLayer<Lasso>;
@@ -115,7 +117,8 @@ mod tests {
     use briquette_data::Dataset;
     use burn::tensor::Device;
 
-    use crate::patches::tests::{agree, dependent, of_conv2, unfitted};
+    use crate::patches::tests::{agree, of_conv2, unfitted};
+    use briquette_handmade::dependent;
     use briquette_handmade::{context, get, images, outputs, refusal, run, small};
 
     /// Orthogonal contributions of these squared sizes, whose sum is the target.

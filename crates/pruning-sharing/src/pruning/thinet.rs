@@ -32,7 +32,9 @@
 //! # }
 //! ```
 
-use crate::patches::{ByNextLayer, Choice, Contributions, Moments, solve};
+use briquette_parts::moments::{Contributions, Moments, solve};
+
+use crate::patches::{ByNextLayer, Choice};
 
 /// Cuts the channels whose loss the next layer's output feels least, physically.
 pub type ThiNet = ByNextLayer<Greedy>;
@@ -85,7 +87,8 @@ fn factors(contributions: &Contributions, stays: &[bool]) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::patches::tests::{agree, dependent, of_conv2};
+    use crate::patches::tests::{agree, of_conv2};
+    use briquette_handmade::dependent;
     use briquette_handmade::{get, refusal, run, set, small};
 
     /// From contributions at three places.

@@ -56,9 +56,9 @@ use briquette_runtime::Product;
 use rayon::prelude::*;
 use serde::Deserialize;
 
-use crate::patches::{Moments, Reading, Sample, moments, solve};
 use crate::quantization::products::Products;
 use briquette_parts::codebooks::recode_layers;
+use briquette_parts::moments::{Moments, Reading, Sample, moments, solve};
 use briquette_parts::vectors::{Pieces, quantize};
 
 /// Puts the weights of each layer together from centroids of blocks, by the error of its response.

@@ -109,6 +109,13 @@ pub(super) fn speedup(report: &Report) -> Table {
     by_setting(report, |row| row.speedup.keys().collect(), cell)
 }
 
+/// What the passes found out.
+pub(super) fn notes(report: &Report) -> Table {
+    const COLUMNS: &[Column] = &[number("pass"), text("method"), text("note")];
+    let lines = |row: &Row| row.notes.iter().map(|note| vec![row.pass.to_string(), row.method.clone(), note.clone()]).collect();
+    Table::new(COLUMNS, report.rows.iter().flat_map::<Vec<Vec<String>>, _>(lines).collect())
+}
+
 /// What [`latency`] and [`speedup`] show.
 pub(super) const TURNS: &str = "Median and quartiles. Every network took turns with the first one, so that what slows the machine down slows both; the first row \
      against itself shows what is noise.";

@@ -32,6 +32,7 @@ impl Report {
             facts => facts,
             tiles => self.tiles(),
             passes => value(content::passes(self)),
+            notes => value(content::notes(self)),
             metrics => value(content::metrics(self)),
             latency => shown(content::latency(self)),
             speedup => shown(content::speedup(self)),
@@ -88,6 +89,7 @@ mod tests {
             row.latency_ms.insert(hostile.into(), 1.0);
             row.layers[0].name = hostile.into();
             row.layers[0].kind = hostile.into();
+            row.notes.push(hostile.into());
         }
         let mut scan = sample::scan();
         for text in [&mut scan.method, &mut scan.key, &mut scan.points[0].layer] {

@@ -29,6 +29,7 @@ impl Report {
             }
         };
         section("Passes", &content::passes(self), "");
+        section("Notes", &content::notes(self), "");
         section("Metrics", &content::metrics(self), "");
         let (latency, speedup) = (content::latency(self), content::speedup(self));
         if latency.columns.len() > 2 {

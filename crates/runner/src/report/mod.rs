@@ -163,6 +163,9 @@ pub struct Row {
     /// What the pass found out about the layers one by one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scan: Option<Scan>,
+    /// What else it found out, such as layers that it left as they were.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// A layer after a pass.

@@ -1,13 +1,19 @@
 use briquette_core::context::Silent;
-use briquette_handmade::{context, images, small};
+use briquette_core::net::Net;
+use briquette_handmade::{context, dependent, images, small};
 use burn::tensor::{Tensor, TensorData};
 
 use super::*;
-use crate::patches::tests::{conv2, dependent, of_conv2};
+
+fn conv2(net: &Net) -> Reading {
+    Reading::of(net, &net.channel_groups().unwrap()[0], net.index("conv2").unwrap())
+}
 
 #[test]
 fn what_a_layer_computes_is_what_its_weights_make_of_the_sampled_inputs() {
-    let found = of_conv2(&dependent());
+    let (net, data, mut silent) = (dependent(), images(), Silent);
+    let sample = Sample { images: 40, positions: 20, hold_back: false };
+    let found = moments(&net, &net, &conv2(&net), sample, "patches", &mut context(&data, &mut silent)).unwrap();
     let width = found.width();
     assert_eq!(width, 16);
     for (weights, targets) in found.weights.chunks_exact(width).zip(found.targets.chunks_exact(width)) {

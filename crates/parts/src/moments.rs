@@ -32,7 +32,7 @@ pub struct Reading {
     layer: usize,
     channels: usize,
     /// The place of each input in a row of the weight.
-    pub(super) places: Vec<usize>,
+    pub places: Vec<usize>,
 }
 
 /// The second moments of what a layer reads, `x = [channel, tap]` at each sampled place, and of what it is to compute there.
@@ -79,7 +79,7 @@ impl Reading {
 
     /// The inputs of the layer that reads a group's units. Of a convolution in groups, a unit has a filter in each, which do not follow each
     /// other.
-    pub(super) fn of(net: &Net, group: &ChannelGroup, layer: usize) -> Self {
+    pub fn of(net: &Net, group: &ChannelGroup, layer: usize) -> Self {
         let area: usize = net.nodes[layer].op.weight_shape().map_or(1, |shape| shape[2..].iter().product());
         let columns = (0..group.len()).flat_map(|unit| group.readers(unit)).filter(|(node, _)| *node == layer);
         let places = columns.flat_map(|(_, column)| column * area..(column + 1) * area).collect();
@@ -87,7 +87,8 @@ impl Reading {
     }
 }
 
-/// The moments of a layer, no convolution in groups, over the sample: its inputs those of `net`, what it is to compute that of `original`.
+/// The moments of a layer, no convolution in groups, over the sample: its inputs those of `net`, what it is to compute that of the layer of its
+/// name in `original`.
 ///
 /// # Errors
 /// When the images give it inputs that are not finite.
@@ -108,6 +109,7 @@ pub fn moments(
     let window = Window::of(&node.op.layer(), &weight.shape);
     let mut rng = ChaCha8Rng::seed_from_u64(stream(cx.seed, &node.name));
     let device: Device = net.device();
+    let computes = original.index(&node.name)?;
     let (net, original) = (net.deep_clone(), original.deep_clone());
     let (mut inputs, mut targets, mut squares) = (vec![0.0; width * width], vec![0.0; out * width], 0.0);
     let (mut rows, mut image, mut held) = (0, 0, Rows::default());
@@ -122,7 +124,7 @@ pub fn moments(
         });
         let mut computed = None;
         original.trace(images, |index, value| {
-            if index == reading.layer {
+            if index == computes {
                 computed = Some(value.clone());
             }
             value
@@ -240,7 +242,7 @@ impl Window {
 
 impl Moments {
     /// Number of inputs of an output.
-    pub(super) fn width(&self) -> usize {
+    pub fn width(&self) -> usize {
         self.inputs.len().isqrt()
     }
 

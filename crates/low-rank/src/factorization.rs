@@ -1,0 +1,369 @@
+//! What the methods of this crate share: which layers they factorize, with which ranks, what becomes of a layer that would not gain, and the
+//! training afterwards. A method adds the form of the chain and its factors.
+
+use std::collections::BTreeSet;
+
+use briquette_core::context::Context;
+use briquette_core::error::{Error, Result};
+use briquette_core::net::{Net, Op};
+use briquette_core::pass::{Method, Pass};
+use briquette_core::streams::stream;
+use briquette_core::training::{Recipe, tune};
+use briquette_core::types::Layers;
+use briquette_parts::refuse;
+use burn::tensor::Device;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::chain::{Layer, Link};
+use crate::clock;
+use crate::kernel::Kernel;
+use crate::norm::{self, Norm};
+use crate::ranks::{Ranks, Spectrum};
+use crate::resolve::{Able, Choice, Form};
+
+/// A method: it puts chains of one form in the place of layers.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Factorized<F> {
+    /// The layers, by name; without, all that the form can take.
+    #[serde(default)]
+    layers: Layers,
+    /// Of these, the layers that are left alone.
+    #[serde(default)]
+    except: Layers,
+    /// How many channels lie between the links.
+    ranks: Ranks,
+    /// When a layer is left as it is.
+    #[serde(default)]
+    break_even: BreakEven,
+    /// What becomes of masks and shared weights.
+    #[serde(default)]
+    coded: Coded,
+    /// When the network is trained.
+    #[serde(default)]
+    order: Order,
+    /// Training afterwards.
+    tune: Option<Recipe>,
+    /// What only this form has to set.
+    #[serde(flatten)]
+    form: F,
+}
+
+/// When a layer is left as it is, with a note in the report.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BreakEven {
+    /// Where the chain would take as many weights or multiply-accumulates, or more.
+    #[default]
+    Counted,
+    /// There, and where it would take as long in the engine, or longer: one image on one thread, measured. Another run may choose otherwise.
+    Measured,
+    /// Never.
+    Off,
+}
+
+/// What becomes of the coding of a layer.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Coded {
+    /// A layer that is pruned or shares its weights is refused.
+    #[default]
+    Refuse,
+    /// Its effective weights are factorized, and the factors are neither pruned nor shared.
+    Dissolve,
+}
+
+/// When the network is trained.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Order {
+    /// Once, after all layers are factorized.
+    #[default]
+    Whole,
+    /// After each layer, from the input to the output.
+    LayerByLayer,
+}
+
+/// What a method says of its form. All is of one group of a layer, and of a fully connected layer as of a convolution of one pixel.
+pub trait Factorization: std::fmt::Debug + Send + DeserializeOwned + 'static {
+    /// [`Method::NAME`].
+    const NAME: &'static str;
+    /// [`Method::PAPER`].
+    const PAPER: &'static str;
+    /// [`Method::EXAMPLE`].
+    const EXAMPLE: &'static str;
+
+    /// Refuses settings without sense.
+    ///
+    /// # Errors
+    /// Names the setting.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Why a layer cannot be taken; none if it can.
+    fn refuses(&self, layer: &Layer) -> Option<String>;
+
+    /// The largest value of each rank, with which the chain can reproduce the layer or comes as near as it can.
+    fn limits(&self, layer: &Layer) -> Vec<usize>;
+
+    /// The chain for these ranks, of which each lies in `1..=` its limit.
+    fn links(&self, layer: &Layer, ranks: &[usize]) -> Vec<Link>;
+
+    /// The singular values that each rank cuts off.
+    fn spectra(&self, kernel: &Kernel) -> Vec<Spectrum>;
+
+    /// The kernels of the chain.
+    ///
+    /// # Errors
+    /// When there are none for this kernel.
+    fn factors(&self, layer: &Layer, kernel: &Kernel, ranks: &[usize], seed: u64) -> Result<Factors>;
+
+    /// Kernels that are nearer to what the layer computes of images, by group and link; the default leaves them as they are.
+    ///
+    /// # Errors
+    /// When an image cannot be read, or the user asks to stop.
+    fn adapted(&self, _site: &Site<'_>, kernels: Vec<Vec<Kernel>>, _cx: &mut Context<'_>) -> Result<Vec<Vec<Kernel>>> {
+        Ok(kernels)
+    }
+
+    /// Where batch norms come.
+    fn norm(&self) -> Norm {
+        Norm::None
+    }
+
+    /// Shortens what is no recipe for a trial run.
+    fn shorten(&mut self) {}
+}
+
+/// The kernels of a chain for one group.
+#[derive(Debug)]
+pub struct Factors {
+    /// One for each link.
+    pub kernels: Vec<Kernel>,
+    /// `||W - W~||^2`, the energy that the chain lacks.
+    pub residual: f64,
+    /// What the user should know of them.
+    pub note: Option<String>,
+}
+
+/// The layer that is being factorized, in its network.
+#[derive(Debug)]
+pub struct Site<'a> {
+    /// The network before the pass.
+    pub original: &'a Net,
+    /// The network in which the layers before this one are factorized.
+    pub net: &'a Net,
+    /// The layer's name.
+    pub name: &'a str,
+    /// What it is.
+    pub layer: Layer,
+    /// Its chain.
+    pub links: &'a [Link],
+}
+
+/// A layer that is to be factorized.
+struct Chosen {
+    name: String,
+    layer: Layer,
+    ranks: Vec<usize>,
+    links: Vec<Link>,
+}
+
+impl<F: Factorization> Method for Factorized<F> {
+    const NAME: &'static str = F::NAME;
+    const FAMILY: &'static str = "low-rank factorization";
+    const PAPER: &'static str = F::PAPER;
+    const EXAMPLE: &'static str = F::EXAMPLE;
+}
+
+impl<F: Factorization> Pass for Factorized<F> {
+    fn run(&self, mut net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        let chosen = self.chosen(&net, true, &mut |note| cx.note(note))?;
+        let original = net.deep_clone();
+        for of in &chosen {
+            net = self.replaced(net, of, &original, cx)?;
+            if self.order == Order::LayerByLayer {
+                net = tune(net, self.tune.as_ref(), cx)?;
+            }
+        }
+        if self.order == Order::Whole { tune(net, self.tune.as_ref(), cx) } else { Ok(net) }
+    }
+
+    /// The factors have no values yet.
+    fn plan(&self, mut net: Net) -> Result<Net> {
+        let device = net.device();
+        for of in self.chosen(&net, false, &mut |_| {})? {
+            let index = net.index(&of.name)?;
+            let bias = bias(&net, index);
+            let empty = |link: &Link| Kernel::new(link.shape, vec![0.0; link.shape.iter().product()]);
+            let kernels: Vec<Vec<Kernel>> = vec![of.links.iter().map(empty).collect(); of.layer.groups];
+            net = net.rewrite(index, chain(&of, &kernels, bias, &device)?)?;
+            net = norm::planned(net, &of.name, &of.links, self.form.norm())?;
+        }
+        Ok(net)
+    }
+
+    fn estimate(&self) -> Option<&'static str> {
+        self.ranks.estimate()
+    }
+
+    fn shorten(&mut self) {
+        self.form.shorten();
+    }
+}
+
+impl<F: Factorization> Factorized<F> {
+    /// The network with a chain in the place of one layer.
+    fn replaced(&self, net: Net, of: &Chosen, original: &Net, cx: &mut Context<'_>) -> Result<Net> {
+        let (index, device) = (net.index(&of.name)?, net.device());
+        let (mut kernels, mut residual, mut energy) = (Vec::new(), 0.0, 0.0);
+        for (group, kernel) in groups(&net, index, &of.layer)?.into_iter().enumerate() {
+            let seed = stream(cx.seed, &format!("{} group {group}", of.name));
+            let found = self.form.factors(&of.layer, &kernel, &of.ranks, seed)?;
+            (residual, energy) = (residual + found.residual, energy + kernel.energy());
+            found.note.into_iter().for_each(|note| cx.note(format!("{}: {note}", of.name)));
+            kernels.push(found.kernels);
+        }
+        let (before, after) = (of.layer.weights(), of.layer.weights_of(&of.links));
+        let share = if energy > 0.0 { 100.0 * (residual / energy).sqrt() } else { 0.0 };
+        let ranks = shown(&of.ranks, of.layer.groups);
+        cx.note(format!("{}: {ranks}, {after} weights instead of {before}, {share:.2} % of the kernel's norm missing", of.name));
+        let site = Site { original, net: &net, name: &of.name, layer: of.layer, links: &of.links };
+        let kernels = self.form.adapted(&site, kernels, cx)?;
+        let nodes = chain(of, &kernels, bias(&net, index), &device)?;
+        let net = net.rewrite(index, nodes)?;
+        norm::placed(net, &of.name, &of.links, self.form.norm(), cx)
+    }
+
+    /// The layers that are factorized, with their ranks: those that follow from the weights if `exact`, and else what they are likely to be.
+    fn chosen(&self, net: &Net, exact: bool, note: &mut dyn FnMut(String)) -> Result<Vec<Chosen>> {
+        self.form.check()?;
+        self.tune.iter().try_for_each(Recipe::check)?;
+        let shapes = net.shapes()?;
+        let (mut able, mut refused) = (Vec::new(), None);
+        for index in self.layers.without(&self.except, net)? {
+            let node = &net.nodes[index];
+            match Layer::of(node, &shapes[node.inputs[0]]) {
+                Some(layer) if self.form.refuses(&layer).is_none() => able.push((index, layer)),
+                other => {
+                    let why = other.and_then(|layer| self.form.refuses(&layer));
+                    let why = why.unwrap_or_else(|| "is no convolution and not fully connected".into());
+                    self.layers.all_done(net, |done| done != index, &why)?;
+                    refused.get_or_insert(Error::node(&node.name, why));
+                }
+            }
+        }
+        if let (true, Some(error)) = (able.is_empty(), refused) {
+            return Err(error);
+        }
+        let indices: BTreeSet<usize> = able.iter().map(|(index, _)| *index).collect();
+        if self.coded == Coded::Refuse {
+            refuse::pruned(net, &indices, F::NAME)?;
+            refuse::shared(net, &indices, F::NAME)?;
+        }
+        let able: Vec<Able> =
+            able.into_iter().map(|(index, layer)| Able { index, layer, limits: self.form.limits(&layer) }).collect();
+        let choices = self.ranks.resolve(net, &able, &Planned { form: &self.form, exact }, !exact)?;
+        let mut chosen = Vec::new();
+        for (Able { index, layer, .. }, choice) in able.into_iter().zip(choices) {
+            let name = net.nodes[index].name.clone();
+            let ranks = match choice {
+                Choice::Unnamed => continue,
+                Choice::Dense => {
+                    note(format!("{name} is left as it is: the budget has room for it"));
+                    continue;
+                }
+                Choice::Ranks(ranks, why) => {
+                    why.into_iter().for_each(|why| note(format!("{name}: {why}")));
+                    ranks
+                }
+            };
+            let links = self.form.links(&layer, &ranks);
+            if let Some(why) = self.lost(&layer, &links)? {
+                note(format!("{name} is left as it is: with {} {why}", shown(&ranks, layer.groups)));
+                continue;
+            }
+            chosen.push(Chosen { name, layer, ranks, links });
+        }
+        Ok(chosen)
+    }
+
+    /// What a layer would lose by a chain; none if it gains.
+    fn lost(&self, layer: &Layer, links: &[Link]) -> Result<Option<String>> {
+        if self.break_even == BreakEven::Off {
+            return Ok(None);
+        }
+        let [(weights, were), (macs, had)] =
+            [(layer.weights_of(links) as u64, layer.weights() as u64), (layer.macs_of(links), layer.macs())];
+        if weights >= were || macs >= had {
+            return Ok(Some(format!(
+                "its chain would take {weights} weights and {macs} multiply-accumulates, not {were} and {had}"
+            )));
+        }
+        if self.break_even == BreakEven::Measured {
+            let times = clock::turns(&[layer.alone(None)?, layer.alone(Some(links))?])?;
+            if times[1] >= times[0] {
+                return Ok(Some(format!("its chain would take {:.3} ms in the engine, not {:.3}", times[1], times[0])));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// A form as the rules for ranks see it, with the weights of a network or without.
+struct Planned<'a, F> {
+    form: &'a F,
+    exact: bool,
+}
+
+impl<F: Factorization> Form for Planned<'_, F> {
+    fn links(&self, layer: &Layer, ranks: &[usize]) -> Vec<Link> {
+        self.form.links(layer, ranks)
+    }
+
+    fn spectra(&self, net: &Net, able: &Able) -> Result<Vec<Spectrum>> {
+        if !self.exact {
+            return Ok(able.limits.iter().map(|limit| Spectrum::flat(*limit)).collect());
+        }
+        let of_groups: Vec<Vec<Spectrum>> =
+            groups(net, able.index, &able.layer)?.iter().map(|kernel| self.form.spectra(kernel)).collect();
+        let of_rank = |rank: usize| Spectrum::together(&of_groups.iter().map(|group| group[rank].clone()).collect::<Vec<_>>());
+        Ok((0..able.limits.len()).map(of_rank).collect())
+    }
+}
+
+/// The bias of a layer.
+fn bias(net: &Net, index: usize) -> Option<Vec<f32>> {
+    let parameters = net.nodes[index].parameters();
+    parameters.into_iter().find(|parameter| parameter.name == "bias").map(|bias| bias.base)
+}
+
+/// The nodes of a chain, by the kernels of each group; the bias comes last.
+fn chain(of: &Chosen, kernels: &[Vec<Kernel>], mut bias: Option<Vec<f32>>, device: &Device) -> Result<Vec<(String, Op)>> {
+    let links = of.links.iter().enumerate().map(|(at, link)| {
+        let name = format!("{}.{}", of.name, link.name);
+        let of_groups: Vec<&Kernel> = kernels.iter().map(|group| &group[at]).collect();
+        let bias = if at + 1 == of.links.len() { bias.take() } else { None };
+        let op = link.op(&name, &of.layer, &of_groups, bias, device)?;
+        Ok((name, op))
+    });
+    links.collect()
+}
+
+/// The kernels of a node's groups, from the weights that it computes with.
+fn groups(net: &Net, index: usize, layer: &Layer) -> Result<Vec<Kernel>> {
+    let node = &net.nodes[index];
+    let weight = node.weight().ok_or_else(|| Error::node(&node.name, "has no weights of its own"))?;
+    let values = weight.values();
+    refuse::not_finite(&node.name, &values)?;
+    let each = values.chunks_exact(layer.shape.iter().product());
+    Ok(each.map(|group| Kernel::new(layer.shape, group.iter().copied().map(f64::from).collect())).collect())
+}
+
+/// Ranks in words: those of all groups together.
+fn shown(ranks: &[usize], groups: usize) -> String {
+    let each: Vec<String> = ranks.iter().map(|rank| (rank * groups).to_string()).collect();
+    if let [rank] = &each[..] { format!("rank {rank}") } else { format!("ranks {}", each.join(", ")) }
+}

@@ -1,0 +1,103 @@
+//! What every method of this crate owes, as checks for the methods' own tests.
+
+use briquette_core::builder::Builder;
+use briquette_core::coding::floats;
+use briquette_core::cost::Cost;
+use briquette_core::net::{Net, Op};
+use briquette_core::pass::Pass;
+use briquette_core::stored::Storage;
+use briquette_handmade::run;
+use briquette_runtime::{Engine, Model};
+use burn::nn::conv::Conv2dConfig;
+use burn::nn::{LinearConfig, PaddingConfig2d};
+use burn::tensor::{Device, Distribution, Tensor};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+/// The convolutions `[4, 9, 8] -> 6` of this kernel with strides, paddings per side, dilations and groups.
+pub(crate) fn convolutions(kernel: [usize; 2]) -> Vec<Net> {
+    let plain = Conv2dConfig::new([4, 6], kernel);
+    let sided = PaddingConfig2d::Explicit(1, 2, 0, 1);
+    let all = [
+        plain.clone(),
+        plain.clone().with_stride([2, 1]).with_padding(sided.clone()),
+        plain.clone().with_stride([1, 3]).with_padding(sided.clone()).with_dilation([2, 1]),
+        plain.clone().with_groups(2).with_padding(sided).with_stride([2, 2]),
+        plain.with_bias(false).with_dilation([1, 2]),
+    ];
+    all.into_iter().map(|config| around(&[4, 9, 8], |device| Op::Conv2d(config.init(device)))).collect()
+}
+
+/// A fully connected layer of 12 inputs and 9 outputs.
+pub(crate) fn connected() -> Net {
+    around(&[12, 1, 1], |device| Op::Linear(LinearConfig::new(12, 9).init(device)))
+}
+
+fn around(input: &[usize; 3], layer: impl Fn(&Device) -> Op) -> Net {
+    let device = Device::flex();
+    device.seed(5);
+    let mut b = Builder::new(*input, 1, &device);
+    let op = layer(&device);
+    let flat = matches!(op, Op::Linear(_));
+    let mut x = b.input();
+    if flat {
+        x = b.flatten("flatten", x);
+    }
+    x = b.push("layer", &[x], op);
+    if !flat {
+        b.flatten("flatten", x);
+    }
+    b.finish().unwrap()
+}
+
+/// Outputs for three images.
+pub(crate) fn outputs(net: &Net) -> Vec<f32> {
+    floats(net.forward(images(net)))
+}
+
+fn images(net: &Net) -> Tensor<4> {
+    let device = net.device();
+    device.seed(7);
+    let [c, h, w] = net.input_shape()[..] else { panic!("images") };
+    Tensor::random([3, c, h, w], Distribution::Normal(0.0, 1.0), &device)
+}
+
+/// The largest difference between outputs, over their largest magnitude.
+pub(crate) fn apart(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let size = b.iter().fold(f32::MIN_POSITIVE, |most, v| most.max(v.abs()));
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / size
+}
+
+/// The settings with further ones.
+pub(crate) fn with(settings: &Value, mut more: Value) -> Value {
+    let mut all = settings.clone();
+    all.as_object_mut().unwrap().append(more.as_object_mut().unwrap());
+    all
+}
+
+/// At full rank the chain computes what the layer did, here, from its container and in the engine; a plan has its shapes and its cost.
+pub(crate) fn reproduces<P: Pass + DeserializeOwned>(nets: Vec<Net>, settings: &Value) {
+    let settings = with(settings, json!({ "ranks": { "fraction": 1.0 }, "break-even": "off" }));
+    for net in nets {
+        let expected = outputs(&net);
+        let chained = run::<P>(net.deep_clone(), settings.clone()).unwrap();
+        assert!(chained.nodes.len() > net.nodes.len(), "{:?}", chained.nodes.iter().map(|node| &node.name).collect::<Vec<_>>());
+        let found = outputs(&chained);
+        assert!(apart(&found, &expected) < 1e-4, "{:?}: {}", net.nodes[1].op.layer(), apart(&found, &expected));
+        let bytes = chained.to_model(Storage::default()).unwrap().to_bytes().unwrap();
+        let model = Model::from_bytes(&bytes).unwrap();
+        assert!(apart(&outputs(&Net::from_model(&model, &Device::flex()).unwrap()), &found) < 1e-6);
+        let engine = Engine::new(&model, 1).unwrap().run(&floats(images(&net)), 3).unwrap();
+        assert!(apart(&engine, &expected) < 1e-4);
+        let planned = serde_json::from_value::<P>(settings.clone()).unwrap().plan(net).unwrap();
+        assert_eq!(planned.shapes().unwrap(), chained.shapes().unwrap());
+        assert_eq!(Cost::of(&planned).unwrap(), Cost::of(&chained).unwrap());
+    }
+}
+
+/// The kernel of the node of this name.
+pub(crate) fn kernel(net: &Net, node: &str) -> crate::kernel::Kernel {
+    let Op::Conv2d(conv) = &net.nodes[net.index(node).unwrap()].op else { panic!("{node} is no convolution") };
+    crate::kernel::Kernel::of(conv.weight.val())
+}

@@ -1,0 +1,192 @@
+//! From what a config says of ranks to the ranks of each layer of a network.
+
+use briquette_core::cost::Cost;
+use briquette_core::error::{Error, Result};
+use briquette_core::net::Net;
+use briquette_core::price::{Bytes, Price as _};
+
+use crate::chain::{Layer, Link};
+use crate::clock;
+use crate::ranks::{Budget, Candidate, Ranks, Rounding, Rule, Spectrum, greedy};
+
+/// A layer, by its index, and what its form says of it.
+pub(crate) struct Able {
+    pub(crate) index: usize,
+    pub(crate) layer: Layer,
+    /// The largest ranks of one group.
+    pub(crate) limits: Vec<usize>,
+}
+
+/// What is asked of a form.
+pub(crate) trait Form {
+    /// The chain for these ranks.
+    fn links(&self, layer: &Layer, ranks: &[usize]) -> Vec<Link>;
+    /// The spectra of all groups together, or flat ones where there are no weights yet.
+    fn spectra(&self, net: &Net, able: &Able) -> Result<Vec<Spectrum>>;
+}
+
+/// What becomes of a layer.
+pub(crate) enum Choice {
+    /// A chain of these ranks of each group, and what is to be said of them.
+    Ranks(Vec<usize>, Option<String>),
+    /// It stays as it is, for a budget leaves room for that.
+    Dense,
+    /// Nothing names it.
+    Unnamed,
+}
+
+impl Ranks {
+    /// What becomes of each layer. In a plan, which has no weights, every rank of a layer is taken to be worth as much.
+    pub(crate) fn resolve(&self, net: &Net, able: &[Able], form: &dyn Form, planned: bool) -> Result<Vec<Choice>> {
+        match self {
+            Ranks::Layers(rules) => {
+                let chosen = able.iter().map(|able| able.index).collect();
+                let rules = rules.resolve_within(net, &chosen)?;
+                let rule = |able: &Able| rules.iter().find(|(index, _)| *index == able.index).map(|(_, rule)| rule);
+                let of = |able: &Able| match rule(able) {
+                    None => Ok(Choice::Unnamed),
+                    Some(rule) => by_rule(rule, net, able, form, planned)
+                        .map_err(|error| Error::node(&net.nodes[able.index].name, error.to_string())),
+                };
+                able.iter().map(of).collect()
+            }
+            Ranks::Budget(budget, rounding) => within(*budget, *rounding, net, able, form, planned),
+        }
+    }
+}
+
+fn by_rule(rule: &Rule, net: &Net, able: &Able, form: &dyn Form, planned: bool) -> Result<Choice> {
+    let groups = able.layer.groups;
+    // Ranks in a config are those of all groups, as Tai and others count them.
+    let each = |total: usize| match (total / groups, total % groups) {
+        (rank, 0) => Ok(rank),
+        _ => Err(Error::Invalid(format!("rank {total} is not a multiple of its {groups} groups"))),
+    };
+    let limits: Vec<usize> = able.limits.iter().map(|limit| limit * groups).collect();
+    if let Rule::Fixed(_) | Rule::Each(_) = rule {
+        let totals = rule.choose(&[], &limits)?.ranks;
+        return Ok(Choice::Ranks(totals.into_iter().map(each).collect::<Result<_>>()?, None));
+    }
+    let rule = match rule {
+        // How much noise weights hold is not known before there are any.
+        Rule::Evbmf(weight, rounding) if planned => &Rule::Fraction(weight.complement_of_half(), *rounding),
+        rule => rule,
+    };
+    let spectra = if rule.exact() { Vec::new() } else { form.spectra(net, able)? };
+    let chosen = rule.choose(&spectra, &able.limits)?;
+    Ok(Choice::Ranks(chosen.ranks, chosen.note.map(|note| note.to_string())))
+}
+
+/// By greedy allocation, so that the network costs no more than the budget.
+fn within(budget: Budget, rounding: Rounding, net: &Net, able: &[Able], form: &dyn Form, planned: bool) -> Result<Vec<Choice>> {
+    let cost_of = |links: &[Link], layer: &Layer| match budget {
+        Budget::Macs(_) | Budget::Ms(_) => layer.macs_of(links) as f64,
+        Budget::Bytes(_) => (BYTES * layer.weights_of(links) + OVERHEAD * links.len()) as f64,
+    };
+    let clocks = match budget {
+        Budget::Ms(_) => Some(able.iter().map(|able| Clock::of(able, form)).collect::<Result<Vec<_>>>()?),
+        Budget::Macs(_) | Budget::Bytes(_) => None,
+    };
+    let dense = |at: usize, able: &Able| match (&clocks, budget) {
+        (Some(clocks), _) => clocks[at].dense,
+        (None, Budget::Bytes(_)) => (BYTES * able.layer.weights()) as f64,
+        (None, _) => able.layer.macs() as f64,
+    };
+    let candidates = able.iter().enumerate().map(|(at, able)| {
+        Ok(Candidate {
+            name: &net.nodes[able.index].name,
+            spectra: form.spectra(net, able)?,
+            limits: able.limits.clone(),
+            dense: dense(at, able),
+        })
+    });
+    let candidates = candidates.collect::<Result<Vec<Candidate<'_>>>>()?;
+    let of_these: f64 = candidates.iter().map(|candidate| candidate.dense).sum();
+    let (all, may) = match budget {
+        Budget::Macs(share) => (Cost::of(net)?.macs() as f64, share.get()),
+        Budget::Bytes(share) if planned => ((BYTES * Cost::of(net)?.params()) as f64, share.get()),
+        Budget::Bytes(share) => (Bytes.of(net)?, share.get()),
+        Budget::Ms(ms) => {
+            let all = clock::turns(std::slice::from_ref(net))?[0];
+            (all, ms / all)
+        }
+    };
+    // What the other layers cost stays.
+    let left = all * may - (all - of_these);
+    let cost = |at: usize, ranks: &[usize]| {
+        let found = cost_of(&form.links(&able[at].layer, ranks), &able[at].layer);
+        Ok(clocks.as_ref().map_or(found, |clocks| clocks[at].ms(found)))
+    };
+    let mut least = all - of_these;
+    for (at, candidate) in candidates.iter().enumerate() {
+        let ranks: Vec<usize> = candidate.limits.iter().map(|limit| rounding.of(1, *limit)).collect();
+        least += f64::min(cost(at, &ranks)?, candidate.dense);
+    }
+    if least > all * may {
+        return Err(unmet(budget, all, least));
+    }
+    let found = greedy(&candidates, cost, left, rounding)?;
+    let choice = |ranks: Option<Vec<usize>>| ranks.map_or(Choice::Dense, |ranks| Choice::Ranks(ranks, None));
+    Ok(found.ranks.into_iter().map(choice).collect())
+}
+
+/// Bytes of a weight that no coding shares.
+const BYTES: usize = 4;
+/// Bytes of a node's description.
+const OVERHEAD: usize = 100;
+
+/// What is said of a budget that cannot be met, by a network that costs `all`.
+fn unmet(budget: Budget, all: f64, least: f64) -> Error {
+    let (key, asked, can) = match budget {
+        Budget::Macs(share) => ("macs", share.get(), least / all),
+        Budget::Bytes(share) => ("bytes", share.get(), least / all),
+        Budget::Ms(ms) => ("ms", ms, least),
+    };
+    let can = up(can);
+    Error::Invalid(format!(
+        "`ranks = {{ {key} = {asked} }}` cannot be met: at the least ranks of all its layers the network comes to {key} = {can}"
+    ))
+}
+
+/// Rounded up to four places.
+fn up(share: f64) -> f64 {
+    (share * 1e4).ceil() / 1e4
+}
+
+/// How long a layer takes dense, and as a chain over the multiply-accumulates of the chain.
+struct Clock {
+    dense: f64,
+    /// Multiply-accumulates and milliseconds, both rising.
+    points: Vec<[f64; 2]>,
+}
+
+/// Shares of the limits at which a chain is measured.
+const MEASURED: [f64; 6] = [0.0, 0.1, 0.25, 0.5, 0.75, 1.0];
+
+impl Clock {
+    fn of(able: &Able, form: &dyn Form) -> Result<Self> {
+        let ranks = MEASURED.map(|share| -> Vec<usize> {
+            able.limits.iter().map(|limit| ((share * *limit as f64) as usize).clamp(1, *limit)).collect()
+        });
+        let chains: Vec<Vec<Link>> = ranks.iter().map(|ranks| form.links(&able.layer, ranks)).collect();
+        let mut nets = vec![able.layer.alone(None)?];
+        for chain in &chains {
+            nets.push(able.layer.alone(Some(chain))?);
+        }
+        let times = clock::turns(&nets)?;
+        let mut points: Vec<[f64; 2]> =
+            chains.iter().zip(&times[1..]).map(|(chain, ms)| [able.layer.macs_of(chain) as f64, *ms]).collect();
+        points.sort_by(|a, b| a[0].total_cmp(&b[0]));
+        // What costs more products takes no less time, whatever noise says.
+        for at in 1..points.len() {
+            points[at][1] = points[at][1].max(points[at - 1][1]);
+        }
+        Ok(Self { dense: times[0], points })
+    }
+
+    fn ms(&self, macs: f64) -> f64 {
+        let after = self.points.iter().position(|[at, _]| *at >= macs).unwrap_or(self.points.len() - 1);
+        let ([a, from], [b, to]) = (self.points[after.saturating_sub(1)], self.points[after]);
+        if b > a { from + (to - from) * ((macs - a) / (b - a)).clamp(0.0, 1.0) } else { to }
+    }
+}
