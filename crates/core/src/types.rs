@@ -85,7 +85,7 @@ pub enum PerLayer<T> {
     Each(BTreeMap<Selector, T>),
 }
 
-impl<T: Copy> PerLayer<T> {
+impl<T: Clone> PerLayer<T> {
     /// The value for each node with weights, in the network's order.
     ///
     /// # Errors
@@ -118,7 +118,7 @@ impl<T: Copy> PerLayer<T> {
     /// As [`PerLayer::resolve`].
     pub fn fits(&self, net: &Net) -> Result<BTreeMap<usize, (Fit, T)>> {
         let each = match self {
-            PerLayer::All(value) => return Ok(net.weighted().map(|(index, _)| (index, (Fit::Rest, *value))).collect()),
+            PerLayer::All(value) => return Ok(net.weighted().map(|(index, _)| (index, (Fit::Rest, value.clone()))).collect()),
             PerLayer::Each(each) => each,
         };
         let mut found: BTreeMap<usize, Vec<(Fit, &Selector, T)>> = BTreeMap::new();
@@ -126,7 +126,7 @@ impl<T: Copy> PerLayer<T> {
             let fit = |node: &Node| selector.fit(node).or((selector.text() == REST).then_some(Fit::Rest));
             let before = found.values().map(Vec::len).sum::<usize>();
             for (index, node) in net.weighted() {
-                found.entry(index).or_default().extend(fit(node).map(|fit| (fit, selector, *value)));
+                found.entry(index).or_default().extend(fit(node).map(|fit| (fit, selector, value.clone())));
             }
             if found.values().map(Vec::len).sum::<usize>() == before {
                 return Err(Error::unknown("layer", selector.text(), select::known(net).chain([REST])));

@@ -2,7 +2,10 @@
 //! (arXiv:1710.09282).
 
 pub mod algebra;
+pub mod evbmf;
 pub mod kernel;
+pub mod range;
+pub mod ranks;
 
 use briquette_core::pass::Entry;
 

@@ -1,0 +1,511 @@
+//! How ranks are chosen.
+//!
+//! In a config `ranks` is a number, `16`; a list where a layer has several ranks, `[16, 32]`; a rule, `{ energy = 0.9 }`; or a table by layers
+//! of any of these, `{ conv1 = 16, rest = { energy = 0.9 } }`. The rules:
+//!
+//! - `fraction = f`: `f` times the limit, the largest rank that the layer's matrix can have, rounded to the nearest;
+//! - `energy = t`: the least `k` with `sum of the k largest s_i^2 >= t sum s_i^2`;
+//! - `evbmf = w`: `limit - w (limit - r)`, where `r` is the rank that [`evbmf`](crate::evbmf::evbmf) finds; `w < 1` keeps more, as
+//!   Gusak and others do;
+//! - `macs = f`, `bytes = f`: what all layers cost may be `f` of what it was, and `ms = t`: `t` milliseconds; see [`greedy`].
+//!
+//! Each rule may have a `floor`, 1 if not given, and a `multiple`: found ranks are raised to the floor, rounded up to the multiple and
+//! cut off at the limit.
+//!
+//! Gusak, Kholiavchenko, Ponomarev, Markeeva, Blagoveschensky, Cichocki, Oseledets. "Automated Multi-Stage Compression of Neural Networks".
+//! ICCV Workshops 2019. arXiv:1903.09973.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::num::NonZeroUsize;
+
+use briquette_core::error::{Error, Result};
+use briquette_core::types::{PerLayer, Selector, unquoted};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::algebra::{Matrix, spectrum};
+use crate::evbmf::evbmf;
+
+mod accuracy;
+mod greedy;
+
+pub use accuracy::{Selection, Trial, by_accuracy};
+pub use greedy::{Allocation, Candidate, greedy, largest_rank};
+
+/// The ranks of all layers.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(try_from = "Value")]
+pub enum Ranks {
+    /// Each layer by itself.
+    Layers(PerLayer<Rule>),
+    /// All layers together, by [`greedy`].
+    Budget(Budget, Rounding),
+}
+
+/// How the ranks of one layer are chosen.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(try_from = "Value")]
+pub enum Rule {
+    /// This, for all ranks of the layer.
+    Fixed(usize),
+    /// These, one for each rank.
+    Each(Vec<usize>),
+    /// A share of the limit.
+    Fraction(Share, Rounding),
+    /// By the energy that is kept.
+    Energy(Share, Rounding),
+    /// By variational Bayes, weakened.
+    Evbmf(Share, Rounding),
+}
+
+/// What all layers may cost together.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Budget {
+    /// A share of the multiply-accumulates of one sample.
+    Macs(Share),
+    /// A share of the bytes.
+    Bytes(Share),
+    /// Milliseconds.
+    Ms(f64),
+}
+
+/// A share in `(0, 1]`.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Deserialize)]
+#[serde(try_from = "f64")]
+pub struct Share(f64);
+
+impl Share {
+    /// The share as a number.
+    pub fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl TryFrom<f64> for Share {
+    type Error = String;
+
+    fn try_from(value: f64) -> std::result::Result<Self, String> {
+        if value > 0.0 && value <= 1.0 { Ok(Self(value)) } else { Err(format!("a share lies in (0, 1], not {value}")) }
+    }
+}
+
+/// What becomes of a rank that a rule has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rounding {
+    /// Ranks are multiples of it, but for the limit.
+    pub multiple: NonZeroUsize,
+    /// Ranks are not below it, but for the limit.
+    pub floor: NonZeroUsize,
+}
+
+impl Default for Rounding {
+    fn default() -> Self {
+        Self { multiple: NonZeroUsize::MIN, floor: NonZeroUsize::MIN }
+    }
+}
+
+impl Rounding {
+    /// The rank that stands for `found`, at most `limit`.
+    pub fn of(self, found: usize, limit: usize) -> usize {
+        found.max(self.floor.get()).checked_next_multiple_of(self.multiple.get()).map_or(limit, |rank| rank.min(limit))
+    }
+}
+
+/// A rule as a config has it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Written {
+    fraction: Option<Share>,
+    energy: Option<Share>,
+    evbmf: Option<Share>,
+    macs: Option<Share>,
+    bytes: Option<Share>,
+    ms: Option<f64>,
+    multiple: Option<NonZeroUsize>,
+    floor: Option<NonZeroUsize>,
+}
+
+/// The words by which a rule is told from a table of layers.
+const WORDS: [&str; 8] = ["fraction", "energy", "evbmf", "macs", "bytes", "ms", "multiple", "floor"];
+
+/// A rule for each layer or a budget for all.
+enum Read {
+    Layer(Rule),
+    All(Budget, Rounding),
+}
+
+fn is_rule(table: &Map<String, Value>) -> bool {
+    table.keys().any(|key| WORDS.contains(&key.as_str()))
+}
+
+fn read(table: Map<String, Value>) -> std::result::Result<Read, String> {
+    let written: Written = serde_json::from_value(table.into()).map_err(|error| error.to_string())?;
+    let one = NonZeroUsize::MIN;
+    let rounding = Rounding { multiple: written.multiple.unwrap_or(one), floor: written.floor.unwrap_or(one) };
+    if let Some(ms) = written.ms.filter(|ms| !(ms.is_finite() && *ms > 0.0)) {
+        return Err(format!("`ms` is a number of milliseconds above 0, not {ms}"));
+    }
+    let found = [
+        written.fraction.map(|share| Read::Layer(Rule::Fraction(share, rounding))),
+        written.energy.map(|share| Read::Layer(Rule::Energy(share, rounding))),
+        written.evbmf.map(|share| Read::Layer(Rule::Evbmf(share, rounding))),
+        written.macs.map(|share| Read::All(Budget::Macs(share), rounding)),
+        written.bytes.map(|share| Read::All(Budget::Bytes(share), rounding)),
+        written.ms.map(|ms| Read::All(Budget::Ms(ms), rounding)),
+    ];
+    let mut found = found.into_iter().flatten();
+    match (found.next(), found.next()) {
+        (Some(read), None) => Ok(read),
+        _ => Err("a rule for ranks has exactly one of `fraction`, `energy`, `evbmf`, `macs`, `bytes` and `ms`".into()),
+    }
+}
+
+fn rank(value: &Value) -> std::result::Result<usize, String> {
+    let rank = value.as_u64().and_then(|rank| usize::try_from(rank).ok()).filter(|rank| *rank > 0);
+    rank.ok_or_else(|| {
+        format!("a rank is a whole number of at least 1, not {value}; a share of the limit is {{ fraction = 0.5 }}")
+    })
+}
+
+impl TryFrom<Value> for Rule {
+    type Error = String;
+
+    fn try_from(value: Value) -> std::result::Result<Self, String> {
+        match value {
+            Value::Array(ranks) if ranks.is_empty() => Err("a list of ranks has at least one".into()),
+            Value::Array(ranks) => Ok(Rule::Each(ranks.iter().map(rank).collect::<std::result::Result<_, _>>()?)),
+            Value::Object(table) => match read(table)? {
+                Read::Layer(rule) => Ok(rule),
+                Read::All(..) => Err("`macs`, `bytes` and `ms` are budgets for all layers, not for one".into()),
+            },
+            value => rank(&value).map(Rule::Fixed),
+        }
+    }
+}
+
+impl TryFrom<Value> for Ranks {
+    type Error = String;
+
+    fn try_from(value: Value) -> std::result::Result<Self, String> {
+        let layer = |(name, value): (String, Value)| match &value {
+            Value::Object(table) if !is_rule(table) => Err(unquoted(&name, &value)),
+            _ => {
+                let selector = Selector::from(name.as_str());
+                Rule::try_from(value).map(|rule| (selector, rule)).map_err(|error| format!("`{name}`: {error}"))
+            }
+        };
+        match value {
+            Value::Object(table) if table.is_empty() => Err("a table of ranks has a rule or layers".into()),
+            Value::Object(table) if is_rule(&table) => Ok(match read(table)? {
+                Read::Layer(rule) => Ranks::Layers(PerLayer::All(rule)),
+                Read::All(budget, rounding) => Ranks::Budget(budget, rounding),
+            }),
+            Value::Object(table) => {
+                let each: std::result::Result<BTreeMap<_, _>, String> = table.into_iter().map(layer).collect();
+                Ok(Ranks::Layers(PerLayer::Each(each?)))
+            }
+            value => Rule::try_from(value).map(|rule| Ranks::Layers(PerLayer::All(rule))),
+        }
+    }
+}
+
+impl Ranks {
+    /// Whether the ranks follow from shapes alone, so that a plan without weights has them exactly; otherwise it can but estimate.
+    pub fn exact(&self) -> bool {
+        match self {
+            Ranks::Layers(PerLayer::All(rule)) => rule.exact(),
+            Ranks::Layers(PerLayer::Each(each)) => each.values().all(Rule::exact),
+            Ranks::Budget(..) => false,
+        }
+    }
+}
+
+/// The spectrum of a matrix.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Spectrum {
+    /// Singular values, falling, all or the largest.
+    pub singular: Vec<f64>,
+    /// Rows and columns.
+    pub shape: [usize; 2],
+    /// The sum of the squares of all singular values, `||Y||^2`.
+    pub energy: f64,
+}
+
+impl Spectrum {
+    /// That of this matrix, all of it.
+    pub fn of(matrix: &Matrix) -> Self {
+        Self { singular: spectrum(matrix), shape: [matrix.nrows(), matrix.ncols()], energy: matrix.norm_squared() }
+    }
+
+    /// The share of the energy that rank `rank` has to itself, counted from 1; 0 beyond the singular values that are known.
+    pub fn share(&self, rank: usize) -> f64 {
+        let singular = rank.checked_sub(1).and_then(|at| self.singular.get(at)).copied().unwrap_or(0.0);
+        if self.energy > 0.0 { singular * singular / self.energy } else { 0.0 }
+    }
+
+    /// The least rank that keeps this share of the energy.
+    fn keeping(&self, share: f64) -> Result<usize> {
+        let found = energy_rank(&self.singular, share);
+        if self.singular.len() >= self.shape[0].min(self.shape[1]) {
+            return Ok(found);
+        }
+        let mut kept = 0.0;
+        let reaches = |singular: &f64| {
+            kept += singular * singular;
+            kept >= share * self.energy
+        };
+        self.singular.iter().position(reaches).map(|at| at + 1).ok_or_else(|| {
+            let known = self.singular.len();
+            Error::Invalid(format!("the {known} largest singular values hold less than {share} of the energy; lower `energy`"))
+        })
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.energy.is_finite() && self.singular.iter().all(|singular| singular.is_finite()) {
+            return Ok(());
+        }
+        Err(Error::Invalid("its weights are not finite; `briquette inspect` counts them".into()))
+    }
+}
+
+/// The least `k` with `sum of the k largest s_i^2 >= share sum s_i^2`; 0 if all are zero.
+pub fn energy_rank(singular: &[f64], share: f64) -> usize {
+    let kept = singular.iter().scan(0.0, |kept, singular| {
+        *kept += singular * singular;
+        Some(*kept)
+    });
+    let total: f64 = kept.clone().last().unwrap_or(0.0);
+    if total > 0.0 { kept.take_while(|kept| *kept < share * total).count() + 1 } else { 0 }
+}
+
+/// The ranks of a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chosen {
+    /// In the order of the limits.
+    pub ranks: Vec<usize>,
+    /// Set if a rank would have been below the floor.
+    pub note: Option<Floored>,
+}
+
+/// Ranks that were raised to the floor; its text is for a report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Floored {
+    /// What the rule had found, in the order of the limits.
+    pub found: Vec<usize>,
+    /// The floor.
+    pub floor: usize,
+}
+
+impl fmt::Display for Floored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let found: Vec<String> = self.found.iter().map(usize::to_string).collect();
+        write!(f, "the rule found rank {}; raised to the floor of {}", found.join(", "), self.floor)
+    }
+}
+
+impl Rule {
+    /// Whether the ranks follow from the limits alone.
+    pub fn exact(&self) -> bool {
+        matches!(self, Rule::Fixed(_) | Rule::Each(_) | Rule::Fraction(..))
+    }
+
+    /// The ranks of a layer, each with its limit and the spectrum of its unfolding; rules that are [`Rule::exact`] need no spectra.
+    ///
+    /// # Errors
+    /// A fixed rank above its limit, a list that has not one number for each rank, spectra that are missing or not finite, and a spectrum cut off
+    /// before it holds the energy asked for. The caller adds the layer.
+    pub fn choose(&self, spectra: &[Spectrum], limits: &[usize]) -> Result<Chosen> {
+        if !self.exact() && spectra.len() != limits.len() {
+            return Err(Error::Invalid(format!("{} spectra for {} ranks", spectra.len(), limits.len())));
+        }
+        spectra.iter().try_for_each(Spectrum::check)?;
+        let pairs = || spectra.iter().zip(limits);
+        let (found, rounding) = match self {
+            Rule::Fixed(rank) => return fixed(&vec![*rank; limits.len()], limits),
+            Rule::Each(ranks) => return fixed(ranks, limits),
+            Rule::Fraction(share, rounding) => {
+                (limits.iter().map(|limit| (share.get() * *limit as f64).round() as usize).collect(), rounding)
+            }
+            Rule::Energy(share, rounding) => {
+                (spectra.iter().map(|spectrum| spectrum.keeping(share.get())).collect::<Result<Vec<_>>>()?, rounding)
+            }
+            Rule::Evbmf(share, rounding) => {
+                (pairs().map(|(spectrum, limit)| weakened(spectrum, *limit, share.get())).collect(), rounding)
+            }
+        };
+        let ranks = found.iter().zip(limits).map(|(found, limit)| rounding.of(*found, *limit)).collect();
+        let floor = rounding.floor.get();
+        let note = found.iter().any(|found| *found < floor).then_some(Floored { found, floor });
+        Ok(Chosen { ranks, note })
+    }
+}
+
+fn fixed(ranks: &[usize], limits: &[usize]) -> Result<Chosen> {
+    if ranks.len() != limits.len() {
+        return Err(Error::Invalid(format!("`ranks` lists {}, but it has {}", ranks.len(), limits.len())));
+    }
+    match ranks.iter().zip(limits).find(|(rank, limit)| !(1..=**limit).contains(*rank)) {
+        Some((rank, limit)) => Err(Error::Invalid(format!("rank {rank} is not in 1..={limit}, all that its shape allows"))),
+        None => Ok(Chosen { ranks: ranks.to_vec(), note: None }),
+    }
+}
+
+/// `limit - w (limit - r)`, where a fraction of a rank is kept.
+fn weakened(spectrum: &Spectrum, limit: usize, w: f64) -> usize {
+    let found = evbmf(&spectrum.singular, spectrum.shape, spectrum.energy).rank.min(limit);
+    // A product such as 0.7 * 10 may be a bit below the whole number that is meant.
+    limit - (w * (limit - found) as f64 + 1e-9) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(text: &str) -> std::result::Result<Ranks, String> {
+        serde_json::from_str(text).map_err(|error| error.to_string())
+    }
+
+    fn rule(text: &str) -> Rule {
+        serde_json::from_str(text).unwrap()
+    }
+
+    fn of(singular: &[f64], shape: [usize; 2]) -> Spectrum {
+        Spectrum { singular: singular.to_vec(), shape, energy: singular.iter().map(|s| s * s).sum() }
+    }
+
+    fn message(rule: &Rule, spectra: &[Spectrum], limits: &[usize]) -> String {
+        rule.choose(spectra, limits).unwrap_err().to_string()
+    }
+
+    /// Golden values of a 10 by 7 matrix.
+    const FC: [f64; 7] = [11.53404349, 6.996705766, 2.629084684, 1.361628569, 0.6100130828, 0.4784901077, 0.07242291293];
+
+    #[test]
+    fn ranks_are_numbers_lists_rules_or_tables_of_these() {
+        assert_eq!(written("16").unwrap(), Ranks::Layers(PerLayer::All(Rule::Fixed(16))));
+        assert_eq!(written("[16, 32]").unwrap(), Ranks::Layers(PerLayer::All(Rule::Each(vec![16, 32]))));
+        let Ranks::Layers(PerLayer::Each(each)) =
+            written(r#"{ "conv1": 4, "conv2": [2, 3], "rest": { "energy": 0.9 } }"#).unwrap()
+        else {
+            panic!("by layers")
+        };
+        assert_eq!(each[&Selector::from("conv2")], Rule::Each(vec![2, 3]));
+        assert_eq!(each[&Selector::from("rest")], Rule::Energy(Share(0.9), Rounding::default()));
+        let (eight, two) = (NonZeroUsize::new(8).unwrap(), NonZeroUsize::new(2).unwrap());
+        assert_eq!(
+            written(r#"{ "macs": 0.5, "multiple": 8, "floor": 2 }"#).unwrap(),
+            Ranks::Budget(Budget::Macs(Share(0.5)), Rounding { multiple: eight, floor: two })
+        );
+        assert_eq!(written(r#"{ "ms": 1.5 }"#).unwrap(), Ranks::Budget(Budget::Ms(1.5), Rounding::default()));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_in_plain_words() {
+        for (text, expected) in [
+            ("0", "a rank is a whole number of at least 1, not 0"),
+            ("0.5", "not 0.5; a share of the limit is { fraction = 0.5 }"),
+            ("-3", "at least 1, not -3"),
+            (r#""all""#, "a whole number of at least 1, not \"all\""),
+            ("[]", "a list of ranks has at least one"),
+            ("[4, 0]", "at least 1, not 0"),
+            ("{}", "a table of ranks has a rule or layers"),
+            (r#"{ "energy": 0.0 }"#, "a share lies in (0, 1], not 0"),
+            (r#"{ "evbmf": 1.5 }"#, "a share lies in (0, 1], not 1.5"),
+            (r#"{ "energy": 0.9, "fraction": 0.5 }"#, "exactly one of `fraction`, `energy`"),
+            (r#"{ "multiple": 8 }"#, "exactly one of `fraction`, `energy`"),
+            (r#"{ "energy": 0.9, "multiple": 0 }"#, "nonzero"),
+            (r#"{ "energy": 0.9, "conv1": 4 }"#, "unknown field `conv1`"),
+            (r#"{ "ms": 0 }"#, "`ms` is a number of milliseconds above 0, not 0"),
+            (r#"{ "conv1": { "macs": 0.5 } }"#, "`conv1`: `macs`, `bytes` and `ms` are budgets for all layers"),
+            (r#"{ "conv1": 0 }"#, "`conv1`: a rank is a whole number"),
+            (r#"{ "layer1": { "0": 4 } }"#, r#"a name with dots needs quotes: { "layer1.0" = 4 }"#),
+        ] {
+            let error = written(text).unwrap_err();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_least_rank_that_keeps_the_energy() {
+        for (share, rank) in [(0.5, 1), (0.8, 2), (0.9, 2), (0.95, 2), (0.99, 4), (0.999, 6), (1.0, 7)] {
+            assert_eq!(energy_rank(&FC, share), rank, "{share}");
+            assert_eq!(of(&FC, [10, 7]).keeping(share).unwrap(), rank, "{share}");
+        }
+        assert_eq!(energy_rank(&[3.0, 1.0, 0.0, 0.0], 1.0), 2, "zeros keep nothing");
+        assert_eq!(energy_rank(&[0.0; 3], 0.9), 0);
+        assert_eq!(energy_rank(&[], 0.9), 0);
+    }
+
+    #[test]
+    fn a_spectrum_that_is_cut_off_counts_the_energy_of_the_rest() {
+        let whole = of(&FC, [10, 7]);
+        let cut = Spectrum { singular: FC[..3].to_vec(), ..whole };
+        let rule = |share: f64| Rule::Energy(Share(share), Rounding::default());
+        assert_eq!(rule(0.95).choose(&[cut.clone()], &[7]).unwrap().ranks, [2]);
+        let error = message(&rule(0.99), &[cut], &[7]);
+        assert_eq!(error, "the 3 largest singular values hold less than 0.99 of the energy; lower `energy`");
+    }
+
+    #[test]
+    fn fixed_ranks_stay_within_their_limits() {
+        assert_eq!(Rule::Fixed(3).choose(&[], &[8, 3]).unwrap(), Chosen { ranks: vec![3, 3], note: None });
+        assert_eq!(Rule::Each(vec![8, 2]).choose(&[], &[8, 3]).unwrap().ranks, [8, 2]);
+        assert_eq!(message(&Rule::Fixed(4), &[], &[8, 3]), "rank 4 is not in 1..=3, all that its shape allows");
+        assert_eq!(message(&Rule::Fixed(0), &[], &[8]), "rank 0 is not in 1..=8, all that its shape allows");
+        assert_eq!(message(&Rule::Each(vec![1]), &[], &[8, 3]), "`ranks` lists 1, but it has 2");
+    }
+
+    #[test]
+    fn found_ranks_are_raised_to_the_floor_rounded_up_and_cut_off() {
+        let ranks = |text: &str| rule(text).choose(&[], &[64, 20, 3]).unwrap();
+        assert_eq!(ranks(r#"{ "fraction": 0.25 }"#), Chosen { ranks: vec![16, 5, 1], note: None });
+        assert_eq!(ranks(r#"{ "fraction": 0.25, "multiple": 8 }"#).ranks, [16, 8, 3]);
+        let raised = ranks(r#"{ "fraction": 0.25, "floor": 6, "multiple": 4 }"#);
+        assert_eq!(raised.ranks, [16, 8, 3]);
+        assert_eq!(raised.note.unwrap().to_string(), "the rule found rank 16, 5, 1; raised to the floor of 6");
+        let vast = format!(r#"{{ "fraction": 0.9, "multiple": {} }}"#, usize::MAX / 2 + 2);
+        assert_eq!(ranks(&vast).ranks, [64, 20, 3], "a multiple beyond all numbers");
+    }
+
+    #[test]
+    fn evbmf_is_weakened_and_says_when_the_floor_applied() {
+        // Four singular values beyond the noise of an 8 by 72 matrix.
+        let spectrum = of(&[90.0, 70.0, 60.0, 50.0, 9.5, 9.0, 8.5, 8.0], [8, 72]);
+        let ranks = |w: f64, spectrum: &Spectrum| {
+            Rule::Evbmf(Share(w), Rounding::default()).choose(std::slice::from_ref(spectrum), &[8]).unwrap()
+        };
+        assert_eq!(ranks(1.0, &spectrum), Chosen { ranks: vec![4], note: None });
+        assert_eq!(ranks(0.5, &spectrum).ranks, [6]);
+        assert_eq!(ranks(0.3, &spectrum).ranks, [7], "8 - 1.2");
+        let noise = of(&[9.5, 9.2, 9.0, 8.8, 8.5, 8.3, 8.2, 8.0], [8, 72]);
+        let floored = ranks(1.0, &noise);
+        assert_eq!(floored.ranks, [1]);
+        assert_eq!(floored.note.unwrap().to_string(), "the rule found rank 0; raised to the floor of 1");
+        assert_eq!(ranks(0.7, &of(&[0.0; 8], [8, 72])).ranks, [3], "8 - 5.6");
+    }
+
+    #[test]
+    fn weights_that_are_not_finite_and_spectra_that_are_missing_are_refused() {
+        let energy = rule(r#"{ "energy": 0.9 }"#);
+        let error = message(&energy, &[of(&[f64::NAN, 1.0], [2, 2])], &[2]);
+        assert!(error.starts_with("its weights are not finite"), "{error}");
+        assert_eq!(message(&energy, &[], &[2]), "0 spectra for 1 ranks");
+    }
+
+    #[test]
+    fn ranks_that_follow_from_shapes_are_exact_without_weights() {
+        for (text, exact) in [
+            ("16", true),
+            ("[1, 2]", true),
+            (r#"{ "fraction": 0.5 }"#, true),
+            (r#"{ "energy": 0.5 }"#, false),
+            (r#"{ "evbmf": 0.5 }"#, false),
+            (r#"{ "bytes": 0.5 }"#, false),
+            (r#"{ "conv1": 4, "rest": { "fraction": 0.5 } }"#, true),
+            (r#"{ "conv1": 4, "rest": { "energy": 0.5 } }"#, false),
+        ] {
+            assert_eq!(written(text).unwrap().exact(), exact, "{text}");
+        }
+    }
+}
