@@ -135,12 +135,12 @@ impl<T: Clone> PerLayer<T> {
         let mut closest = BTreeMap::new();
         for (index, mut found) in found {
             found.sort_by_key(|(fit, ..)| Reverse(*fit));
-            match found[..] {
+            match &found[..] {
                 [(fit, one, _), (other, two, _), ..] if fit == other => {
                     let detail = format!("`{}` and `{}` fit it equally well; give it a value of its own", one.text(), two.text());
                     return Err(Error::node(&net.nodes[index].name, detail));
                 }
-                [(fit, _, value), ..] => drop(closest.insert(index, (fit, value))),
+                [(fit, _, value), ..] => drop(closest.insert(index, (*fit, value.clone()))),
                 [] => {}
             }
         }
