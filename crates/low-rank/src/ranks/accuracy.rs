@@ -85,9 +85,10 @@ mod tests {
     fn the_least_accuracy_is_as_high_as_the_budget_allows() {
         for (budget, choice, cost, accuracy) in [
             (16.0, [3, 3, 3], 16.0, 0.90),
-            (15.9, [2, 2, 3], 11.0, 0.85),
+            (15.9, [3, 2, 3], 12.0, 0.88),
+            (11.9, [2, 2, 3], 11.0, 0.85),
             (8.0, [2, 0, 2], 8.0, 0.80),
-            (7.9, [1, 0, 1], 6.0, 0.70),
+            (7.9, [2, 0, 1], 7.0, 0.75),
             (4.0, [0, 0, 0], 4.0, 0.50),
         ] {
             assert_eq!(by_accuracy(&table(), budget).unwrap(), Selection { choice: choice.to_vec(), cost, accuracy }, "{budget}");

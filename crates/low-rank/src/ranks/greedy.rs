@@ -132,7 +132,7 @@ mod tests {
 
     use super::*;
 
-    fn candidate(name: &str, singular: &[f64], dense: f64) -> Candidate<'_> {
+    fn candidate<'a>(name: &'a str, singular: &[f64], dense: f64) -> Candidate<'a> {
         let energy = singular.iter().map(|s| s * s).sum();
         let spectrum = Spectrum { singular: singular.to_vec(), shape: [singular.len(); 2], energy };
         Candidate { name, limits: vec![singular.len()], spectra: vec![spectrum], dense }
