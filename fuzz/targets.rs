@@ -14,7 +14,7 @@ use briquette_core::training::{Extras, Recipe, fit};
 use briquette_data::Dataset;
 use briquette_runner::config::Config;
 use briquette_runtime::{
-    Activation, Coded, Coder, Engine, Grid, Layer, Model, Node, Padding, Permission, Places, Product, Shared, Stage,
+    Activation, Coded, Coder, Engine, Grid, Layer, Model, Node, Padding, Permission, Places, Product, Shared, Sizes, Stage,
     StepGradient, Structure, ValueFormat, Window, layers,
 };
 use burn::tensor::Device;
@@ -484,6 +484,7 @@ fn containers() -> Vec<Vec<u8>> {
     vectors.push(node("fc1", &[2], Layer::Linear(layers::Linear), vec![("weight", on_grid)]));
     vectors.push(node("fc2", &[3], Layer::Linear(layers::Linear), vec![("weight", hashed)]));
     vectors.push(node("fc3", &[4], Layer::Linear(layers::Linear), vec![("weight", pieces)]));
+    let [rows, columns, ranks] = [&[2, 1][..], &[1, 2], &[2]].map(|sizes| Sizes::new(sizes).expect("within bounds"));
     let structures = [
         Structure::Circulant { inputs: 5, outputs: 4, seed: 1 },
         Structure::Fastfood { inputs: 4, outputs: 5, seed: 2 },
@@ -492,8 +493,9 @@ fn containers() -> Vec<Vec<u8>> {
         Structure::TwoLevelToeplitz { inputs: 6, outputs: 4, columns: 2 },
         Structure::Kronecker { inputs: 4, outputs: 4, left: [2, 2], right: [2, 2], terms: 1 },
         Structure::Butterfly { inputs: 4, outputs: 2 },
+        Structure::TensorTrain { inputs: 2, outputs: 2, rows, columns, ranks },
     ];
-    for (structure, name) in structures.into_iter().zip(["s1", "s2", "s3", "s4", "s5", "s6", "s7"]) {
+    for (structure, name) in structures.into_iter().zip(["s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8"]) {
         let tensors = structure.parameters().into_iter().map(|p| (p.name, plain(&p.shape))).collect();
         vectors.push(node(name, &[vectors.len() - 1], Layer::Structured(layers::Structured { structure }), tensors));
     }

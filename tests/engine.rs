@@ -100,6 +100,7 @@ fn layers() -> Vec<(Layer, bool)> {
         (Layer::Concat(layers::Concat), true),
         (Layer::ChannelSlice(layers::ChannelSlice { start: 1, len: 2 }), true),
         (Layer::PadShortcut(layers::PadShortcut { stride: 2, before: 1, after: 2 }), false),
+        (layers::Permute { order: vec![2, 0, 3, 1] }.into(), true),
         (Layer::Flatten(layers::Flatten), true),
         (Layer::Dropout(layers::Dropout { p: 0.5 }), true),
         (Layer::Structured(layers::Structured { structure }), true),

@@ -12,6 +12,7 @@ mod circulant;
 mod fastfood;
 mod kronecker;
 mod levels;
+mod tensor_train;
 mod toeplitz;
 mod transform;
 
@@ -19,6 +20,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+pub use tensor_train::{MAX_CORES, Sizes};
 
 /// A structural matrix `[outputs, inputs]`, without its parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +102,21 @@ pub enum Structure {
         /// Features of the output.
         outputs: usize,
     },
+    /// A tensor train, `W[(i_1 .. i_d), (j_1 .. j_d)] = G_1[i_1, j_1] .. G_d[i_d, j_d]`, a product of matrices `[r_{k-1}, r_k]` with
+    /// `r_0 = r_d = 1`; digits `i_k` below `m_k` and `j_k` below `n_k` make a row and a column, the first digit slowest, and the first
+    /// `outputs` rows and the first `inputs` columns count. Parameters: `core1`, `core2` and so on, `[r_{k-1} m_k, n_k r_k]`.
+    TensorTrain {
+        /// Features of the input.
+        inputs: usize,
+        /// Features of the output.
+        outputs: usize,
+        /// `m_1 .. m_d`, whose product is the number of outputs or more.
+        rows: Sizes,
+        /// `n_1 .. n_d`, whose product is the number of inputs or more.
+        columns: Sizes,
+        /// `r_1 .. r_{d-1}`.
+        ranks: Sizes,
+    },
 }
 
 /// A parameter of a structure: a matrix.
@@ -118,7 +135,8 @@ impl Parameter {
     }
 }
 
-/// Most inputs, most outputs, and most values on the way through a Kronecker product, of a structure; a bound for what comes out of files.
+/// Most inputs, most outputs, and most values on the way through a Kronecker product or a
+/// tensor train, of a structure; a bound for what comes out of files.
 pub const MAX_FEATURES: usize = 1 << 24;
 /// Most parameters of a structure.
 pub const MAX_VALUES: usize = 1 << 28;
@@ -166,6 +184,7 @@ impl Structure {
             Structure::TwoLevelToeplitz { .. } => "two-level-toeplitz",
             Structure::Kronecker { .. } => "kronecker",
             Structure::Butterfly { .. } => "butterfly",
+            Structure::TensorTrain { .. } => "tensor-train",
         }
     }
 
@@ -178,7 +197,8 @@ impl Structure {
             | Structure::ToeplitzLike { inputs, outputs, .. }
             | Structure::TwoLevelToeplitz { inputs, outputs, .. }
             | Structure::Kronecker { inputs, outputs, .. }
-            | Structure::Butterfly { inputs, outputs } => [inputs, outputs],
+            | Structure::Butterfly { inputs, outputs }
+            | Structure::TensorTrain { inputs, outputs, .. } => [inputs, outputs],
         }
     }
 
@@ -215,6 +235,20 @@ impl Structure {
                 }
                 if left[0].max(left[1]).max(right[0]).max(right[1]) > MAX_FEATURES || left[1] * right[0] > MAX_FEATURES {
                     return refuse("the factors are too large");
+                }
+            }
+            Structure::TensorTrain { rows, columns, ranks, .. } => {
+                if rows.len() == 0 || columns.len() != rows.len() || ranks.len() + 1 != rows.len() {
+                    return refuse("d cores take d sizes of rows, d of columns and d - 1 ranks, d at least 1");
+                }
+                let products: Vec<_> = tensor_train::Product::all(rows, columns, ranks).collect();
+                if products.iter().any(|product| product.reads().max(product.writes()) > MAX_FEATURES) {
+                    return refuse("more than 2^24 values on the way; lower the ranks");
+                }
+                if products.first().is_none_or(|first| first.reads() < inputs)
+                    || products.last().is_none_or(|last| last.writes() < outputs)
+                {
+                    return refuse("the rows must multiply to the outputs or more, the columns to the inputs or more");
                 }
             }
             Structure::Circulant { .. }
@@ -258,6 +292,12 @@ impl Structure {
                 let n = butterfly::size(inputs);
                 vec![parameter("factors", outputs.div_ceil(n) * n.ilog2() as usize, 2 * n)]
             }
+            Structure::TensorTrain { rows, columns, ranks, .. } => {
+                let mut products: Vec<_> = tensor_train::Product::all(rows, columns, ranks).collect();
+                products.reverse();
+                let names = tensor_train::NAMES.into_iter();
+                names.zip(products).map(|(name, product)| parameter(name, product.rows, product.columns)).collect()
+            }
         }
     }
 
@@ -297,6 +337,9 @@ impl Structure {
                 let n = butterfly::size(inputs);
                 blocks(n, outputs) * 2 * transform(n)
             }
+            Structure::TensorTrain { rows, columns, ranks, .. } => {
+                tensor_train::Product::all(rows, columns, ranks).map(|product| (product.reads() * product.rows) as u64).sum()
+            }
         }
     }
 
@@ -330,6 +373,10 @@ impl Structure {
                 Box::new(kronecker::Kronecker::new(inputs, outputs, [left, right], terms, [p[0], p[1]]))
             }
             Structure::Butterfly { inputs, outputs } => Box::new(butterfly::Butterfly::new(inputs, outputs, p[0])),
+            Structure::TensorTrain { inputs, outputs, rows, columns, ranks } => {
+                let products = tensor_train::Product::all(rows, columns, ranks);
+                Box::new(tensor_train::TensorTrain::new(inputs, outputs, products, p))
+            }
         };
         Ok(Prepared { structure: *self, operator })
     }

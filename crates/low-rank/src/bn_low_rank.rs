@@ -80,7 +80,7 @@ impl Factorization for Pair {
         links(layer, ranks[0])
     }
 
-    fn spectra(&self, kernel: &Kernel) -> Vec<Spectrum> {
+    fn spectra(&self, _: &Layer, kernel: &Kernel) -> Vec<Spectrum> {
         spectra(kernel)
     }
 
@@ -196,8 +196,8 @@ mod tests {
     fn alexnet_and_vgg_16_cost_what_the_released_networks_cost() {
         let alexnet = counted("alexnet", &json!({ "conv1": 8, "conv2": 40, "conv3": 60, "conv4": 100, "conv5": 200 }));
         assert_eq!(alexnet, [[2_332_704, 665_784_864, 60_965_224], [466_312, 125_897_640, 59_098_832]]);
-        let vgg = json!({ "conv1": 5, "conv2": 24, "conv3": 48, "conv4": 48, "conv5": 64, "conv6": 128, "conv7": 160, "conv8": 192,
-            "conv9": 192, "conv10": 256, "conv11": 320, "conv12": 320, "conv13": 320 });
+        let vgg = json!({ "conv1_1": 5, "conv1_2": 24, "conv2_1": 48, "conv2_2": 48, "conv3_1": 64, "conv3_2": 128, "conv3_3": 160, "conv4_1": 192,
+            "conv4_2": 192, "conv4_3": 256, "conv5_1": 320, "conv5_2": 320, "conv5_3": 320 });
         let vgg = counted("vgg16", &vgg);
         assert_eq!(vgg, [[14_710_464, 15_346_630_656, 138_357_544], [5_358_573, 4_944_393_216, 129_005_653]]);
     }

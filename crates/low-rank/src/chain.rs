@@ -29,7 +29,7 @@ pub struct Layer {
     pub connected: bool,
 }
 
-/// A convolution of a chain, for one group of the layer.
+/// A convolution of a chain, for one group of the layer, or a new order of its channels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Link {
     /// What follows the layer's name and a dot in its own.
@@ -44,6 +44,8 @@ pub struct Link {
     pub padding: Padding,
     /// Spacing of its taps.
     pub dilation: [usize; 2],
+    /// Whether it only moves channels, `shape[0]` of them, without a weight: the values of its kernel are then the channel that comes to each place.
+    pub moves: bool,
 }
 
 impl Layer {
@@ -75,14 +77,27 @@ impl Layer {
 
     /// A link of one pixel, from `channels` to `filters`.
     pub fn across(&self, name: &'static str, [filters, channels]: [usize; 2]) -> Link {
-        Link { name, shape: [filters, channels, 1, 1], groups: 1, stride: [1; 2], padding: Padding::NONE, dilation: [1; 2] }
+        Link {
+            name,
+            shape: [filters, channels, 1, 1],
+            groups: 1,
+            stride: [1; 2],
+            padding: Padding::NONE,
+            dilation: [1; 2],
+            moves: false,
+        }
+    }
+
+    /// A link that puts so many channels into another order.
+    pub fn moved(&self, name: &'static str, channels: usize) -> Link {
+        Link { moves: true, ..self.across(name, [channels, 1]) }
     }
 
     /// A link with the layer's own kernel, stride, padding and dilation.
     pub fn whole(&self, name: &'static str, [filters, channels]: [usize; 2], groups: usize) -> Link {
         let [_, _, kh, kw] = self.shape;
         let shape = [filters, channels, kh, kw];
-        Link { name, shape, groups, stride: self.stride, padding: self.padding, dilation: self.dilation }
+        Link { name, shape, groups, stride: self.stride, padding: self.padding, dilation: self.dilation, moves: false }
     }
 
     /// A link with what of the layer's kernel, stride, padding and dilation is along one axis, 0 vertical and 1 horizontal.
@@ -98,6 +113,7 @@ impl Layer {
             stride: own(self.stride),
             padding: Padding(sides),
             dilation: own(self.dilation),
+            moves: false,
         }
     }
 
@@ -110,12 +126,8 @@ impl Layer {
     pub(crate) fn alone(&self, chain: Option<&[Link]>) -> Result<Net> {
         let dense = [self.dense()];
         let links = chain.unwrap_or(&dense);
-        let filled = |link: &Link| {
-            let values = (0..link.shape.iter().product::<usize>()).map(|at| ((at % 17) as f64 - 8.3) / 50.0).collect();
-            Kernel::new(link.shape, values)
-        };
         let operations = links.iter().enumerate().map(|(at, link)| {
-            let kernel = filled(link);
+            let kernel = link.filled(|at| ((at % 17) as f64 - 8.3) / 50.0);
             link.op(&format!("{at}"), self, &vec![&kernel; self.groups], None, &Device::flex())
         });
         let channels = self.groups * self.shape[1];
@@ -135,7 +147,7 @@ impl Layer {
 
     /// Weights of a chain in its place, of all groups.
     pub fn weights_of(&self, chain: &[Link]) -> usize {
-        self.groups * chain.iter().map(|link| link.shape.iter().product::<usize>()).sum::<usize>()
+        self.groups * chain.iter().map(Link::weights).sum::<usize>()
     }
 
     /// Multiply-accumulates of a chain in its place, each link over the maps that those before it leave.
@@ -143,13 +155,24 @@ impl Layer {
         let mut size = self.input;
         let each = chain.iter().map(|link| {
             size = link.output(size);
-            (link.shape.iter().product::<usize>() * size[0] * size[1]) as u64
+            (link.weights() * size[0] * size[1]) as u64
         });
         self.groups as u64 * each.sum::<u64>()
     }
 }
 
 impl Link {
+    /// Weights of one group of the layer.
+    fn weights(&self) -> usize {
+        if self.moves { 0 } else { self.shape.iter().product() }
+    }
+
+    /// A kernel of this shape: an order that changes nothing, and else these values in turn.
+    pub(crate) fn filled(&self, value: impl Fn(usize) -> f64) -> Kernel {
+        let count = self.shape.iter().product::<usize>();
+        Kernel::new(self.shape, (0..count).map(|at| if self.moves { at as f64 } else { value(at) }).collect())
+    }
+
     /// Height and width of its output.
     fn output(&self, input: [usize; 2]) -> [usize; 2] {
         [0, 1].map(|axis| {
@@ -174,6 +197,13 @@ impl Link {
                 name,
                 format!("would have a kernel of shape {:?}, where {:?} is due", kernel.shape, self.shape),
             ));
+        }
+        if self.moves {
+            let of_group = |(group, kernel): (usize, &&Kernel)| {
+                kernel.values.iter().map(|channel| group * n + *channel as usize).collect::<Vec<usize>>()
+            };
+            let order = kernels.iter().enumerate().flat_map(of_group).collect();
+            return Op::built(name, &layers::Permute { order }.into(), Vec::new(), device);
         }
         let groups = layer.groups * self.groups;
         let (described, shape) = if layer.connected {

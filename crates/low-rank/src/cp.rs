@@ -1,15 +1,49 @@
-//! The canonical polyadic decomposition: a tensor as a sum of rank-one tensors.
+//! The canonical polyadic decomposition: a kernel as a sum of rank-one tensors.
 //!
-//! `X ~ sum_r a_r^(1) o a_r^(2) o ... o a_r^(modes)`, `R` terms, with the least `||X - model||`. Of a kernel with the modes channels, height,
-//! width, filters the terms are a chain of four convolutions, 1x1, height x 1 and 1 x width on each channel by itself, 1x1; with height and
-//! width merged into one mode, of three.
+//! `X ~ sum_r a_r^(1) o a_r^(2) o ... o a_r^(modes)`, `R` terms, with the least `||X - model||`. A kernel `[N, C, kh, kw]` of the modes channels,
+//! height, width and filters becomes a chain of four convolutions: by one pixel to `R` channels, `kh x 1` and `1 x kw` of each of these by
+//! itself, and by one pixel to `N` filters, with the bias; `R (C + kh + kw + N)` weights. With `modes = 3`, the default, height and width are one
+//! mode and the two in the middle one convolution, `R (C + kh kw + N)` weights: of small kernels fewer nodes and a lower error at nearly the same
+//! size. Strides, paddings and dilations go to the convolutions in the middle, each axis to its own.
+//!
+//! Factors are found by alternating least squares from several starts, of which the first comes from singular vectors, and with
+//! `solver = "gauss-newton"` by damped Gauss-Newton steps from the best of them. A best approximation of a rank need not exist: then terms grow and
+//! cancel, the report says "did not converge, best so far", and `correction` looks for the smallest terms of the same error.
 //!
 //! Lebedev, Ganin, Rakhuba, Oseledets, Lempitsky. "Speeding-up Convolutional Neural Networks Using Fine-tuned CP-Decomposition". ICLR 2015.
 //! arXiv:1412.6553.
 //! Phan, Sobolev, Sozykin, Ermilov, Gusak, Tichavsky, Glukhov, Oseledets, Cichocki. "Stable Low-rank Tensor Decomposition for Compression of
 //! Convolutional Neural Network". ECCV 2020. arXiv:2008.05441.
 //! Differs from the papers: Lebedev et al. solve by nonlinear least squares from a random start; here alternating least squares from several
-//! starts come first, and Gauss-Newton steps go on from the best. Norms are spread evenly over the factors instead of standing in one.
+//! starts come first. Norms are spread evenly over the factors instead of standing in one. Rules for ranks look at the spectrum of the unfolding
+//! `[N, C kh kw]`, whose tail bounds the error from below: no spectrum tells it.
+//!
+//! ```
+//! use briquette_core::{builder::{Builder, Conv}, cost::Cost, pass::Pass};
+//! use briquette_low_rank::cp::Cp;
+//! use burn::tensor::Device;
+//!
+//! let mut b = Builder::new([8, 12, 12], 1, &Device::flex());
+//! let x = b.conv("conv", b.input(), Conv::new(16, 3).same());
+//! b.global_avg_pool("pool", x);
+//! let method: Cp = serde_json::from_value(serde_json::json!({ "ranks": 10 })).unwrap();
+//! let net = method.plan(b.finish().unwrap()).unwrap();
+//! assert_eq!(Cost::of(&net).unwrap().weights(), 10 * (8 + 9 + 16), "instead of 16 * 8 * 9");
+//! ```
+//!
+//! The decomposition alone, of a kernel of any module:
+//!
+//! ```
+//! use briquette_low_rank::cp::{Settings, Tensor, decompose};
+//! use briquette_low_rank::kernel::{CHANNELS, FILTERS, HEIGHT, Kernel, WIDTH};
+//! use burn::nn::conv::{Conv2d, Conv2dConfig};
+//! use burn::tensor::Device;
+//!
+//! let conv: Conv2d = Conv2dConfig::new([4, 6], [3, 3]).init(&Device::flex());
+//! let tensor = Tensor::of(&Kernel::of(conv.weight.val()), &[&[CHANNELS], &[HEIGHT, WIDTH], &[FILTERS]]).unwrap();
+//! let found = decompose(&tensor, &Settings { rank: 5, ..Settings::default() }).unwrap();
+//! assert_eq!(found.factors.iter().map(|factor| factor.shape()).collect::<Vec<_>>(), [(4, 5), (9, 5), (6, 5)]);
+//! ```
 
 mod als;
 mod cholesky;
@@ -29,12 +63,132 @@ use serde::Deserialize;
 use self::model::Model;
 pub use self::tensor::Tensor;
 use crate::algebra::Matrix;
+use crate::chain::{Layer, Link};
+use crate::factorization::{Factorization, Factorized, Factors};
+use crate::kernel::{CHANNELS, FILTERS, HEIGHT, Kernel, WIDTH};
+use crate::ranks::Spectrum;
+
+/// Puts three or four convolutions in the place of one.
+pub type Cp = Factorized<Canonical>;
+
+/// The form of a canonical decomposition.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Canonical {
+    /// 3, with height and width as one, or 4.
+    #[serde(default = "three")]
+    modes: u8,
+    /// Starts of which the best counts.
+    starts: Option<usize>,
+    /// Most sweeps of a start, and most Gauss-Newton steps.
+    sweeps: Option<usize>,
+    /// How factors are found.
+    #[serde(default)]
+    solver: Solver,
+    /// Whether the smallest terms of the error that was reached are looked for.
+    #[serde(default)]
+    correction: bool,
+}
+
+fn three() -> u8 {
+    3
+}
+
+/// Starts where the config does not say.
+const STARTS: usize = 3;
+/// Sweeps where the config does not say.
+const SWEEPS: usize = 200;
+
+impl Factorization for Canonical {
+    const NAME: &'static str = "cp";
+    const PAPER: &'static str =
+        "Lebedev, Ganin, Rakhuba, Oseledets, Lempitsky, ICLR 2015, arXiv:1412.6553; Phan et al., ECCV 2020, arXiv:2008.05441";
+    const EXAMPLE: &'static str = "layers = [\"conv2\"]\nranks = { macs = 0.5 }\ntune = { epochs = 4, lr = 1e-4 }";
+
+    fn check(&self) -> Result<()> {
+        let why = match self.modes {
+            3 | 4 if [self.starts, self.sweeps].contains(&Some(0)) => "`starts` and `sweeps` must be at least 1",
+            3 | 4 => return Ok(()),
+            _ => "`modes` is 3 or 4",
+        };
+        Err(Error::Invalid(format!("cp: {why}")))
+    }
+
+    fn refuses(&self, layer: &Layer) -> Option<String> {
+        let [n, c, kh, kw] = layer.shape;
+        let pointless = "has a kernel of one pixel, hence two modes; use svd for it";
+        if kh * kw == 1 {
+            return Some(pointless.into());
+        }
+        (n == 1 || c == 1).then(|| "has one channel in or out of each group, which leaves nothing to share".into())
+    }
+
+    /// What makes any tensor exact: the product of all modes but the largest.
+    fn limits(&self, layer: &Layer) -> Vec<usize> {
+        let [n, c, kh, kw] = layer.shape;
+        let modes = if self.modes == 3 { vec![n, c, kh * kw] } else { vec![n, c, kh, kw] };
+        vec![modes.iter().product::<usize>() / modes.iter().max().copied().unwrap_or(1).max(1)]
+    }
+
+    fn links(&self, layer: &Layer, ranks: &[usize]) -> Vec<Link> {
+        let ([n, c, ..], r) = (layer.shape, ranks[0]);
+        let (first, last) = (layer.across("reduce", [r, c]), layer.across("expand", [n, r]));
+        if self.modes == 3 {
+            return vec![first, layer.whole("depthwise", [r, 1], r), last];
+        }
+        vec![first, layer.along(0, "vertical", [r, 1], r), layer.along(1, "horizontal", [r, 1], r), last]
+    }
+
+    fn spectra(&self, _: &Layer, kernel: &Kernel) -> Vec<Spectrum> {
+        vec![Spectrum::of(&kernel.unfold(&[FILTERS], &[CHANNELS, HEIGHT, WIDTH]))]
+    }
+
+    fn factors(&self, layer: &Layer, kernel: &Kernel, ranks: &[usize], seed: u64) -> Result<Factors> {
+        let ([n, c, kh, kw], rank) = (layer.shape, ranks[0]);
+        let modes: &[&[usize]] = match self.modes {
+            3 => &[&[CHANNELS], &[HEIGHT, WIDTH], &[FILTERS]],
+            _ => &[&[CHANNELS], &[HEIGHT], &[WIDTH], &[FILTERS]],
+        };
+        let settings = Settings {
+            rank,
+            starts: self.starts.unwrap_or(STARTS),
+            sweeps: self.sweeps.unwrap_or(SWEEPS),
+            solver: self.solver,
+            correction: self.correction,
+            seed,
+        };
+        let found = decompose(&Tensor::of(kernel, modes)?, &settings)?;
+        // A factor's columns are contiguous, which are the filters of all links but the last.
+        let columns = |mode: usize| found.factors[mode].as_slice().to_vec();
+        let last = found.factors[modes.len() - 1].transpose().as_slice().to_vec();
+        let mut kernels = vec![Kernel::new([rank, c, 1, 1], columns(0))];
+        if self.modes == 3 {
+            kernels.push(Kernel::new([rank, 1, kh, kw], columns(1)));
+        } else {
+            kernels.extend([Kernel::new([rank, 1, kh, 1], columns(1)), Kernel::new([rank, 1, 1, kw], columns(2))]);
+        }
+        kernels.push(Kernel::new([n, rank, 1, 1], last));
+        let note = (!found.converged).then(|| {
+            let (sweeps, largest) = (found.sweeps, found.largest);
+            format!(
+                "did not converge in {sweeps} sweeps, best so far; its terms have {largest:.1} times the energy of the kernel"
+            )
+        });
+        Ok(Factors { kernels, residual: found.error.powi(2) * kernel.energy(), note })
+    }
+
+    fn shorten(&mut self) {
+        self.starts = Some(1);
+        self.sweeps = Some(self.sweeps.unwrap_or(SWEEPS).min(10));
+    }
+}
 
 /// How factors are found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Solver {
     /// Alternating least squares.
+    #[default]
     Als,
     /// Damped Gauss-Newton steps after them, which get through where they stall.
     GaussNewton,
@@ -128,7 +282,7 @@ pub fn decompose(tensor: &Tensor, settings: &Settings) -> Result<Fitted> {
     }
     if settings.correction {
         let mut smaller = model.clone();
-        let end = correction::correct(&tensor, &mut smaller, distance);
+        let end = correction::correct(&tensor, &mut smaller, distance, settings.sweeps);
         outcome.sweeps += end.sweeps;
         let reached = away(&smaller);
         if smaller.is_finite() && smaller.components() <= model.components() {

@@ -3,14 +3,18 @@
 
 use std::collections::BTreeSet;
 
+use briquette_core::coding::Coding;
 use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
 use briquette_core::pass::{Method, Pass};
+use briquette_core::stored::Stored;
 use briquette_core::streams::stream;
 use briquette_core::training::{Recipe, tune};
 use briquette_core::types::Layers;
+use briquette_kernels::Structure;
 use briquette_parts::refuse;
+use briquette_runtime::layers;
 use burn::tensor::Device;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -111,10 +115,18 @@ pub trait Factorization: std::fmt::Debug + Send + DeserializeOwned + 'static {
     /// The chain for these ranks, of which each lies in `1..=` its limit.
     fn links(&self, layer: &Layer, ranks: &[usize]) -> Vec<Link>;
 
-    /// The singular values that each rank cuts off.
-    fn spectra(&self, kernel: &Kernel) -> Vec<Spectrum>;
+    /// The structural matrix that comes in the place of a fully connected layer; none where a chain does, as by default.
+    ///
+    /// # Errors
+    /// When the settings make no such matrix.
+    fn structure(&self, _layer: &Layer, _ranks: &[usize]) -> Result<Option<Structure>> {
+        Ok(None)
+    }
 
-    /// The kernels of the chain.
+    /// The singular values that each rank cuts off.
+    fn spectra(&self, layer: &Layer, kernel: &Kernel) -> Vec<Spectrum>;
+
+    /// The kernels of the chain, or the parameters of the structural matrix, in order, as one.
     ///
     /// # Errors
     /// When there are none for this kernel.
@@ -169,6 +181,17 @@ struct Chosen {
     layer: Layer,
     ranks: Vec<usize>,
     links: Vec<Link>,
+    structure: Option<Structure>,
+}
+
+impl Chosen {
+    /// Weights and multiply-accumulates.
+    fn cost(&self) -> [u64; 2] {
+        match &self.structure {
+            Some(structure) => [structure.count() as u64, structure.macs()],
+            None => [self.layer.weights_of(&self.links) as u64, self.layer.macs_of(&self.links)],
+        }
+    }
 }
 
 impl<F: Factorization> Method for Factorized<F> {
@@ -197,8 +220,11 @@ impl<F: Factorization> Pass for Factorized<F> {
         for of in self.chosen(&net, false, &mut |_| {})? {
             let index = net.index(&of.name)?;
             let bias = bias(&net, index);
-            let empty = |link: &Link| Kernel::new(link.shape, vec![0.0; link.shape.iter().product()]);
-            let kernels: Vec<Vec<Kernel>> = vec![of.links.iter().map(empty).collect(); of.layer.groups];
+            let empty = |link: &Link| link.filled(|_| 0.0);
+            let kernels: Vec<Vec<Kernel>> = match &of.structure {
+                Some(structure) => vec![vec![Kernel::new([1, 1, 1, structure.count()], vec![0.0; structure.count()])]],
+                None => vec![of.links.iter().map(empty).collect(); of.layer.groups],
+            };
             net = net.rewrite(index, chain(&of, &kernels, bias, &device)?)?;
             net = norm::planned(net, &of.name, &of.links, self.form.norm())?;
         }
@@ -226,7 +252,7 @@ impl<F: Factorization> Factorized<F> {
             found.note.into_iter().for_each(|note| cx.note(format!("{}: {note}", of.name)));
             kernels.push(found.kernels);
         }
-        let (before, after) = (of.layer.weights(), of.layer.weights_of(&of.links));
+        let (before, [after, _]) = (of.layer.weights(), of.cost());
         let share = if energy > 0.0 { 100.0 * (residual / energy).sqrt() } else { 0.0 };
         let ranks = shown(&of.ranks, of.layer.groups);
         cx.note(format!("{}: {ranks}, {after} weights instead of {before}, {share:.2} % of the kernel's norm missing", of.name));
@@ -280,30 +306,30 @@ impl<F: Factorization> Factorized<F> {
                     ranks
                 }
             };
-            let links = self.form.links(&layer, &ranks);
-            if let Some(why) = self.lost(&layer, &links)? {
-                note(format!("{name} is left as it is: with {} {why}", shown(&ranks, layer.groups)));
-                continue;
+            let structure = self.form.structure(&layer, &ranks)?;
+            let links = if structure.is_some() { Vec::new() } else { self.form.links(&layer, &ranks) };
+            let of = Chosen { name, layer, ranks, links, structure };
+            match self.lost(&of)? {
+                Some(why) => note(format!("{} is left as it is: with {} {why}", of.name, shown(&of.ranks, layer.groups))),
+                None => chosen.push(of),
             }
-            chosen.push(Chosen { name, layer, ranks, links });
         }
         Ok(chosen)
     }
 
     /// What a layer would lose by a chain; none if it gains.
-    fn lost(&self, layer: &Layer, links: &[Link]) -> Result<Option<String>> {
+    fn lost(&self, of: &Chosen) -> Result<Option<String>> {
         if self.break_even == BreakEven::Off {
             return Ok(None);
         }
-        let [(weights, were), (macs, had)] =
-            [(layer.weights_of(links) as u64, layer.weights() as u64), (layer.macs_of(links), layer.macs())];
+        let ([weights, macs], [were, had]) = (of.cost(), [of.layer.weights() as u64, of.layer.macs()]);
         if weights >= were || macs >= had {
             return Ok(Some(format!(
                 "its chain would take {weights} weights and {macs} multiply-accumulates, not {were} and {had}"
             )));
         }
-        if self.break_even == BreakEven::Measured {
-            let times = clock::turns(&[layer.alone(None)?, layer.alone(Some(links))?])?;
+        if self.break_even == BreakEven::Measured && of.structure.is_none() {
+            let times = clock::turns(&[of.layer.alone(None)?, of.layer.alone(Some(&of.links))?])?;
             if times[1] >= times[0] {
                 return Ok(Some(format!("its chain would take {:.3} ms in the engine, not {:.3}", times[1], times[0])));
             }
@@ -328,7 +354,7 @@ impl<F: Factorization> Form for Planned<'_, F> {
             return Ok(able.limits.iter().map(|limit| Spectrum::flat(*limit)).collect());
         }
         let of_groups: Vec<Vec<Spectrum>> =
-            groups(net, able.index, &able.layer)?.iter().map(|kernel| self.form.spectra(kernel)).collect();
+            groups(net, able.index, &able.layer)?.iter().map(|kernel| self.form.spectra(&able.layer, kernel)).collect();
         let of_rank = |rank: usize| Spectrum::together(&of_groups.iter().map(|group| group[rank].clone()).collect::<Vec<_>>());
         Ok((0..able.limits.len()).map(of_rank).collect())
     }
@@ -342,14 +368,43 @@ fn bias(net: &Net, index: usize) -> Option<Vec<f32>> {
 
 /// The nodes of a chain, by the kernels of each group; the bias comes last.
 fn chain(of: &Chosen, kernels: &[Vec<Kernel>], mut bias: Option<Vec<f32>>, device: &Device) -> Result<Vec<(String, Op)>> {
+    if let Some(structure) = of.structure {
+        return Ok(vec![(of.name.clone(), structured(&of.name, structure, &kernels[0][0], bias, device)?)]);
+    }
+    let last = of.links.iter().rposition(|link| !link.moves);
+    // What moves behind the last weights moves their biases, too.
+    for at in (last.map_or(0, |last| last + 1)..of.links.len()).rev() {
+        let count = of.links[at].shape[0];
+        bias = bias.map(|bias| {
+            let mut before = bias.clone();
+            for (place, value) in bias.into_iter().enumerate() {
+                before[place / count * count + kernels[place / count][at].values[place % count] as usize] = value;
+            }
+            before
+        });
+    }
     let links = of.links.iter().enumerate().map(|(at, link)| {
         let name = format!("{}.{}", of.name, link.name);
         let of_groups: Vec<&Kernel> = kernels.iter().map(|group| &group[at]).collect();
-        let bias = if at + 1 == of.links.len() { bias.take() } else { None };
+        let bias = if Some(at) == last { bias.take() } else { None };
         let op = link.op(&name, &of.layer, &of_groups, bias, device)?;
         Ok((name, op))
     });
     links.collect()
+}
+
+/// A structural matrix of these parameters.
+fn structured(name: &str, structure: Structure, values: &Kernel, bias: Option<Vec<f32>>, device: &Device) -> Result<Op> {
+    let mut values = values.values.iter().map(|value| *value as f32);
+    let parameter =
+        |name: &'static str, shape: Vec<usize>, base: Vec<f32>| Stored { name, shape, base, coding: Coding::default() };
+    let mut stored: Vec<Stored> = structure
+        .parameters()
+        .into_iter()
+        .map(|own| parameter(own.name, own.shape.to_vec(), values.by_ref().take(own.count()).collect()))
+        .collect();
+    stored.extend(bias.map(|bias| parameter("bias", vec![bias.len()], bias)));
+    Op::built(name, &layers::Structured { structure }.into(), stored, device)
 }
 
 /// The kernels of a node's groups, from the weights that it computes with.

@@ -2,7 +2,9 @@
 //! (arXiv:1710.09282).
 
 pub mod algebra;
+pub mod bicluster;
 pub mod bn_low_rank;
+mod canonical;
 pub mod chain;
 mod clock;
 pub mod compose;
@@ -12,6 +14,7 @@ pub mod factorization;
 #[cfg(test)]
 mod golden;
 pub mod kernel;
+pub mod learned_separable;
 pub mod norm;
 #[cfg(test)]
 mod proof;
@@ -20,12 +23,19 @@ pub mod ranks;
 mod resolve;
 pub mod separable;
 pub mod svd;
+pub mod tensor_train;
+pub mod tucker2;
 
 use briquette_core::pass::Entry;
 
 /// The methods of this crate.
 pub const METHODS: &[Entry] = &[
+    Entry::of::<bicluster::Bicluster>("low-rank"),
     Entry::of::<bn_low_rank::BnLowRank>("low-rank"),
+    Entry::of::<cp::Cp>("low-rank"),
+    Entry::of::<learned_separable::LearnedSeparable>("low-rank"),
     Entry::of::<separable::Separable>("low-rank"),
     Entry::of::<svd::Svd>("low-rank"),
+    Entry::of::<tensor_train::TensorTrain>("low-rank"),
+    Entry::of::<tucker2::Tucker2>("low-rank"),
 ];

@@ -95,9 +95,3 @@ pub(crate) fn reproduces<P: Pass + DeserializeOwned>(nets: Vec<Net>, settings: &
         assert_eq!(Cost::of(&planned).unwrap(), Cost::of(&chained).unwrap());
     }
 }
-
-/// The kernel of the node of this name.
-pub(crate) fn kernel(net: &Net, node: &str) -> crate::kernel::Kernel {
-    let Op::Conv2d(conv) = &net.nodes[net.index(node).unwrap()].op else { panic!("{node} is no convolution") };
-    crate::kernel::Kernel::of(conv.weight.val())
-}

@@ -130,7 +130,7 @@ impl Factorization for Filters {
     }
 
     /// For scheme 1 those of the channels' matrices `[kh kw, N]`, of which `M` basis filters that need not be separable would cut off the tail.
-    fn spectra(&self, kernel: &Kernel) -> Vec<Spectrum> {
+    fn spectra(&self, _: &Layer, kernel: &Kernel) -> Vec<Spectrum> {
         if self.scheme == 2 {
             return bn_low_rank::spectra(kernel);
         }

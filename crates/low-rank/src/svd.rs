@@ -43,10 +43,11 @@ use briquette_core::error::Result;
 use burn::tensor::{Tensor, TensorData};
 use serde::Deserialize;
 
-use crate::algebra::{self, Leading, Matrix, leading};
+use crate::algebra::{self, Matrix};
 use crate::chain::{Layer, Link};
 use crate::factorization::{Factorization, Factorized, Factors};
 use crate::kernel::{CHANNELS, FILTERS, HEIGHT, Kernel, WIDTH};
+use crate::range::{Leading, leading};
 use crate::ranks::Spectrum;
 
 /// Puts two layers in the place of one.
@@ -85,7 +86,7 @@ impl Factorization for Truncated {
         vec![first, second]
     }
 
-    fn spectra(&self, kernel: &Kernel) -> Vec<Spectrum> {
+    fn spectra(&self, _: &Layer, kernel: &Kernel) -> Vec<Spectrum> {
         vec![Spectrum::of(&kernel.unfold(&[CHANNELS], &ACROSS))]
     }
 

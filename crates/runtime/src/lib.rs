@@ -29,6 +29,7 @@ mod stream;
 mod topology;
 mod values;
 
+pub use briquette_kernels::structured::Sizes;
 pub use briquette_kernels::{Padding, Structure};
 pub use coded::{Bits, Coded, Summary};
 pub use container::{MAX_ELEMENTS_TOTAL, MAX_EXPANSION};

@@ -30,6 +30,7 @@ impl<'a> Computed<'a> {
             Layer::Concat(layer) => Computed::Fixed(layer),
             Layer::ChannelSlice(layer) => Computed::Fixed(layer),
             Layer::PadShortcut(layer) => Computed::Fixed(layer),
+            Layer::Permute(layer) => Computed::Fixed(layer),
             Layer::Flatten(layer) => Computed::Fixed(layer),
             Layer::Dropout(layer) => Computed::Fixed(layer),
             Layer::MeanMagnitude(layer) => Computed::Fixed(layer),

@@ -23,9 +23,29 @@ fn structures() -> Vec<Structure> {
                 terms: 2,
             },
             Structure::Butterfly { inputs, outputs },
+            train(inputs, outputs, &[4, 3]),
+            train(inputs, outputs, &[]),
         ]);
     }
     all
+}
+
+/// A tensor train of as many cores as ranks and one, whose modes multiply to the inputs and outputs or more.
+fn train(inputs: usize, outputs: usize, ranks: &[usize]) -> Structure {
+    let modes = |size: usize, first: usize| {
+        let first = first.min(size);
+        let second = size.div_ceil(first).min(2);
+        [first, second, size.div_ceil(first * second)]
+    };
+    match ranks {
+        [] => tensor_train(inputs, outputs, [&[outputs], &[inputs], ranks]),
+        _ => tensor_train(inputs, outputs, [&modes(outputs, 2), &modes(inputs, 3), ranks]),
+    }
+}
+
+fn tensor_train(inputs: usize, outputs: usize, [rows, columns, ranks]: [&[usize]; 3]) -> Structure {
+    let [rows, columns, ranks] = [rows, columns, ranks].map(|sizes| Sizes::new(sizes).unwrap());
+    Structure::TensorTrain { inputs, outputs, rows, columns, ranks }
 }
 
 fn noise(count: usize, seed: u64) -> Vec<f32> {
@@ -166,6 +186,25 @@ fn definition(structure: &Structure, p: &[Vec<f32>]) -> Vec<Matrix> {
             };
             let block = |b: usize| product(&(b * levels..(b + 1) * levels).rev().map(factor).collect::<Vec<_>>());
             blocks(n).map(block).collect()
+        }
+        Structure::TensorTrain { rows, columns, ranks, .. } => {
+            let rank = |k: usize| if k == 0 { 1 } else { ranks.iter().nth(k - 1).unwrap_or(1) };
+            let digit = |index: usize, sizes: &Sizes, k: usize| {
+                index / sizes.iter().skip(k + 1).product::<usize>() % sizes.iter().nth(k).unwrap()
+            };
+            let entry = |i: usize, j: usize| {
+                let mut left = vec![1.0];
+                for (k, core) in p.iter().enumerate() {
+                    let (m, n) = (rows.iter().nth(k).unwrap(), columns.iter().nth(k).unwrap());
+                    let value = |a: usize, b: usize| {
+                        let at = ((a * m + digit(i, &rows, k)) * n + digit(j, &columns, k)) * rank(k + 1) + b;
+                        f64::from(core[at])
+                    };
+                    left = (0..rank(k + 1)).map(|b| left.iter().enumerate().map(|(a, l)| l * value(a, b)).sum()).collect();
+                }
+                left[0]
+            };
+            vec![matrix(inputs.max(outputs), entry)]
         }
     }
 }
@@ -337,6 +376,20 @@ fn two_levels_of_toeplitz_are_a_convolution_in_two_dimensions() {
 }
 
 #[test]
+fn a_train_has_the_parameters_that_novikov_et_al_print() {
+    for (rank, count) in [(1, 144), (2, 528), (4, 2016)] {
+        let structure = tensor_train(25_088, 4_096, [&[4; 6], &[2, 7, 8, 8, 7, 4], &[rank; 5]]);
+        structure.check().unwrap();
+        assert_eq!(structure.count(), count);
+    }
+    // Of two cores without ranks between them, the products are those of a Kronecker product: X B^T, and A times that.
+    assert_eq!(tensor_train(6, 20, [&[4, 5], &[2, 3], &[1]]).macs(), 2 * 3 * 5 + 4 * 2 * 5);
+    for wrong in [&[1; 9][..], &[0], &[(1 << 24) + 1]] {
+        assert!(Sizes::new(wrong).is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
 fn sizes_from_outside_are_checked_before_anything_is_made() {
     let big = usize::MAX / 2;
     let faults = [
@@ -353,6 +406,15 @@ fn sizes_from_outside_are_checked_before_anything_is_made() {
         Structure::TwoLevelToeplitz { inputs: 12, outputs: 4, columns: 0 },
         Structure::TwoLevelToeplitz { inputs: 12, outputs: 4, columns: 5 },
         Structure::Butterfly { inputs: 1 << 24, outputs: 1 << 24 },
+        tensor_train(6, 6, [&[], &[], &[]]),
+        tensor_train(6, 6, [&[2, 3], &[2, 3], &[]]),
+        tensor_train(6, 6, [&[2, 3], &[6], &[2]]),
+        tensor_train(6, 6, [&[2, 2], &[2, 3], &[2]]),
+        tensor_train(6, 6, [&[2, 3], &[5, 1], &[2]]),
+        tensor_train(6, 6, [&[2, 3], &[2, 3], &[1 << 24]]),
+        tensor_train(1, 1, [&[1 << 24; 8], &[1 << 24; 8], &[1 << 24; 7]]),
+        tensor_train(1, 1, [&[1, 1, 1 << 20], &[1 << 20, 1, 1], &[1, 1]]),
+        tensor_train(1, 1, [&[1 << 14, 1], &[1 << 14, 1], &[1 << 10]]),
     ];
     for structure in faults {
         assert!(structure.check().is_err() && structure.prepare(&[&[]]).is_err(), "{structure:?}");

@@ -21,8 +21,8 @@ const TOLERANCE: f64 = 1e-8;
 /// The weight of the last factor in an update, beside a gram matrix with ones on its diagonal.
 const PROXIMAL: f64 = 1e-12;
 
-/// Minimizes `||X_(m) - A (khatri-rao of the others)^T||` over the factor `A` of one mode after the other: `A^T = G^-1 M_m^T` with the product `G`,
-/// entry by entry, of the other factors' grams.
+/// Minimizes `||X_(m) - A (khatri-rao of the others)^T||` over the factor `A` of one mode after the other: `A^T = G^-1 M_m^T` with the
+/// product `G`, entry by entry, of the other factors' grams.
 ///
 /// `G` of components that cancel is singular, therefore an update minimizes in truth the above plus `mu ||A - A_last||^2`, which never lets
 /// the error rise, and `mu` is as small as the factorization of `G + mu I` allows.

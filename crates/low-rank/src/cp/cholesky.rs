@@ -6,8 +6,8 @@ use crate::algebra::Matrix;
 
 const BLOCK: usize = 64;
 
-/// `G = L L^T`, with the inverses of the blocks on the diagonal of `L`, so that nearly all of a solution is products of matrices, four times as
-/// fast at rank 500 as nalgebra's.
+/// `G = L L^T`, with the inverses of the blocks on the diagonal of `L`, so that nearly all of a solution is products of matrices, four
+/// times as fast at rank 500 as nalgebra's.
 #[derive(Debug)]
 pub(super) struct Cholesky {
     lower: Matrix,

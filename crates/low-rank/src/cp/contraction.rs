@@ -1,10 +1,10 @@
 //! Products of a tensor with factors: `M_m = X_(m) (khatri-rao of the factors of the other modes)`.
 //!
-//! The largest mode is the pivot. Its product takes one pass over the tensor; another one contracts the tensor with the pivot's factor, after
-//! which the product of any other mode takes `1 / dim` of that work, as in the trees of Phan, Tichavsky, Cichocki, "Fast Alternating LS
-//! Algorithms for High Order CANDECOMP/PARAFAC Tensor Factorizations" (IEEE Trans. Signal Processing 2013). Both the Khatri-Rao product and the
-//! contracted tensor would have a column for each column of the unfolding: they exist in panels. Panels of the contracted tensor are kept from mode to mode
-//! as far as they hold half as many values as the tensor, and are computed again beyond.
+//! The largest mode is the pivot. Its product takes one pass over the tensor; another one contracts the tensor with the pivot's factor,
+//! after which the product of any other mode takes `1 / dim` of that work, as in the trees of Phan, Tichavsky, Cichocki, "Fast Alternating
+//! LS Algorithms for High Order CANDECOMP/PARAFAC Tensor Factorizations" (IEEE Trans. Signal Processing 2013). Both the Khatri-Rao product
+//! and the contracted tensor would have a column for each column of the unfolding: they exist in panels. Panels of the contracted tensor
+//! are kept from mode to mode as far as they hold half as many values as the tensor, and are computed again beyond.
 //!
 //! Factors and products are `[rank, dim]` here, so that what belongs to one index is contiguous.
 
@@ -24,8 +24,8 @@ const TASKS: usize = 4;
 /// Multiplications below which tasks cost more than they bring.
 const SERIAL: usize = 1 << 20;
 
-/// Calls `update(m, M_m, factors)` for the pivot `m` and then for the other modes in their order, each product with the factors as the calls
-/// before have left them.
+/// Calls `update(m, M_m, factors)` for the pivot `m` and then for the other modes in their order, each product with the factors as the
+/// calls before have left them.
 pub(super) fn sweep(tensor: &Tensor, factors: &mut [Matrix], mut update: impl FnMut(usize, Matrix, &mut [Matrix])) {
     let pivot = tensor.largest();
     let product = pivot_product(tensor, factors);

@@ -7,25 +7,24 @@ use super::tensor::Tensor;
 use super::views::cross;
 use crate::algebra::{Matrix, eigen};
 
-/// Rounds at most.
-const ROUNDS: usize = 200;
 /// Rounds until the sum of squared norms changes by less than this of itself.
 const TOLERANCE: f64 = 1e-4;
 
-/// Minimizes the components' squared norms `sum_r ||component_r||^2` such that `||X - model|| <= bound`, mode by mode: with columns of norm one in the
-/// others, `min ||A||^2` subject to `||X_(m) - A K^T|| <= bound`, a quadratic problem on a ball, whose solution is `A^T = (G + nu I)^-1 M^T` for the `nu >= 0` that
-/// meets the bound. In the eigenvectors `Q` of `G = Q diag(s) Q^T` the error is a sum over `w_k = ||M q_k||^2` that rises with `nu`:
-/// `||X||^2 - sum_k w_k (s_k + 2 nu) / (s_k + nu)^2`.
+/// Minimizes the components' squared norms `sum_r ||component_r||^2` such that `||X - model|| <= bound`, mode by mode: with vectors of norm
+/// one in the others, `min ||A||^2` subject to `||X_(m) - A K^T|| <= bound`, a quadratic problem on a ball. Its solution is
+/// `A^T = (G + nu I)^-1 M^T` for the `nu >= 0` that meets the bound. In the eigenvectors of `G = Q diag(s) Q^T` the squared error, which
+/// rises with `nu`, is `||X||^2 - sum_k w_k (s_k + 2 nu) / (s_k + nu)^2` with `w_k = ||M q_k||^2`.
 ///
-/// A model that exceeds the bound comes nearer to it first. Bounds below `1e-6 ||X||` are taken for that, where squared norms differ by rounding.
+/// A model that exceeds the bound comes nearer to it first. Bounds below `1e-6 ||X||` are taken for that, where squared norms differ by
+/// rounding.
 ///
-/// Phan, Sobolev, Sozykin, Ermilov, Gusak, Tichavsky, Glukhov, Oseledets, Cichocki. "Stable Low-rank Tensor Decomposition for Compression of Convolutional Neural Network".
-/// ECCV 2020. arXiv:2008.05441.
-pub(super) fn correct(tensor: &Tensor, model: &mut Model, bound: f64) -> Outcome {
+/// Phan, Sobolev, Sozykin, Ermilov, Gusak, Tichavsky, Glukhov, Oseledets, Cichocki. "Stable Low-rank Tensor Decomposition for Compression
+/// of Convolutional Neural Network". ECCV 2020. arXiv:2008.05441.
+pub(super) fn correct(tensor: &Tensor, model: &mut Model, bound: f64, rounds: usize) -> Outcome {
     let bound = bound.powi(2).max(1e-12 * tensor.energy());
     let mut grams = grams(&model.factors);
     let mut last = f64::INFINITY;
-    for done in 1..=ROUNDS {
+    for done in 1..=rounds {
         let Model { factors, weights } = model;
         sweep(tensor, factors, |mode, product, factors| {
             let mut factor = smallest(tensor.energy(), &product, hadamard(&grams, &[mode]), bound);
@@ -39,13 +38,13 @@ pub(super) fn correct(tensor: &Tensor, model: &mut Model, bound: f64) -> Outcome
         }
         last = components;
     }
-    Outcome { sweeps: ROUNDS, settled: false }
+    Outcome { sweeps: rounds, settled: false }
 }
 
 /// The factor of the least norm whose squared error is within `bound`; of the least error if none is.
 fn smallest(energy: f64, product: &Matrix, gram: Matrix, bound: f64) -> Matrix {
     let (values, vectors) = eigen(gram);
-    let mut turned = vectors.tr_mul(product);
+    let mut turned = vectors.transpose() * product;
     let powers: Vec<f64> = turned.row_iter().map(|row| row.norm_squared()).collect();
     let floor = values.first().map_or(0.0, |largest| largest * 1e-14);
     let values: Vec<f64> = values.iter().map(|value| value.max(floor)).collect();

@@ -62,7 +62,8 @@ pub(super) fn grams(factors: &[Matrix]) -> Vec<Matrix> {
     factors.iter().map(|factor| cross(factor, factor)).collect()
 }
 
-/// The products, entry by entry, of the grams of all modes but these: for one mode the normal equations' matrix, for none the scalar products of the components.
+/// The products, entry by entry, of the grams of all modes but these: for one mode the normal equations' matrix, for none the scalar
+/// products of the components.
 pub(super) fn hadamard(grams: &[Matrix], without: &[usize]) -> Matrix {
     let rank = grams[0].nrows();
     let kept = grams.iter().enumerate().filter(|(mode, _)| !without.contains(mode));

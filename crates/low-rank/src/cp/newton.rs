@@ -16,8 +16,9 @@ const ITERATIONS: usize = 100;
 /// Minimizes `f = ||X - model||^2 / 2` over all factors by Levenberg's and Marquardt's method: `(J^T J + mu I) d = -J^T (model - X)`, the
 /// damping `mu` after Nielsen's rule from the ratio of what a step gained and what its linear model promised.
 ///
-/// `J^T J` is never formed: it takes products of size `rank` alone, and conjugate gradients with the blocks of its diagonal `(hadamard of the
-/// other grams) (x) I` as the preconditioner solve for `d`. Each step costs as much as a sweep of alternating least squares, and the solution.
+/// `J^T J` is never formed: it takes products of size `rank` alone, and conjugate gradients with the blocks of its diagonal `(hadamard of
+/// the other grams) (x) I` as the preconditioner solve for `d`. Each step costs as much as a sweep of alternating least squares, and the
+/// solution.
 ///
 /// Tomasi, De Lathauwer. "A comparison of algorithms for fitting the PARAFAC model". Computational Statistics and Data Analysis 2006.
 pub(super) fn polish(tensor: &Tensor, model: &mut Model, steps: usize) -> Outcome {
@@ -120,7 +121,8 @@ impl Point {
         Some((step, promised))
     }
 
-    /// `J^T J v`: of mode `m` `G_m V_m + sum_k (A_k V_k^T . grams of the modes other than m and k) A_m`, the product of grams entry by entry.
+    /// `J^T J v`: of mode `m` `G_m V_m + sum_k (A_k V_k^T . grams of the modes other than m and k) A_m`, the product of grams entry by
+    /// entry.
     fn curvature(&self, v: &[Matrix]) -> Vec<Matrix> {
         let mixed: Vec<Matrix> = v.iter().zip(&self.factors).map(|(v, factor)| cross(factor, v)).collect();
         let block = |mode: usize| {

@@ -41,8 +41,8 @@ impl Tensor {
         Ok(Self { shape, values, energy })
     }
 
-    /// A kernel with its modes in another order or merged: each entry of `modes` lists the kernel's modes that become one, the first slowest.
-    /// `[[CHANNELS], [HEIGHT, WIDTH], [FILTERS]]` is the tensor of three modes `[channels, height * width, filters]`.
+    /// A kernel with its modes in another order or merged: each entry of `modes` lists the kernel's modes that become one, the first
+    /// slowest. `[[CHANNELS], [HEIGHT, WIDTH], [FILTERS]]` is the tensor of three modes `[channels, height * width, filters]`.
     ///
     /// # Errors
     /// As [`Tensor::new`].
@@ -73,9 +73,10 @@ impl Tensor {
         self.energy
     }
 
-    /// The largest mode, of equals the last.
+    /// The largest mode: of equals the first if it is the tensor's first, and else the last, so that one that lies well is found.
     pub(super) fn largest(&self) -> usize {
-        (0..self.shape.len()).max_by_key(|mode| self.shape[*mode]).unwrap_or_default()
+        let last = (0..self.shape.len()).max_by_key(|mode| self.shape[*mode]).unwrap_or_default();
+        if self.shape.first() == self.shape.get(last) { 0 } else { last }
     }
 
     /// The shape without one mode.
@@ -83,7 +84,8 @@ impl Tensor {
         self.shape.iter().enumerate().filter(|(at, _)| *at != mode).map(|(_, dim)| *dim).collect()
     }
 
-    /// This tensor, or a copy with its largest mode in front where that is neither the first nor the last, and the order of the modes in it.
+    /// This tensor, or a copy with its largest mode in front where that is neither the first nor the last, and the order of the modes in
+    /// it.
     pub(super) fn pivoted(&self) -> (Cow<'_, Self>, Vec<usize>) {
         let (largest, modes) = (self.largest(), self.shape.len());
         if largest == 0 || largest + 1 == modes {

@@ -4,8 +4,9 @@ use nalgebra::{DMatrixView, Dyn};
 
 use crate::algebra::Matrix;
 
-/// A matrix with strides, for the right side of a product alone: where a dimension is small, nalgebra 0.35 writes out of bounds if neighbours
-/// in a column of the left side are not neighbours in memory (its `axcpy` takes the length of the memory for the number of rows).
+/// A matrix with strides, for the right side of a product alone: where a dimension is small, nalgebra 0.35 writes out of bounds if
+/// neighbours in a column of the left side are not neighbours in memory (its `axcpy` takes the length of the memory for the number of
+/// rows).
 pub(super) type Right<'a> = DMatrixView<'a, f64, Dyn, Dyn>;
 
 /// A matrix whose columns are contiguous.

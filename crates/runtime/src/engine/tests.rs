@@ -4,7 +4,7 @@ mod grids;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Activation, Coded, Layer, Node, Padding, Permission, Structure, Window, layers};
+use crate::{Activation, Coded, Layer, Node, Padding, Permission, Sizes, Structure, Window, layers};
 
 /// Deterministic values in -1..1 with the given share of zeros in tenths.
 fn values(count: usize, seed: usize, zeros: usize) -> Vec<f32> {
@@ -424,6 +424,7 @@ fn wrong_use_is_an_error() {
 #[test]
 fn structural_matrices_equal_their_dense_forms_on_vectors_and_on_every_pixel() {
     let (inputs, outputs) = (10, 13);
+    let [rows, columns, ranks] = [&[2, 7][..], &[5, 2], &[3]].map(|sizes| Sizes::new(sizes).unwrap());
     let structures = [
         Structure::Circulant { inputs, outputs, seed: 1 },
         Structure::Fastfood { inputs, outputs, seed: 2 },
@@ -432,6 +433,7 @@ fn structural_matrices_equal_their_dense_forms_on_vectors_and_on_every_pixel() {
         Structure::TwoLevelToeplitz { inputs, outputs, columns: 5 },
         Structure::Kronecker { inputs, outputs, left: [4, 5], right: [4, 2], terms: 2 },
         Structure::Butterfly { inputs, outputs },
+        Structure::TensorTrain { inputs, outputs, rows, columns, ranks },
     ];
     for structure in structures {
         let shapes = structure.parameters();

@@ -28,6 +28,7 @@ mod negate;
 mod normalize;
 mod pad;
 mod pad_shortcut;
+mod permute;
 mod quantize;
 mod route;
 mod shape;
@@ -61,6 +62,7 @@ pub use negate::Negate;
 pub use normalize::Normalize;
 pub use pad::Pad;
 pub use pad_shortcut::PadShortcut;
+pub use permute::Permute;
 pub use quantize::{Quantize, StepGradient};
 pub use route::Route;
 pub use shape::ShapeError;
@@ -153,6 +155,7 @@ layers! {
     25 Gate,
     26 Route,
     27 Merge,
+    33 Permute,
 }
 
 /// What a layer answers for.

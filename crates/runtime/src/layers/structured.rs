@@ -1,6 +1,7 @@
 //! Structural matrices.
 
 use briquette_kernels::Structure;
+use briquette_kernels::structured::{MAX_CORES, Sizes};
 
 use super::shape::with_channels;
 use super::{Channels, Constants, Extent, Kind, Parameters, Role, Runnable, Sign, Storable, Tensor};
@@ -68,6 +69,9 @@ impl Storable for Structured {
             }
             Structure::Butterfly { .. } => (5, Vec::new(), None),
             Structure::TwoLevelToeplitz { columns, .. } => (6, vec![columns], None),
+            Structure::TensorTrain { rows, columns, ranks, .. } => {
+                (7, [rows.iter().len()].into_iter().chain([rows, columns, ranks].into_iter().flat_map(Vec::from)).collect(), None)
+            }
         };
         out.push(tag);
         out.put_sizes(&self.structure.features());
@@ -90,6 +94,18 @@ impl Storable for Structured {
             }
             5 => Structure::Butterfly { inputs, outputs },
             6 => Structure::TwoLevelToeplitz { inputs, outputs, columns: reader.varint()? },
+            7 => {
+                let cores = reader.varint()?;
+                if !(1..=MAX_CORES).contains(&cores) {
+                    return Err(Error::corrupt(format!("a tensor train of {cores} cores")));
+                }
+                let mut sizes = |count: usize| {
+                    let read = (0..count).map(|_| reader.varint()).collect::<Result<Vec<usize>, Error>>()?;
+                    Sizes::new(&read).map_err(|error| Error::corrupt(error.to_string()))
+                };
+                let [rows, columns, ranks] = [sizes(cores)?, sizes(cores)?, sizes(cores - 1)?];
+                Structure::TensorTrain { inputs, outputs, rows, columns, ranks }
+            }
             tag => return Err(Error::corrupt(format!("structural matrix {tag}"))),
         };
         structure.check().map_err(|error| Error::corrupt(error.to_string()))?;

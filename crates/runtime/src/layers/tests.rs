@@ -1,3 +1,4 @@
+use briquette_kernels::structured::Sizes;
 use briquette_kernels::{Padding, Structure};
 
 use super::*;
@@ -22,6 +23,7 @@ fn every_layer_comes_back() {
         Concat.into(),
         ChannelSlice { start: 3, len: 9 }.into(),
         PadShortcut { stride: 2, before: 8, after: 7 }.into(),
+        Permute { order: vec![2, 0, 3, 1] }.into(),
         Flatten.into(),
         Dropout { p: 0.5 }.into(),
         MeanMagnitude.into(),
@@ -59,6 +61,7 @@ fn every_layer_comes_back() {
             Structure::TwoLevelToeplitz { inputs, outputs, columns: 1 },
             Structure::Kronecker { inputs, outputs, left: [20, 2], right: [15, 3], terms: 5 },
             Structure::Butterfly { inputs, outputs },
+            train(inputs, outputs),
         ]
         .map(|structure| Structured { structure }.into()),
     );
@@ -75,6 +78,27 @@ fn every_layer_comes_back() {
     }
     let known = (0..=u8::MAX).filter(|tag| !matches!(Layer::read(&mut Reader::new(&[*tag])), Err(error) if error.to_string().contains(&format!("layer {tag}"))));
     assert_eq!(known.collect::<Vec<_>>(), seen.into_iter().collect::<Vec<_>>(), "the list above has a layer of each kind");
+}
+
+/// A tensor train of two cores.
+fn train(inputs: usize, outputs: usize) -> Structure {
+    let [rows, columns, ranks] =
+        [&[20, outputs.div_ceil(20)][..], &[2, inputs.div_ceil(2)], &[3]].map(|s| Sizes::new(s).unwrap());
+    Structure::TensorTrain { inputs, outputs, rows, columns, ranks }
+}
+
+#[test]
+fn a_tensor_train_of_hostile_sizes_is_corrupt() {
+    let Structure::TensorTrain { rows, columns, .. } = train(6, 40) else { unreachable!() };
+    let mut sound = Vec::new();
+    Layer::from(Structured { structure: train(6, 40) }).write(&mut sound);
+    let place = sound.len() - 6;
+    assert_eq!(sound[place..], [2, 20, 2, 2, 3, 3], "the number of cores, {rows:?}, {columns:?} and the rank");
+    for (at, byte) in [(0, 0), (0, 9), (0, 3), (1, 0), (1, 19), (4, 2), (5, 0)] {
+        let mut bytes = sound.clone();
+        bytes[place + at] = byte;
+        assert!(matches!(Layer::read(&mut Reader::new(&bytes)), Err(Error::Corrupt { .. })), "{at}: {byte}");
+    }
 }
 
 #[test]

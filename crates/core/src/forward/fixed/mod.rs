@@ -20,6 +20,7 @@ mod negate;
 mod normalize;
 mod pad;
 mod pad_shortcut;
+mod permute;
 mod route;
 mod softmax;
 
