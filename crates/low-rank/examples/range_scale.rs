@@ -16,7 +16,7 @@ const COLUMNS: usize = 4_096;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let ranks = std::env::args().skip(1).map(|rank| rank.parse()).collect::<Result<Vec<usize>, _>>()?;
     let matrix = falling(&Device::flex());
-    println!("matrix of {} MiB; peak so far {} MiB", ROWS * COLUMNS * 4 >> 20, peak());
+    println!("matrix of {} MiB; peak so far {} MiB", (ROWS * COLUMNS * 4) >> 20, peak());
     for rank in if ranks.is_empty() { vec![100, 1000] } else { ranks } {
         let start = Instant::now();
         let found = truncated_svd(&matrix, rank, 1)?;

@@ -45,7 +45,7 @@ pub fn greedy(
     let mut cost = |at: usize, ranks: &[usize]| {
         let found = cost(at, ranks)?;
         let finite = found.is_finite() && layers[at].dense.is_finite();
-        finite.then_some(found).ok_or_else(|| Error::node(&layers[at].name, format!("costs {found} at ranks {ranks:?}")))
+        finite.then_some(found).ok_or_else(|| Error::node(layers[at].name, format!("costs {found} at ranks {ranks:?}")))
     };
     let mut states = Vec::with_capacity(layers.len());
     for (at, layer) in layers.iter().enumerate() {
@@ -221,7 +221,8 @@ mod tests {
         let spectra = vec![of(&[4.0, 3.0, 0.1]), of(&[4.0, 2.0, 2.0])];
         let layer = Candidate { name: "pair", spectra, limits: vec![3, 3], dense: 1e9 };
         // Ranks [2, 1] cost 2 and [2, 2] cost 4; in energy the first rank has nothing left to gain then.
-        let found = greedy(&[layer.clone()], |_, ranks| Ok((ranks[0] * ranks[1]) as f64), 4.0, Rounding::default()).unwrap();
+        let found =
+            greedy(std::slice::from_ref(&layer), |_, ranks| Ok((ranks[0] * ranks[1]) as f64), 4.0, Rounding::default()).unwrap();
         assert_eq!(found.ranks, [Some(vec![2, 2])]);
         let error = greedy(&[layer], |_, ranks| Ok(1.0 / (ranks[0] - 1) as f64), 4.0, Rounding::default()).unwrap_err();
         assert_eq!(error.to_string(), "node 'pair': costs inf at ranks [1, 1]");
