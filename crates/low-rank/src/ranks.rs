@@ -468,7 +468,7 @@ mod tests {
         let whole = of(&FC, [10, 7]);
         let cut = Spectrum { singular: FC[..3].to_vec(), ..whole };
         let rule = |share: f64| Rule::Energy(Share(share), Rounding::default());
-        assert_eq!(rule(0.95).choose(&[cut.clone()], &[7]).unwrap().ranks, [2]);
+        assert_eq!(rule(0.95).choose(std::slice::from_ref(&cut), &[7]).unwrap().ranks, [2]);
         let error = message(&rule(0.99), &[cut], &[7]);
         assert_eq!(error, "the 3 largest singular values hold less than 0.99 of the energy; lower `energy`");
     }
