@@ -118,7 +118,8 @@ impl Factors {
 
 impl Compact for Factors {
     const NAME: &'static str = "inception-factor";
-    const PAPER: &'static str = "Szegedy, Vanhoucke, Ioffe, Shlens, Wojna, CVPR 2016, arXiv:1512.00567; Wu, Wan, Iandola, Jin, Keutzer, 2016, arXiv:1612.01051";
+    const PAPER: &'static str = "Szegedy, Vanhoucke, Ioffe, Shlens, Wojna, CVPR 2016, arXiv:1512.00567; \
+                                  Wu, Wan, Iandola, Jin, Keutzer, 2016, arXiv:1612.01051";
     const EXAMPLE: &'static str = "tune = { epochs = 10 }";
 
     fn check(&self, init: Init) -> Result<()> {

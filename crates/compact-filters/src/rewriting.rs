@@ -240,7 +240,7 @@ fn fitted(weights: Vec<Vec<f32>>, node: &Node, mut block: Vec<Node>, device: &De
 }
 
 /// Batch norm and activation behind the convolution `name`.
-pub fn normalized(b: &mut Builder, name: &str, at: At, activation: Activation) -> At {
+pub(crate) fn normalized(b: &mut Builder, name: &str, at: At, activation: Activation) -> At {
     let x = b.batch_norm(&format!("{name}.norm"), at);
     let layer = Layer::from(activation);
     let ending = layer.kind().name();
@@ -251,7 +251,7 @@ pub fn normalized(b: &mut Builder, name: &str, at: At, activation: Activation) -
 ///
 /// # Errors
 /// When `norm` goes with [`Init::Fit`].
-pub fn linear(norm: bool, init: Init) -> Result<()> {
+pub(crate) fn linear(norm: bool, init: Init) -> Result<()> {
     match (norm, init) {
         (true, Init::Fit) => Err(Error::Invalid(
             "`norm` puts a rectifier between the convolutions, for which there is no least-squares start; set init = \"random\""
