@@ -30,14 +30,14 @@ pub struct At(usize);
 pub struct Conv {
     /// Number of filters.
     pub filters: usize,
-    /// Side of the square kernel.
-    pub kernel: usize,
-    /// Step.
-    pub stride: usize,
+    /// Height and width of the kernel.
+    pub kernel: [usize; 2],
+    /// Step, `[vertical, horizontal]`.
+    pub stride: [usize; 2],
     /// Zeros around the input.
     pub padding: Padding,
-    /// Spacing of the kernel's taps.
-    pub dilation: usize,
+    /// Spacing of the kernel's taps, `[vertical, horizontal]`.
+    pub dilation: [usize; 2],
     /// Independent groups of channels.
     pub groups: usize,
     /// Whether a bias is added; a convolution before batch norm needs none.
@@ -47,17 +47,17 @@ pub struct Conv {
 impl Conv {
     /// `filters` filters of `kernel` by `kernel`, stride 1, no padding, with bias.
     pub fn new(filters: usize, kernel: usize) -> Self {
-        Self { filters, kernel, stride: 1, padding: Padding::NONE, dilation: 1, groups: 1, bias: true }
+        Self { filters, kernel: [kernel; 2], stride: [1; 2], padding: Padding::NONE, dilation: [1; 2], groups: 1, bias: true }
     }
 
     /// Padding that keeps height and width at stride 1.
     pub fn same(self) -> Self {
-        Self { padding: Padding::all(self.dilation * (self.kernel - 1) / 2), ..self }
+        Self { padding: Padding::both([0, 1].map(|axis| self.dilation[axis] * (self.kernel[axis] - 1) / 2)), ..self }
     }
 
-    /// With this step.
+    /// With this step along both axes.
     pub fn stride(self, stride: usize) -> Self {
-        Self { stride, ..self }
+        Self { stride: [stride; 2], ..self }
     }
 
     /// In this many groups.
@@ -98,13 +98,13 @@ impl Builder {
     pub fn conv(&mut self, name: &str, at: At, conv: Conv) -> At {
         let channels = self.shape(at)[0];
         let fan_in = channels / conv.groups;
-        let shape = [conv.filters, fan_in, conv.kernel, conv.kernel];
+        let [height, width] = conv.kernel;
         let op = Op::Conv2d(Conv2d {
-            weight: self.drawn(name, shape, fan_in * conv.kernel * conv.kernel),
+            weight: self.drawn(name, [conv.filters, fan_in, height, width], fan_in * height * width),
             bias: conv.bias.then(|| Param::from_tensor(Tensor::zeros([conv.filters], &self.device))),
-            stride: [conv.stride; 2],
-            kernel_size: [conv.kernel; 2],
-            dilation: [conv.dilation; 2],
+            stride: conv.stride,
+            kernel_size: conv.kernel,
+            dilation: conv.dilation,
             groups: conv.groups,
             padding: explicit(conv.padding),
         });

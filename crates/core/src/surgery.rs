@@ -155,25 +155,25 @@ impl Net {
     /// # Errors
     /// When the chain is empty or does not fit its surroundings.
     pub fn rewrite(self, index: usize, chain: Vec<(String, Op)>) -> Result<Self> {
-        let Some(grown) = chain.len().checked_sub(1) else {
+        let reads = |link: usize| if link == 0 { self.nodes[index].inputs.clone() } else { vec![index + link - 1] };
+        let block = chain.into_iter().enumerate().map(|(link, (name, op))| Node { op, name, inputs: reads(link) }).collect();
+        self.replace(index, block)
+    }
+
+    /// Puts nodes, which read by their new indices, in the place of a node, whose readers read the last of them.
+    ///
+    /// # Errors
+    /// When there are none or they do not fit there.
+    pub fn replace(mut self, index: usize, block: Vec<Node>) -> Result<Self> {
+        let Some(grown) = block.len().checked_sub(1) else {
             return Err(Error::node(&self.nodes[index].name, "cannot be replaced by nothing"));
         };
-        let moved = |input: usize| if input < index { input } else { input + grown };
-        let mut chain = Some(chain);
-        let mut nodes = Vec::with_capacity(self.nodes.len() + grown);
-        for (position, node) in self.nodes.into_iter().enumerate() {
-            if position == index {
-                for (link, (name, op)) in chain.take().into_iter().flatten().enumerate() {
-                    let inputs = if link == 0 { node.inputs.clone() } else { vec![index + link - 1] };
-                    nodes.push(Node { op, name, inputs });
-                }
-            } else {
-                nodes.push(Node { inputs: node.inputs.iter().map(|&input| moved(input)).collect(), ..node });
-            }
+        for input in self.nodes[index + 1..].iter_mut().flat_map(|node| &mut node.inputs).filter(|input| **input >= index) {
+            *input += grown;
         }
-        let net = Net { nodes };
-        net.shapes()?;
-        Ok(net)
+        self.nodes.splice(index..=index, block);
+        self.shapes()?;
+        Ok(self)
     }
 
     /// Puts nodes, which read by their new indices, in front of the node at `at`. `redirect` gives the new index of what a later node reads in

@@ -1,7 +1,6 @@
 //! Low-rank factorization: section 3 of Cheng, Wang, Zhou, Zhang, "A Survey of Model Compression and Acceleration for Deep Neural Networks"
 //! (arXiv:1710.09282).
 
-pub mod algebra;
 pub mod bicluster;
 pub mod bn_low_rank;
 mod canonical;
@@ -27,6 +26,7 @@ pub mod tensor_train;
 pub mod tucker2;
 
 use briquette_core::pass::Entry;
+pub use briquette_parts::algebra;
 
 /// The methods of this crate.
 pub const METHODS: &[Entry] = &[

@@ -1,6 +1,8 @@
 //! What methods of several schemes are made of: which channels go together, masks, codebooks and the clustering that finds them, curvature of
-//! the loss, the range of activations and the quantizers that keep it, what a layer reads and computes at sampled places.
+//! the loss, the range of activations and the quantizers that keep it, what a layer reads and computes at sampled places, decompositions of
+//! matrices.
 
+pub mod algebra;
 pub mod blocks;
 pub mod channels;
 pub mod codebooks;

@@ -163,6 +163,24 @@ fn a_node_becomes_a_chain() {
 }
 
 #[test]
+fn a_block_of_branches_takes_a_nodes_place() {
+    let net = zoo("resnet20");
+    let input = noise(&mut ChaCha8Rng::seed_from_u64(1), 3 * 32 * 32);
+    let before = output(&net, &input);
+    let index = net.index("layer1.0.relu1").unwrap();
+    let node = |name: &str, inputs: &[usize], op| Node { op, name: name.into(), inputs: inputs.to_vec() };
+    let block = vec![
+        node("kept", &net.nodes[index].inputs, Op::fixed(Layer::Activation(Activation::Relu))),
+        node("negated", &[index], Op::fixed(layers::Negate)),
+        node("sum", &[index, index + 1, index], Op::fixed(layers::Add)),
+    ];
+    let net = net.replace(index, block).unwrap();
+    assert_eq!(output(&net, &input), before);
+    let refused = net.replace(index, Vec::new()).unwrap_err().to_string();
+    assert_eq!(refused, "node 'kept': cannot be replaced by nothing");
+}
+
+#[test]
 fn the_best_units_leave_every_layer_a_filter() {
     let net = zoo("resnet20");
     let groups = net.channel_groups().unwrap();
