@@ -496,8 +496,12 @@ fn outer(block: &Kernel, terms: usize, rng: &mut ChaCha8Rng) -> [Matrix; 3] {
 
 #[cfg(test)]
 mod tests {
+    use briquette_handmade::refusal;
+    use serde_json::json;
+
     use super::*;
     use crate::golden::{self, near};
+    use crate::proof::{convolutions, reproduces};
 
     fn kernel() -> Kernel {
         golden::kernel([12, 8, 3, 3], golden::BICLUSTER)
@@ -587,5 +591,22 @@ mod tests {
         }
         assert!(outer_products(&kernel, &partition, 0, 0).is_err() && outer_products(&kernel, &partition, 17, 0).is_err());
         assert!(svd(&Kernel::new([12, 4, 1, 1], vec![1.0; 48]), &partition, [1, 1], true).is_err());
+    }
+
+    #[test]
+    fn blocks_compute_what_the_layer_did_at_full_rank() {
+        let nets = || convolutions([3, 2]).into_iter().filter(|net| net.nodes[1].op.weight_shape().unwrap()[1] == 4).collect();
+        for clusters in [[1, 1], [2, 2], [3, 1]] {
+            reproduces::<Bicluster>(nets(), &json!({ "clusters": clusters }));
+        }
+        reproduces::<Bicluster>(nets(), &json!({ "form": "outer-products", "clusters": [3, 2] }));
+    }
+
+    #[test]
+    fn clusters_that_do_not_divide_the_layer_are_refused() {
+        let refused = |settings| refusal::<Bicluster>(convolutions([3, 2]).remove(0), settings);
+        let why = "node 'layer': has 6 filters and 4 channels, which `clusters = [4, 2]` does not divide evenly";
+        assert_eq!(refused(json!({ "clusters": [4, 2], "ranks": 1 })), why);
+        assert_eq!(refused(json!({ "clusters": [0, 2], "ranks": 1 })), "bicluster: `clusters` are at least 1");
     }
 }

@@ -279,6 +279,10 @@ fn leading(filter: &Matrix) -> (DVector<f64>, DVector<f64>) {
 
 #[cfg(test)]
 mod tests {
+    use briquette_handmade::run;
+    use serde_json::json;
+
+    use crate::proof::{apart, convolutions, outputs, planted};
     use briquette_core::streams::standard_normal;
     use rand::SeedableRng;
     use rand_chacha::ChaCha8Rng;
@@ -371,5 +375,17 @@ mod tests {
         assert!(separable(&broken, 1, 0.1, 1).unwrap_err().to_string().contains("the weight NaN"));
         let zeros = separable(&Kernel::new([2, 2, 3, 3], vec![0.0; 36]), 2, 0.1, 3).unwrap();
         assert_eq!(zeros.dense().energy(), 0.0);
+    }
+
+    #[test]
+    fn planes_of_two_separable_filters_are_computed_by_two() {
+        for net in planted(convolutions([3, 2]), 2) {
+            let settings = json!({ "ranks": 2, "break-even": "off", "penalty": 0.01 });
+            let grouped = net.nodes[1].op.weight_shape().unwrap()[1] == 2;
+            let settings = if grouped { json!({ "ranks": 4, "break-even": "off", "penalty": 0.01 }) } else { settings };
+            let chained = run::<LearnedSeparable>(net.deep_clone(), settings).unwrap();
+            let off = apart(&outputs(&chained), &outputs(&net));
+            assert!(off < 1e-3, "{:?}: {off}", net.nodes[1].op.layer());
+        }
     }
 }

@@ -372,6 +372,10 @@ fn structure([outputs, inputs]: [usize; 2], modes: [&[usize]; 2], ranks: &[usize
 
 #[cfg(test)]
 mod tests {
+    use briquette_handmade::refusal;
+    use serde_json::json;
+
+    use crate::proof::{connected, reproduces};
     use rand::SeedableRng;
 
     use super::*;
@@ -486,5 +490,23 @@ mod tests {
         {
             assert!(matrix(&weight, rows, columns, Cut::Error(0.1)).is_err(), "{rows:?} {columns:?}");
         }
+    }
+
+    #[test]
+    fn a_chain_or_a_structural_matrix_computes_what_the_layer_did_at_full_rank() {
+        reproduces::<TensorTrain>(crate::proof::convolutions([3, 2]), &json!({}));
+        reproduces::<TensorTrain>(vec![connected()], &json!({ "cores": 3 }));
+        reproduces::<TensorTrain>(vec![connected()], &json!({ "output-modes": [3, 3], "input-modes": [4, 4] }));
+    }
+
+    #[test]
+    fn digits_that_do_not_count_the_features_are_refused() {
+        let refused = |settings: serde_json::Value| refusal::<TensorTrain>(connected(), settings);
+        let why = refused(json!({ "layers": ["layer"], "ranks": 1, "output-modes": [3, 2], "input-modes": [4, 4] }));
+        assert_eq!(why, "node 'layer': has more features than `output-modes` [3, 2] and `input-modes` [4, 4] count");
+        let why = "tensor-train: `cores`, `output-modes` and `input-modes` speak of the same number of cores, at least 2, and modes are at least 1";
+        assert_eq!(refused(json!({ "ranks": 1, "output-modes": [9], "cores": 2 })), why);
+        assert_eq!(refused(json!({ "ranks": 1, "cores": 1 })), why);
+        assert_eq!([even(4096, 6), even(10, 3), even(1, 2)], [vec![4; 6], vec![3, 2, 2], vec![1, 1]]);
     }
 }

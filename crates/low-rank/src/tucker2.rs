@@ -222,8 +222,11 @@ fn factors(kernel: &Kernel, output: &Matrix, input: Option<&Matrix>) -> Factors 
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::golden::{DECAY, FIVE, RAND, near};
+    use crate::proof::{convolutions, reproduces};
 
     /// Ranks of filters and channels, errors of the HOSVD and of the iteration; numpy and tensorly found them.
     type Row = (usize, usize, f64, f64);
@@ -330,5 +333,10 @@ mod tests {
         assert!(error.contains("at most 1 and 1"), "{error}");
         let broken = Kernel::new([2, 1, 1, 1], vec![3.0, f64::NAN]);
         assert!(hosvd(&broken, Ranks { output: 1, input: Some(1) }).unwrap_err().to_string().contains("the weight NaN"));
+    }
+
+    #[test]
+    fn three_convolutions_compute_what_one_did_at_full_rank() {
+        reproduces::<Tucker2>(convolutions([3, 2]), &json!({}));
     }
 }

@@ -4,8 +4,12 @@ use rand_chacha::ChaCha8Rng;
 
 use super::contraction::{distance, sweep};
 use super::correction::correct;
+use briquette_handmade::refusal;
+use serde_json::json;
+
 use super::*;
 use crate::kernel::{CHANNELS, FILTERS, HEIGHT, Kernel, WIDTH};
+use crate::proof::{convolutions, planted, reproduces};
 
 const CP4: [&[usize]; 4] = [&[CHANNELS], &[HEIGHT], &[WIDTH], &[FILTERS]];
 const CP3: [&[usize]; 3] = [&[CHANNELS], &[HEIGHT, WIDTH], &[FILTERS]];
@@ -355,4 +359,22 @@ fn what_cannot_be_decomposed_is_refused() {
     assert!(decompose(&tensor, &settings(6)).is_ok());
     assert!(decompose(&tensor, &Settings { starts: 0, ..settings(1) }).is_err());
     assert!(decompose(&tensor, &Settings { sweeps: 0, ..settings(1) }).is_err());
+}
+
+#[test]
+fn three_or_four_convolutions_compute_what_one_of_that_rank_does() {
+    for modes in [3, 4] {
+        let settings = json!({ "modes": modes, "ranks": { "layer": 4 }, "starts": 4, "sweeps": 500, "solver": "gauss-newton" });
+        reproduces::<Cp>(planted(convolutions([3, 2]), 2), &settings);
+    }
+}
+
+#[test]
+fn settings_without_sense_and_layers_of_two_modes_are_refused() {
+    let refused = |settings| refusal::<Cp>(convolutions([3, 2]).remove(0), settings);
+    assert_eq!(refused(json!({ "ranks": 4, "modes": 2 })), "cp: `modes` is 3 or 4");
+    assert_eq!(refused(json!({ "ranks": 4, "starts": 0 })), "cp: `starts` and `sweeps` must be at least 1");
+    assert_eq!(refused(json!({ "ranks": 400 })), "node 'layer': rank 400 is not in 1..=24, all that its shape allows");
+    let pixel = refusal::<Cp>(convolutions([1, 1]).remove(0), json!({ "layers": ["layer"], "ranks": 2 }));
+    assert_eq!(pixel, "node 'layer': has a kernel of one pixel, hence two modes; use svd for it");
 }
