@@ -13,6 +13,7 @@ mod channel_slice;
 mod clip;
 mod concat;
 mod conv2d;
+mod cyclic;
 mod dropout;
 mod flatten;
 mod gate;
@@ -29,6 +30,7 @@ mod normalize;
 mod pad;
 mod pad_shortcut;
 mod quantize;
+mod regroup;
 mod route;
 mod shape;
 mod softmax;
@@ -46,6 +48,8 @@ pub use channel_slice::ChannelSlice;
 pub use clip::Clip;
 pub use concat::Concat;
 pub use conv2d::Conv2d;
+pub(crate) use cyclic::before_turns;
+pub use cyclic::{Cyclic, TINY};
 pub use dropout::Dropout;
 pub use flatten::Flatten;
 pub use gate::{Gate, Measure};
@@ -62,6 +66,7 @@ pub use normalize::Normalize;
 pub use pad::Pad;
 pub use pad_shortcut::PadShortcut;
 pub use quantize::{Quantize, StepGradient};
+pub use regroup::Regroup;
 pub use route::Route;
 pub use shape::ShapeError;
 pub use softmax::Softmax;
@@ -153,6 +158,8 @@ layers! {
     25 Gate,
     26 Route,
     27 Merge,
+    30 Regroup,
+    31 Cyclic,
 }
 
 /// What a layer answers for.

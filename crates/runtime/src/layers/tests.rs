@@ -33,7 +33,10 @@ fn every_layer_comes_back() {
         Gate { measure: Measure::Confidence, threshold: 0.5 }.into(),
         Route { leaving: true }.into(),
         Merge.into(),
+        Regroup { maps: 300, apart: false, back: true }.into(),
+        Regroup { maps: 4, apart: true, back: false }.into(),
     ];
+    layers.extend([Cyclic::Slice, Cyclic::Roll, Cyclic::Stack, Cyclic::Mean, Cyclic::Max, Cyclic::Rms].map(Layer::from));
     layers.extend(
         [StepGradient::Fixed, StepGradient::Learned, StepGradient::Clip]
             .map(|train| Quantize { levels: 16, zero: 7.5, train }.into()),

@@ -7,6 +7,7 @@ mod avg_pool;
 mod channel_slice;
 mod clip;
 mod concat;
+mod cyclic;
 mod dropout;
 mod flatten;
 mod gate;
@@ -20,6 +21,7 @@ mod negate;
 mod normalize;
 mod pad;
 mod pad_shortcut;
+mod regroup;
 mod route;
 mod softmax;
 
