@@ -40,6 +40,8 @@ impl<'a> Computed<'a> {
             Layer::Gate(layer) => Computed::Fixed(layer),
             Layer::Route(layer) => Computed::Fixed(layer),
             Layer::Merge(layer) => Computed::Fixed(layer),
+            Layer::ChannelPool(layer) => Computed::Fixed(layer),
+            Layer::Affine(layer) => Computed::Tensors(layer),
             Layer::Structured(layer) => Computed::Tensors(layer),
             Layer::Quantize(layer) => Computed::Tensors(layer),
             Layer::Input(_) | Layer::Conv2d(_) | Layer::Linear(_) | Layer::BatchNorm(_) => Computed::Elsewhere,
