@@ -526,7 +526,10 @@ fn containers() -> Vec<Vec<u8>> {
     let by_taps = Coded::product(&[2, 4, 2, 1], &product.values(), None, &product, &Permission::default()).expect("a tensor");
     let plain_conv = Layer::Conv2d(layers::Conv2d { stride: [1, 1], padding: Padding::NONE, dilation: [1, 1], groups: 1 });
     grouped.push(node("pc", &[3], plain_conv, vec![("weight", by_taps)]));
-    grouped.push(node("g", &[4], Layer::GlobalAvgPool(layers::GlobalAvgPool), vec![]));
+    let pool = layers::ChannelPool { grid: [1, 2], window: [1, 2], reduction: layers::Reduction::Mean };
+    grouped.push(node("cp", &[4], Layer::ChannelPool(pool), vec![]));
+    grouped.push(node("af", &[5], Layer::Affine(layers::Affine), vec![("scale", plain(&[1])), ("shift", plain(&[1]))]));
+    grouped.push(node("g", &[6], Layer::GlobalAvgPool(layers::GlobalAvgPool), vec![]));
 
     let meta: BTreeMap<String, String> = [("classes".to_string(), "a b".to_string())].into();
     [maps, vectors, grouped].map(|nodes| Model { nodes, meta: meta.clone() }.to_bytes().expect("a container")).into()

@@ -4,6 +4,7 @@ use briquette_core::net::{Net, Node, Op};
 use briquette_core::stored::Storage;
 use briquette_core::zoo::Wanted;
 use briquette_runtime::{Activation, Engine, Layer, Model, Padding, StepGradient, Structure, Window, layers};
+
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -109,6 +110,9 @@ fn layers() -> Vec<(Layer, bool)> {
         (layers::Clip { low: Some(-0.5), high: Some(0.25) }.into(), true),
         (layers::Pad { padding: Padding([[1, 3], [2, 0]]) }.into(), false),
         (layers::Negate.into(), true),
+        (layers::Affine.into(), true),
+        (layers::ChannelPool { grid: [2, 2], window: [1, 2], reduction: layers::Reduction::Max }.into(), true),
+        (layers::ChannelPool { grid: [1, 2], window: [1, 2], reduction: layers::Reduction::Mean }.into(), true),
         (layers::Regroup { maps: 2, apart: true, back: false }.into(), false),
         (layers::Cyclic::Roll.into(), true),
         (layers::Cyclic::Rms.into(), true),
@@ -137,6 +141,7 @@ fn every_layer_computes_on_vectors_as_on_maps_or_refuses_them() {
                 Layer::Conv2d(_) => vec![parameter("weight", &[6, 2, 3, 3])],
                 Layer::Linear(_) => vec![parameter("weight", &[6, 4])],
                 Layer::BatchNorm(_) => ["gamma", "beta", "mean", "var"].map(|name| parameter(name, &[4])).to_vec(),
+                Layer::Affine(_) => ["scale", "shift"].map(|name| parameter(name, &[4])).to_vec(),
                 Layer::Structured(layers::Structured { structure }) => {
                     structure.parameters().iter().map(|p| parameter(p.name, &p.shape)).collect()
                 }

@@ -12,6 +12,7 @@ use crate::coding::{Coding, Source};
 use crate::error::Result;
 use crate::net::{Net, Node, Op, explicit, padded};
 use crate::streams::{standard_normal, stream};
+use crate::tensors::{Parameter, Ranked, Tensors};
 
 /// Appends nodes and infers the number of input channels of each.
 #[derive(Debug)]
@@ -145,6 +146,17 @@ impl Builder {
     pub fn batch_norm(&mut self, name: &str, at: At) -> At {
         let norm: BatchNorm = BatchNormConfig::new(self.shape(at)[0]).init(&self.device);
         self.push(name, &[at], Op::BatchNorm(norm))
+    }
+
+    /// A trained shift of each channel, which starts at `shift`, and where `scaled` a factor before it, which starts at 1.
+    pub fn affine(&mut self, name: &str, at: At, scaled: bool, shift: f32) -> At {
+        let channels = self.shape(at)[0];
+        let tensor = |name, value| Parameter {
+            values: Ranked::One(Param::from_tensor(Tensor::full([channels], value, &self.device))),
+            name,
+        };
+        let parameters = scaled.then(|| tensor("scale", 1.0)).into_iter().chain([tensor("shift", shift)]).collect();
+        self.push(name, &[at], Op::Tensors(Tensors { parameters, layer: layers::Affine.into() }))
     }
 
     /// Rectified linear units.

@@ -40,6 +40,8 @@ impl<'a> Computed<'a> {
             Layer::Gate(layer) => Computed::Fixed(layer),
             Layer::Route(layer) => Computed::Fixed(layer),
             Layer::Merge(layer) => Computed::Fixed(layer),
+            Layer::ChannelPool(layer) => Computed::Fixed(layer),
+            Layer::Affine(layer) => Computed::Tensors(layer),
             Layer::Regroup(layer) => Computed::Fixed(layer),
             Layer::Cyclic(layer) => Computed::Fixed(layer),
             Layer::Structured(layer) => Computed::Tensors(layer),

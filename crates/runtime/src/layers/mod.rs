@@ -7,8 +7,10 @@
 mod activation;
 mod adaptive_avg_pool;
 mod add;
+mod affine;
 mod avg_pool;
 mod batch_norm;
+mod channel_pool;
 mod channel_slice;
 mod clip;
 mod concat;
@@ -42,8 +44,10 @@ use std::fmt::Debug;
 pub use activation::Activation;
 pub use adaptive_avg_pool::AdaptiveAvgPool;
 pub use add::Add;
+pub use affine::Affine;
 pub use avg_pool::AvgPool;
 pub use batch_norm::BatchNorm;
+pub use channel_pool::{ChannelPool, Reduction};
 pub use channel_slice::ChannelSlice;
 pub use clip::Clip;
 pub use concat::Concat;
@@ -158,6 +162,8 @@ layers! {
     25 Gate,
     26 Route,
     27 Merge,
+    28 Affine,
+    29 ChannelPool,
     30 Regroup,
     31 Cyclic,
 }
@@ -371,6 +377,13 @@ pub enum Channels {
         before: usize,
         /// New ones behind.
         after: usize,
+    },
+    /// Makes of so many in a row so many new ones; of zeros it makes zeros.
+    Blocked {
+        /// Channels that belong together.
+        from: usize,
+        /// What becomes of them.
+        to: usize,
     },
     /// Makes a feature of each pixel of each.
     Spread,

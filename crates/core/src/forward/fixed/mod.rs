@@ -4,6 +4,7 @@ mod activation;
 mod adaptive_avg_pool;
 mod add;
 mod avg_pool;
+mod channel_pool;
 mod channel_slice;
 mod clip;
 mod concat;
