@@ -139,7 +139,8 @@ impl GroupEquivariant {
             (Init::Random, None) => order.sqrt().recip(),
             (Init::Fit, None) => order.recip(),
             (Init::Fit, Some(_)) => {
-                let detail = "`init` \"fit\" keeps the number of maps, so that `width` is 1 over that of the elements; leave it out";
+                let detail =
+                    "`init` \"fit\" keeps the number of maps, so that `width` is 1 over that of the elements; leave it out";
                 return Err(Error::Invalid(detail.into()));
             }
         };

@@ -12,10 +12,8 @@ use briquette_core::pass::Entry;
 use briquette_core::zoo::Arch;
 
 /// The methods of this crate.
-pub const METHODS: &[Entry] = &[
-    Entry::of::<cyclic::Cyclic>("compact-filters"),
-    Entry::of::<group_equivariant::GroupEquivariant>("compact-filters"),
-];
+pub const METHODS: &[Entry] =
+    &[Entry::of::<cyclic::Cyclic>("compact-filters"), Entry::of::<group_equivariant::GroupEquivariant>("compact-filters")];
 
 /// The networks of this crate.
 pub const ZOO: &[Arch] = &[zoo::P4CNN, zoo::Z2CNN];

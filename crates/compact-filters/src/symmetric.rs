@@ -182,7 +182,9 @@ impl<S: Symmetry> Walk<'_, S> {
         }
         let square = |pair: [usize; 2]| pair[0] == pair[1];
         if kh != kw || !square(layer.stride) || !square(layer.dilation) {
-            return refused("has a kernel, stride or dilation that is longer on one side, which does not turn; name it in `except`");
+            return refused(
+                "has a kernel, stride or dilation that is longer on one side, which does not turn; name it in `except`",
+            );
         }
         self.turns(index, layer.padding, (kh - 1) * layer.dilation[0] + 1, layer.stride[0])?;
         let mut from = input.index;
@@ -197,9 +199,7 @@ impl<S: Symmetry> Walk<'_, S> {
         let fan_in = self.shapes[from][0] / groups;
         let shape = [self.symmetry.channels(filters) * maps, fan_in, kh, kw];
         let values = match self.asked.init {
-            Init::Random => {
-                he_normal(self.asked.seed, &node.name, rule.count(&shape)?.unwrap_or_default(), fan_in * kh * kw)
-            }
+            Init::Random => he_normal(self.asked.seed, &node.name, rule.count(&shape)?.unwrap_or_default(), fan_in * kh * kw),
             Init::Fit if shape[..] == weight.shape[..] => nearest(rule, &weight)?,
             Init::Fit => {
                 let detail = format!(
@@ -277,7 +277,8 @@ impl<S: Symmetry> Walk<'_, S> {
     fn standing(&self, index: usize, layer: &Layer, inputs: &[Placed]) -> Result<Layer> {
         let (name, kind) = (&self.net.nodes[index].name, layer.kind().name());
         if !inputs.iter().all(|input| input.several) {
-            let detail = format!("({kind}) joins channels of several maps with others; have its branches begin behind one convolution");
+            let detail =
+                format!("({kind}) joins channels of several maps with others; have its branches begin behind one convolution");
             return Err(Error::node(name, detail));
         }
         let window = |window: &Window| {
@@ -309,7 +310,9 @@ impl<S: Symmetry> Walk<'_, S> {
             other => self.symmetry.between(other, from, self.symmetry.channels(self.old[index][0])),
         };
         changed.ok_or_else(|| {
-            let detail = format!("({kind}) cannot stand between channels of several maps; leave out the convolutions before it in `except`");
+            let detail = format!(
+                "({kind}) cannot stand between channels of several maps; leave out the convolutions before it in `except`"
+            );
             Error::node(name, detail)
         })
     }
@@ -323,7 +326,10 @@ impl<S: Symmetry> Walk<'_, S> {
             return refused(format!("reads maps of {height} by {width}; only squares turn, so crop or pad the images"));
         }
         if [bottom, left, right] != [top; 3] {
-            return refused("is padded more on one side than on others, as kernels of even length are to keep the size, which does not turn".into());
+            return refused(
+                "is padded more on one side than on others, as kernels of even length are to keep the size, which does not turn"
+                    .into(),
+            );
         }
         if self.asked.exact && stride > 0 && !(height + 2 * top).saturating_sub(span).is_multiple_of(stride) {
             return refused(format!(
@@ -374,7 +380,8 @@ impl<S: Symmetry> Walk<'_, S> {
         let grouped = matches!(node.op.layer(), Layer::Conv2d(layers::Conv2d { groups, .. }) if groups != 1);
         let (dense, norm) = (node.dense().is_some() && !grouped, matches!(node.op, Op::BatchNorm(_)));
         if !dense && !norm {
-            let detail = format!("read {before} channels and would read {now}, which its form does not take; put its pass after this one");
+            let detail =
+                format!("read {before} channels and would read {now}, which its form does not take; put its pass after this one");
             return Err(Error::node(&node.name, detail));
         }
         for stored in &mut parameters {
@@ -417,7 +424,8 @@ fn uncoded(node: &Node, weight: &Stored, method: &str) -> Result<()> {
     if weight.coding == Coding::default() {
         return Ok(());
     }
-    let detail = format!("is pruned or shares its weights, which its symmetric form cannot keep; put {method} before those passes");
+    let detail =
+        format!("is pruned or shares its weights, which its symmetric form cannot keep; put {method} before those passes");
     Err(Error::node(&node.name, detail))
 }
 

@@ -21,15 +21,14 @@ use briquette_core::pass::{Catalogue, Entry};
 use briquette_core::zoo::Arch;
 
 /// The methods of every crate.
-pub const METHODS: Catalogue =
-    Catalogue::of(&[
-        briquette_core::passes::METHODS,
-        briquette_pruning_sharing::METHODS,
-        briquette_low_rank::METHODS,
-        briquette_compact_filters::METHODS,
-        briquette_search::METHODS,
-    ])
-    .distilling(&[briquette_distillation::DISTILLATIONS]);
+pub const METHODS: Catalogue = Catalogue::of(&[
+    briquette_core::passes::METHODS,
+    briquette_pruning_sharing::METHODS,
+    briquette_low_rank::METHODS,
+    briquette_compact_filters::METHODS,
+    briquette_search::METHODS,
+])
+.distilling(&[briquette_distillation::DISTILLATIONS]);
 
 /// Every method of every crate, by name.
 pub fn methods() -> Vec<&'static Entry> {

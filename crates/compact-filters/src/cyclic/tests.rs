@@ -35,19 +35,27 @@ fn net(shape: [usize; 3], layers: impl FnOnce(&mut Builder, At) -> At) -> Net {
 /// Of `[views, batch, ..]`, as the goldens have it, `[batch, views, ..]`.
 fn by_image(values: &[f32], views: usize, batch: usize) -> Vec<f32> {
     let block = values.len() / views / batch;
-    (0..values.len()).map(|at| (at / block / views, at / block % views, at % block)).map(|(b, v, i)| values[(v * batch + b) * block + i]).collect()
+    (0..values.len())
+        .map(|at| (at / block / views, at / block % views, at % block))
+        .map(|(b, v, i)| values[(v * batch + b) * block + i])
+        .collect()
 }
 
 #[test]
 fn views_are_sliced_rolled_stacked_and_pooled_as_in_the_authors_program() {
     let slice = net([1, 3, 3], |b, x| b.fixed("slice", &[x], Views::Slice));
     let image: Vec<f32> = (1..10).map(|i| i as f32).collect();
-    let views = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [3, 6, 9, 2, 5, 8, 1, 4, 7], [9, 8, 7, 6, 5, 4, 3, 2, 1], [7, 4, 1, 8, 5, 2, 9, 6, 3]];
+    let views =
+        [[1, 2, 3, 4, 5, 6, 7, 8, 9], [3, 6, 9, 2, 5, 8, 1, 4, 7], [9, 8, 7, 6, 5, 4, 3, 2, 1], [7, 4, 1, 8, 5, 2, 9, 6, 3]];
     assert_eq!(outputs(&slice, &image), views.concat().iter().map(|i| *i as f32).collect::<Vec<_>>());
     let x = by_image(&golden(GOLDENS, "x"), 4, 2);
-    for (of, name, views) in
-        [(Views::Roll, "roll", 4), (Views::Stack, "stack", 1), (Views::Mean, "mean", 1), (Views::Max, "max", 1), (Views::Rms, "rms", 1)]
-    {
+    for (of, name, views) in [
+        (Views::Roll, "roll", 4),
+        (Views::Stack, "stack", 1),
+        (Views::Mean, "mean", 1),
+        (Views::Max, "max", 1),
+        (Views::Rms, "rms", 1),
+    ] {
         let net = net([8, 3, 3], |b, x| b.fixed(name, &[x], of));
         near(&outputs(&net, &x), &by_image(&golden(GOLDENS, name), views, 2), name);
     }
@@ -120,7 +128,8 @@ fn vgg_16_has_a_quarter_of_its_convolutions_weights() {
     let arch = Arch::named("vgg16-cifar").unwrap();
     let net = arch.build(&arch.wanted(), &Device::flex()).unwrap();
     let cost = |net: &Net| Cost::of(net).unwrap();
-    let convolutions = |cost: &Cost| cost.layers.iter().filter(|layer| layer.kind == "conv2d").map(|layer| layer.weights).sum::<usize>();
+    let convolutions =
+        |cost: &Cost| cost.layers.iter().filter(|layer| layer.kind == "conv2d").map(|layer| layer.weights).sum::<usize>();
     let before = cost(&net);
     let after = cost(&serde_json::from_value::<Cyclic>(json!({})).unwrap().plan(net).unwrap());
     assert_eq!((convolutions(&before), convolutions(&after)), (14_710_464, 3_677_616));

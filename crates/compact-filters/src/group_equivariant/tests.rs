@@ -8,6 +8,7 @@ use briquette_core::zoo::{Arch, Wanted};
 use briquette_core::{Activation, Window, layers};
 use briquette_handmade::{get, refusal, run, set, small};
 use briquette_runtime::{Engine, Model};
+use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use serde_json::{Value as Json, json};
 
@@ -91,7 +92,8 @@ fn noise(count: usize) -> Vec<f32> {
 /// Two group convolutions of 3 by 3 with padding 1 and stride `stride` in the second, of 2 and 1 channels.
 fn two(group: Group, side: usize, stride: usize) -> Net {
     let mut b = Builder::new([2, side, side], 1, &Device::flex());
-    let x = lift(&mut b, "lift", b.input(), Conv::new(2, 3).same().no_bias(), group);
+    let input = b.input();
+    let x = lift(&mut b, "lift", input, Conv::new(2, 3).same().no_bias(), group);
     let x = b.relu("relu", x);
     let x = convolve(&mut b, "group", x, Conv::new(1, 3).same().stride(stride).no_bias(), group);
     let most = pool(&mut b, "max", x, group, Reduction::Max);
@@ -139,7 +141,8 @@ fn a_stride_that_leaves_out_one_end_breaks_the_symmetry_and_another_does_not() {
 #[test]
 fn kernels_of_two_pixels_turn_about_their_middle() {
     let mut b = Builder::new([1, 5, 5], 1, &Device::flex());
-    let x = lift(&mut b, "lift", b.input(), Conv::new(2, 2), Group::P4);
+    let input = b.input();
+    let x = lift(&mut b, "lift", input, Conv::new(2, 2), Group::P4);
     let x = convolve(&mut b, "group", x, Conv::new(2, 2), Group::P4);
     b.flatten("flatten", x);
     let net = b.finish().unwrap();
@@ -149,15 +152,17 @@ fn kernels_of_two_pixels_turn_about_their_middle() {
 #[test]
 fn a_batch_norm_is_one_for_all_maps_of_a_channel() {
     let mut b = Builder::new([8, 2, 2], 1, &Device::flex());
-    let x = batch_norm(&mut b, "norm", b.input(), Group::P4);
+    let input = b.input();
+    let x = batch_norm(&mut b, "norm", input, Group::P4);
     b.flatten("flatten", x);
     let net = b.finish().unwrap();
     let (x, expected) = (golden(GOLDENS, "bn.x"), golden(GOLDENS, "bn.output"));
     let batch = Tensor::<4>::from_data(TensorData::new(x.clone(), [2, 8, 2, 2]), &Device::flex().autodiff());
     near(&floats(net.train().forward(batch)), &expected, "in training");
     let mut b = Builder::new([8, 2, 2], 1, &Device::flex());
-    let x_at = batch_norm(&mut b, "norm", b.input(), Group::P4);
-    b.flatten("flatten", x_at);
+    let input = b.input();
+    let at = batch_norm(&mut b, "norm", input, Group::P4);
+    b.flatten("flatten", at);
     let net = set(set(b.finish().unwrap(), "norm", "mean", &[0.01125, 0.0175]), "norm", "var", &[0.870_217_2, 1.244_243_7]);
     near(&engine(&net, &x), &expected, "in the engine");
 }
@@ -209,7 +214,8 @@ fn training_keeps_the_symmetry_and_changes_base_filters_alone() {
     for maps in ["norm1.split", "conv2.bias.split"] {
         assert!(violation(&net, &noise(16), maps, Group::P4) < 1e-5, "{maps}");
     }
-    let (coded, back) = (net.to_model(Storage::default()).unwrap(), |model: &Model| Net::from_model(model, &Device::flex()).unwrap());
+    let (coded, back) =
+        (net.to_model(Storage::default()).unwrap(), |model: &Model| Net::from_model(model, &Device::flex()).unwrap());
     assert_eq!(traced(&back(&coded), &noise(16)), traced(&net, &noise(16)));
     assert_eq!(Cost::of(&back(&coded)).unwrap(), Cost::of(&net).unwrap());
 }
@@ -227,7 +233,9 @@ fn filters_that_turn_already_are_fitted_exactly() {
         near(&get(&twice, layer, "weight"), &get(&once, layer, "weight"), layer);
     }
     // Filters that do not are as near as a mean is: no part of what is left lies along any base value.
-    let left = |net: &Net| get(&plain(false), "conv1", "weight").iter().zip(get(net, "conv1", "weight")).map(|(a, b)| a - b).collect::<Vec<_>>();
+    let left = |net: &Net| {
+        get(&plain(false), "conv1", "weight").iter().zip(get(net, "conv1", "weight")).map(|(a, b)| a - b).collect::<Vec<_>>()
+    };
     let by_turn = left(&once);
     let maps: Vec<&[f32]> = by_turn.chunks(9).collect();
     for family in maps.chunks(4) {
@@ -293,7 +301,10 @@ fn what_has_no_symmetric_form_is_refused() {
     assert!(kept.starts_with("`init` \"fit\" keeps the number of maps"), "{kept}");
     let fit = refused(small(), with("init", json!("fit")));
     assert!(fit.starts_with("node 'conv2': is [3, 4, 2, 2] and would become [4, 4, 2, 2]"), "{fit}");
-    assert_eq!(refused(small(), with("layers", json!(["fc1"]))), "node 'fc1': is no convolution; name convolutions alone in `layers`");
+    assert_eq!(
+        refused(small(), with("layers", json!(["fc1"]))),
+        "node 'fc1': is no convolution; name convolutions alone in `layers`"
+    );
     let broken = set(small(), "conv2", "weight", &[f32::NAN; 48]);
     assert_eq!(refused(broken, p4()), "node 'conv2': holds the weight NaN; train it anew or clip it");
     let twice = run::<GroupEquivariant>(small(), p4()).unwrap();
@@ -309,7 +320,10 @@ fn what_has_no_symmetric_form_is_refused() {
         (of(Conv::new(4, 3), [6, 7]), "reads maps of 6 by 7; only squares turn"),
         (of(Conv::new(4, 3).stride(2), [6, 6]), "in steps of 2 leaves out what is at one end of 6 pixels"),
         (of(Conv::new(4, 3).groups(2), [6, 6]), "has groups of channels"),
-        (of(Conv { padding: briquette_core::Padding([[0, 1], [0, 1]]), ..Conv::new(4, 2) }, [6, 6]), "is padded more on one side"),
+        (
+            of(Conv { padding: briquette_core::Padding([[0, 1], [0, 1]]), ..Conv::new(4, 2) }, [6, 6]),
+            "is padded more on one side",
+        ),
     ];
     for (net, why) in cases {
         let refused = refused(net, p4());

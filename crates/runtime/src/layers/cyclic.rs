@@ -98,14 +98,17 @@ impl Kind for Cyclic {
         if input.len() != 1 || *self == Cyclic::Slice {
             let [_, h, w] = map(input)?;
             if h != w {
-                return Err(format!("turns square maps, got {input:?}; crop or pad the images, or choose strides that leave squares"));
+                return Err(format!(
+                    "turns square maps, got {input:?}; crop or pad the images, or choose strides that leave squares"
+                ));
             }
         }
         let channels = input[0];
         if *self != Cyclic::Slice && !channels.is_multiple_of(4) {
             return Err(format!("{channels} channels are no four views"));
         }
-        let channels = if *self == Cyclic::Slice { channels.saturating_mul(4) } else { (channels / 4).saturating_mul(self.of_four()) };
+        let channels =
+            if *self == Cyclic::Slice { channels.saturating_mul(4) } else { (channels / 4).saturating_mul(self.of_four()) };
         Ok(with_channels(channels, input))
     }
 

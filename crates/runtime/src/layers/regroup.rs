@@ -44,7 +44,8 @@ impl Kind for Regroup {
 
     fn constants(&self, inputs: &[&Constants], of: &Parameters<'_>) -> Constants {
         let (input, n) = (inputs[0], self.maps);
-        let place = |channel: usize, map: usize, channels: usize| if self.apart { map * channels + channel } else { channel * n + map };
+        let place =
+            |channel: usize, map: usize, channels: usize| if self.apart { map * channels + channel } else { channel * n + map };
         if self.back {
             let channel = |at: usize| if self.apart { at % input.len() } else { at / n };
             return (0..of.channels).map(|at| input[channel(at)]).collect();

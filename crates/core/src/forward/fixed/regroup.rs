@@ -12,10 +12,18 @@ impl Forward for Regroup {
             Flow::Last(x) => {
                 let [n, h, w, c] = x.dims();
                 Flow::Last(match (back, apart) {
-                    (false, false) => x.reshape([n, h, w, c / maps, maps]).permute([0, 4, 1, 2, 3]).reshape([n, maps * h, w, c / maps]),
-                    (false, true) => x.reshape([n, h, w, maps, c / maps]).permute([0, 3, 1, 2, 4]).reshape([n, maps * h, w, c / maps]),
-                    (true, false) => x.reshape([n, maps, h / maps, w, c]).permute([0, 2, 3, 4, 1]).reshape([n, h / maps, w, c * maps]),
-                    (true, true) => x.reshape([n, maps, h / maps, w, c]).permute([0, 2, 3, 1, 4]).reshape([n, h / maps, w, c * maps]),
+                    (false, false) => {
+                        x.reshape([n, h, w, c / maps, maps]).permute([0, 4, 1, 2, 3]).reshape([n, maps * h, w, c / maps])
+                    }
+                    (false, true) => {
+                        x.reshape([n, h, w, maps, c / maps]).permute([0, 3, 1, 2, 4]).reshape([n, maps * h, w, c / maps])
+                    }
+                    (true, false) => {
+                        x.reshape([n, maps, h / maps, w, c]).permute([0, 2, 3, 4, 1]).reshape([n, h / maps, w, c * maps])
+                    }
+                    (true, true) => {
+                        x.reshape([n, maps, h / maps, w, c]).permute([0, 2, 3, 1, 4]).reshape([n, h / maps, w, c * maps])
+                    }
                 })
             }
             other => {
