@@ -528,8 +528,32 @@ fn containers() -> Vec<Vec<u8>> {
     let by_taps = Coded::product(&[2, 4, 2, 1], &product.values(), None, &product, &Permission::default()).expect("a tensor");
     let plain_conv = Layer::Conv2d(layers::Conv2d { stride: [1, 1], padding: Padding::NONE, dilation: [1, 1], groups: 1 });
     grouped.push(node("pc", &[3], plain_conv, vec![("weight", by_taps)]));
-    grouped.push(node("g", &[4], Layer::GlobalAvgPool(layers::GlobalAvgPool), vec![]));
+    let pool = layers::ChannelPool { grid: [1, 2], window: [1, 2], reduction: layers::Reduction::Mean };
+    grouped.push(node("cp", &[4], Layer::ChannelPool(pool), vec![]));
+    grouped.push(node("af", &[5], Layer::Affine(layers::Affine), vec![("scale", plain(&[1])), ("shift", plain(&[1]))]));
+    grouped.push(node("g", &[6], Layer::GlobalAvgPool(layers::GlobalAvgPool), vec![]));
+
+    let shared = |places: Places, shape: &[usize]| {
+        let values = vec![0.5; places.count(shape).expect("it fits").expect("a number of values")];
+        let shared = Shared { places, values };
+        Coded::shared(shape, &shared.expand(shape), None, &shared, &Permission::default()).expect("a tensor")
+    };
+    let in_groups = |groups| Layer::Conv2d(layers::Conv2d { stride: [1, 1], padding: Padding::NONE, dilation: [1, 1], groups });
+    let join = layers::Regroup { maps: 4, apart: true, back: false };
+    let norm = ["gamma", "beta", "mean", "var"].map(|name| (name, plain(&[1]))).to_vec();
+    let views = vec![
+        node("x", &[], Layer::Input(layers::Input { shape: vec![1, 4, 4] }), vec![]),
+        node("cs", &[0], Layer::Cyclic(layers::Cyclic::Slice), vec![]),
+        node("c", &[1], in_groups(4), vec![("weight", shared(Places::Tiles { times: 4 }, &[4, 1, 3, 3]))]),
+        node("j", &[2], Layer::Regroup(join), vec![]),
+        node("n", &[3], Layer::BatchNorm(layers::BatchNorm { epsilon: 1e-5 }), norm),
+        node("b", &[4], Layer::Regroup(layers::Regroup { back: true, ..join }), vec![]),
+        node("cr", &[5], Layer::Cyclic(layers::Cyclic::Roll), vec![]),
+        node("cp", &[6], Layer::Cyclic(layers::Cyclic::Rms), vec![]),
+        node("t", &[7], in_groups(1), vec![("weight", shared(Places::Turns { mirrored: false, grouped: true }, &[4, 4, 2, 2]))]),
+        node("f", &[8], Layer::Flatten(layers::Flatten), vec![]),
+    ];
 
     let meta: BTreeMap<String, String> = [("classes".to_string(), "a b".to_string())].into();
-    [maps, vectors, grouped].map(|nodes| Model { nodes, meta: meta.clone() }.to_bytes().expect("a container")).into()
+    [maps, vectors, grouped, views].map(|nodes| Model { nodes, meta: meta.clone() }.to_bytes().expect("a container")).into()
 }

@@ -29,6 +29,8 @@ use burn::tensor::{Device, Tensor};
 /// Methods after which a network may cost more than before, and why.
 const DEARER: &[(&str, &str)] = &[
     ("acdc", "its transforms are as long as the larger side of the layer, 784 inputs for 60 outputs"),
+    ("cyclic", "it rounds six filters up to two for each of four views"),
+    ("group-equivariant", "with as many weights there are twice as many filters of twice as many channels"),
     ("low-displacement", "its transforms are as long as the larger side of the layer, 784 inputs for 60 outputs"),
 ];
 

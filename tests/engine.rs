@@ -2,8 +2,9 @@
 
 use briquette_core::net::{Net, Node, Op};
 use briquette_core::stored::Storage;
-use briquette_core::zoo::{Wanted, ZOO};
+use briquette_core::zoo::Wanted;
 use briquette_runtime::{Activation, Engine, Layer, Model, Padding, StepGradient, Structure, Window, layers};
+
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -51,7 +52,7 @@ fn the_networks_that_tables_start_from_are_read_and_run() {
 
 #[test]
 fn engine_and_burn_agree_on_every_net_of_the_zoo() {
-    for arch in ZOO {
+    for arch in briquette_runner::zoo() {
         let mut rng = ChaCha8Rng::seed_from_u64(3);
         // Narrow where the full net is heavy: the operations and their wiring are the same.
         let width = if arch.input[1] > 32 { 0.125 } else { 0.5 };
@@ -110,6 +111,12 @@ fn layers() -> Vec<(Layer, bool)> {
         (layers::Clip { low: Some(-0.5), high: Some(0.25) }.into(), true),
         (layers::Pad { padding: Padding([[1, 3], [2, 0]]) }.into(), false),
         (layers::Negate.into(), true),
+        (layers::Affine.into(), true),
+        (layers::ChannelPool { grid: [2, 2], window: [1, 2], reduction: layers::Reduction::Max }.into(), true),
+        (layers::ChannelPool { grid: [1, 2], window: [1, 2], reduction: layers::Reduction::Mean }.into(), true),
+        (layers::Regroup { maps: 2, apart: true, back: false }.into(), false),
+        (layers::Cyclic::Roll.into(), true),
+        (layers::Cyclic::Rms.into(), true),
     ]
 }
 
@@ -135,6 +142,7 @@ fn every_layer_computes_on_vectors_as_on_maps_or_refuses_them() {
                 Layer::Conv2d(_) => vec![parameter("weight", &[6, 2, 3, 3])],
                 Layer::Linear(_) => vec![parameter("weight", &[6, 4])],
                 Layer::BatchNorm(_) => ["gamma", "beta", "mean", "var"].map(|name| parameter(name, &[4])).to_vec(),
+                Layer::Affine(_) => ["scale", "shift"].map(|name| parameter(name, &[4])).to_vec(),
                 Layer::Structured(layers::Structured { structure }) => {
                     structure.parameters().iter().map(|p| parameter(p.name, &p.shape)).collect()
                 }
@@ -149,7 +157,8 @@ fn every_layer_computes_on_vectors_as_on_maps_or_refuses_them() {
             let mut nodes = vec![input, fixed("before", &[0], before), at_hand];
             nodes.push(fixed("flat", &[2], Layer::Flatten(layers::Flatten)));
             let net = Net { nodes };
-            let taken = if vector { takes_vectors } else { layer != Layer::Linear(layers::Linear) };
+            // What turns is square.
+            let taken = if vector { takes_vectors } else { !matches!(layer, Layer::Linear(_) | Layer::Cyclic(_)) };
             match net.shapes() {
                 Ok(_) => assert!(taken, "{layer:?} on a {}", if vector { "vector" } else { "map" }),
                 Err(error) => {

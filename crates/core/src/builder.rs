@@ -1,6 +1,6 @@
 //! Building a network node by node, the way a paper's table reads.
 
-use briquette_runtime::{Activation, Layer, Padding, Window, layers};
+use briquette_runtime::{Activation, Layer, Padding, Places, Window, layers};
 use burn::module::{Param, ParamId};
 use burn::nn::conv::Conv2d;
 use burn::nn::{BatchNorm, BatchNormConfig, Linear};
@@ -8,9 +8,11 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+use crate::coding::{Coding, Source};
 use crate::error::Result;
 use crate::net::{Net, Node, Op, explicit, padded};
 use crate::streams::{standard_normal, stream};
+use crate::tensors::{Parameter, Ranked, Tensors};
 
 /// Appends nodes and infers the number of input channels of each.
 #[derive(Debug)]
@@ -96,11 +98,32 @@ impl Builder {
 
     /// A convolution with He-normal weights (fan-in) and zero biases.
     pub fn conv(&mut self, name: &str, at: At, conv: Conv) -> At {
-        let channels = self.shape(at)[0];
-        let fan_in = channels / conv.groups;
+        let fan_in = self.shape(at)[0] / conv.groups;
         let [height, width] = conv.kernel;
+        let weight = self.drawn(name, [conv.filters, fan_in, height, width], fan_in * height * width);
+        self.push_conv(name, at, conv, weight)
+    }
+
+    /// A convolution whose filters a rule makes of fewer values, which are drawn as the weights of [`Builder::conv`]. A bias is one for each filter
+    /// all the same.
+    ///
+    /// # Panics
+    /// If the rule does not fit the shape, or leaves open how many values there are.
+    pub fn conv_by(&mut self, name: &str, at: At, conv: Conv, rule: Places) -> At {
+        let fan_in = self.shape(at)[0] / conv.groups;
+        let [height, width] = conv.kernel;
+        let (shape, taps) = ([conv.filters, fan_in, height, width], fan_in * height * width);
+        let values = rule.count(&shape).unwrap_or_else(|error| panic!("node '{name}': {error}"));
+        let count = values.unwrap_or_else(|| panic!("node '{name}': any number of values fits {rule:?}"));
+        let source = Source::shared(rule, he_normal(self.seed, name, count, taps), &shape);
+        let source = source.unwrap_or_else(|error| panic!("node '{name}': {error}"));
+        let weight = Coding { mask: None, source }.attach(Param::from_tensor(Tensor::zeros(shape, &self.device)));
+        self.push_conv(name, at, conv, weight)
+    }
+
+    fn push_conv(&mut self, name: &str, at: At, conv: Conv, weight: Param<Tensor<4>>) -> At {
         let op = Op::Conv2d(Conv2d {
-            weight: self.drawn(name, [conv.filters, fan_in, height, width], fan_in * height * width),
+            weight,
             bias: conv.bias.then(|| Param::from_tensor(Tensor::zeros([conv.filters], &self.device))),
             stride: conv.stride,
             kernel_size: conv.kernel,
@@ -124,6 +147,17 @@ impl Builder {
     pub fn batch_norm(&mut self, name: &str, at: At) -> At {
         let norm: BatchNorm = BatchNormConfig::new(self.shape(at)[0]).init(&self.device);
         self.push(name, &[at], Op::BatchNorm(norm))
+    }
+
+    /// A trained shift of each channel, which starts at `shift`, and where `scaled` a factor before it, which starts at 1.
+    pub fn affine(&mut self, name: &str, at: At, scaled: bool, shift: f32) -> At {
+        let channels = self.shape(at)[0];
+        let tensor = |name, value| Parameter {
+            values: Ranked::One(Param::from_tensor(Tensor::full([channels], value, &self.device))),
+            name,
+        };
+        let parameters = scaled.then(|| tensor("scale", 1.0)).into_iter().chain([tensor("shift", shift)]).collect();
+        self.push(name, &[at], Op::Tensors(Tensors { parameters, layer: layers::Affine.into() }))
     }
 
     /// Rectified linear units.
@@ -196,7 +230,7 @@ impl Builder {
 }
 
 /// `count` weights of the node `name`, drawn from N(0, 2 / `fan_in`) (He, Zhang, Ren, Sun, "Delving Deep into Rectifiers", ICCV 2015).
-pub(crate) fn he_normal(seed: u64, name: &str, count: usize, fan_in: usize) -> Vec<f32> {
+pub fn he_normal(seed: u64, name: &str, count: usize, fan_in: usize) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(stream(seed, name));
     let deviation = (2.0 / fan_in as f64).sqrt();
     (0..count).map(|_| (standard_normal(&mut rng) * deviation) as f32).collect()

@@ -28,7 +28,7 @@ pub struct LayerCost {
     pub shape: Vec<usize>,
     /// Weights and what is trained beside them, such as biases; running statistics and steps of grids not.
     pub params: usize,
-    /// Weights alone.
+    /// Weights alone: base values where a rule makes the weight of as many as its shape says ([`Places`](briquette_runtime::Places) but for the hash).
     pub weights: usize,
     /// Multiply-accumulates of one sample, masked weights included.
     pub macs: u64,
@@ -51,7 +51,7 @@ impl Cost {
         let shapes = net.shapes()?;
         let layers = net.nodes.iter().zip(&shapes).enumerate();
         let layers = layers.filter_map(|(index, (node, shape))| {
-            LayerCost::of((index, &node.name), node.op.layer().kind(), &node.op.tensor_shapes(), shape)
+            LayerCost::of((index, &node.name), node.op.layer().kind(), &node.op.tensor_shapes(), node.op.base_values(), shape)
         });
         Ok(Self { layers: layers.collect() })
     }
@@ -95,11 +95,12 @@ impl Cost {
 }
 
 impl LayerCost {
-    /// The cost of a layer with these tensors and this output; none where it has no parameters.
+    /// The cost of a layer with these tensors and this output, the weight made of so many base values; none where it has no parameters.
     pub(crate) fn of(
         (node, name): (usize, &str),
         kind: &dyn Kind,
         tensors: &[(&'static str, Vec<usize>)],
+        base_values: Option<usize>,
         output: &[usize],
     ) -> Option<Self> {
         let known = kind.tensors();
@@ -109,9 +110,10 @@ impl LayerCost {
             of_role.filter_map(move |tensor| Some((&tensor.shape, found(tensor.name)?)))
         };
         let count = |role: Role| shapes(role).map(|(_, shape)| shape.iter().product::<usize>()).sum::<usize>();
-        let (weights, beside) = (count(Role::Weight), count(Role::Beside));
+        let (multiplied, beside) = (count(Role::Weight), count(Role::Beside));
+        let weights = base_values.unwrap_or(multiplied);
         let free = shapes(Role::Weight).find(|(extent, _)| **extent == Extent::Free);
-        let counted = if weights > 0 { vec![weights] } else { Vec::new() };
+        let counted = if multiplied > 0 { vec![multiplied] } else { Vec::new() };
         (weights + beside > 0).then(|| Self {
             node,
             name: name.into(),
@@ -119,7 +121,7 @@ impl LayerCost {
             shape: free.map_or(counted, |(_, shape)| shape.clone()),
             params: weights + beside,
             weights,
-            macs: kind.macs(weights, output),
+            macs: kind.macs(multiplied, output),
         })
     }
 }
@@ -170,7 +172,7 @@ mod tests {
     #[test]
     fn a_layer_costs_what_its_kind_says_of_its_tensors_and_no_kind_costs_nothing_by_default() {
         let tensors = [("query", vec![2, 3, 4]), ("key", vec![2, 3, 4]), ("shift", vec![5]), ("seen", vec![5])];
-        let cost = LayerCost::of((7, "layer"), &New, &tensors, &[5, 6, 6]).unwrap();
+        let cost = LayerCost::of((7, "layer"), &New, &tensors, None, &[5, 6, 6]).unwrap();
         assert_eq!((cost.params, cost.weights, cost.macs, cost.shape), (48 + 5, 48, 48 * 36, vec![48]));
     }
 

@@ -9,6 +9,7 @@ use burn::nn::conv::Conv2d;
 use burn::nn::{BatchNorm, Linear, PaddingConfig2d};
 use burn::tensor::{Device, Tensor};
 
+use crate::coding::DeviceCoding;
 use crate::error::{Error, Result};
 use crate::quantize::Quantize;
 use crate::tensors::Tensors;
@@ -215,6 +216,15 @@ impl Op {
                 let shape = linear.weight.lazy_shape();
                 Some(vec![shape[1], shape[0]])
             }
+            Op::BatchNorm(_) | Op::Tensors(_) | Op::Fixed(_) => None,
+        }
+    }
+
+    /// How many base values the weight is made of, where a rule says how many a tensor of its shape takes; no value is read.
+    pub(crate) fn base_values(&self) -> Option<usize> {
+        match self {
+            Op::Conv2d(conv) => conv.weight.reparameterization::<DeviceCoding>()?.base_values(),
+            Op::Linear(linear) => linear.weight.reparameterization::<DeviceCoding>()?.base_values(),
             Op::BatchNorm(_) | Op::Tensors(_) | Op::Fixed(_) => None,
         }
     }

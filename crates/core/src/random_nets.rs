@@ -1,6 +1,6 @@
 //! Networks that tests draw: of every wiring that surgery and the engine have to understand.
 
-use briquette_runtime::layers::{Gate, Measure, Merge, Route};
+use briquette_runtime::layers::{ChannelPool, Cyclic, Gate, Measure, Merge, Reduction, Regroup, Route};
 use briquette_runtime::{Activation, Engine, Grid, Layer, Places, Product, Stage, StepGradient, Window, layers};
 use burn::module::Param;
 use burn::tensor::{Tensor, TensorData};
@@ -47,7 +47,8 @@ pub(crate) fn stir(net: Net, rng: &mut ChaCha8Rng) -> Net {
 }
 
 /// A random network of 3 to 9 blocks, each one of: convolution, grouped or depthwise convolution, residual addition or product, concatenation,
-/// channel split, option-A shortcut, pooling, two branches behind a gate; then a flatten or a global pool and one or two fully connected layers. Some
+/// channel split, option-A shortcut, pooling of pixels and of channels, scale and shift, quarter turns, channels of several maps, two branches behind a
+/// gate; then a flatten or a global pool and one or two fully connected layers. Some
 /// have an early exit. Some layers, and some routes, read through a quantizer.
 pub(crate) fn random_net(rng: &mut ChaCha8Rng) -> Net {
     let mut b = Builder::new([rng.random_range(1..4), 8, 8], rng.random(), &burn::tensor::Device::flex());
@@ -186,7 +187,7 @@ fn random_source(shape: &[usize], rng: &mut ChaCha8Rng) -> Source {
 fn random_block(b: &mut Builder, x: At, name: &str, rng: &mut ChaCha8Rng) -> At {
     let channels = b.shape(x)[0];
     let sub = |part: &str| format!("{name}.{part}");
-    match rng.random_range(0..10) {
+    match rng.random_range(0..14) {
         0 | 1 => random_unit(b, x, &sub("conv"), Conv::new(rng.random_range(2..9), 3).same(), rng),
         2 => {
             let conv = Conv::new(channels * rng.random_range(1..3), 3).same().groups(channels);
@@ -233,6 +234,32 @@ fn random_block(b: &mut Builder, x: At, name: &str, rng: &mut ChaCha8Rng) -> At 
         9 => {
             let out = rng.random_range(1..6);
             random_branches(b, x, name, out, 2, rng)
+        }
+        10 => {
+            let x = random_unit(b, x, &sub("few"), Conv::new(rng.random_range(1..3), 1), rng);
+            let mut x = b.fixed(&sub("slice"), &[x], Cyclic::Slice);
+            if rng.random() {
+                x = b.conv(&sub("views"), x, Conv::new(4 * rng.random_range(1..3), 3).same().groups(4));
+                x = b.fixed(&sub("roll"), &[x], Cyclic::Roll);
+            }
+            let pools = [Cyclic::Stack, Cyclic::Mean, Cyclic::Max, Cyclic::Rms];
+            b.fixed(&sub("turn-back"), &[x], pools[rng.random_range(0..pools.len())])
+        }
+        11 => {
+            let (maps, apart) = (rng.random_range(1..4), rng.random());
+            let x = b.conv(&sub("maps"), x, Conv::new(maps * rng.random_range(1..4), 3).same());
+            let x = b.fixed(&sub("together"), &[x], Regroup { maps, apart, back: false });
+            let x = b.batch_norm(&sub("norm"), x);
+            b.fixed(&sub("again"), &[x], Regroup { maps, apart, back: true })
+        }
+        12 => b.affine(&sub("affine"), x, rng.random(), 0.0),
+        13 => {
+            let grid = [rng.random_range(1..3), rng.random_range(1..4)];
+            let window = grid.map(|side| rng.random_range(1..=side));
+            let filters = grid[0] * grid[1] * rng.random_range(1..4);
+            let x = random_unit(b, x, &sub("grids"), Conv::new(filters, 3).same(), rng);
+            let reduction = if rng.random() { Reduction::Max } else { Reduction::Mean };
+            b.fixed(&sub("channel-pool"), &[x], ChannelPool { grid, window, reduction })
         }
         _ => b.relu(&sub("relu"), x),
     }

@@ -23,7 +23,8 @@ pub struct Arch {
     pub input: [usize; 3],
     /// Classes of the paper's data set.
     pub classes: usize,
-    build: fn(&mut Builder, At, &Wanted) -> At,
+    /// Appends its layers to the input.
+    pub build: fn(&mut Builder, At, &Wanted) -> At,
 }
 
 /// What may differ from the paper.
@@ -41,12 +42,12 @@ pub struct Wanted {
 
 impl Wanted {
     /// `channels` times the width.
-    fn scaled(&self, channels: usize) -> usize {
+    pub fn scaled(&self, channels: usize) -> usize {
         ((channels as f64 * self.width).round() as usize).max(1)
     }
 }
 
-/// Every network of the zoo.
+/// Every network of this crate's zoo.
 pub const ZOO: &[Arch] = &[
     alexnet::ALEXNET,
     courbariaux::CNN,
@@ -75,13 +76,21 @@ pub const ZOO: &[Arch] = &[
 ];
 
 impl Arch {
-    /// The architecture of this name.
+    /// The architecture of this name in [`ZOO`].
     ///
     /// # Errors
     /// An unknown name, with the nearest ones.
     pub fn named(name: &str) -> Result<&'static Arch> {
-        let found = ZOO.iter().find(|arch| arch.name == name);
-        found.ok_or_else(|| Error::unknown("model", name, ZOO.iter().map(|arch| arch.name)))
+        Self::within(ZOO, name)
+    }
+
+    /// The architecture of this name among these.
+    ///
+    /// # Errors
+    /// An unknown name, with the nearest ones.
+    pub fn within(zoo: impl IntoIterator<Item = &'static Arch> + Clone, name: &str) -> Result<&'static Arch> {
+        let found = zoo.clone().into_iter().find(|arch| arch.name == name);
+        found.ok_or_else(|| Error::unknown("model", name, zoo.into_iter().map(|arch| arch.name)))
     }
 
     /// The paper's network with its own classes and no normalization.

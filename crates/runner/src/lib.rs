@@ -18,6 +18,7 @@ pub mod timing;
 pub mod verbs;
 
 use briquette_core::pass::{Catalogue, Entry};
+use briquette_core::zoo::Arch;
 
 /// The methods of every crate.
 pub const METHODS: Catalogue = Catalogue::of(&[
@@ -34,6 +35,11 @@ pub fn methods() -> Vec<&'static Entry> {
     let mut all: Vec<&Entry> = METHODS.entries().collect();
     all.sort_by_key(|entry| entry.name);
     all
+}
+
+/// The networks of every crate.
+pub fn zoo() -> impl Iterator<Item = &'static Arch> + Clone {
+    briquette_core::zoo::ZOO.iter().chain(briquette_compact_filters::ZOO)
 }
 
 /// The README's examples are run as tests.

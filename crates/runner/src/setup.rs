@@ -123,7 +123,7 @@ pub fn model(config: &Config, outline: &Outline, normalization: Normalization, d
         return container(&find(file, &config.path)?, outline, device);
     }
     let name = spec.arch.as_ref().ok_or_else(|| anyhow!("model: names no `arch`"))?;
-    let arch = Arch::named(name)?;
+    let arch = Arch::within(crate::zoo(), name)?;
     suits(&Task { shape: arch.input.to_vec(), classes: outline.classes }, outline).with_context(|| format!("model '{name}'"))?;
     let wanted = Wanted {
         width: spec.width.unwrap_or(1.0),

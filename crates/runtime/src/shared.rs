@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::{Put as _, Reader};
+use crate::layers::before_turns;
 use crate::{Error, MAX_ELEMENTS_TOTAL};
 
 /// Values of which none has an index: the one at a position of the tensor, the last dimension running fastest, is `s values[b]`, where base
@@ -39,8 +40,8 @@ pub enum Places {
         sides: [usize; 2],
     },
     /// The filters are those of a group of quarter turns, counterclockwise, with mirror images or without: filter `f |G| + g` is base filter `f`
-    /// moved by element `g = turns + 4 mirrored`, mirrored left to right first. Of inputs `grouped`, which are maps of the group themselves,
-    /// channel `c |G| + h` meets channel `c |G| + g^-1 h` of the base filter.
+    /// moved by element `g = turns + 4 mirrored`: turned, and then mirrored top to bottom. Of inputs `grouped`, which are maps of the group
+    /// themselves, channel `c |G| + h` meets channel `c |G| + g^-1 h` of the base filter. Sides of even length turn about the middle of the pixels.
     ///
     /// Cohen, Welling. "Group Equivariant Convolutional Networks". ICML 2016. arXiv:1602.07576.
     Turns {
@@ -59,6 +60,14 @@ pub enum Places {
         times: usize,
         /// Whether signs alternate.
         signed: bool,
+    },
+    /// All base filters stand `times`, one time after the other: of `N` filters, `f` is base filter `f` modulo `N / times`. As many groups of a
+    /// convolution then have the same filters.
+    ///
+    /// Dieleman, De Fauw, Kavukcuoglu. "Exploiting Cyclic Symmetry in Convolutional Neural Networks". ICML 2016. arXiv:1602.02660.
+    Tiles {
+        /// At least 1.
+        times: usize,
     },
 }
 
@@ -80,6 +89,7 @@ impl Places {
                 let negative = signed && filter % times % 2 == 1;
                 2 * (filter / times * fan_in + within) as u32 + u32::from(negative)
             }
+            Places::Tiles { times } => 2 * (position % (shape.iter().product::<usize>() / times)) as u32,
         }
     }
 
@@ -115,14 +125,14 @@ impl Places {
                 }
                 Ok(Some(elements / order))
             }
-            (Places::Copies { times, .. }, &[filters, ..]) => {
+            (Places::Copies { times, .. } | Places::Tiles { times }, &[filters, ..]) => {
                 if times == 0 || !filters.is_multiple_of(times) {
                     return misfit(format!("each filter stands {times} times").into());
                 }
                 Ok(Some(elements / times))
             }
             (Places::Windows { .. } | Places::Turns { .. }, _) => misfit("filters have channels, height and width".into()),
-            (Places::Copies { .. }, []) => misfit("there are filters".into()),
+            (Places::Copies { .. } | Places::Tiles { .. }, []) => misfit("there are filters".into()),
         }
     }
 
@@ -158,6 +168,10 @@ impl Places {
                 out.extend([3, u8::from(signed)]);
                 out.put_varint(times);
             }
+            Places::Tiles { times } => {
+                out.push(4);
+                out.put_varint(times);
+            }
         }
     }
 
@@ -177,6 +191,7 @@ impl Places {
                 let signed = flags(reader, 1)? == 1;
                 Places::Copies { times: reader.varint()?, signed }
             }
+            4 => Places::Tiles { times: reader.varint()? },
             rule => return Err(Error::corrupt(format!("shared values by rule {rule}"))),
         })
     }
@@ -228,23 +243,19 @@ fn order(mirrored: bool) -> usize {
 }
 
 fn turned(shape: &[usize], position: usize, mirrored: bool, grouped: bool) -> usize {
-    let ([filter, channel, mut y, mut x], side, order) = (apart(shape, position), shape[2], order(mirrored));
+    let ([filter, channel, y, x], side, order) = (apart(shape, position), shape[2], order(mirrored));
     let (base, element) = (filter / order, filter % order);
-    // What stands here came from where the element took it.
-    for _ in 0..element % 4 {
-        (y, x) = (x, side - 1 - y);
-    }
-    if element >= 4 {
-        x = side - 1 - x;
-    }
+    // What stands here came from where the element took it: the mirror, which comes last, is undone first.
+    let y = if element >= 4 { side - 1 - y } else { y };
+    let [y, x] = before_turns(side, element % 4, [y, x]);
     let channel = if grouped { channel / order * order + undone(element, channel % order) } else { channel };
     ((base * shape[1] + channel) * side + y) * side + x
 }
 
-/// `g^-1 h` of elements `turns + 4 mirrored`, each a mirroring and then turns: a mirroring turns the turns that come before it around.
+/// `g^-1 h` of elements `turns + 4 mirrored`, each `M^mirrored R^turns`: a mirroring turns the turns that it passes around, `R^-r M = M R^r`.
 fn undone(g: usize, h: usize) -> usize {
     let ((turns, mirrored), (other, too)) = ((g % 4, g / 4), (h % 4, h / 4));
-    let turns = if mirrored == 1 { turns + 4 - other } else { other + 4 - turns };
+    let turns = if mirrored == too { other + 4 - turns } else { other + turns };
     turns % 4 + 4 * (mirrored ^ too)
 }
 
@@ -305,12 +316,36 @@ mod tests {
     }
 
     #[test]
-    fn turns_are_counterclockwise_and_mirrors_come_first() {
+    fn turns_are_counterclockwise_and_come_before_mirrors() {
         let (still, turned) = ([1.0, 2.0, 3.0, 4.0], [2.0, 4.0, 1.0, 3.0]);
         let values = spread(Places::Turns { mirrored: false, grouped: false }, &[4, 1, 2, 2]);
         assert_eq!(values, [still, turned, [4.0, 3.0, 2.0, 1.0], [3.0, 1.0, 4.0, 2.0]].concat());
         let values = spread(Places::Turns { mirrored: true, grouped: false }, &[8, 1, 2, 2]);
-        assert_eq!(values[16..24], [[2.0, 1.0, 4.0, 3.0], [1.0, 3.0, 2.0, 4.0]].concat());
+        assert_eq!(values[16..24], [[3.0, 4.0, 1.0, 2.0], [1.0, 3.0, 2.0, 4.0]].concat());
+    }
+
+    /// The index maps of GrouPy (Cohen, github.com/tscohen/GrouPy): for each element and input element the places of a base filter.
+    #[test]
+    fn turned_filters_are_those_of_the_authors_program() {
+        let maps = include_str!("shared/turns.txt");
+        let mut seen = 0;
+        for line in maps.lines() {
+            let (head, places) = line.split_once(':').unwrap();
+            let numbers = |text: &str| text.split_whitespace().map(|n| n.parse().unwrap()).collect::<Vec<usize>>();
+            let [order, inputs, side] = numbers(head)[..] else { panic!("{head}") };
+            let rule = Places::Turns { mirrored: order == 8, grouped: inputs > 1 };
+            let found = rule.all(&[order, inputs, side, side], inputs * side * side);
+            assert_eq!(found, numbers(places).iter().map(|place| 2 * *place as u32).collect::<Vec<_>>(), "{head}");
+            seen += 1;
+        }
+        assert_eq!(seen, 9);
+    }
+
+    #[test]
+    fn tiles_stand_one_time_after_the_other() {
+        let values = spread(Places::Tiles { times: 2 }, &[4, 2]);
+        assert_eq!(values, [1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(spread(Places::Tiles { times: 3 }, &[3, 1, 1, 2]), [1.0, 2.0, 1.0, 2.0, 1.0, 2.0]);
     }
 
     #[test]
@@ -336,7 +371,7 @@ mod tests {
 
     #[test]
     fn rules_that_do_not_fit_are_refused() {
-        let refused: [(Places, &[usize]); 8] = [
+        let refused: [(Places, &[usize]); 10] = [
             (Places::Windows { sides: [3, 3] }, &[5, 1, 2, 2]),
             (Places::Windows { sides: [1, 3] }, &[4, 1, 2, 2]),
             (Places::Windows { sides: [1 << 20, 1 << 60] }, &[4, 1, 2, 2]),
@@ -345,6 +380,8 @@ mod tests {
             (Places::Turns { mirrored: false, grouped: true }, &[4, 3, 2, 2]),
             (Places::Turns { mirrored: false, grouped: false }, &[4, 1, 2, 3]),
             (Places::Copies { times: 0, signed: false }, &[4, 1]),
+            (Places::Tiles { times: 0 }, &[4, 1]),
+            (Places::Tiles { times: 4 }, &[6, 1, 3, 3]),
         ];
         for (places, shape) in refused {
             assert!(places.count(shape).is_err(), "{places:?} {shape:?}");
@@ -360,6 +397,7 @@ mod tests {
             Places::Turns { mirrored: true, grouped: false },
             Places::Turns { mirrored: false, grouped: true },
             Places::Copies { times: 200, signed: true },
+            Places::Tiles { times: 300 },
         ];
         for places in all {
             let mut bytes = Vec::new();
@@ -367,6 +405,6 @@ mod tests {
             let mut reader = Reader::new(&bytes);
             assert_eq!(Places::read(&mut reader).unwrap(), places);
         }
-        assert!(Places::read(&mut Reader::new(&[4, 0, 0])).is_err() && Places::read(&mut Reader::new(&[2, 4])).is_err());
+        assert!(Places::read(&mut Reader::new(&[5, 0, 0])).is_err() && Places::read(&mut Reader::new(&[2, 4])).is_err());
     }
 }

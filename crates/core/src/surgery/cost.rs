@@ -21,7 +21,9 @@ impl Net {
             let inputs: Vec<&[usize]> = node.inputs.iter().map(|&input| shapes[input].as_slice()).collect();
             let shape = layer.output_shape(&inputs, weight.map(|(_, shape)| shape.as_slice()));
             let shape = shape.map_err(|source| Error::Shape { node: node.name.clone(), source })?;
-            layers.extend(LayerCost::of((index, &node.name), layer.kind(), &tensors, &shape));
+            // A cut takes a weight out of its rule.
+            let base_values = node.op.base_values().filter(|_| tensors == node.op.tensor_shapes());
+            layers.extend(LayerCost::of((index, &node.name), layer.kind(), &tensors, base_values, &shape));
             shapes.push(shape);
         }
         Ok(Cost { layers })

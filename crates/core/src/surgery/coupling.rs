@@ -102,6 +102,11 @@ impl Coupling {
                 let (front, back) = (self.fresh(before), self.fresh(after));
                 [front, inputs.remove(0), back].concat()
             }
+            Channels::Blocked { from, to } => {
+                let blocks = inputs[0].chunks(from);
+                blocks.clone().for_each(|block| block.iter().for_each(|&class| self.classes.join(block[0], class)));
+                blocks.flat_map(|block| std::iter::repeat_n(block[0], to)).collect()
+            }
             Channels::Spread => inputs[0].iter().flat_map(|&class| std::iter::repeat_n(class, spread)).collect(),
             Channels::Mixed { why, fixed } => {
                 let why = format!("'{name}' ({}) {why}", kind.name());

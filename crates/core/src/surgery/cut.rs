@@ -8,7 +8,7 @@ use burn::tensor::Device;
 
 use crate::coding::Source;
 use crate::error::Result;
-use crate::net::{Net, Node, Op};
+use crate::net::{Net, Node};
 use crate::stored::{Stored, build};
 
 pub(super) fn keep(net: Net, stay: &[Vec<bool>]) -> Result<Net> {
@@ -25,7 +25,7 @@ pub(super) fn keep(net: Net, stay: &[Vec<bool>]) -> Result<Net> {
 pub(super) fn mask(net: Net, stay: &[Vec<bool>]) -> Result<Net> {
     let device = net.device();
     let nodes = net.nodes.into_iter().enumerate().map(|(index, node)| {
-        let touched = node.dense().is_some() || matches!(node.op, Op::BatchNorm(_));
+        let touched = node.dense().is_some() || matches!(node.op.layer(), Layer::BatchNorm(_) | Layer::Affine(_));
         if !touched || stay[index].iter().all(|stays| *stays) {
             return Ok(node);
         }
@@ -39,7 +39,7 @@ fn silence(mut parameter: Stored, stay: &[bool]) -> Stored {
     let per_channel = parameter.base.len() / stay.len();
     match parameter.name {
         "weight" => parameter.mask((0..parameter.base.len()).map(|i| stay[i / per_channel]).collect()),
-        "bias" | "gamma" | "beta" => {
+        "bias" | "gamma" | "beta" | "shift" => {
             parameter.base.iter_mut().zip(stay).filter(|(_, stays)| !**stays).for_each(|(value, _)| *value = 0.0);
         }
         _ => {}

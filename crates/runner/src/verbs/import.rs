@@ -28,7 +28,7 @@ pub(crate) fn import(
     classes: Option<usize>,
     out: &Path,
 ) -> Result<Imported> {
-    let arch = Arch::named(arch)?;
+    let arch = Arch::within(crate::zoo(), arch)?;
     let mut wanted = arch.wanted();
     wanted.classes = classes.unwrap_or(wanted.classes);
     wanted.normalization = normalization;

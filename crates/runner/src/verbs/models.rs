@@ -2,7 +2,7 @@ use std::fmt;
 
 use anyhow::Result;
 use briquette_core::cost::Cost;
-use briquette_core::zoo::ZOO;
+use briquette_core::zoo::Arch;
 use burn::tensor::Device;
 use serde::Serialize;
 
@@ -22,12 +22,12 @@ struct Network {
 
 /// `models`.
 pub(crate) fn models() -> Result<Models> {
-    let network = |arch: &briquette_core::zoo::Arch| -> Result<Network> {
+    let network = |arch: &Arch| -> Result<Network> {
         let cost = Cost::of(&arch.build(&arch.wanted(), &Device::flex())?)?;
         let (params, macs) = (cost.params(), cost.macs());
         Ok(Network { name: arch.name, input: arch.input, classes: arch.classes, params, macs, paper: arch.paper })
     };
-    ZOO.iter().map(network).collect::<Result<_>>().map(Models)
+    crate::zoo().map(network).collect::<Result<_>>().map(Models)
 }
 
 impl fmt::Display for Models {

@@ -31,15 +31,17 @@ impl Epilogue {
         }
     }
 
-    /// Takes over the scale and shift of each of `out` channels; false when it cannot. The weights are left to the layer.
-    pub(crate) fn fold(&mut self, out: usize, scale: &[f32], shift: &[f32]) -> bool {
+    /// Takes over the scale and shift of `out` channels, or of fewer that are runs of as many of these each, which a regrouping makes of them; the
+    /// scale of each of the `out`, or none when it cannot. The weights are left to the layer.
+    pub(crate) fn fold(&mut self, out: usize, scale: &[f32], shift: &[f32]) -> Option<Vec<f32>> {
         // Between them may stand a flattening, after which a channel is another thing.
-        if self.activation.is_some() || scale.len() != out {
-            return false;
+        if self.activation.is_some() || scale.is_empty() || !out.is_multiple_of(scale.len()) {
+            return None;
         }
+        let run = out / scale.len();
         let bias = |channel: usize| self.bias.get(channel).copied().unwrap_or(0.0);
-        self.bias = (0..out).map(|channel| bias(channel) * scale[channel] + shift[channel]).collect();
-        true
+        self.bias = (0..out).map(|channel| bias(channel) * scale[channel / run] + shift[channel / run]).collect();
+        Some(scale.iter().flat_map(|scale| std::iter::repeat_n(*scale, run)).collect())
     }
 }
 
@@ -170,12 +172,10 @@ impl Operation for Convolution {
     }
 
     fn fold(&mut self, scale: &[f32], shift: &[f32]) -> bool {
-        let folds = self.epilogue.fold(self.out, scale, shift);
-        if folds {
-            let rows = self.out / self.parts.len();
-            self.parts.iter_mut().zip(scale.chunks(rows)).for_each(|(part, factors)| part.weight.scale_rows(factors));
-        }
-        folds
+        let Some(scale) = self.epilogue.fold(self.out, scale, shift) else { return false };
+        let rows = self.out / self.parts.len();
+        self.parts.iter_mut().zip(scale.chunks(rows)).for_each(|(part, factors)| part.weight.scale_rows(factors));
+        true
     }
 
     /// `[batch, channels, h, w]` to `[batch, out, oh, ow]`.
@@ -213,12 +213,10 @@ impl Operation for Depthwise {
     }
 
     fn fold(&mut self, scale: &[f32], shift: &[f32]) -> bool {
-        let folds = self.epilogue.fold(self.out, scale, shift);
-        if folds {
-            let taps = self.weight.len() / self.out;
-            self.weight.chunks_mut(taps).zip(scale).for_each(|(taps, scale)| taps.iter_mut().for_each(|tap| *tap *= scale));
-        }
-        folds
+        let Some(scale) = self.epilogue.fold(self.out, scale, shift) else { return false };
+        let taps = self.weight.len() / self.out;
+        self.weight.chunks_mut(taps).zip(scale).for_each(|(taps, scale)| taps.iter_mut().for_each(|tap| *tap *= scale));
+        true
     }
 
     /// `[batch, channels, h, w]` to `[batch, out, oh, ow]`.
@@ -288,11 +286,9 @@ impl Operation for Dense {
     }
 
     fn fold(&mut self, scale: &[f32], shift: &[f32]) -> bool {
-        let folds = self.epilogue.fold(self.out, scale, shift);
-        if folds {
-            self.weight.scale_rows(scale);
-        }
-        folds
+        let Some(scale) = self.epilogue.fold(self.out, scale, shift) else { return false };
+        self.weight.scale_rows(&scale);
+        true
     }
 
     /// `[batch, in]` to `[batch, out]`.

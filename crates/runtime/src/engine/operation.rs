@@ -26,7 +26,7 @@ pub(crate) trait Operation: Debug + Send + Sync {
         None
     }
 
-    /// Takes over the scale and shift of each channel that follow; false when it cannot.
+    /// Takes over the scale and shift of each channel that follow, or of each run of channels where there are fewer; false when it cannot.
     fn fold(&mut self, scale: &[f32], shift: &[f32]) -> bool {
         let _ = (scale, shift);
         false

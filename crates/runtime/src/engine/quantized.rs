@@ -50,11 +50,9 @@ impl Operation for Quantized {
     }
 
     fn fold(&mut self, scale: &[f32], shift: &[f32]) -> bool {
-        let folds = self.epilogue.fold(self.out, scale, shift);
-        if folds {
-            self.scaling.multiply(scale);
-        }
-        folds
+        let Some(scale) = self.epilogue.fold(self.out, scale, shift) else { return false };
+        self.scaling.multiply(&scale);
+        true
     }
 
     /// `[batch, channels, h, w]` to `[batch, out, oh, ow]`. The input is put on its grid first, which changes nothing where that was done before.

@@ -1,8 +1,9 @@
 //! Batch normalization.
 
-use super::{Activation, Channels, Constants, Extent, Kind, Parameters, Role, Runnable, Setting, Sign, Storable, Tensor};
+use super::affine::ScaleShift;
+use super::{Channels, Constants, Extent, Kind, Parameters, Role, Runnable, Setting, Sign, Storable, Tensor};
 use crate::bytes::{Put as _, Reader};
-use crate::engine::{Operation, Threads, decoded};
+use crate::engine::{Operation, decoded};
 use crate::{Error, Node};
 
 /// Inference form of batch normalization; tensors `gamma`, `beta`, `mean`, `var`, each `[channels]`.
@@ -76,7 +77,7 @@ impl Storable for BatchNorm {
 impl Runnable for BatchNorm {
     fn operation(&self, node: &Node, _: &[usize], _: &[usize]) -> Box<dyn Operation> {
         let (scale, shift) = self.scale_and_shift(node);
-        Box::new(Affine { scale, shift, activation: None })
+        Box::new(ScaleShift { scale, shift, activation: None })
     }
 
     fn merge(&self, node: &Node, before: &mut dyn Operation) -> bool {
@@ -93,40 +94,5 @@ impl BatchNorm {
             (scale as f32, (f64::from(beta[c]) - f64::from(mean[c]) * scale) as f32)
         };
         (0..gamma.len()).map(channel).unzip()
-    }
-}
-
-/// `x * scale + shift` per channel.
-#[derive(Debug)]
-struct Affine {
-    scale: Vec<f32>,
-    shift: Vec<f32>,
-    activation: Option<Activation>,
-}
-
-impl Operation for Affine {
-    fn in_place(&self) -> bool {
-        true
-    }
-
-    fn bytes(&self) -> usize {
-        4 * (self.scale.len() + self.shift.len())
-    }
-
-    fn activation(&mut self) -> Option<&mut Option<Activation>> {
-        Some(&mut self.activation)
-    }
-
-    fn run(&self, _: &[&[f32]], batch: usize, output: &mut [f32], threads: &Threads) {
-        let sample = output.len() / batch;
-        threads.pieces(output, sample, |_, out| {
-            let area = out.len() / self.scale.len();
-            for ((scale, shift), values) in self.scale.iter().zip(&self.shift).zip(out.chunks_mut(area)) {
-                values.iter_mut().for_each(|x| *x = *x * scale + shift);
-            }
-            if let Some(activation) = self.activation {
-                activation.apply(out);
-            }
-        });
     }
 }

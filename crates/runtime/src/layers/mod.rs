@@ -7,12 +7,15 @@
 mod activation;
 mod adaptive_avg_pool;
 mod add;
+mod affine;
 mod avg_pool;
 mod batch_norm;
+mod channel_pool;
 mod channel_slice;
 mod clip;
 mod concat;
 mod conv2d;
+mod cyclic;
 mod dropout;
 mod flatten;
 mod gate;
@@ -30,6 +33,7 @@ mod pad;
 mod pad_shortcut;
 mod permute;
 mod quantize;
+mod regroup;
 mod route;
 mod shape;
 mod softmax;
@@ -41,12 +45,16 @@ use std::fmt::Debug;
 pub use activation::Activation;
 pub use adaptive_avg_pool::AdaptiveAvgPool;
 pub use add::Add;
+pub use affine::Affine;
 pub use avg_pool::AvgPool;
 pub use batch_norm::BatchNorm;
+pub use channel_pool::{ChannelPool, Reduction};
 pub use channel_slice::ChannelSlice;
 pub use clip::Clip;
 pub use concat::Concat;
 pub use conv2d::Conv2d;
+pub(crate) use cyclic::before_turns;
+pub use cyclic::{Cyclic, TINY};
 pub use dropout::Dropout;
 pub use flatten::Flatten;
 pub use gate::{Gate, Measure};
@@ -64,6 +72,7 @@ pub use pad::Pad;
 pub use pad_shortcut::PadShortcut;
 pub use permute::Permute;
 pub use quantize::{Quantize, StepGradient};
+pub use regroup::Regroup;
 pub use route::Route;
 pub use shape::ShapeError;
 pub use softmax::Softmax;
@@ -155,7 +164,11 @@ layers! {
     25 Gate,
     26 Route,
     27 Merge,
-    33 Permute,
+    28 Affine,
+    29 ChannelPool,
+    30 Regroup,
+    31 Cyclic,
+    32 Permute,
 }
 
 /// What a layer answers for.
@@ -367,6 +380,13 @@ pub enum Channels {
         before: usize,
         /// New ones behind.
         after: usize,
+    },
+    /// Makes of so many in a row so many new ones; of zeros it makes zeros.
+    Blocked {
+        /// Channels that belong together.
+        from: usize,
+        /// What becomes of them.
+        to: usize,
     },
     /// Makes a feature of each pixel of each.
     Spread,

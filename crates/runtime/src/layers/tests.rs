@@ -35,7 +35,13 @@ fn every_layer_comes_back() {
         Gate { measure: Measure::Confidence, threshold: 0.5 }.into(),
         Route { leaving: true }.into(),
         Merge.into(),
+        Affine.into(),
+        ChannelPool { grid: [3, 300], window: [2, 5], reduction: Reduction::Max }.into(),
+        ChannelPool { grid: [1, 8], window: [1, 8], reduction: Reduction::Mean }.into(),
+        Regroup { maps: 300, apart: false, back: true }.into(),
+        Regroup { maps: 4, apart: true, back: false }.into(),
     ];
+    layers.extend([Cyclic::Slice, Cyclic::Roll, Cyclic::Stack, Cyclic::Mean, Cyclic::Max, Cyclic::Rms].map(Layer::from));
     layers.extend(
         [StepGradient::Fixed, StepGradient::Learned, StepGradient::Clip]
             .map(|train| Quantize { levels: 16, zero: 7.5, train }.into()),
@@ -135,6 +141,10 @@ fn shapes_that_do_not_fit_name_both_sides() {
     assert_eq!(error, "multiply: inputs of the shapes [8, 4, 4] and [1, 4, 3]");
     assert_eq!(of(Multiply.into(), &[&[8]], None).unwrap_err(), "multiply takes two input(s), 1 are wired");
     assert_eq!(of(Multiply.into(), &[&[8, 4, 4], &[1, 4, 4]], None).unwrap(), [8, 4, 4]);
+    let pool = |window| ChannelPool { grid: [2, 2], window, reduction: Reduction::Max };
+    assert_eq!(of(pool([2, 1]).into(), &[&[8, 4, 3]], None).unwrap(), [4, 4, 3]);
+    let error = of(pool([1, 1]).into(), &[&[6]], None).unwrap_err();
+    assert_eq!(error, "channel-pool: 6 channels are no multiple of the 2 by 2 of a grid");
     assert_eq!(of(MeanMagnitude.into(), &[&[8, 4, 3]], None).unwrap(), [1, 4, 3]);
     assert!(of(MaxPool { window: Window::square(3) }.into(), &[&[1, 2, 2]], None).is_err());
 }

@@ -1,5 +1,6 @@
 //! Layers with parameters that Burn has no module for: each a file, and a line in the list of `computed`.
 
+mod affine;
 mod quantize;
 mod structured;
 
