@@ -9,7 +9,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::coding::{Coding, Source};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::net::{Net, Node, Op, explicit, padded};
 use crate::streams::{standard_normal, stream};
 use crate::tensors::{Parameter, Ranked, Tensors};
@@ -19,6 +19,8 @@ use crate::tensors::{Parameter, Ranked, Tensors};
 pub struct Builder {
     nodes: Vec<Node>,
     shapes: Vec<Vec<usize>>,
+    /// The first node that does not fit.
+    refused: Option<Error>,
     seed: u64,
     device: Device,
 }
@@ -78,7 +80,7 @@ impl Builder {
     /// the node's name alone, so that a layer's start does not depend on its neighbours or on the device.
     pub fn new(shape: [usize; 3], seed: u64, device: &Device) -> Self {
         let input = Node { op: Op::fixed(layers::Input { shape: shape.to_vec() }), name: "input".into(), inputs: Vec::new() };
-        Self { nodes: vec![input], shapes: vec![shape.to_vec()], seed, device: device.clone() }
+        Self { nodes: vec![input], shapes: vec![shape.to_vec()], refused: None, seed, device: device.clone() }
     }
 
     /// The input.
@@ -145,7 +147,12 @@ impl Builder {
 
     /// Batch normalization.
     pub fn batch_norm(&mut self, name: &str, at: At) -> At {
-        let norm: BatchNorm = BatchNormConfig::new(self.shape(at)[0]).init(&self.device);
+        self.batch_norm_with(name, at, 1e-5)
+    }
+
+    /// Batch normalization with another `epsilon` beside the variance.
+    pub fn batch_norm_with(&mut self, name: &str, at: At, epsilon: f64) -> At {
+        let norm: BatchNorm = BatchNormConfig::new(self.shape(at)[0]).with_epsilon(epsilon).init(&self.device);
         self.push(name, &[at], Op::BatchNorm(norm))
     }
 
@@ -190,20 +197,26 @@ impl Builder {
         self.push(name, at, Op::fixed(layer))
     }
 
-    /// Any operation. A convolution's `Same` padding becomes the numbers that it is for this input.
-    ///
-    /// # Panics
-    /// If the operation does not fit its inputs, which is a fault of the program that builds.
+    /// Any operation. A convolution's `Same` padding becomes the numbers that it is for this input. One that does not fit its inputs is an error of
+    /// [`Builder::finish`]; until then its output counts as of its input's shape.
     pub fn push(&mut self, name: &str, at: &[At], op: Op) -> At {
         let op = match (op, at) {
             (Op::Conv2d(conv), &[at]) => Op::Conv2d(padded(conv, self.shape(at))),
             (op, _) => op,
         };
         let inputs: Vec<&[usize]> = at.iter().map(|at| self.shape(*at)).collect();
-        let shape = op
+        let fit = op
             .check_padding()
             .and_then(|()| op.layer().output_shape(&inputs, op.weight_shape().as_deref()).map_err(|error| error.to_string()));
-        self.shapes.push(shape.unwrap_or_else(|error| panic!("node '{name}': {error}")));
+        let shape = match fit {
+            Ok(shape) => shape,
+            Err(detail) => {
+                let unknown = inputs.first().map_or(vec![1], |shape| shape.to_vec());
+                self.refused.get_or_insert_with(|| Error::node(name, detail));
+                unknown
+            }
+        };
+        self.shapes.push(shape);
         self.nodes.push(Node { op, name: name.into(), inputs: at.iter().map(|at| at.0).collect() });
         At(self.nodes.len() - 1)
     }
@@ -211,8 +224,11 @@ impl Builder {
     /// The finished network; its output is the node added last.
     ///
     /// # Errors
-    /// If the wiring does not hold.
+    /// Names the first node that does not fit, or says why the wiring does not hold.
     pub fn finish(self) -> Result<Net> {
+        if let Some(error) = self.refused {
+            return Err(error);
+        }
         let net = Net { nodes: self.nodes };
         net.shapes()?;
         Ok(net)

@@ -48,6 +48,8 @@ pub struct ModelSpec {
     pub arch: Option<String>,
     /// Width multiplier; 1 without it.
     pub width: Option<f64>,
+    /// Height and width of the images; the paper's without it.
+    pub size: Option<usize>,
     /// Checkpoint (`.safetensors`, PyTorch) or container (`.brq`) with the weights.
     pub file: Option<PathBuf>,
     /// Only the checkpoint's tensors below this dotted prefix are taken.
@@ -101,6 +103,7 @@ impl ModelSpec {
         let given = [
             ("arch", self.arch.is_some()),
             ("width", self.width.is_some()),
+            ("size", self.size.is_some()),
             ("prefix", self.prefix.is_some()),
             ("table", self.table.is_some()),
             ("mean", self.mean.is_some()),

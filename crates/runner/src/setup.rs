@@ -124,13 +124,15 @@ pub fn model(config: &Config, outline: &Outline, normalization: Normalization, d
     }
     let name = spec.arch.as_ref().ok_or_else(|| anyhow!("model: names no `arch`"))?;
     let arch = Arch::within(crate::zoo(), name)?;
-    suits(&Task { shape: arch.input.to_vec(), classes: outline.classes }, outline).with_context(|| format!("model '{name}'"))?;
     let wanted = Wanted {
         width: spec.width.unwrap_or(1.0),
+        size: spec.size,
         classes: outline.classes,
         normalization: given(spec)?.or(normalization),
         seed: stream(config.seed, "weights"),
     };
+    let task = Task { shape: arch.shape(&wanted).to_vec(), classes: outline.classes };
+    suits(&task, outline).with_context(|| format!("model '{name}'"))?;
     let net = arch.build(&wanted, device)?;
     match &spec.file {
         None => Ok(net),

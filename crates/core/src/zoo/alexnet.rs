@@ -1,9 +1,12 @@
 //! Krizhevsky, Sutskever, Hinton. "ImageNet Classification with Deep Convolutional Neural Networks". NIPS 2012.
 //! In the form of Caffe's reference model: one tower, convolutions 2, 4 and 5 in two groups, inputs of 227 by 227.
+//!
+//! `alexnet-one-tower` is the network of Krizhevsky. "One Weird Trick for Parallelizing Convolutional Neural Networks". 2014
+//! (arXiv:1404.5997), in torchvision's form: no groups, no normalization, and means that make maps of other images 6 by 6.
 
-use briquette_runtime::{Window, layers};
+use briquette_runtime::{Padding, Window, layers};
 
-use super::{Arch, Wanted};
+use super::{Arch, Wanted, conv_relu};
 use crate::builder::{At, Builder, Conv};
 
 pub(super) const ALEXNET: Arch = Arch {
@@ -13,6 +16,9 @@ pub(super) const ALEXNET: Arch = Arch {
     classes: 1000,
     build: alexnet,
 };
+
+pub(super) const ALEXNET_ONE_TOWER: Arch =
+    Arch { name: "alexnet-one-tower", paper: "Krizhevsky, 2014", input: [3, 224, 224], classes: 1000, build: one_tower };
 
 fn alexnet(b: &mut Builder, x: At, wanted: &Wanted) -> At {
     let pool = Window::new([3, 3], [2, 2]);
@@ -40,6 +46,29 @@ fn alexnet(b: &mut Builder, x: At, wanted: &Wanted) -> At {
         x = b.linear(&format!("fc{i}"), x, wanted.scaled(4096));
         x = b.relu(&format!("relu{i}"), x);
         x = b.fixed(&format!("drop{i}"), &[x], layers::Dropout { p: 0.5 });
+    }
+    b.linear("fc8", x, wanted.classes)
+}
+
+fn one_tower(b: &mut Builder, x: At, wanted: &Wanted) -> At {
+    let pool = Window::new([3, 3], [2, 2]);
+    let conv1 = Conv { padding: Padding::all(2), ..Conv::new(wanted.scaled(64), 11).stride(4) };
+    let mut x = conv_relu(b, "conv1", x, conv1);
+    x = b.max_pool("pool1", x, pool);
+    x = conv_relu(b, "conv2", x, Conv::new(wanted.scaled(192), 5).same());
+    x = b.max_pool("pool2", x, pool);
+    for (i, filters) in [(3, 384), (4, 256), (5, 256)] {
+        x = conv_relu(b, &format!("conv{i}"), x, Conv::new(wanted.scaled(filters), 3).same());
+    }
+    x = b.max_pool("pool5", x, pool);
+    if b.shape(x)[1..] != [6, 6] {
+        x = b.fixed("mean", &[x], layers::AdaptiveAvgPool { output: [6, 6] });
+    }
+    x = b.flatten("flatten", x);
+    for i in [6, 7] {
+        x = b.fixed(&format!("drop{i}"), &[x], layers::Dropout { p: 0.5 });
+        x = b.linear(&format!("fc{i}"), x, wanted.scaled(4096));
+        x = b.relu(&format!("fc{i}.relu"), x);
     }
     b.linear("fc8", x, wanted.classes)
 }

@@ -6,7 +6,7 @@
 
 use briquette_runtime::{Layer, Padding, Window, layers};
 
-use super::{Arch, Wanted};
+use super::{Arch, Wanted, conv_norm};
 use crate::builder::{At, Builder, Conv};
 
 const PAPER: &str = "He, Zhang, Ren, Sun, CVPR 2016";
@@ -113,10 +113,4 @@ fn bottleneck(b: &mut Builder, name: &str, x: At, filters: usize, stride: usize)
     let x = conv_norm(b, &format!("{name}.conv2"), x, Conv::new(filters, 3).same().stride(stride));
     let x = b.relu(&format!("{name}.relu2"), x);
     conv_norm(b, &format!("{name}.conv3"), x, Conv::new(4 * filters, 1))
-}
-
-/// A convolution without bias and its batch norm, named after it.
-fn conv_norm(b: &mut Builder, name: &str, x: At, conv: Conv) -> At {
-    let x = b.conv(name, x, conv.no_bias());
-    b.batch_norm(&format!("{name}.norm"), x)
 }

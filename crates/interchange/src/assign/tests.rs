@@ -151,6 +151,51 @@ fn blocks_beyond_the_ninth_stay_in_their_place() {
     assert_eq!(values(&assign(build(), &checkpoint, None).unwrap()), expected);
 }
 
+/// A layer of torchvision's module by the name that it has in the zoo.
+fn torchvision(arch: &str, name: &str) -> String {
+    let (layer, norm) = name.strip_suffix(".norm").map_or((name, false), |layer| (layer, true));
+    let (first, part) = layer.split_once('.').unwrap_or((layer, ""));
+    let (kind, number) = first.split_at(first.find(|c: char| c.is_ascii_digit()).unwrap_or(first.len()));
+    let number: usize = number.parse().unwrap_or(0);
+    let nth = usize::from(norm);
+    match (arch, kind) {
+        ("alexnet-one-tower", "conv") => format!("features.{}", [0, 3, 6, 8, 10][number - 1]),
+        ("alexnet-one-tower", _) => format!("classifier.{}", [1, 4, 6][number - 6]),
+        ("googlenet", "fc") => "fc".into(),
+        ("googlenet", _) => {
+            let layer = layer.replace(".reduce", ".0").replace("branch4.conv", "branch4.1").replace(".conv", ".1");
+            format!("{layer}.{}", if norm { "bn" } else { "conv" })
+        }
+        ("mobilenet-v2", "conv") => format!("features.{}.{nth}", if number == 1 { 0 } else { 18 }),
+        ("mobilenet-v2", "block") => {
+            let first = number == 1;
+            let part = match part {
+                "expand" => format!("0.{nth}"),
+                "depthwise" => format!("{}.{nth}", if first { 0 } else { 1 }),
+                _ => format!("{}", nth + if first { 1 } else { 2 }),
+            };
+            format!("features.{number}.conv.{part}")
+        }
+        ("squeezenet1.1", "conv") if number == 1 => "features.0".into(),
+        ("squeezenet1.1", "fire") => format!("features.{}.{part}", [3, 4, 6, 7, 9, 10, 11, 12][number - 2]),
+        _ => "classifier.1".into(),
+    }
+}
+
+#[test]
+fn checkpoints_of_torchvision_need_no_table() {
+    for name in ["alexnet-one-tower", "googlenet", "mobilenet-v2", "squeezenet1.1"] {
+        let arch = Arch::named(name).unwrap();
+        let build = || arch.build(&Wanted { width: 0.125, ..arch.wanted() }, &Device::flex()).unwrap();
+        let (checkpoint, plain) = (file(&build(), |layer| torchvision(name, layer)), file(&build(), plain));
+        assert_eq!(checkpoint.tensors.len(), plain.tensors.len(), "{name}");
+        let assigned = |checkpoint: &Checkpoint| {
+            values(&assign(build(), checkpoint, None).unwrap_or_else(|error| panic!("{name}: {error}")))
+        };
+        assert_eq!(assigned(&checkpoint), assigned(&plain), "{name}");
+    }
+}
+
 #[test]
 fn modules_that_could_change_places_are_refused_with_the_mapping() {
     let rename = |name: &str| name.replace("conv1", "second").replace("conv2", "first");

@@ -32,11 +32,11 @@ pub(crate) fn models() -> Result<Models> {
 
 impl fmt::Display for Models {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:14} {:>14} {:>8} {:>13} {:>15}  paper", "model", "input", "classes", "parameters", "MACs")?;
+        writeln!(f, "{:17} {:>14} {:>8} {:>13} {:>15}  paper", "model", "input", "classes", "parameters", "MACs")?;
         super::lines(
             f,
             self.0.iter().map(|Network { name, input, classes, params, macs, paper }| {
-                format!("{name:14} {:>14} {classes:>8} {params:>13} {macs:>15}  {paper}", format!("{input:?}"))
+                format!("{name:17} {:>14} {classes:>8} {params:>13} {macs:>15}  {paper}", format!("{input:?}"))
             }),
         )
     }
