@@ -1,6 +1,6 @@
 //! Building a network node by node, the way a paper's table reads.
 
-use briquette_runtime::{Activation, Layer, Padding, Window, layers};
+use briquette_runtime::{Activation, Layer, Padding, Places, Window, layers};
 use burn::module::{Param, ParamId};
 use burn::nn::conv::Conv2d;
 use burn::nn::{BatchNorm, BatchNormConfig, Linear};
@@ -8,7 +8,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::error::Result;
+use crate::coding::{Coding, Source};
+use crate::error::{Error, Result};
 use crate::net::{Net, Node, Op, explicit, padded};
 use crate::streams::{standard_normal, stream};
 use crate::tensors::{Parameter, Ranked, Tensors};
@@ -112,6 +113,26 @@ impl Builder {
         self.push(name, &[at], op)
     }
 
+    /// A convolution whose weight is made of fewer values by this rule: He-normal ones (fan-in of the weight), and zero biases.
+    ///
+    /// # Panics
+    /// If the rule, which is one that says how many values it takes, does not fit the shape of the weight.
+    pub fn shared_conv(&mut self, name: &str, at: At, conv: Conv, rule: Places) -> At {
+        let fan_in = self.shape(at)[0] / conv.groups;
+        let shape = [conv.filters, fan_in, conv.kernel, conv.kernel];
+        let source = rule.count(&shape).map_err(Error::from).and_then(|count| {
+            let values = he_normal(self.seed, name, count.unwrap_or(0), fan_in * conv.kernel * conv.kernel);
+            Source::shared(rule, values, &shape)
+        });
+        let source = source.unwrap_or_else(|error| panic!("node '{name}': {error}"));
+        let coded = self.conv(name, at, conv);
+        if let Op::Conv2d(conv) = &mut self.nodes[coded.0].op {
+            let plain = Param::from_tensor(Tensor::zeros(shape, &self.device));
+            conv.weight = Coding { mask: None, source }.attach(plain);
+        }
+        coded
+    }
+
     /// A fully connected layer with He-normal weights (fan-in) and zero biases.
     pub fn linear(&mut self, name: &str, at: At, features: usize) -> At {
         let fan_in = self.shape(at)[0];
@@ -208,7 +229,7 @@ impl Builder {
 }
 
 /// `count` weights of the node `name`, drawn from N(0, 2 / `fan_in`) (He, Zhang, Ren, Sun, "Delving Deep into Rectifiers", ICCV 2015).
-pub(crate) fn he_normal(seed: u64, name: &str, count: usize, fan_in: usize) -> Vec<f32> {
+pub fn he_normal(seed: u64, name: &str, count: usize, fan_in: usize) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(stream(seed, name));
     let deviation = (2.0 / fan_in as f64).sqrt();
     (0..count).map(|_| (standard_normal(&mut rng) * deviation) as f32).collect()
