@@ -45,7 +45,8 @@ use briquette_parts::yes;
 use briquette_runtime::Places;
 use serde::Deserialize;
 
-use crate::symmetric::{Asked, Init, Symmetry, rewritten};
+use crate::chosen::Init;
+use crate::symmetric::{Asked, Symmetry, rewritten};
 
 /// Has convolutions treat four turned views with a quarter of the filters.
 #[derive(Debug, Deserialize)]

@@ -38,7 +38,8 @@ use briquette_core::net::Node;
 use briquette_parts::algebra::{Matrix, svd};
 use serde::Deserialize;
 
-use crate::rewriting::{Compact, Init, Rewriting, Site, linear, normalized};
+use crate::chosen::Init;
+use crate::rewriting::{Compact, Rewriting, Site, linear, normalized};
 
 /// Replaces convolutions by depthwise separable ones.
 pub type DepthwiseSeparable = Rewriting<Separable>;

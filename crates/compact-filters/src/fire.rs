@@ -39,7 +39,8 @@ use briquette_core::{Padding, layers};
 use briquette_parts::algebra::{Matrix, svd};
 use serde::Deserialize;
 
-use crate::rewriting::{Compact, Init, Rewriting, Site};
+use crate::chosen::Init;
+use crate::rewriting::{Compact, Rewriting, Site};
 
 /// Replaces convolutions by fire modules.
 pub type Fire = Rewriting<Squeeze>;

@@ -48,7 +48,8 @@ use briquette_parts::yes;
 use briquette_runtime::Places;
 use serde::Deserialize;
 
-use crate::symmetric::{Asked, Init, Symmetry, rewritten};
+use crate::chosen::Init;
+use crate::symmetric::{Asked, Symmetry, rewritten};
 
 /// Gives convolutions the form that turns with their input.
 #[derive(Debug, Deserialize)]
@@ -64,8 +65,8 @@ pub struct GroupEquivariant {
     except: Layers,
     /// Channels as a share of filters: without it `1 / sqrt |G|`, which keeps the number of weights, or for a fit `1 / |G|`, the only one.
     width: Option<f64>,
-    /// Where filters begin.
-    #[serde(default)]
+    /// Where filters begin; at random without it.
+    #[serde(default = "scratch")]
     init: Init,
     /// What stays of the maps of a channel behind the last convolution.
     #[serde(default = "largest")]
@@ -75,6 +76,10 @@ pub struct GroupEquivariant {
     exact: bool,
     /// Training afterwards.
     tune: Option<Recipe>,
+}
+
+fn scratch() -> Init {
+    Init::Random
 }
 
 fn largest() -> Reduction {
@@ -215,7 +220,7 @@ pub fn convolve(b: &mut Builder, name: &str, at: At, conv: Conv, group: Group) -
 
 fn convolution(b: &mut Builder, name: &str, at: At, conv: Conv, group: Group, rule: Places) -> At {
     let maps = Conv { filters: conv.filters * group.order(), bias: false, ..conv };
-    let at = b.conv_by(name, at, maps, rule);
+    let at = b.shared_conv(name, at, maps, rule);
     if !conv.bias {
         return at;
     }

@@ -43,7 +43,8 @@ use briquette_core::{Activation, Padding};
 use briquette_parts::algebra::{Matrix, svd};
 use serde::Deserialize;
 
-use crate::rewriting::{Compact, Init, Rewriting, Site, linear, normalized};
+use crate::chosen::Init;
+use crate::rewriting::{Compact, Rewriting, Site, linear, normalized};
 
 /// Replaces convolutions by two of smaller kernels.
 pub type InceptionFactor = Rewriting<Factors>;

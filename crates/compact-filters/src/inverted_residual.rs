@@ -36,7 +36,8 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::Node;
 use serde::Deserialize;
 
-use crate::rewriting::{Compact, Init, Rewriting, Site, normalized};
+use crate::chosen::Init;
+use crate::rewriting::{Compact, Rewriting, Site, normalized};
 
 /// Replaces convolutions by inverted residuals.
 pub type InvertedResidual = Rewriting<Inverted>;

@@ -18,6 +18,8 @@ use burn::tensor::Device;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::chosen::Init;
+
 /// A method: it replaces convolutions of more than one pixel, in one group, by blocks of one form. A layer that `layers` names is replaced
 /// whatever the block costs; of the others those are that have fewer parameters and no more multiply-accumulates as a block. Nodes of a block
 /// bear the layer's name with an ending; its last one has the layer's readers, and batch norms and activations behind the layer stay.
@@ -38,17 +40,6 @@ pub struct Rewriting<F> {
     /// What only this form has to set.
     #[serde(flatten)]
     form: F,
-}
-
-/// Where the weights of a block begin.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Init {
-    /// Near the weight that they replace, in the sense of least squares; the bias stays.
-    #[default]
-    Fit,
-    /// From N(0, 2 / fan-in) (He et al., ICCV 2015), and biases at zero.
-    Random,
 }
 
 /// A convolution that a block replaces.

@@ -14,7 +14,8 @@ use briquette_core::{Layer, Padding, Window};
 use briquette_parts::refuse;
 use briquette_runtime::Places;
 use burn::tensor::Device;
-use serde::Deserialize;
+
+use crate::chosen::Init;
 
 /// How a method's convolutions make maps.
 pub(crate) trait Symmetry {
@@ -54,17 +55,6 @@ pub(crate) trait Symmetry {
         let _ = (layer, input, output);
         None
     }
-}
-
-/// Where the base filters begin.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Init {
-    /// At random, as in He, Zhang, Ren, Sun (ICCV 2015), biases at zero and batch norms neutral.
-    #[default]
-    Random,
-    /// At the least-squares fit to the network's filters.
-    Fit,
 }
 
 /// What is asked of the walk.

@@ -111,7 +111,7 @@ impl Builder {
     ///
     /// # Panics
     /// If the rule does not fit the shape, or leaves open how many values there are.
-    pub fn conv_by(&mut self, name: &str, at: At, conv: Conv, rule: Places) -> At {
+    pub fn shared_conv(&mut self, name: &str, at: At, conv: Conv, rule: Places) -> At {
         let fan_in = self.shape(at)[0] / conv.groups;
         let [height, width] = conv.kernel;
         let (shape, taps) = ([conv.filters, fan_in, height, width], fan_in * height * width);

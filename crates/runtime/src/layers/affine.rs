@@ -5,7 +5,8 @@ use crate::bytes::Reader;
 use crate::engine::{Operation, Threads, decoded};
 use crate::{Activation, Error, Node};
 
-/// `y_c = scale_c x_c + shift_c` for each channel `c`; tensors `shift` `[channels]` and optionally `scale` `[channels]`, without which it is 1.
+/// `y_c = scale_c x_c + shift_c` for each channel `c`; tensors `shift` `[channels]` and optionally `scale` `[channels]`, without which it
+/// is 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Affine;
 

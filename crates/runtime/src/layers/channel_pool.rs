@@ -6,9 +6,9 @@ use crate::bytes::{Put as _, Reader};
 use crate::engine::{Operation, Threads};
 use crate::{Error, Node};
 
-/// Pools the maps of each `grid` at each pixel over windows that do not overlap. Of `[a, b]` the channel `(g a + i) b + j` is at row `i` and column
-/// `j` of grid `g`; a window of `[s, t]` makes `[C a b, h, w]` to `[C floor(a / s) floor(b / t), h, w]`, in the same order. Rows and columns that
-/// fill no window are left out.
+/// Pools the maps of each `grid` at each pixel over windows that do not overlap. Of `[a, b]` the channel `(g a + i) b + j` is at row `i`
+/// and column `j` of grid `g`; a window of `[s, t]` makes `[C a b, h, w]` to `[C floor(a / s) floor(b / t), h, w]`, in the same order. Rows
+/// and columns that fill no window are left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ChannelPool {
     /// Rows and columns of a grid of channels.

@@ -1,0 +1,105 @@
+//! Which layers a method rewrites, and what it refuses of them.
+
+use std::collections::BTreeMap;
+
+use briquette_core::coding::Coding;
+use briquette_core::error::{Error, Result};
+use briquette_core::net::{Net, Node};
+use briquette_core::stored::Stored;
+use briquette_core::types::Layers;
+use briquette_parts::refuse;
+use serde::Deserialize;
+
+/// Where the values of rewritten layers begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Init {
+    /// Near the weights that they replace, in the sense of least squares.
+    #[default]
+    Fit,
+    /// At random, weights from N(0, 2 / fan-in) (He, Zhang, Ren, Sun, ICCV 2015), for training from scratch.
+    Random,
+}
+
+/// What `fit` says of each layer that `layers` and `except` choose, by the layer's name. Layers of which it says why they do not fit are
+/// left alone, unless `layers` has their very names.
+///
+/// # Errors
+/// Names a layer that was named and does not fit; without any that fits, the first of all.
+pub(crate) fn chosen<T>(
+    net: &Net,
+    [layers, except]: [&Layers; 2],
+    fit: impl Fn(usize) -> std::result::Result<T, String>,
+) -> Result<BTreeMap<String, T>> {
+    let (mut fitting, mut first) = (BTreeMap::new(), None);
+    for index in layers.without(except, net)? {
+        let name = &net.nodes[index].name;
+        match fit(index) {
+            Ok(found) => drop(fitting.insert(name.clone(), found)),
+            Err(why) => {
+                layers.all_done(net, |named| named != index, &why)?;
+                first.get_or_insert(Error::node(name, why));
+            }
+        }
+    }
+    match first {
+        Some(error) if fitting.is_empty() => Err(error),
+        _ => Ok(fitting),
+    }
+}
+
+/// The parameters of a convolution whose weight is its own.
+///
+/// # Errors
+/// A coding, and a weight that is not finite.
+pub(crate) fn plain(node: &Node) -> Result<Vec<Stored>> {
+    let parameters = node.parameters();
+    for weight in parameters.iter().filter(|stored| stored.name == "weight") {
+        if weight.coding != Coding::default() {
+            let detail = "is pruned or shares its weights, which compact filters cannot keep; put their pass before those";
+            return Err(Error::node(&node.name, detail));
+        }
+        refuse::not_finite(&node.name, &weight.base)?;
+    }
+    Ok(parameters)
+}
+
+#[cfg(test)]
+pub(crate) mod proof {
+    use briquette_core::coding::floats;
+    use briquette_core::context::Silent;
+    use briquette_core::stored::Storage;
+    use briquette_core::training::probe;
+    use briquette_runtime::{Engine, Model};
+    use burn::tensor::Device;
+
+    use super::*;
+
+    /// Both networks have the same outputs for all images of `briquette_handmade`, and so has the engine from the first one's container.
+    pub(crate) fn agree(net: &Net, other: &Net) {
+        let near =
+            |a: &[f32], b: &[f32]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-5 * (1.0 + b.abs()));
+        let (data, mut silent) = (briquette_handmade::images(), Silent);
+        let mut cx = briquette_handmade::context(&data, &mut silent);
+        probe(&mut cx, "all", (1, data.train.len()), &Device::flex(), |images, _| {
+            let (found, expected) = (floats(net.forward(images.clone())), floats(other.forward(images.clone())));
+            assert!(near(&found, &expected), "{found:?} and {expected:?}");
+            let bytes = net.to_model(Storage::default())?.to_bytes()?;
+            let engine = Engine::new(&Model::from_bytes(&bytes)?, 1)?.run(&floats(images), data.train.len())?;
+            assert!(near(&engine, &expected), "{engine:?} and {expected:?}");
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    /// The network with the first weight of a layer masked.
+    pub(crate) fn pruned(mut net: Net, layer: &str) -> Net {
+        let (index, device) = (net.index(layer).unwrap(), net.device());
+        let node = net.nodes.remove(index);
+        let mut parameters = node.parameters();
+        let stays = (0..parameters[0].base.len()).map(|weight| weight > 0).collect();
+        parameters[0].mask(stays);
+        net.nodes.insert(index, node.with(parameters, &device).unwrap());
+        net
+    }
+}

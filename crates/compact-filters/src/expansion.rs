@@ -1,0 +1,268 @@
+//! What `crelu` and `multi-bias` share: of each filter of a convolution come several maps, each rectified by itself, so that fewer filters
+//! do. It stands where the rectifier was that the maps of the convolution come to, through a batch norm or what else keeps channels apart.
+
+use std::collections::BTreeMap;
+
+use briquette_core::builder::he_normal;
+use briquette_core::coding::Coding;
+use briquette_core::error::Result;
+use briquette_core::net::{Net, Node, Op};
+use briquette_core::stored::Stored;
+use briquette_core::types::Layers;
+use briquette_core::{Activation, Layer};
+use briquette_runtime::layers::{self, Arity, Channels, Extent};
+
+use crate::chosen::{Init, chosen, plain};
+
+/// How the maps come about.
+pub(crate) trait Expansion {
+    /// Maps of one filter.
+    fn copies(&self) -> usize;
+
+    /// Old filters, `copies` together, of which one becomes each new filter.
+    fn together(&self, filters: &[&[f32]]) -> Vec<Vec<usize>>;
+
+    /// What becomes of a tensor's values for filters that become one; `shift` says whether this tensor is what is added last.
+    fn merged(&self, tensor: &str, values: &[f32], shift: bool) -> f32;
+
+    /// The nodes in front of the rectifier `name`, the first of which reads the node `input` and has the index `first`. `shifts` has for
+    /// each new filter what was added to the maps of the old ones; none where nothing was, or where their values do not matter.
+    ///
+    /// # Errors
+    /// When a node cannot be made.
+    fn nodes(
+        &self,
+        net: &Net,
+        name: &str,
+        input: usize,
+        first: usize,
+        filters: usize,
+        shifts: Option<&[Vec<f32>]>,
+    ) -> Result<Vec<Node>>;
+}
+
+/// Where a convolution is expanded.
+#[derive(Debug, Clone)]
+pub(crate) struct Site {
+    /// The batch norms between convolution and rectifier.
+    norms: Vec<String>,
+    rectifier: String,
+    /// What reads the rectified maps, each channel of them as so many columns.
+    readers: Vec<(String, usize)>,
+}
+
+/// Rewrites the layers that `layers` and `except` choose; `init` says which fit, and `values` where the new ones begin.
+///
+/// # Errors
+/// What does not fit, by name.
+pub(crate) fn expand(net: Net, by: &impl Expansion, choice: [&Layers; 2], init: Init, values: Init, seed: u64) -> Result<Net> {
+    let shapes = net.shapes()?;
+    let sites = chosen(&net, choice, |index| site(&net, &shapes, index, by.copies(), init))?;
+    rewritten(net, by, &sites, values, seed)
+}
+
+fn rewritten(mut net: Net, by: &impl Expansion, sites: &BTreeMap<String, Site>, values: Init, seed: u64) -> Result<Net> {
+    for (name, site) in sites {
+        let (device, index) = (net.device(), net.index(name)?);
+        let parameters = plain(&net.nodes[index])?;
+        let old = parameters[0].shape[0];
+        let filters = old / by.copies();
+        let together = match values {
+            Init::Fit => {
+                let rows: Vec<&[f32]> = parameters[0].base.chunks(parameters[0].base.len() / old).collect();
+                by.together(&rows)
+            }
+            Init::Random => Vec::new(),
+        };
+        let last = site.norms.last().unwrap_or(name);
+        let shifting = |stored: &Stored| ["beta", "bias"].contains(&stored.name);
+        let shift = net.nodes[net.index(last)?].parameters().into_iter().find(shifting).map(|shift| shift.base);
+        let shifts: Option<Vec<Vec<f32>>> =
+            shift.map(|shift| together.iter().map(|old| old.iter().map(|filter| shift[*filter]).collect()).collect());
+        for made in site.norms.iter().chain([name]) {
+            let index = net.index(made)?;
+            let node = net.nodes.remove(index);
+            let fewer = node.parameters().into_iter().map(|stored| match values {
+                Init::Fit => {
+                    let shift = made == last && shifting(&stored);
+                    merged(stored, &together, |tensor, values| by.merged(tensor, values, shift))
+                }
+                Init::Random => fresh(stored, made, filters, seed),
+            });
+            let fewer = fewer.collect();
+            net.nodes.insert(index, node.with(fewer, &device)?);
+        }
+        if values == Init::Fit {
+            let order: Vec<usize> = (0..by.copies()).flat_map(|copy| together.iter().map(move |old| old[copy])).collect();
+            for (reader, spread) in &site.readers {
+                net = reordered(net, reader, *spread, &order)?;
+            }
+        }
+        let at = net.index(&site.rectifier)?;
+        let input = net.nodes[at].inputs[0];
+        let shifts = shifts.filter(|_| values == Init::Fit);
+        let new = by.nodes(&net, &site.rectifier, input, at, filters, shifts.as_deref())?;
+        let end = at + new.len() - 1;
+        net = net.insert(at, new, |node, read| (node.name == site.rectifier && read == input).then_some(end))?;
+    }
+    Ok(net)
+}
+
+/// Where the layer is expanded, or why it cannot be.
+fn site(net: &Net, shapes: &[Vec<usize>], index: usize, copies: usize, init: Init) -> std::result::Result<Site, String> {
+    let Layer::Conv2d(layers::Conv2d { groups: 1, .. }) = net.nodes[index].op.layer() else {
+        return Err("is no convolution in one group; leave it out".into());
+    };
+    let filters = shapes[index][0];
+    if !filters.is_multiple_of(copies) {
+        return Err(format!("has {filters} filters, no multiple of {copies}; leave it out"));
+    }
+    let (mut end, mut norms) = (index, Vec::new());
+    let rectifier = loop {
+        let mut readers = readers(net, end);
+        let (Some(next), None) = (readers.next(), readers.next()) else {
+            return Err("its maps are not read by one layer alone before they are rectified; leave it out".into());
+        };
+        let node = &net.nodes[next];
+        match node.op.layer() {
+            Layer::Activation(Activation::Relu) => break next,
+            Layer::BatchNorm(_) => norms.push(node.name.clone()),
+            layer if apart(&layer) => {}
+            layer => {
+                let kind = layer.kind().name();
+                return Err(format!("its maps are read by '{}' ({kind}) before they are rectified; leave it out", node.name));
+            }
+        }
+        end = next;
+    };
+    let readers = if init == Init::Fit { in_order(net, shapes, rectifier)? } else { Vec::new() };
+    Ok(Site { norms, rectifier: net.nodes[rectifier].name.clone(), readers })
+}
+
+fn readers(net: &Net, of: usize) -> impl Iterator<Item = usize> {
+    (0..net.nodes.len()).filter(move |reader| net.nodes[*reader].inputs.contains(&of))
+}
+
+/// Whether a layer does the same to each channel of its one input.
+fn apart(layer: &Layer) -> bool {
+    let kind = layer.kind();
+    let alike = kind.tensors().iter().all(|tensor| tensor.shape != Extent::Outputs);
+    kind.arity() == Arity::One && kind.channels() == Channels::Kept && alike
+}
+
+/// What reads the channels of a node, which can take them in another order, each channel as so many columns.
+fn in_order(net: &Net, shapes: &[Vec<usize>], of: usize) -> std::result::Result<Vec<(String, usize)>, String> {
+    let (mut found, mut open) = (Vec::new(), vec![(of, 1)]);
+    while let Some((node, spread)) = open.pop() {
+        let before = open.len() + found.len();
+        for reader in readers(net, node) {
+            let layer = net.nodes[reader].op.layer();
+            match &layer {
+                Layer::Conv2d(layers::Conv2d { groups: 1, .. }) | Layer::Linear(_) => {
+                    let name = &net.nodes[reader].name;
+                    if net.nodes[reader].weight().is_some_and(|weight| weight.coding != Coding::default()) {
+                        return Err(format!(
+                            "its channels, whose order `init = \"fit\"` changes, are read by '{name}', which is pruned or shares its weights; put the pass \
+                             before those, or set `init = \"random\"`"
+                        ));
+                    }
+                    found.push((name.clone(), spread));
+                }
+                layer if apart(layer) => open.push((reader, spread)),
+                layer if layer.kind().channels() == Channels::Spread => {
+                    open.push((reader, spread * shapes[node][1..].iter().product::<usize>()));
+                }
+                layer => {
+                    let (name, kind) = (&net.nodes[reader].name, layer.kind().name());
+                    return Err(format!(
+                        "its channels, whose order `init = \"fit\"` changes, are read by '{name}' ({kind}); set `init = \"random\"`, or leave it out"
+                    ));
+                }
+            }
+        }
+        if open.len() + found.len() == before {
+            return Err("its channels, whose order `init = \"fit\"` changes, are the network's output; leave it out".into());
+        }
+    }
+    Ok(found)
+}
+
+/// A tensor `[filters, ...]` with one row for the filters that become one.
+fn merged(stored: Stored, together: &[Vec<usize>], by: impl Fn(&str, &[f32]) -> f32) -> Stored {
+    let row = stored.base.len() / stored.shape[0];
+    let value = |old: &Vec<usize>, at: usize| {
+        let values: Vec<f32> = old.iter().map(|filter| stored.base[filter * row + at]).collect();
+        by(stored.name, &values)
+    };
+    let base = together.iter().flat_map(|old| (0..row).map(|at| value(old, at)).collect::<Vec<_>>()).collect();
+    with_rows(stored, together.len(), base)
+}
+
+/// A tensor of so many filters as at the start of a training.
+fn fresh(stored: Stored, name: &str, filters: usize, seed: u64) -> Stored {
+    let row = stored.base.len() / stored.shape[0];
+    let base = match stored.name {
+        "weight" => he_normal(seed, name, filters * row, row),
+        "gamma" | "var" => vec![1.0; filters],
+        _ => vec![0.0; filters],
+    };
+    with_rows(stored, filters, base)
+}
+
+fn with_rows(mut stored: Stored, rows: usize, base: Vec<f32>) -> Stored {
+    stored.shape[0] = rows;
+    Stored { base, ..stored }
+}
+
+/// The network whose layer `reader` reads in the place of each channel what was the channel `order` says.
+fn reordered(mut net: Net, reader: &str, spread: usize, order: &[usize]) -> Result<Net> {
+    let (device, index) = (net.device(), net.index(reader)?);
+    let node = net.nodes.remove(index);
+    let mut parameters = node.parameters();
+    for weight in parameters.iter_mut().filter(|stored| stored.name == "weight") {
+        let taps: usize = weight.shape[2..].iter().product::<usize>() * spread;
+        let columns = weight.base.chunks(taps * order.len());
+        weight.base = columns.flat_map(|row| order.iter().flat_map(move |old| &row[old * taps..][..taps])).copied().collect();
+    }
+    net.nodes.insert(index, node.with(parameters, &device)?);
+    Ok(net)
+}
+
+/// A node without parameters.
+pub(crate) fn fixed(name: String, inputs: &[usize], layer: impl Into<Layer>) -> Node {
+    Node { op: Op::fixed(layer), name, inputs: inputs.to_vec() }
+}
+
+/// A node that scales and shifts each channel.
+pub(crate) fn affine(net: &Net, name: String, input: usize, scale: Option<Vec<f32>>, shift: Vec<f32>) -> Result<Node> {
+    let stored = |name, base: Vec<f32>| Stored { name, shape: vec![base.len()], base, coding: Coding::default() };
+    let tensors = scale.map(|scale| stored("scale", scale)).into_iter().chain([stored("shift", shift)]).collect();
+    fixed(name, &[input], layers::Negate).replaced(&layers::Affine.into(), tensors, &net.device())
+}
+
+/// The filters put together greedily: time and again the two that are most alike and not yet taken, and with them, up to `count`, the ones
+/// most like the first of them. `alike` of two filters is their cosine or another measure.
+pub(crate) fn greedily(filters: &[&[f32]], count: usize, alike: impl Fn(f64) -> f64) -> Vec<Vec<usize>> {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    let norms: Vec<f32> = filters.iter().map(|filter| dot(filter, filter).sqrt().max(f32::MIN_POSITIVE)).collect();
+    let measure = |i: usize, j: usize| alike(f64::from(dot(filters[i], filters[j]) / (norms[i] * norms[j])));
+    let mut pairs: Vec<(f64, usize, usize)> = (0..filters.len())
+        .flat_map(|i| (i + 1..filters.len()).map(move |j| (i, j)))
+        .map(|(i, j)| (measure(i, j), i, j))
+        .collect();
+    pairs.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let (mut taken, mut together) = (vec![false; filters.len()], Vec::new());
+    for &(_, i, j) in &pairs {
+        if taken[i] || taken[j] {
+            continue;
+        }
+        let mut others: Vec<usize> = (0..filters.len()).filter(|other| ![i, j].contains(other) && !taken[*other]).collect();
+        if count > 2 {
+            others.sort_by(|a, b| measure(i, *b).total_cmp(&measure(i, *a)));
+        }
+        let found: Vec<usize> = [i, j].into_iter().chain(others.into_iter().take(count - 2)).collect();
+        found.iter().for_each(|filter| taken[*filter] = true);
+        together.push(found);
+    }
+    together
+}
