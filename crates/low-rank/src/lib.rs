@@ -2,6 +2,7 @@
 //! (arXiv:1710.09282).
 
 pub mod algebra;
+pub mod cp;
 pub mod kernel;
 
 use briquette_core::pass::Entry;
