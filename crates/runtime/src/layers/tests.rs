@@ -100,7 +100,7 @@ fn a_tensor_train_of_hostile_sizes_is_corrupt() {
     Layer::from(Structured { structure: train(6, 40) }).write(&mut sound);
     let place = sound.len() - 6;
     assert_eq!(sound[place..], [2, 20, 2, 2, 3, 3], "the number of cores, {rows:?}, {columns:?} and the rank");
-    for (at, byte) in [(0, 0), (0, 9), (0, 3), (1, 0), (1, 19), (4, 2), (5, 0)] {
+    for (at, byte) in [(0, 0), (0, 9), (0, 1), (1, 0), (1, 19), (4, 2), (5, 0)] {
         let mut bytes = sound.clone();
         bytes[place + at] = byte;
         assert!(matches!(Layer::read(&mut Reader::new(&bytes)), Err(Error::Corrupt { .. })), "{at}: {byte}");
