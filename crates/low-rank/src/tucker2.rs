@@ -225,7 +225,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::golden::{DECAY, FIVE, RAND, near};
+    use crate::golden::{self, near};
     use crate::proof::{convolutions, reproduces};
 
     /// Ranks of filters and channels, errors of the HOSVD and of the iteration; numpy and tensorly found them.
