@@ -193,7 +193,7 @@ impl Symmetry for Turning {
             Layer::Concat(_) => Some(layer.clone()),
             Layer::PadShortcut(PadShortcut { stride, before, after }) => {
                 let more = output.checked_sub(input)?;
-                let front = if before + after == 0 { 0 } else { more * before / (before + after) };
+                let front = (more * before).checked_div(before + after).unwrap_or(0);
                 let order = self.group.order();
                 Some(PadShortcut { stride, before: front * order, after: (more - front) * order }.into())
             }

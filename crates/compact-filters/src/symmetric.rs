@@ -143,15 +143,15 @@ impl<S: Symmetry> Walk<'_, S> {
                 Placed { index: at, ..inputs[0] }
             }
             (_, Layer::Flatten(_) | Layer::GlobalAvgPool(_) | Layer::Conv2d(_) | Layer::Linear(_)) if several => {
-                let inputs = inputs.into_iter().map(|input| self.leave(&node.name, input)).collect::<Result<_>>()?;
-                self.copy(index, inputs)?
+                let inputs = inputs.into_iter().map(|input| self.leave(&node.name, input)).collect::<Result<Vec<Placed>>>()?;
+                self.copy(index, &inputs)?
             }
             (_, layer) if several => {
                 let layer = self.standing(index, &layer, &inputs)?;
                 let at = self.push(node.name.clone(), inputs.iter().map(|input| input.index).collect(), Op::fixed(layer))?;
                 Placed { index: at, ..inputs[0] }
             }
-            _ => self.copy(index, inputs)?,
+            _ => self.copy(index, &inputs)?,
         };
         self.placed[index] = Some(placed);
         Ok(())
@@ -208,7 +208,7 @@ impl<S: Symmetry> Walk<'_, S> {
         let bias = node.stored().into_iter().find(|stored| stored.name == "bias").map(|bias| bias.values());
         let norm = self.norm_behind(index);
         if let Some(norm) = norm {
-            at = self.normalized(norm, at, bias)?;
+            at = self.normalized(norm, at, bias.as_deref())?;
         } else if let Some(bias) = bias {
             let shift = match self.asked.init {
                 Init::Random => vec![0.0; shape[0] / maps],
@@ -237,12 +237,12 @@ impl<S: Symmetry> Walk<'_, S> {
     }
 
     /// The batch norm over all maps of each channel, of a network whose norm read a `bias` besides.
-    fn normalized(&mut self, norm: usize, at: usize, bias: Option<Vec<f32>>) -> Result<usize> {
+    fn normalized(&mut self, norm: usize, at: usize, bias: Option<&[f32]>) -> Result<usize> {
         let (node, maps) = (&self.net.nodes[norm], self.symmetry.maps());
         let channels = self.shapes[at][0] / maps;
         let mut parameters = node.parameters();
         for stored in &mut parameters {
-            if let (Some(bias), "mean") = (&bias, stored.name) {
+            if let (Some(bias), "mean") = (bias, stored.name) {
                 stored.base.iter_mut().zip(bias).for_each(|(mean, bias)| *mean -= bias);
             }
             stored.base = match self.asked.init {
@@ -344,7 +344,7 @@ impl<S: Symmetry> Walk<'_, S> {
     }
 
     /// The node as it was, for inputs of perhaps other channels.
-    fn copy(&mut self, index: usize, inputs: Vec<Placed>) -> Result<Placed> {
+    fn copy(&mut self, index: usize, inputs: &[Placed]) -> Result<Placed> {
         let node = &self.net.nodes[index];
         let mut copied = node.clone();
         let mut pixels = inputs.first().map_or(1, |input| input.pixels);

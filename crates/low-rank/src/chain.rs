@@ -130,9 +130,8 @@ impl Layer {
             let kernel = link.filled(|at| ((at % 17) as f64 - 8.3) / 50.0);
             link.op(&format!("{at}"), self, &vec![&kernel; self.groups], None, &Device::flex())
         });
-        let channels = self.groups * self.shape[1];
-        let input = if self.connected { vec![channels] } else { vec![channels, self.input[0], self.input[1]] };
-        Ok(clock::alone(input, operations.collect::<Result<_>>()?))
+        let [height, width] = self.input;
+        Ok(clock::alone([self.groups * self.shape[1], height, width], self.connected, operations.collect::<Result<_>>()?))
     }
 
     /// Weights of all groups.

@@ -27,20 +27,15 @@ pub(crate) fn turns(nets: &[Net]) -> Result<Vec<f64>> {
     Ok(times.into_iter().map(median).collect())
 }
 
-/// A network of these operations in a row, and the mean of what they compute.
-pub(crate) fn alone(input: Vec<usize>, operations: Vec<Op>) -> Net {
-    let mut nodes =
-        vec![Node { op: Op::fixed(layers::Input { shape: input.clone() }), name: "input".into(), inputs: Vec::new() }];
-    // A fully connected layer reads a vector.
-    let first = if input.len() == 1 { vec![Op::fixed(layers::Flatten)] } else { Vec::new() };
-    if input.len() == 1 {
-        nodes[0].op = Op::fixed(layers::Input { shape: vec![input[0], 1, 1] });
-    }
-    let last = if input.len() == 1 { Vec::new() } else { vec![Op::fixed(layers::GlobalAvgPool)] };
-    for (at, op) in first.into_iter().chain(operations).chain(last).enumerate() {
-        nodes.push(Node { op, name: format!("{at}"), inputs: vec![at] });
-    }
-    Net { nodes }
+/// A network of these operations in a row, on maps `[channels, height, width]` or on as many features, and the mean of what they compute.
+pub(crate) fn alone(input: [usize; 3], connected: bool, operations: Vec<Op>) -> Net {
+    // A fully connected layer reads a vector, and makes one.
+    let (before, after) =
+        if connected { (Some(Op::fixed(layers::Flatten)), None) } else { (None, Some(Op::fixed(layers::GlobalAvgPool))) };
+    let start = Op::fixed(layers::Input { shape: input.to_vec() });
+    let all = std::iter::once(start).chain(before).chain(operations).chain(after).enumerate();
+    let node = |(at, op): (usize, Op)| Node { op, name: format!("{at}"), inputs: at.checked_sub(1).into_iter().collect() };
+    Net { nodes: all.map(node).collect() }
 }
 
 fn median(mut times: Vec<f64>) -> f64 {

@@ -11,14 +11,14 @@ impl Forward for Cyclic {
         match inputs.remove(0) {
             Flow::Vector(x) => {
                 let [n, features] = x.dims();
-                Flow::Vector(compute(*self, x.reshape([n, features, 1, 1])).flatten(1, 3))
+                Flow::Vector(compute(*self, &x.reshape([n, features, 1, 1])).flatten(1, 3))
             }
-            map @ (Flow::First(_) | Flow::Last(_)) => Flow::First(compute(*self, map.first())),
+            map @ (Flow::First(_) | Flow::Last(_)) => Flow::First(compute(*self, &map.first())),
         }
     }
 }
 
-fn compute(of: Cyclic, x: Tensor<4>) -> Tensor<4> {
+fn compute(of: Cyclic, x: &Tensor<4>) -> Tensor<4> {
     let channels = x.dims()[1] / 4;
     // What view `k` makes of `j` quarters more, turned back.
     let seen = |k: usize, j: usize| turned(x.clone().narrow(1, (k + j) % 4 * channels, channels), 4 - j);
@@ -28,8 +28,8 @@ fn compute(of: Cyclic, x: Tensor<4>) -> Tensor<4> {
         Cyclic::Roll => Tensor::cat((0..16).map(|block| seen(block / 4, block % 4)).collect(), 1),
         Cyclic::Stack => Tensor::cat(views().collect(), 1),
         Cyclic::Mean => sum(views()) / 4,
-        Cyclic::Max => views().skip(1).fold(seen(0, 0), |most, view| most.max_pair(view)),
-        Cyclic::Rms => (sum(views().map(|view| view.square())) / 4 + TINY).sqrt(),
+        Cyclic::Max => views().skip(1).fold(seen(0, 0), Tensor::max_pair),
+        Cyclic::Rms => (sum(views().map(|view| view.clone() * view)) / 4 + TINY).sqrt(),
     }
 }
 
