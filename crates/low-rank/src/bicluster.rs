@@ -19,7 +19,6 @@
 //! Differs from the paper: singular values go into the second decomposition, unless `weighted` is off, which leaves them with the filters
 //! and lets the second weigh directions alike that matter differently; sums of outer products are fitted jointly instead of one after the
 //! other.
-
 //!
 //! In a config `ranks` is `[r_out, r_in]` of each block, or with outer products their number.
 //!

@@ -103,7 +103,7 @@ impl Factorization for Canonical {
     const NAME: &'static str = "cp";
     const PAPER: &'static str =
         "Lebedev, Ganin, Rakhuba, Oseledets, Lempitsky, ICLR 2015, arXiv:1412.6553; Phan et al., ECCV 2020, arXiv:2008.05441";
-    const EXAMPLE: &'static str = "layers = [\"conv2\"]\nranks = { macs = 0.5 }\ntune = { epochs = 4, lr = 1e-4 }";
+    const EXAMPLE: &'static str = "layers = [\"conv2\"]\nranks = { fraction = 0.1 }\ntune = { epochs = 4, lr = 1e-4 }";
 
     fn check(&self) -> Result<()> {
         let why = match self.modes {
