@@ -4,6 +4,7 @@
 mod coding;
 mod curvature;
 mod exits;
+mod factorized;
 mod integer;
 mod peer;
 mod queued;
@@ -68,6 +69,8 @@ enum What {
     States,
     /// Time and memory of pruning AlexNet by curvature.
     Curvature,
+    /// Weights, products and time of AlexNet, VGG-16 and GoogLeNet with factorized convolutions.
+    Factorized,
     /// Speed of a network with two exits where all samples leave at the first, beside none.
     Exits,
 }
@@ -100,6 +103,7 @@ fn measure(cli: &Cli) -> Result<()> {
         What::Integer => show(&integer::integers()?, cli.json),
         What::States => show(&states::states(net)?, cli.json),
         What::Curvature => show(&curvature::curvature()?, cli.json),
+        What::Factorized => show(&factorized::factorizations(net)?, cli.json),
         What::Exits => show(&exits::exits()?, cli.json),
     }
 }

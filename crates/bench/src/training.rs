@@ -125,7 +125,7 @@ fn peers_device(name: &str) -> String {
     }
 }
 
-fn cpu() -> Option<String> {
+pub(crate) fn cpu() -> Option<String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
     text.lines().find_map(|line| Some(line.strip_prefix("model name")?.trim_start_matches([' ', '\t', ':']).to_string()))
 }
