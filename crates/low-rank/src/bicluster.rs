@@ -92,7 +92,7 @@ impl Blocks {
     }
 
     /// `[r_out, r_in]`, the second not more than the first leaves.
-    fn within(&self, layer: &Layer, ranks: &[usize]) -> [usize; 2] {
+    fn of_block(&self, layer: &Layer, ranks: &[usize]) -> [usize; 2] {
         let [_, columns, taps] = self.block(layer);
         match ranks {
             [output, input, ..] => [*output, (*input).min(columns).min(output * taps)],
@@ -134,9 +134,21 @@ impl Factorization for Blocks {
         }
     }
 
+    fn within(&self, layer: &Layer, ranks: &[usize]) -> Vec<usize> {
+        match (self.form, self.of_block(layer, ranks)) {
+            (Form::Svd, both) => both.to_vec(),
+            (Form::OuterProducts, [terms, _]) => vec![terms],
+        }
+    }
+
+    fn known(&self, layer: &Layer) -> Vec<usize> {
+        let [rows, columns, taps] = self.block(layer);
+        if self.form == Form::OuterProducts { vec![rows.min(columns * taps)] } else { self.limits(layer) }
+    }
+
     fn links(&self, layer: &Layer, ranks: &[usize]) -> Vec<Link> {
         let ([h, g], [n, c, ..]) = (self.clusters, layer.shape);
-        let [of_core, read] = self.within(layer, ranks);
+        let [of_core, read] = self.of_block(layer, ranks);
         let (blocks, outer) = (h * g, self.form == Form::OuterProducts);
         let reduced = blocks * if outer { of_core } else { read };
         vec![
@@ -164,7 +176,7 @@ impl Factorization for Blocks {
 
     fn factors(&self, layer: &Layer, kernel: &Kernel, ranks: &[usize], seed: u64) -> Result<factorization::Factors> {
         let partition = Partition::of(kernel, self.clusters, RESTARTS, 0)?;
-        let ranks = self.within(layer, ranks);
+        let ranks = self.of_block(layer, ranks);
         let found = match self.form {
             Form::Svd => svd(kernel, &partition, ranks, self.weighted.unwrap_or(true))?,
             Form::OuterProducts => outer_products(kernel, &partition, ranks[0], seed)?,

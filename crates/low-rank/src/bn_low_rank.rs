@@ -211,6 +211,11 @@ mod tests {
             assert!(matches!(normed.nodes[normed.index(name).unwrap()].op, Op::BatchNorm(_)));
             assert_eq!(normed.nodes.len(), plain.nodes.len() + 1);
             assert!(apart(&outputs(&normed), &outputs(&plain)) < 1e-5, "{norm}");
+            // Whatever its statistics, such a norm changes nothing; they are those of what it reads.
+            let of = |parameter: &str| briquette_handmade::get(&normed, name, parameter);
+            assert!(of("mean").iter().any(|mean| *mean != 0.0) && of("var").iter().any(|variance| *variance != 1.0));
+            let roots: Vec<f32> = of("var").iter().map(|variance| (variance + 1e-5).sqrt()).collect();
+            assert!(apart(&of("gamma"), &roots) < 1e-6 && of("beta") == of("mean"));
             let planned = serde_json::from_value::<BnLowRank>(settings(norm)).unwrap().plan(small()).unwrap();
             assert_eq!(planned.shapes().unwrap(), normed.shapes().unwrap());
         }

@@ -130,6 +130,11 @@ impl Factorization for Canonical {
         vec![modes.iter().product::<usize>() / modes.iter().max().copied().unwrap_or(1).max(1)]
     }
 
+    fn known(&self, layer: &Layer) -> Vec<usize> {
+        let [n, c, kh, kw] = layer.shape;
+        vec![n.min(c * kh * kw)]
+    }
+
     fn links(&self, layer: &Layer, ranks: &[usize]) -> Vec<Link> {
         let ([n, c, ..], r) = (layer.shape, ranks[0]);
         let (first, last) = (layer.across("reduce", [r, c]), layer.across("expand", [n, r]));

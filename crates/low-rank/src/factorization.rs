@@ -1,7 +1,7 @@
 //! What the methods of this crate share: which layers they factorize, with which ranks, what becomes of a layer that would not gain, and the
 //! training afterwards. A method adds the form of the chain and its factors.
 
-use std::collections::BTreeSet;
+use std::io::Read as _;
 
 use briquette_core::coding::Coding;
 use briquette_core::context::Context;
@@ -23,8 +23,8 @@ use crate::chain::{Layer, Link};
 use crate::clock;
 use crate::kernel::Kernel;
 use crate::norm::{self, Norm};
-use crate::ranks::{Ranks, Spectrum};
-use crate::resolve::{Able, Choice, Form};
+use crate::ranks::{Budget, Ranks, Spectrum};
+use crate::resolve::{Able, Choice, Form, Priced};
 
 /// A method: it puts chains of one form in the place of layers.
 #[derive(Debug, Deserialize)]
@@ -112,7 +112,17 @@ pub trait Factorization: std::fmt::Debug + Send + DeserializeOwned + 'static {
     /// The largest value of each rank, with which the chain can reproduce the layer or comes as near as it can.
     fn limits(&self, layer: &Layer) -> Vec<usize>;
 
-    /// The chain for these ranks, of which each lies in `1..=` its limit.
+    /// The ranks that a chain has where these are asked for: large ones may not go with small ones. The default takes them as they are.
+    fn within(&self, _layer: &Layer, ranks: &[usize]) -> Vec<usize> {
+        ranks.to_vec()
+    }
+
+    /// How many singular values the spectrum of each rank has, where that are fewer than the limit.
+    fn known(&self, layer: &Layer) -> Vec<usize> {
+        self.limits(layer)
+    }
+
+    /// The chain for these ranks, which are [within](Factorization::within) what goes together.
     fn links(&self, layer: &Layer, ranks: &[usize]) -> Vec<Link>;
 
     /// The structural matrix that comes in the place of a fully connected layer; none where a chain does, as by default.
@@ -184,7 +194,16 @@ struct Chosen {
     structure: Option<Structure>,
 }
 
+/// Under which key a run keeps what a measurement has chosen.
+const KEPT: &str = "ranks";
+
 impl Chosen {
+    /// Whether it takes fewer weights and fewer multiply-accumulates than the layer.
+    fn gains(&self) -> bool {
+        let [weights, macs] = self.cost();
+        weights < self.layer.weights() as u64 && macs < self.layer.macs()
+    }
+
     /// Weights and multiply-accumulates.
     fn cost(&self) -> [u64; 2] {
         match &self.structure {
@@ -203,15 +222,25 @@ impl<F: Factorization> Method for Factorized<F> {
 
 impl<F: Factorization> Pass for Factorized<F> {
     fn run(&self, mut net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        let chosen = self.chosen(&net, true, &mut |note| cx.note(note))?;
+        let chosen = self.settled(&net, cx)?;
         let original = net.deep_clone();
         for of in &chosen {
             net = self.replaced(net, of, &original, cx)?;
             if self.order == Order::LayerByLayer {
+                net = norm::placed(net, &[(&of.name, &of.links)], self.form.norm(), cx)?;
                 net = tune(net, self.tune.as_ref(), cx)?;
             }
         }
-        if self.order == Order::Whole { tune(net, self.tune.as_ref(), cx) } else { Ok(net) }
+        if self.order == Order::LayerByLayer {
+            return Ok(net);
+        }
+        let chains: Vec<(&str, &[Link])> = chosen.iter().map(|of| (of.name.as_str(), of.links.as_slice())).collect();
+        let net = norm::placed(net, &chains, self.form.norm(), cx)?;
+        if let Ranks::Budget(Budget::Ms(ms), _) = self.ranks {
+            let taken = clock::turns(std::slice::from_ref(&net))?[0];
+            cx.note(format!("the network takes {taken:.3} ms in the engine, of {ms} asked for"));
+        }
+        tune(net, self.tune.as_ref(), cx)
     }
 
     /// The factors have no values yet.
@@ -232,7 +261,8 @@ impl<F: Factorization> Pass for Factorized<F> {
     }
 
     fn estimate(&self) -> Option<&'static str> {
-        self.ranks.estimate()
+        let measured = self.measures().then_some("what is measured may come out otherwise in the run");
+        self.ranks.estimate().or(measured)
     }
 
     fn shorten(&mut self) {
@@ -259,14 +289,68 @@ impl<F: Factorization> Factorized<F> {
         let site = Site { original, net: &net, name: &of.name, layer: of.layer, links: &of.links };
         let kernels = self.form.adapted(&site, kernels, cx)?;
         let nodes = chain(of, &kernels, bias(&net, index), &device)?;
-        let net = net.rewrite(index, nodes)?;
-        norm::placed(net, &of.name, &of.links, self.form.norm(), cx)
+        net.rewrite(index, nodes)
+    }
+
+    /// Whether times decide.
+    fn measures(&self) -> bool {
+        self.break_even == BreakEven::Measured || matches!(self.ranks, Ranks::Budget(Budget::Ms(_), _))
+    }
+
+    /// The layers that are factorized. What a measurement has chosen is kept, for a run that goes on would measure something else.
+    fn settled(&self, net: &Net, cx: &mut Context<'_>) -> Result<Vec<Chosen>> {
+        if !self.measures() {
+            return self.chosen(net, true, &mut |note| cx.note(note));
+        }
+        let unread = |error: String| Error::State(format!("ranks: {error}"));
+        let mut kept: Option<Vec<(String, Vec<usize>)>> = None;
+        if let Some(mut saved) = cx.host.saved(KEPT)? {
+            let mut text = String::new();
+            saved.bytes.read_to_string(&mut text).map_err(|error| unread(error.to_string()))?;
+            kept = Some(serde_json::from_str(&text).map_err(|error| unread(error.to_string()))?);
+        }
+        if let Some(kept) = kept {
+            let shapes = net.shapes()?;
+            let chosen = kept.into_iter().map(|(name, ranks)| {
+                let node = &net.nodes[net.index(&name)?];
+                let layer = Layer::of(node, &shapes[node.inputs[0]]).ok_or_else(|| unread(format!("of '{name}'")))?;
+                self.of(name, layer, ranks)
+            });
+            return chosen.collect();
+        }
+        let chosen = self.chosen(net, true, &mut |note| cx.note(note))?;
+        let kept: Vec<(&str, &[usize])> = chosen.iter().map(|of| (of.name.as_str(), of.ranks.as_slice())).collect();
+        let text = serde_json::to_string(&kept).map_err(|error| unread(error.to_string()))?;
+        cx.host.save(KEPT, &mut |to| to.write_all(text.as_bytes()).map_err(|error| unread(error.to_string())))?;
+        Ok(chosen)
+    }
+
+    /// A layer with what comes in its place.
+    fn of(&self, name: String, layer: Layer, ranks: Vec<usize>) -> Result<Chosen> {
+        let structure = self.form.structure(&layer, &ranks)?;
+        let links = if structure.is_some() { Vec::new() } else { self.form.links(&layer, &ranks) };
+        Ok(Chosen { name, layer, ranks, links, structure })
     }
 
     /// The layers that are factorized, with their ranks: those that follow from the weights if `exact`, and else what they are likely to be.
     fn chosen(&self, net: &Net, exact: bool, note: &mut dyn FnMut(String)) -> Result<Vec<Chosen>> {
         self.form.check()?;
         self.tune.iter().try_for_each(Recipe::check)?;
+        let contradiction = match (self.order, self.break_even, &self.ranks) {
+            (Order::LayerByLayer, ..) if self.tune.is_none() => {
+                "`order = \"layer-by-layer\"` says when to train; it needs `tune`"
+            }
+            (_, BreakEven::Measured, Ranks::Budget(Budget::Macs(_) | Budget::Bytes(_), _)) => {
+                "a layer that a measurement leaves as it is would break a budget of `macs` or `bytes`; set one of `ms`, or leave out `break-even`"
+            }
+            (.., Ranks::Budget(Budget::Bytes(_), _)) if self.coded == Coded::Dissolve => {
+                "a budget of `bytes` does not know what a dissolved coding took; set one of `macs`"
+            }
+            _ => "",
+        };
+        if !contradiction.is_empty() {
+            return Err(Error::Invalid(format!("{}: {contradiction}", F::NAME)));
+        }
         let shapes = net.shapes()?;
         let (mut able, mut refused) = (Vec::new(), None);
         for index in self.layers.without(&self.except, net)? {
@@ -277,6 +361,9 @@ impl<F: Factorization> Factorized<F> {
                     let why = other.and_then(|layer| self.form.refuses(&layer));
                     let why = why.unwrap_or_else(|| "is no convolution and not fully connected".into());
                     self.layers.all_done(net, |done| done != index, &why)?;
+                    if let Ranks::Layers(rules) = &self.ranks {
+                        rules.all_done(net, |done| done != index, &why)?;
+                    }
                     refused.get_or_insert(Error::node(&node.name, why));
                 }
             }
@@ -284,21 +371,26 @@ impl<F: Factorization> Factorized<F> {
         if let (true, Some(error)) = (able.is_empty(), refused) {
             return Err(error);
         }
-        let indices: BTreeSet<usize> = able.iter().map(|(index, _)| *index).collect();
-        if self.coded == Coded::Refuse {
-            refuse::pruned(net, &indices, F::NAME)?;
-            refuse::shared(net, &indices, F::NAME)?;
-        }
         let able: Vec<Able> =
             able.into_iter().map(|(index, layer)| Able { index, layer, limits: self.form.limits(&layer) }).collect();
-        let choices = self.ranks.resolve(net, &able, &Planned { form: &self.form, exact }, !exact)?;
+        let choices = self.ranks.resolve(net, &able, &Planned { method: self, exact }, !exact)?;
+        if choices.iter().all(|choice| matches!(choice, Choice::Unnamed)) {
+            return Err(Error::Invalid(format!("{}: `ranks` names no layer that it takes; add `rest`", F::NAME)));
+        }
         let mut chosen = Vec::new();
         for (Able { index, layer, .. }, choice) in able.into_iter().zip(choices) {
             let name = net.nodes[index].name.clone();
             let ranks = match choice {
-                Choice::Unnamed => continue,
+                Choice::Unnamed => {
+                    self.layers.all_done(
+                        net,
+                        |done| done != index,
+                        "is named in `layers`, but has no rank in `ranks`; add it or `rest`",
+                    )?;
+                    continue;
+                }
                 Choice::Dense => {
-                    note(format!("{name} is left as it is: the budget has room for it"));
+                    note(format!("{name} is left as it is: a chain would cost no less, or the budget has room for it"));
                     continue;
                 }
                 Choice::Ranks(ranks, why) => {
@@ -306,13 +398,18 @@ impl<F: Factorization> Factorized<F> {
                     ranks
                 }
             };
-            let structure = self.form.structure(&layer, &ranks)?;
-            let links = if structure.is_some() { Vec::new() } else { self.form.links(&layer, &ranks) };
-            let of = Chosen { name, layer, ranks, links, structure };
-            match self.lost(&of)? {
-                Some(why) => note(format!("{} is left as it is: with {} {why}", of.name, shown(&of.ranks, layer.groups))),
-                None => chosen.push(of),
+            let of = self.of(name, layer, self.form.within(&layer, &ranks))?;
+            if let Some(why) = self.lost(&of)? {
+                note(format!("{} is left as it is: with {} {why}", of.name, shown(&of.ranks, layer.groups)));
+                continue;
             }
+            if self.coded == Coded::Refuse {
+                refuse::pruned(net, [&index], F::NAME)?;
+                refuse::shared(net, [&index], F::NAME)?;
+            } else if net.nodes[index].weight().is_some_and(|weight| weight.coding != Coding::default()) {
+                note(format!("{}: its mask or shared weights are dissolved", of.name));
+            }
+            chosen.push(of);
         }
         Ok(chosen)
     }
@@ -323,7 +420,7 @@ impl<F: Factorization> Factorized<F> {
             return Ok(None);
         }
         let ([weights, macs], [were, had]) = (of.cost(), [of.layer.weights() as u64, of.layer.macs()]);
-        if weights >= were || macs >= had {
+        if !of.gains() {
             return Ok(Some(format!(
                 "its chain would take {weights} weights and {macs} multiply-accumulates, not {were} and {had}"
             )));
@@ -340,21 +437,36 @@ impl<F: Factorization> Factorized<F> {
 
 /// A form as the rules for ranks see it, with the weights of a network or without.
 struct Planned<'a, F> {
-    form: &'a F,
+    method: &'a Factorized<F>,
     exact: bool,
 }
 
 impl<F: Factorization> Form for Planned<'_, F> {
-    fn links(&self, layer: &Layer, ranks: &[usize]) -> Vec<Link> {
-        self.form.links(layer, ranks)
+    fn priced(&self, layer: &Layer, ranks: &[usize]) -> Result<Option<Priced>> {
+        let of = self.method.of(String::new(), *layer, self.method.form.within(layer, ranks))?;
+        if self.method.break_even != BreakEven::Off && !of.gains() {
+            return Ok(None);
+        }
+        let [weights, macs] = of.cost();
+        let beside = norm::values(layer, &of.links, self.method.form.norm());
+        Ok(Some(Priced { ranks: of.ranks, weights, macs, beside, nodes: of.links.len().max(1) }))
+    }
+
+    fn alone(&self, layer: &Layer, ranks: &[usize]) -> Result<Net> {
+        let of = self.method.of(String::new(), *layer, self.method.form.within(layer, ranks))?;
+        match of.structure {
+            Some(_) => Err(Error::Invalid(format!("{}: structural matrices have no budget of `ms`; set one of `macs`", F::NAME))),
+            None => layer.alone(Some(&of.links)),
+        }
     }
 
     fn spectra(&self, net: &Net, able: &Able) -> Result<Vec<Spectrum>> {
+        let form = &self.method.form;
         if !self.exact {
-            return Ok(able.limits.iter().map(|limit| Spectrum::flat(*limit)).collect());
+            return Ok(form.known(&able.layer).into_iter().map(Spectrum::flat).collect());
         }
         let of_groups: Vec<Vec<Spectrum>> =
-            groups(net, able.index, &able.layer)?.iter().map(|kernel| self.form.spectra(&able.layer, kernel)).collect();
+            groups(net, able.index, &able.layer)?.iter().map(|kernel| form.spectra(&able.layer, kernel)).collect();
         let of_rank = |rank: usize| Spectrum::together(&of_groups.iter().map(|group| group[rank].clone()).collect::<Vec<_>>());
         Ok((0..able.limits.len()).map(of_rank).collect())
     }
@@ -363,7 +475,7 @@ impl<F: Factorization> Form for Planned<'_, F> {
 /// The bias of a layer.
 fn bias(net: &Net, index: usize) -> Option<Vec<f32>> {
     let parameters = net.nodes[index].parameters();
-    parameters.into_iter().find(|parameter| parameter.name == "bias").map(|bias| bias.base)
+    parameters.into_iter().find(|parameter| parameter.name == "bias").map(|bias| bias.values())
 }
 
 /// The nodes of a chain, by the kernels of each group; the bias comes last.
@@ -422,3 +534,6 @@ fn shown(ranks: &[usize], groups: usize) -> String {
     let each: Vec<String> = ranks.iter().map(|rank| (rank * groups).to_string()).collect();
     if let [rank] = &each[..] { format!("rank {rank}") } else { format!("ranks {}", each.join(", ")) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -103,7 +103,7 @@ impl Factorization for Learned {
 
     fn factors(&self, _: &Layer, kernel: &Kernel, ranks: &[usize], _: u64) -> Result<factorization::Factors> {
         let found = separable(kernel, ranks[0], self.penalty.unwrap_or(PENALTY), self.steps.unwrap_or(STEPS))?;
-        let residual = found.dense().distance(kernel).powi(2);
+        let residual = found.error.powi(2);
         Ok(factorization::Factors { kernels: vec![found.vertical, found.horizontal, found.mix], residual, note: None })
     }
 
@@ -220,6 +220,8 @@ fn curvature(gram: &Matrix) -> f64 {
 /// The kernels of a bank of separable filters that all channels share.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Factors {
+    /// `||W - W~||`.
+    pub error: f64,
     /// `C`, the groups of `vertical`.
     pub channels: usize,
     /// `[C M, 1, kh, 1]`, in `C` groups.
@@ -262,8 +264,9 @@ pub fn separable(kernel: &Kernel, count: usize, penalty: f64, steps: usize) -> R
         rows.push(row);
     }
     let start = [Matrix::zeros(n * c, count), matrix(height, &columns), matrix(width, &rows)];
-    let (_, [shares, columns, rows]) = canonical::fit(&tensor, start);
+    let (error, [shares, columns, rows]) = canonical::fit(&tensor, start);
     Ok(Factors {
+        error,
         channels: c,
         vertical: Kernel::new([c * count, 1, height, 1], columns.as_slice().repeat(c)),
         horizontal: Kernel::new([c * count, 1, 1, width], rows.as_slice().repeat(c)),

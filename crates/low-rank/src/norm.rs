@@ -7,7 +7,7 @@ use briquette_core::training::renew;
 use burn::nn::{BatchNorm, BatchNormConfig};
 use serde::Deserialize;
 
-use crate::chain::Link;
+use crate::chain::{Layer, Link};
 
 /// Where batch norms come. Of a norm with the statistics `m`, `v` of what it reads, `gamma = sqrt(v + epsilon)` and `beta = m`, so that the
 /// function is unchanged.
@@ -46,10 +46,23 @@ pub(crate) fn planned(mut net: Net, layer: &str, links: &[Link], norm: Norm) -> 
     Ok(net)
 }
 
-/// The network with the batch norms of a layer's chain, with the statistics of what they read from training images.
-pub(crate) fn placed(net: Net, layer: &str, links: &[Link], norm: Norm, cx: &mut Context<'_>) -> Result<Net> {
+/// What batch norms in a chain hold beside its weights, statistics included.
+pub(crate) fn values(layer: &Layer, links: &[Link], norm: Norm) -> u64 {
+    let last = links.len().saturating_sub(1);
+    let channels = |links: &[Link]| links.iter().map(|link| link.shape[0]).sum::<usize>() * layer.groups;
+    4 * match norm {
+        Norm::None => 0,
+        Norm::After => channels(&links[last.min(links.len())..]),
+        Norm::Between => channels(&links[..last]),
+    } as u64
+}
+
+/// The network with the batch norms of these layers' chains, with the statistics of what they read from training images.
+pub(crate) fn placed(mut net: Net, chains: &[(&str, &[Link])], norm: Norm, cx: &mut Context<'_>) -> Result<Net> {
     let before: Vec<String> = net.nodes.iter().map(|node| node.name.clone()).collect();
-    let net = planned(net, layer, links, norm)?;
+    for (layer, links) in chains {
+        net = planned(net, layer, links, norm)?;
+    }
     if net.nodes.len() == before.len() {
         return Ok(net);
     }

@@ -83,6 +83,9 @@ pub struct Leading {
 /// # Errors
 /// A rank that is not in `1..=min(rows, columns)`, and values that are not finite.
 pub fn leading(matrix: &Matrix, rank: usize, seed: u64) -> Result<Leading> {
+    if matrix.iter().any(|value| !value.is_finite()) {
+        return Err(Error::Invalid("a matrix holds values that are not finite".into()));
+    }
     let short = matrix.nrows().min(matrix.ncols());
     if short <= EXACT || 3 * rank > short {
         if !(1..=short).contains(&rank) {

@@ -357,7 +357,8 @@ impl Rule {
                 (spectra.iter().map(|spectrum| spectrum.keeping(share.get())).collect::<Result<Vec<_>>>()?, rounding)
             }
             Rule::Evbmf(share, rounding) => {
-                (pairs().map(|(spectrum, limit)| weakened(spectrum, *limit, share.get())).collect(), rounding)
+                let most = |spectrum: &Spectrum, limit: usize| limit.min(spectrum.shape[0]).min(spectrum.shape[1]);
+                (pairs().map(|(spectrum, limit)| weakened(spectrum, most(spectrum, *limit), share.get())).collect(), rounding)
             }
         };
         let ranks = found.iter().zip(limits).map(|(found, limit)| rounding.of(*found, *limit)).collect();

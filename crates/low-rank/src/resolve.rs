@@ -5,7 +5,7 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::price::{Bytes, Price as _};
 
-use crate::chain::{Layer, Link};
+use crate::chain::Layer;
 use crate::clock;
 use crate::ranks::{Budget, Candidate, Ranks, Rounding, Rule, Spectrum, greedy};
 
@@ -17,10 +17,23 @@ pub(crate) struct Able {
     pub(crate) limits: Vec<usize>,
 }
 
+/// What a chain costs.
+pub(crate) struct Priced {
+    /// Its ranks, where large ones do not go with small ones.
+    pub(crate) ranks: Vec<usize>,
+    pub(crate) weights: u64,
+    pub(crate) macs: u64,
+    /// Values of batch norms.
+    pub(crate) beside: u64,
+    pub(crate) nodes: usize,
+}
+
 /// What is asked of a form.
 pub(crate) trait Form {
-    /// The chain for these ranks.
-    fn links(&self, layer: &Layer, ranks: &[usize]) -> Vec<Link>;
+    /// What a chain of these ranks costs; none if the layer would be left as it is.
+    fn priced(&self, layer: &Layer, ranks: &[usize]) -> Result<Option<Priced>>;
+    /// The chain of these ranks in a network of its own.
+    fn alone(&self, layer: &Layer, ranks: &[usize]) -> Result<Net>;
     /// The spectra of all groups together, or flat ones where there are no weights yet.
     fn spectra(&self, net: &Net, able: &Able) -> Result<Vec<Spectrum>>;
 }
@@ -45,8 +58,10 @@ impl Ranks {
                 let rule = |able: &Able| rules.iter().find(|(index, _)| *index == able.index).map(|(_, rule)| rule);
                 let of = |able: &Able| match rule(able) {
                     None => Ok(Choice::Unnamed),
-                    Some(rule) => by_rule(rule, net, able, form, planned)
-                        .map_err(|error| Error::node(&net.nodes[able.index].name, error.to_string())),
+                    Some(rule) => by_rule(rule, net, able, form, planned).map_err(|error| match error {
+                        Error::Invalid(detail) => Error::node(&net.nodes[able.index].name, detail),
+                        named => named,
+                    }),
                 };
                 able.iter().map(of).collect()
             }
@@ -79,9 +94,9 @@ fn by_rule(rule: &Rule, net: &Net, able: &Able, form: &dyn Form, planned: bool) 
 
 /// By greedy allocation, so that the network costs no more than the budget.
 fn within(budget: Budget, rounding: Rounding, net: &Net, able: &[Able], form: &dyn Form, planned: bool) -> Result<Vec<Choice>> {
-    let cost_of = |links: &[Link], layer: &Layer| match budget {
-        Budget::Macs(_) | Budget::Ms(_) => layer.macs_of(links) as f64,
-        Budget::Bytes(_) => (BYTES * layer.weights_of(links) + OVERHEAD * links.len()) as f64,
+    let cost_of = |priced: &Priced| match budget {
+        Budget::Macs(_) | Budget::Ms(_) => priced.macs as f64,
+        Budget::Bytes(_) => (BYTES as u64 * (priced.weights + priced.beside)) as f64 + (OVERHEAD * priced.nodes) as f64,
     };
     let clocks = match budget {
         Budget::Ms(_) => Some(able.iter().map(|able| Clock::of(able, form)).collect::<Result<Vec<_>>>()?),
@@ -111,13 +126,21 @@ fn within(budget: Budget, rounding: Rounding, net: &Net, able: &[Able], form: &d
             (all, ms / all)
         }
     };
-    // What the other layers cost stays.
-    let left = all * may - (all - of_these);
-    let cost = |at: usize, ranks: &[usize]| {
-        let found = cost_of(&form.links(&able[at].layer, ranks), &able[at].layer);
-        Ok(clocks.as_ref().map_or(found, |clocks| clocks[at].ms(found)))
+    // What the other layers cost stays. Of times the parts may come to more than the whole, in which steps are joined.
+    let others = (all - of_these).max(0.0);
+    let left = all * may - others;
+    let cost = |at: usize, ranks: &[usize]| match form.priced(&able[at].layer, ranks)? {
+        None => Ok(candidates[at].dense),
+        Some(priced) => {
+            let found = cost_of(&priced);
+            Ok(clocks.as_ref().map_or(found, |clocks| clocks[at].ms(found)))
+        }
     };
-    let mut least = all - of_these;
+    let same = |at: usize, a: &[usize], b: &[usize]| {
+        let ranks = |ranks: &[usize]| Ok::<_, Error>(form.priced(&able[at].layer, ranks)?.map(|priced| priced.ranks));
+        Ok(ranks(a)?.is_some_and(|a| ranks(b).is_ok_and(|b| b == Some(a))))
+    };
+    let mut least = others;
     for (at, candidate) in candidates.iter().enumerate() {
         let ranks: Vec<usize> = candidate.limits.iter().map(|limit| rounding.of(1, *limit)).collect();
         least += f64::min(cost(at, &ranks)?, candidate.dense);
@@ -125,7 +148,7 @@ fn within(budget: Budget, rounding: Rounding, net: &Net, able: &[Able], form: &d
     if least > all * may {
         return Err(unmet(budget, all, least));
     }
-    let found = greedy(&candidates, cost, left, rounding)?;
+    let found = greedy(&candidates, cost, same, left, rounding)?;
     let choice = |ranks: Option<Vec<usize>>| ranks.map_or(Choice::Dense, |ranks| Choice::Ranks(ranks, None));
     Ok(found.ranks.into_iter().map(choice).collect())
 }
@@ -168,14 +191,18 @@ impl Clock {
         let ranks = MEASURED.map(|share| -> Vec<usize> {
             able.limits.iter().map(|limit| ((share * *limit as f64) as usize).clamp(1, *limit)).collect()
         });
-        let chains: Vec<Vec<Link>> = ranks.iter().map(|ranks| form.links(&able.layer, ranks)).collect();
         let mut nets = vec![able.layer.alone(None)?];
-        for chain in &chains {
-            nets.push(able.layer.alone(Some(chain))?);
+        for ranks in &ranks {
+            nets.push(form.alone(&able.layer, ranks)?);
         }
         let times = clock::turns(&nets)?;
-        let mut points: Vec<[f64; 2]> =
-            chains.iter().zip(&times[1..]).map(|(chain, ms)| [able.layer.macs_of(chain) as f64, *ms]).collect();
+        let mut points = Vec::new();
+        for (ranks, ms) in ranks.iter().zip(&times[1..]) {
+            points.extend(form.priced(&able.layer, ranks)?.map(|priced| [priced.macs as f64, *ms]));
+        }
+        if points.is_empty() {
+            points.push([0.0, times[0]]);
+        }
         points.sort_by(|a, b| a[0].total_cmp(&b[0]));
         // What costs more products takes no less time, whatever noise says.
         for at in 1..points.len() {

@@ -116,6 +116,11 @@ impl Factorization for Filters {
         if self.scheme == 1 { vec![(kh * kw).min(n * kh.min(kw))] } else { bn_low_rank::limits(layer) }
     }
 
+    fn known(&self, layer: &Layer) -> Vec<usize> {
+        let [n, _, kh, kw] = layer.shape;
+        if self.scheme == 1 { vec![n.min(kh * kw)] } else { self.limits(layer) }
+    }
+
     fn links(&self, layer: &Layer, ranks: &[usize]) -> Vec<Link> {
         let [n, c, ..] = layer.shape;
         let maps = c * ranks[0];

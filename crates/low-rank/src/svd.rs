@@ -67,7 +67,7 @@ impl Factorization for Truncated {
     const EXAMPLE: &'static str = "layers = [\"fc1\"]\nranks = { energy = 0.9 }\ntune = { epochs = 4 }";
 
     fn refuses(&self, layer: &Layer) -> Option<String> {
-        (layer.shape[0].min(layer.shape[1]) == 1).then(|| "has one channel in or out, hence the rank 1 already".into())
+        (self.limits(layer)[0] == 1).then(|| "has the rank 1 already".into())
     }
 
     fn limits(&self, layer: &Layer) -> Vec<usize> {

@@ -69,6 +69,8 @@ pub struct Train {
     input_modes: Option<Vec<usize>>,
 }
 
+/// Most entries of a matrix by its digits.
+const MOST: usize = 1 << 30;
 /// Cores where the config does not say.
 const CORES: usize = 4;
 
@@ -137,6 +139,11 @@ impl Factorization for Train {
     fn refuses(&self, layer: &Layer) -> Option<String> {
         if layer.connected {
             let [rows, columns] = self.digits(layer);
+            if product(&rows).saturating_mul(product(&columns)) > MOST {
+                return Some(format!(
+                    "would have more than 2^30 entries with `output-modes` {rows:?} and `input-modes` {columns:?}"
+                ));
+            }
             let short = product(&rows) < layer.shape[FILTERS] || product(&columns) < layer.shape[CHANNELS];
             return short.then(|| format!("has more features than `output-modes` {rows:?} and `input-modes` {columns:?} count"));
         }
@@ -146,6 +153,10 @@ impl Factorization for Train {
     fn limits(&self, layer: &Layer) -> Vec<usize> {
         let modes = self.modes(layer);
         (1..modes.len()).map(|cut| product(&modes[..cut]).min(product(&modes[cut..]))).collect()
+    }
+
+    fn within(&self, layer: &Layer, ranks: &[usize]) -> Vec<usize> {
+        within(ranks, &self.modes(layer))
     }
 
     fn links(&self, layer: &Layer, ranks: &[usize]) -> Vec<Link> {
@@ -314,7 +325,7 @@ pub fn matrix(weight: &Matrix, rows: &[usize], columns: &[usize], cut: Cut<'_>) 
     with(&vec![1; rows.len().saturating_sub(1)])?;
     let modes: Vec<usize> = rows.iter().zip(columns).map(|(m, n)| m * n).collect();
     let size = modes.iter().fold(1_usize, |size, mode| size.saturating_mul(*mode));
-    if size > 1 << 30 {
+    if size > MOST {
         return Err(Error::Invalid(format!("the digits {rows:?} and {columns:?} make {size} entries of more than 2^30")));
     }
     let cores = decompose(&arranged(weight, rows, columns), &modes, cut)?;

@@ -80,6 +80,11 @@ impl Factorization for Core {
         if c <= FEW { vec![n.min(c * kh * kw)] } else { vec![n.min(c * kh * kw), c.min(n * kh * kw)] }
     }
 
+    fn within(&self, layer: &Layer, ranks: &[usize]) -> Vec<usize> {
+        let Ranks { output, input } = of(ranks, layer);
+        std::iter::once(output).chain(input).collect()
+    }
+
     fn links(&self, layer: &Layer, ranks: &[usize]) -> Vec<Link> {
         let [n, c, ..] = layer.shape;
         let Ranks { output, input } = of(ranks, layer);

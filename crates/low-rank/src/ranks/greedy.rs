@@ -32,13 +32,15 @@ pub struct Allocation {
 /// values that it adds as a share of the layer's energy. Of the steps that still fit the one with the greatest gain for its additional cost is
 /// taken. A step after which a layer would cost no less than it does dense is a step to the dense layer, which gains all that was missing. A
 /// layer that costs no less even at the floor is dense from the start. `cost` tells the cost of a layer, by its index, at given ranks, in the unit of
-/// `budget` and [`Candidate::dense`].
+/// `budget` and [`Candidate::dense`]; `same` tells whether two choices of ranks make the same chain, where a large rank does not go with a small one:
+/// that is no step.
 ///
 /// # Errors
 /// A budget below what the floor costs, which says the least that can be met; costs that are not finite; and those of `cost`.
 pub fn greedy(
     layers: &[Candidate],
     mut cost: impl FnMut(usize, &[usize]) -> Result<f64>,
+    same: impl Fn(usize, &[usize], &[usize]) -> Result<bool>,
     budget: f64,
     rounding: Rounding,
 ) -> Result<Allocation> {
@@ -53,7 +55,7 @@ pub fn greedy(
         let found = cost(at, &ranks)?;
         let dense = found >= layer.dense;
         let mut state = State { ranks: (!dense).then_some(ranks), cost: found.min(layer.dense), steps: Vec::new() };
-        state.steps = state.steps(layer, rounding, |ranks| cost(at, ranks))?;
+        state.steps = state.steps(layer, rounding, |ranks| cost(at, ranks), |a, b| same(at, a, b))?;
         states.push(state);
     }
     let total = |states: &[State]| states.iter().map(|state| state.cost).sum::<f64>();
@@ -73,7 +75,7 @@ pub fn greedy(
             return Ok(Allocation { cost: spent, ranks: states.into_iter().map(|state| state.ranks).collect() });
         };
         let mut state = State { ranks: step.ranks, cost: step.cost, steps: Vec::new() };
-        state.steps = state.steps(&layers[at], rounding, |ranks| cost(at, ranks))?;
+        state.steps = state.steps(&layers[at], rounding, |ranks| cost(at, ranks), |a, b| same(at, a, b))?;
         states[at] = state;
     }
 }
@@ -96,7 +98,13 @@ struct Step {
 }
 
 impl State {
-    fn steps(&self, layer: &Candidate, rounding: Rounding, mut cost: impl FnMut(&[usize]) -> Result<f64>) -> Result<Vec<Step>> {
+    fn steps(
+        &self,
+        layer: &Candidate,
+        rounding: Rounding,
+        mut cost: impl FnMut(&[usize]) -> Result<f64>,
+        same: impl Fn(&[usize], &[usize]) -> Result<bool>,
+    ) -> Result<Vec<Step>> {
         let Some(ranks) = &self.ranks else { return Ok(Vec::new()) };
         let gain = |which: usize, to: usize| (ranks[which] + 1..=to).map(|rank| layer.spectra[which].share(rank)).sum::<f64>();
         let rate = |gain: f64, cost: f64| if cost > self.cost { gain / (cost - self.cost) } else { f64::INFINITY };
@@ -104,6 +112,9 @@ impl State {
         for which in (0..ranks.len()).filter(|which| ranks[*which] < layer.limits[*which]) {
             let mut raised = ranks.clone();
             raised[which] = rounding.of(ranks[which] + 1, layer.limits[which]);
+            if same(ranks, &raised)? {
+                continue;
+            }
             let found = cost(&raised)?;
             if found < layer.dense {
                 let rate = rate(gain(which, raised[which]), found);
@@ -131,6 +142,10 @@ mod tests {
     use std::num::NonZeroUsize;
 
     use super::*;
+
+    fn differ(_: usize, _: &[usize], _: &[usize]) -> Result<bool> {
+        Ok(false)
+    }
 
     fn candidate<'a>(name: &'a str, singular: &[f64], dense: f64) -> Candidate<'a> {
         let energy = singular.iter().map(|s| s * s).sum();
@@ -170,7 +185,8 @@ mod tests {
             (0.1, [1, 1, 1], 1.312908566),
         ] {
             let budget = fraction * 73728.0;
-            let found = greedy(&layers, |at, ranks| Ok(per_rank[at] * ranks[0] as f64), budget, Rounding::default()).unwrap();
+            let found =
+                greedy(&layers, |at, ranks| Ok(per_rank[at] * ranks[0] as f64), differ, budget, Rounding::default()).unwrap();
             assert_eq!(found.ranks, ranks.map(|rank| Some(vec![rank])), "{fraction}");
             let sum: f64 = layers.iter().zip(ranks).map(|(layer, rank)| kept(layer, rank)).sum();
             assert!((sum - energy).abs() < 1e-6, "{sum} and {energy}");
@@ -187,7 +203,7 @@ mod tests {
     #[test]
     fn a_budget_that_cannot_be_met_says_the_least_that_can() {
         let (layers, per_rank) = golden();
-        let found = greedy(&layers, |at, ranks| Ok(per_rank[at] * ranks[0] as f64), 6000.0, Rounding::default());
+        let found = greedy(&layers, |at, ranks| Ok(per_rank[at] * ranks[0] as f64), differ, 6000.0, Rounding::default());
         let error = found.unwrap_err().to_string();
         assert_eq!(error, "a budget of 6000 cannot be met: at the least ranks the layers cost 6528");
     }
@@ -196,11 +212,11 @@ mod tests {
     fn layers_whose_factors_cost_no_less_stay_dense() {
         let (layers, per_rank) = golden();
         let cost = |at: usize, ranks: &[usize]| Ok(per_rank[at] * ranks[0] as f64);
-        let all = greedy(&layers, cost, 73728.0, Rounding::default()).unwrap();
+        let all = greedy(&layers, cost, differ, 73728.0, Rounding::default()).unwrap();
         assert_eq!(all, Allocation { ranks: vec![None; 3], cost: 73728.0 }, "the whole budget buys the whole network");
         // At rank 1 the factors of the second cost more than itself.
         let pair = [candidate("thick", &[2.0, 1.0], 100.0), candidate("thin", &[2.0, 1.0], 5.0)];
-        let found = greedy(&pair, |_, ranks| Ok(10.0 * ranks[0] as f64), 15.0, Rounding::default()).unwrap();
+        let found = greedy(&pair, |_, ranks| Ok(10.0 * ranks[0] as f64), differ, 15.0, Rounding::default()).unwrap();
         assert_eq!(found, Allocation { ranks: vec![Some(vec![1]), None], cost: 15.0 });
     }
 
@@ -209,7 +225,7 @@ mod tests {
         let (layers, per_rank) = golden();
         let cost = |at: usize, ranks: &[usize]| Ok(per_rank[at] * ranks[0] as f64);
         let rounding = Rounding { multiple: NonZeroUsize::new(3).unwrap(), floor: NonZeroUsize::new(2).unwrap() };
-        let found = greedy(&layers, cost, 40000.0, rounding).unwrap();
+        let found = greedy(&layers, cost, differ, 40000.0, rounding).unwrap();
         let ranks: Vec<usize> = found.ranks.into_iter().map(|ranks| ranks.unwrap()[0]).collect();
         assert!(ranks.iter().all(|rank| rank % 3 == 0), "{ranks:?}");
         assert!(found.cost <= 40000.0);
@@ -222,9 +238,10 @@ mod tests {
         let layer = Candidate { name: "pair", spectra, limits: vec![3, 3], dense: 1e9 };
         // Ranks [2, 1] cost 2 and [2, 2] cost 4; in energy the first rank has nothing left to gain then.
         let found =
-            greedy(std::slice::from_ref(&layer), |_, ranks| Ok((ranks[0] * ranks[1]) as f64), 4.0, Rounding::default()).unwrap();
+            greedy(std::slice::from_ref(&layer), |_, ranks| Ok((ranks[0] * ranks[1]) as f64), differ, 4.0, Rounding::default())
+                .unwrap();
         assert_eq!(found.ranks, [Some(vec![2, 2])]);
-        let error = greedy(&[layer], |_, ranks| Ok(1.0 / (ranks[0] - 1) as f64), 4.0, Rounding::default()).unwrap_err();
+        let error = greedy(&[layer], |_, ranks| Ok(1.0 / (ranks[0] - 1) as f64), differ, 4.0, Rounding::default()).unwrap_err();
         assert_eq!(error.to_string(), "node 'pair': costs inf at ranks [1, 1]");
     }
 
@@ -248,5 +265,20 @@ mod tests {
         let tucker = |q: usize| (64 * q + 9 * q * q + q * 64) as f64;
         let shares = [1.0, 0.5, 0.25].map(|share| largest_rank(64, share * 36864.0, tucker));
         assert_eq!(shares, [Some(57), Some(38), Some(25)]);
+    }
+
+    #[test]
+    fn a_rank_that_does_not_go_with_the_others_is_no_step() {
+        // The second rank counts up to twice the first.
+        let layer = Candidate {
+            limits: vec![4, 9],
+            spectra: vec![Spectrum::flat(4), Spectrum::flat(9)],
+            ..candidate("one", &[1.0], 1e9)
+        };
+        let within = |ranks: &[usize]| [ranks[0], ranks[1].min(2 * ranks[0])];
+        let cost = |_: usize, ranks: &[usize]| Ok((10 * within(ranks)[0] + within(ranks)[1]) as f64);
+        let same = |_: usize, a: &[usize], b: &[usize]| Ok(within(a) == within(b));
+        let found = greedy(&[layer], cost, same, 24.0, Rounding::default()).unwrap();
+        assert_eq!(found.ranks, [Some(vec![2, 4])], "and not 9 for nothing");
     }
 }
