@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
 use crate::sweep::{Latency, Record, Turns, read_record};
-use crate::{say, tables, training_speed};
+use crate::{say, table_ii, tables, training_speed};
 
 /// Copies the report of a finished run to `docs/records/PAGE/NAME.json`, its small containers beside it, in the place of those that were there.
 ///
@@ -87,7 +87,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 pub(crate) fn remeasure(arguments: &[String], root: &Path, briquette: &dyn Fn() -> Command) -> Result<ExitCode> {
     let [page] = arguments else { bail!("usage: cargo xtask remeasure PAGE") };
     let folder = root.join("docs/records").join(page);
-    if page == training_speed::NAME || !folder.is_dir() {
+    if [training_speed::NAME, table_ii::NAME].contains(&page.as_str()) || !folder.is_dir() {
         bail!("docs/records/{page} holds no records of runs");
     }
     for path in tables::entries(&folder)?.into_iter().filter(|path| path.extension().is_some_and(|ending| ending == "json")) {

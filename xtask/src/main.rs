@@ -9,6 +9,7 @@ mod sanitize;
 mod shards;
 mod sweep;
 mod sweep_table;
+mod table_ii;
 mod tables;
 mod training_speed;
 

@@ -2,7 +2,8 @@
 //!
 //! `docs/records/NAME/*.json` are reports of runs, those of one title being seeds of one experiment; `docs/records/NAME/table.toml` says what
 //! the table is called, what the paper printed, and what the README shows. Out come `docs/tables/NAME.md` and the results in the README. Every
-//! other `*.toml` there describes a sweep, whose record is the JSON file of the same name. `docs/records/training-speed/*.json` are benchmarks.
+//! other `*.toml` there describes a sweep, whose record is the JSON file of the same name. `docs/records/training-speed/*.json` and
+//! `docs/records/table-ii/*.json` are benchmarks.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use serde::Deserialize;
 
 use crate::sweep_table::{self, mean};
-use crate::training_speed;
+use crate::{table_ii, training_speed};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -111,6 +112,11 @@ pub(crate) fn all(root: &Path) -> Result<Vec<(PathBuf, String)>> {
         if name == training_speed::NAME {
             pointers += "\nHow fast networks train, beside plain Burn and PyTorch: [docs/tables/training-speed.md](docs/tables/training-speed.md).\n";
             files.push((page, training_speed::page(&records)?));
+            continue;
+        }
+        if name == table_ii::NAME {
+            pointers += "\nLow-rank factorization of AlexNet, VGG-16 and GoogLeNet: [docs/tables/table-ii.md](docs/tables/table-ii.md).\n";
+            files.push((page, table_ii::page(&records)?));
             continue;
         }
         let description = folder.join("table.toml");
