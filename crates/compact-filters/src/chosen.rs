@@ -21,8 +21,8 @@ pub enum Init {
     Random,
 }
 
-/// What `fit` says of each layer that `layers` and `except` choose, by the layer's name. Layers of which it says why they do not fit are
-/// left alone, unless `layers` has their very names.
+/// What `fit` says of each layer that `layers` and `except` choose, by the layer's name. Layers of which it says why they do not fit, and
+/// those of a coded weight, are left alone, unless `layers` has their very names.
 ///
 /// # Errors
 /// Names a layer that was named and does not fit; without any that fits, the first of all.
@@ -33,8 +33,9 @@ pub(crate) fn chosen<T>(
 ) -> Result<BTreeMap<String, T>> {
     let (mut fitting, mut first) = (BTreeMap::new(), None);
     for index in layers.without(except, net)? {
-        let name = &net.nodes[index].name;
-        match fit(index) {
+        let node = &net.nodes[index];
+        let name = &node.name;
+        match fit(index).and_then(|found| uncoded(node).map(|()| found)) {
             Ok(found) => drop(fitting.insert(name.clone(), found)),
             Err(why) => {
                 layers.all_done(net, |named| named != index, &why)?;
@@ -48,20 +49,69 @@ pub(crate) fn chosen<T>(
     }
 }
 
-/// The parameters of a convolution whose weight is its own.
+/// Why a layer keeps its form: an earlier pass pruned, quantized or shared its weight.
+pub(crate) fn uncoded(node: &Node) -> std::result::Result<(), String> {
+    match node.weight() {
+        Some(weight) if weight.coding != Coding::default() => {
+            Err("is pruned, quantized or shares its weights, which compact filters cannot keep; put their pass before those"
+                .into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The parameters of a layer.
 ///
 /// # Errors
-/// A coding, and a weight that is not finite.
-pub(crate) fn plain(node: &Node) -> Result<Vec<Stored>> {
+/// A weight that is not finite.
+pub(crate) fn finite(node: &Node) -> Result<Vec<Stored>> {
     let parameters = node.parameters();
     for weight in parameters.iter().filter(|stored| stored.name == "weight") {
-        if weight.coding != Coding::default() {
-            let detail = "is pruned or shares its weights, which compact filters cannot keep; put their pass before those";
-            return Err(Error::node(&node.name, detail));
-        }
         refuse::not_finite(&node.name, &weight.base)?;
     }
     Ok(parameters)
+}
+
+#[cfg(test)]
+mod tests {
+    use briquette_core::zoo::Arch;
+    use briquette_handmade::{get, refusal, run, small};
+    use burn::tensor::Device;
+    use serde_json::json;
+
+    use super::proof::pruned;
+    use crate::crelu::Crelu;
+    use crate::cyclic::Cyclic;
+    use crate::depthwise_separable::DepthwiseSeparable;
+    use crate::doubly_conv::DoublyConv;
+
+    #[test]
+    fn coded_layers_are_left_alone_unless_they_are_named() {
+        let arch = Arch::named("lenet5").unwrap();
+        let net = || pruned(arch.build(&arch.wanted(), &Device::flex()).unwrap(), "conv1");
+        let weight = get(&net(), "conv1", "weight");
+        let rewritten = [
+            run::<Crelu>(net(), json!({ "init": "random" })).unwrap(),
+            run::<DepthwiseSeparable>(net(), json!({ "init": "random" })).unwrap(),
+            run::<DoublyConv>(net(), json!({ "meta": 6, "pool": "all", "init": "random" })).unwrap(),
+            run::<Cyclic>(net(), json!({ "exact": false })).unwrap(),
+        ];
+        for (net, of) in rewritten.iter().zip(["crelu", "depthwise-separable", "doubly-conv", "cyclic"]) {
+            assert_eq!(get(net, "conv1", "weight"), weight, "{of}");
+        }
+        let named = || pruned(small(), "conv1");
+        for refused in [
+            refusal::<Crelu>(named(), json!({ "layers": ["conv1"] })),
+            refusal::<DepthwiseSeparable>(named(), json!({ "layers": ["conv1"] })),
+            refusal::<DoublyConv>(named(), json!({ "layers": ["conv1"], "meta": 3 })),
+            refusal::<Cyclic>(named(), json!({ "layers": ["conv1"] })),
+        ] {
+            assert_eq!(
+                refused,
+                "node 'conv1': is pruned, quantized or shares its weights, which compact filters cannot keep; put their pass before those"
+            );
+        }
+    }
 }
 
 #[cfg(test)]

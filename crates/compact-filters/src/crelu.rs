@@ -33,6 +33,7 @@
 //! assert_eq!(Cost::of(&net).unwrap().weights(), 8 * 27 + 8 * 16 * 9);
 //! ```
 
+use briquette_core::Layer;
 use briquette_core::builder::{At, Builder};
 use briquette_core::context::Context;
 use briquette_core::error::Result;
@@ -109,12 +110,26 @@ struct Phases {
 }
 
 impl Expansion for Phases {
+    const CHANGE: &'static str = "a change of sign";
+
     fn copies(&self) -> usize {
         2
     }
 
     fn together(&self, filters: &[&[f32]]) -> Vec<Vec<usize>> {
         greedily(filters, 2, |cosine| -cosine)
+    }
+
+    fn passes(&self, layer: &Layer) -> bool {
+        matches!(
+            layer,
+            Layer::AvgPool(_)
+                | Layer::AdaptiveAvgPool(_)
+                | Layer::GlobalAvgPool(_)
+                | Layer::Dropout(_)
+                | Layer::Pad(_)
+                | Layer::Negate(_)
+        )
     }
 
     fn merged(&self, tensor: &str, values: &[f32], _: bool) -> f32 {
@@ -286,9 +301,11 @@ mod tests {
             refuse(set(small(), "conv1", "weight", &[f32::NAN; 16]), &["conv1"]),
             "node 'conv1': holds the weight NaN; train it anew or clip it"
         );
-        assert!(refuse(pruned(small(), "conv1"), &["conv1"]).starts_with("node 'conv1': is pruned or shares its weights"));
+        assert!(
+            refuse(pruned(small(), "conv1"), &["conv1"]).starts_with("node 'conv1': is pruned, quantized or shares its weights")
+        );
         let behind = refuse(pruned(small(), "conv2"), &["conv1"]);
-        assert!(behind.contains("are read by 'conv2', which is pruned or shares its weights"), "{behind}");
+        assert!(behind.contains("are read by 'conv2', which is pruned, quantized or shares its weights"), "{behind}");
         assert!(run::<Crelu>(pruned(small(), "conv2"), json!({ "layers": ["conv1"], "init": "random" })).is_ok());
     }
 }

@@ -39,7 +39,7 @@ use briquette_parts::algebra::{Matrix, svd};
 use serde::Deserialize;
 
 use crate::chosen::Init;
-use crate::rewriting::{Compact, Rewriting, Site, linear, normalized};
+use crate::rewriting::{Compact, Rewriting, Site, linear, normalized, vanishes};
 
 /// Replaces convolutions by depthwise separable ones.
 pub type DepthwiseSeparable = Rewriting<Separable>;
@@ -97,14 +97,17 @@ impl Compact for Separable {
         separable(b, name, at, site.conv, self.multiplier, self.norm)
     }
 
-    fn fit(&self, site: &Site, weight: &[f32], _: &[Node]) -> Vec<Vec<f32>> {
+    fn fit(&self, site: &Site, weight: &[f32], block: &[Node]) -> Vec<Vec<f32>> {
         let (filters, taps) = (site.conv.filters, site.conv.kernel.iter().product::<usize>());
         let maps = site.channels * self.multiplier;
-        let (mut depthwise, mut pointwise) = (vec![0.0; maps * taps], vec![0.0; filters * maps]);
+        // Depthwise filters stay as drawn where the weight has nothing for them: where both halves were zero, neither would learn.
+        let mut depthwise = block[0].weight().expect("the first is a convolution").values();
+        let mut pointwise = vec![0.0; filters * maps];
         for channel in 0..site.channels {
             let of = Matrix::from_fn(filters, taps, |n, tap| f64::from(weight[(n * site.channels + channel) * taps + tap]));
             let found = svd(&of);
-            for (rank, s) in found.s.iter().enumerate().take(self.multiplier) {
+            let some = found.s.iter().enumerate().take(self.multiplier).filter(|(_, s)| !vanishes(**s, found.s[0]));
+            for (rank, s) in some {
                 let (map, root) = (channel * self.multiplier + rank, s.sqrt());
                 let scaled = |value: &f64| (value * root) as f32;
                 found.u.column(rank).iter().enumerate().for_each(|(n, u)| pointwise[n * maps + map] = scaled(u));
@@ -124,7 +127,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::rewriting::proof::{self, holds, keeps, learns};
+    use crate::rewriting::proof::{self, holds, keeps, learns, learns_from_zeros};
 
     #[test]
     fn a_replaced_layer_is_planned_stored_and_trained() {
@@ -132,6 +135,11 @@ mod tests {
             holds::<DepthwiseSeparable>(5, &settings);
             learns::<DepthwiseSeparable>(5, &settings);
         }
+    }
+
+    #[test]
+    fn a_pair_in_the_place_of_zeros_learns() {
+        learns_from_zeros::<DepthwiseSeparable>(3);
     }
 
     #[test]

@@ -49,7 +49,7 @@ use briquette_runtime::layers::{self, ChannelPool, Concat, Reduction};
 use briquette_runtime::{MAX_ELEMENTS_TOTAL, Places};
 use serde::Deserialize;
 
-use crate::chosen::{Init, chosen, plain};
+use crate::chosen::{Init, chosen, finite};
 use crate::expansion::{affine, fixed};
 
 /// Makes the filters of convolutions windows of meta filters.
@@ -170,7 +170,11 @@ impl Metas {
         if [metas, grid[0], grid[1], channels, h, w].into_iter().fold(1, usize::saturating_mul) > MAX_ELEMENTS_TOTAL {
             return Err(format!("takes more weights than the limit of {MAX_ELEMENTS_TOTAL}; set a smaller `meta`"));
         }
-        Ok(Windows { meta, grid, pooled, metas, plain: self.plain })
+        let windows = Windows { meta, grid, pooled, metas, plain: self.plain };
+        match windows.rule().count(&[windows.filters(), channels, h, w]) {
+            Ok(_) => Ok(windows),
+            Err(error) => Err(format!("has filters that cannot be shared ({error}); set a smaller `meta`")),
+        }
     }
 }
 
@@ -291,7 +295,7 @@ impl DoublyConv {
         let (device, index) = (net.device(), net.index(name)?);
         let node = &net.nodes[index];
         let (layer, input) = (node.op.layer(), node.inputs[0]);
-        let parameters = plain(node)?;
+        let parameters = finite(node)?;
         let shape = parameters[0].shape.clone();
         let (filters, row) = (shape[0], shape[1..].iter().product::<usize>());
         let doubly = filters - windows.plain;
@@ -341,13 +345,7 @@ impl DoublyConv {
         if let Some(last) = nodes.last_mut() {
             last.name = name.to_string();
         }
-        // The last of them takes the place of the convolution, which the others stand in front of.
-        let last = nodes.pop().map(|last| Node { name: name.to_string(), ..last });
-        let at = index + nodes.len();
-        let mut net = net.insert(index, nodes, |_, _| None)?;
-        last.into_iter().for_each(|last| net.nodes[at] = last);
-        net.shapes()?;
-        Ok(net)
+        net.replace(index, nodes)
     }
 }
 
@@ -538,6 +536,15 @@ mod tests {
     }
 
     #[test]
+    fn meta_filters_that_cannot_be_stored_are_refused_where_layers_are_built() {
+        let mut b = Builder::new([1, 4, 4], 1, &Device::flex());
+        let x = b.input();
+        let row = Conv { kernel: [1, 3], ..Conv::new(1, 3) };
+        let refused = conv(&mut b, "conv", x, row, Metas { meta: 5000, pool: Pool::All, plain: 0 }).unwrap_err().to_string();
+        assert!(refused.starts_with("node 'conv': has filters that cannot be shared"), "{refused}");
+    }
+
+    #[test]
     fn settings_and_layers_that_do_not_fit_are_refused() {
         let refuse = |settings| refusal::<DoublyConv>(small(), settings);
         assert_eq!(
@@ -558,7 +565,7 @@ mod tests {
         let nan = refusal::<DoublyConv>(set(small(), "conv1", "weight", &[f32::NAN; 16]), json!({ "meta": 3 }));
         assert_eq!(nan, "node 'conv1': holds the weight NaN; train it anew or clip it");
         let coded = refusal::<DoublyConv>(pruned(small(), "conv1"), json!({ "meta": 3 }));
-        assert!(coded.starts_with("node 'conv1': is pruned or shares its weights"), "{coded}");
+        assert!(coded.starts_with("node 'conv1': is pruned, quantized or shares its weights"), "{coded}");
         let word = serde_json::from_value::<DoublyConv>(json!({ "meta": 3, "pool": "some" })).unwrap_err();
         assert!(word.to_string().contains("`pool` is a number or \"all\", not \"some\""), "{word}");
     }

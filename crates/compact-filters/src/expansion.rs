@@ -1,7 +1,7 @@
 //! What `crelu` and `multi-bias` share: of each filter of a convolution come several maps, each rectified by itself, so that fewer filters
 //! do. It stands where the rectifier was that the maps of the convolution come to, through a batch norm or what else keeps channels apart.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use briquette_core::builder::he_normal;
 use briquette_core::coding::Coding;
@@ -12,10 +12,13 @@ use briquette_core::types::Layers;
 use briquette_core::{Activation, Layer};
 use briquette_runtime::layers::{self, Arity, Channels, Extent};
 
-use crate::chosen::{Init, chosen, plain};
+use crate::chosen::{Init, chosen, finite};
 
 /// How the maps come about.
 pub(crate) trait Expansion {
+    /// What tells the maps of one filter apart in front of the rectifier.
+    const CHANGE: &'static str;
+
     /// Maps of one filter.
     fn copies(&self) -> usize;
 
@@ -24,6 +27,9 @@ pub(crate) trait Expansion {
 
     /// What becomes of a tensor's values for filters that become one; `shift` says whether this tensor is what is added last.
     fn merged(&self, tensor: &str, values: &[f32], shift: bool) -> f32;
+
+    /// Whether a layer that does the same to each channel commutes with that change, so that the change can come behind it.
+    fn passes(&self, layer: &Layer) -> bool;
 
     /// The nodes in front of the rectifier `name`, the first of which reads the node `input` and has the index `first`. `shifts` has for
     /// each new filter what was added to the maps of the old ones; none where nothing was, or where their values do not matter.
@@ -57,14 +63,14 @@ pub(crate) struct Site {
 /// What does not fit, by name.
 pub(crate) fn expand(net: Net, by: &impl Expansion, choice: [&Layers; 2], init: Init, values: Init, seed: u64) -> Result<Net> {
     let shapes = net.shapes()?;
-    let sites = chosen(&net, choice, |index| site(&net, &shapes, index, by.copies(), init))?;
+    let sites = chosen(&net, choice, |index| site(&net, &shapes, index, by, init))?;
     rewritten(net, by, &sites, values, seed)
 }
 
 fn rewritten(mut net: Net, by: &impl Expansion, sites: &BTreeMap<String, Site>, values: Init, seed: u64) -> Result<Net> {
     for (name, site) in sites {
         let (device, index) = (net.device(), net.index(name)?);
-        let parameters = plain(&net.nodes[index])?;
+        let parameters = finite(&net.nodes[index])?;
         let old = parameters[0].shape[0];
         let filters = old / by.copies();
         let together = match values {
@@ -109,7 +115,8 @@ fn rewritten(mut net: Net, by: &impl Expansion, sites: &BTreeMap<String, Site>, 
 }
 
 /// Where the layer is expanded, or why it cannot be.
-fn site(net: &Net, shapes: &[Vec<usize>], index: usize, copies: usize, init: Init) -> std::result::Result<Site, String> {
+fn site<E: Expansion>(net: &Net, shapes: &[Vec<usize>], index: usize, by: &E, init: Init) -> std::result::Result<Site, String> {
+    let copies = by.copies();
     let Layer::Conv2d(layers::Conv2d { groups: 1, .. }) = net.nodes[index].op.layer() else {
         return Err("is no convolution in one group; leave it out".into());
     };
@@ -127,14 +134,24 @@ fn site(net: &Net, shapes: &[Vec<usize>], index: usize, copies: usize, init: Ini
         match node.op.layer() {
             Layer::Activation(Activation::Relu) => break next,
             Layer::BatchNorm(_) => norms.push(node.name.clone()),
-            layer if apart(&layer) => {}
+            layer if apart(&layer) && by.passes(&layer) => {}
             layer => {
                 let kind = layer.kind().name();
+                if apart(&layer) {
+                    return Err(format!(
+                        "its maps are read before they are rectified by '{}' ({kind}), which does not commute with {}; leave it out",
+                        node.name,
+                        E::CHANGE
+                    ));
+                }
                 return Err(format!("its maps are read by '{}' ({kind}) before they are rectified; leave it out", node.name));
             }
         }
         end = next;
     };
+    if unread(net, rectifier) {
+        return Err("its channels are the network's output; leave it out".into());
+    }
     let readers = if init == Init::Fit { in_order(net, shapes, rectifier)? } else { Vec::new() };
     Ok(Site { norms, rectifier: net.nodes[rectifier].name.clone(), readers })
 }
@@ -150,11 +167,25 @@ fn apart(layer: &Layer) -> bool {
     kind.arity() == Arity::One && kind.channels() == Channels::Kept && alike
 }
 
+/// Whether what a node makes comes to the network's output without a layer that mixes its channels.
+fn unread(net: &Net, of: usize) -> bool {
+    let (mut open, mut seen) = (vec![of], BTreeSet::new());
+    while let Some(node) = open.pop() {
+        if node + 1 == net.nodes.len() {
+            return true;
+        }
+        let mixes = |reader: usize| {
+            matches!(net.nodes[reader].op.layer(), Layer::Conv2d(layers::Conv2d { groups: 1, .. }) | Layer::Linear(_))
+        };
+        open.extend(readers(net, node).filter(|reader| !mixes(*reader) && seen.insert(*reader)));
+    }
+    false
+}
+
 /// What reads the channels of a node, which can take them in another order, each channel as so many columns.
 fn in_order(net: &Net, shapes: &[Vec<usize>], of: usize) -> std::result::Result<Vec<(String, usize)>, String> {
     let (mut found, mut open) = (Vec::new(), vec![(of, 1)]);
     while let Some((node, spread)) = open.pop() {
-        let before = open.len() + found.len();
         for reader in readers(net, node) {
             let layer = net.nodes[reader].op.layer();
             match &layer {
@@ -162,7 +193,7 @@ fn in_order(net: &Net, shapes: &[Vec<usize>], of: usize) -> std::result::Result<
                     let name = &net.nodes[reader].name;
                     if net.nodes[reader].weight().is_some_and(|weight| weight.coding != Coding::default()) {
                         return Err(format!(
-                            "its channels, whose order `init = \"fit\"` changes, are read by '{name}', which is pruned or shares its weights; put the pass \
+                            "its channels, whose order `init = \"fit\"` changes, are read by '{name}', which is pruned, quantized or shares its weights; put the pass \
                              before those, or set `init = \"random\"`"
                         ));
                     }
@@ -179,9 +210,6 @@ fn in_order(net: &Net, shapes: &[Vec<usize>], of: usize) -> std::result::Result<
                     ));
                 }
             }
-        }
-        if open.len() + found.len() == before {
-            return Err("its channels, whose order `init = \"fit\"` changes, are the network's output; leave it out".into());
         }
     }
     Ok(found)
@@ -241,11 +269,14 @@ pub(crate) fn affine(net: &Net, name: String, input: usize, scale: Option<Vec<f3
 }
 
 /// The filters put together greedily: time and again the two that are most alike and not yet taken, and with them, up to `count`, the ones
-/// most like the first of them. `alike` of two filters is their cosine or another measure.
+/// most like the first of them. `alike` makes a measure of the cosine of two filters, which is 0 where one of them is.
 pub(crate) fn greedily(filters: &[&[f32]], count: usize, alike: impl Fn(f64) -> f64) -> Vec<Vec<usize>> {
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
-    let norms: Vec<f32> = filters.iter().map(|filter| dot(filter, filter).sqrt().max(f32::MIN_POSITIVE)).collect();
-    let measure = |i: usize, j: usize| alike(f64::from(dot(filters[i], filters[j]) / (norms[i] * norms[j])));
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let norms: Vec<f64> = filters.iter().map(|filter| dot(filter, filter).sqrt()).collect();
+    let measure = |i: usize, j: usize| {
+        let norm = norms[i] * norms[j];
+        alike(if norm > 0.0 { dot(filters[i], filters[j]) / norm } else { 0.0 })
+    };
     let mut pairs: Vec<(f64, usize, usize)> = (0..filters.len())
         .flat_map(|i| (i + 1..filters.len()).map(move |j| (i, j)))
         .map(|(i, j)| (measure(i, j), i, j))
@@ -265,4 +296,82 @@ pub(crate) fn greedily(filters: &[&[f32]], count: usize, alike: impl Fn(f64) -> 
         together.push(found);
     }
     together
+}
+
+#[cfg(test)]
+mod tests {
+    use briquette_core::builder::{At, Builder, Conv};
+    use briquette_core::pass::Pass;
+    use briquette_core::zoo::Arch;
+    use briquette_handmade::{refusal, run};
+    use briquette_runtime::Window;
+    use burn::tensor::Device;
+    use serde::de::DeserializeOwned;
+    use serde_json::json;
+
+    use super::*;
+    use crate::crelu::Crelu;
+    use crate::multi_bias::MultiBias;
+
+    #[test]
+    fn filters_of_zeros_are_like_none() {
+        let filters: [&[f32]; 4] = [&[0.0], &[0.0], &[1.0], &[-1.0]];
+        assert_eq!(greedily(&filters, 2, |cosine| -cosine), [[2, 3], [0, 1]]);
+        assert_eq!(greedily(&filters, 2, |cosine| cosine), [[0, 1], [2, 3]]);
+    }
+
+    fn classes_stay<P: Pass + DeserializeOwned>(init: &str) {
+        for (name, last, hidden) in [("nin", "cccp6", "cccp5"), ("all-cnn-c", "conv9", "conv8")] {
+            let arch = Arch::named(name).unwrap();
+            let net = || arch.build(&arch.wanted(), &Device::flex()).unwrap();
+            let filters = |net: &Net, layer: &str| net.nodes[net.index(layer).unwrap()].op.weight_shape().unwrap()[0];
+            let plan = |settings| serde_json::from_value::<P>(settings).unwrap().plan(net());
+            let halved = plan(json!({ "init": init })).unwrap();
+            assert_eq!(filters(&halved, last), 10);
+            assert_eq!(filters(&halved, hidden), filters(&net(), hidden) / 2);
+            let named = plan(json!({ "init": init, "layers": [last] })).unwrap_err().to_string();
+            assert_eq!(named, format!("node '{last}': its channels are the network's output; leave it out"));
+        }
+    }
+
+    #[test]
+    fn convolutions_that_make_the_classes_keep_their_filters() {
+        for init in ["fit", "random"] {
+            classes_stay::<Crelu>(init);
+            classes_stay::<MultiBias>(init);
+        }
+    }
+
+    /// A layer between convolution and rectifier.
+    fn between(layer: impl FnOnce(&mut Builder, At) -> At) -> Net {
+        let mut b = Builder::new([1, 4, 4], 11, &Device::flex());
+        let x = b.conv("conv", b.input(), Conv::new(4, 3).same());
+        let x = layer(&mut b, x);
+        let x = b.relu("relu", x);
+        let x = b.flatten("flatten", x);
+        b.linear("fc", x, 3);
+        b.finish().unwrap()
+    }
+
+    #[test]
+    fn only_layers_that_commute_stand_in_front_of_the_rectifier() {
+        let most = || between(|b, x| b.max_pool("pool", x, Window::square(2)));
+        let window = Window { padding: briquette_core::Padding([[1; 2]; 2]), ..Window::square(2) };
+        let mean = |count_padding| between(|b, x| b.fixed("pool", &[x], layers::AvgPool { window, count_padding }));
+        let crelu = |net: Net| run::<Crelu>(net, json!({})).map(drop).map_err(|error| error.to_string());
+        let biases = |net: Net| run::<MultiBias>(net, json!({})).map(drop).map_err(|error| error.to_string());
+        let refused = |kind: &str, change: &str| {
+            Err(format!(
+                "node 'conv': its maps are read before they are rectified by 'pool' ({kind}), which does not commute with {change}; \
+                 leave it out"
+            ))
+        };
+        assert_eq!(crelu(most()), refused("max-pool", "a change of sign"));
+        assert_eq!((crelu(mean(true)), crelu(mean(false))), (Ok(()), Ok(())));
+        assert_eq!((biases(most()), biases(mean(false))), (Ok(()), Ok(())));
+        assert_eq!(biases(mean(true)), refused("avg-pool", "a shift"));
+        let clipped = between(|b, x| b.fixed("tanh", &[x], Activation::Tanh));
+        assert!(refusal::<Crelu>(clipped.deep_clone(), json!({})).contains("does not commute with a change of sign"));
+        assert!(refusal::<MultiBias>(clipped, json!({})).contains("does not commute with a shift"));
+    }
 }

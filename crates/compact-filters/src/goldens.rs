@@ -8,6 +8,7 @@ pub(crate) fn golden(text: &str, name: &str) -> Vec<f32> {
 
 /// Whether values agree with golden ones of four decimals.
 pub(crate) fn near(found: &[f32], expected: &[f32], what: &str) {
+    assert!(found.iter().all(|value| value.is_finite()), "{what}: {found:?}");
     let off = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(found.len() == expected.len() && off < 2e-4, "{what}: off by {off}");
 }
@@ -23,4 +24,10 @@ pub(crate) fn moved(map: &[f32], element: usize) -> Vec<f32> {
         map = map.chunks(side).rev().collect::<Vec<_>>().concat();
     }
     map
+}
+
+#[test]
+#[should_panic(expected = "nothing: [NaN, 1.0]")]
+fn what_is_no_number_is_near_to_nothing() {
+    near(&[f32::NAN, 1.0], &[0.0, 1.0], "nothing");
 }

@@ -37,14 +37,14 @@
 //! ```
 
 use briquette_core::builder::{At, Builder, Conv};
-use briquette_core::error::Result;
+use briquette_core::error::{Error, Result};
 use briquette_core::net::Node;
 use briquette_core::{Activation, Padding};
 use briquette_parts::algebra::{Matrix, svd};
 use serde::Deserialize;
 
 use crate::chosen::Init;
-use crate::rewriting::{Compact, Rewriting, Site, linear, normalized};
+use crate::rewriting::{Compact, Rewriting, Site, linear, normalized, vanishes};
 
 /// Replaces convolutions by two of smaller kernels.
 pub type InceptionFactor = Rewriting<Factors>;
@@ -124,6 +124,9 @@ impl Compact for Factors {
     const EXAMPLE: &'static str = "tune = { epochs = 10 }";
 
     fn check(&self, init: Init) -> Result<()> {
+        if self.steps == 0 {
+            return Err(Error::Invalid("`steps` is 0; the fit takes 1 or more".into()));
+        }
         linear(self.norm, init)
     }
 
@@ -140,8 +143,8 @@ impl Compact for Factors {
 
     fn fit(&self, site: &Site, weight: &[f32], block: &[Node]) -> Vec<Vec<f32>> {
         let (filters, channels, maps) = (site.conv.filters, site.channels, self.pair(site)[0].filters);
+        let start = block[0].weight().expect("the first is a convolution").values();
         if site.conv.kernel == STACKED {
-            let start = block[0].weight().expect("the first is a convolution").values();
             return stacked(weight, [filters, channels, maps], &start, self.steps);
         }
         let [height, width] = site.conv.kernel;
@@ -149,13 +152,18 @@ impl Compact for Factors {
             let ([c, j], [n, i]) = ([row / width, row % width], [column / height, column % height]);
             f64::from(weight[((n * channels + c) * height + i) * width + j])
         }));
-        let scaled = |value: f64, map: usize| (value * found.s[map].sqrt()) as f32;
-        let first = (0..maps).flat_map(|map| found.u.column(map).iter().map(move |u| (*u, map)).collect::<Vec<_>>());
+        let none = |map: usize| vanishes(found.s[map], found.s[0]);
+        let scaled = |value: f64, map: usize| if none(map) { 0.0 } else { (value * found.s[map].sqrt()) as f32 };
+        // Where both were zero, neither would learn.
+        let first = (0..maps * channels * width).map(|at| match (at / (channels * width), at % (channels * width)) {
+            (map, _) if none(map) => start[at],
+            (map, row) => scaled(found.u[(row, map)], map),
+        });
         let second = (0..filters * maps * height).map(|at| {
             let (n, map, i) = (at / (maps * height), at / height % maps, at % height);
             scaled(found.v[(n * height + i, map)], map)
         });
-        vec![first.map(|(u, map)| scaled(u, map)).collect(), second.collect()]
+        vec![first.collect(), second.collect()]
     }
 
     fn shorten(&mut self) {
@@ -174,6 +182,10 @@ fn stacked(weight: &[f32], [filters, channels, maps]: [usize; 3], start: &[f32],
         Matrix::from_fn(maps * taps, channels, |row, c| f64::from(start[(row / taps * channels + c) * taps + row % taps]));
     let mut second = least_squares(&shifted(&first, maps), &by_channel);
     for _ in 1..steps {
+        // The other of two that are both zero would not learn.
+        if second.norm() == 0.0 {
+            break;
+        }
         first = least_squares(&shifted(&second, maps), &by_filter);
         second = least_squares(&shifted(&first, maps), &by_channel);
     }
@@ -219,7 +231,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::rewriting::proof::{self, holds, keeps, learns};
+    use crate::rewriting::proof::{self, holds, keeps, learns, learns_from_zeros};
 
     #[test]
     fn a_replaced_layer_is_planned_stored_and_trained() {
@@ -244,6 +256,12 @@ mod tests {
             assert_eq!(before.weights() as f64 / after.weights() as f64, ratio);
             assert_eq!(before.macs() as f64 / after.macs() as f64, ratio);
         }
+    }
+
+    #[test]
+    fn a_pair_in_the_place_of_zeros_learns() {
+        learns_from_zeros::<InceptionFactor>(3);
+        learns_from_zeros::<InceptionFactor>(5);
     }
 
     #[test]
@@ -293,10 +311,11 @@ mod tests {
     fn layers_and_settings_without_sense_are_refused() {
         let refused = |net, settings| refusal::<InceptionFactor>(net, settings);
         assert!(refused(proof::net(3), json!({ "norm": true })).starts_with("`norm` puts a rectifier between"));
+        assert_eq!(refused(proof::net(5), json!({ "steps": 0 })), "`steps` is 0; the fit takes 1 or more");
         let row = proof::alone([1, 4, 4], Conv { kernel: [1, 3], ..Conv::new(8, 3) }, &[]);
         let why = refused(row, json!({ "layers": ["mix"] }));
         assert_eq!(why, "node 'mix': has a kernel of one row or column, which has no two factors");
         let wide = proof::alone([1, 4, 4], Conv::new(8, 3), &[]);
-        assert!(refused(wide, json!({})).starts_with("no layer is one for inception-factor: 'mix' has 80 parameters"));
+        assert!(refused(wide, json!({})).starts_with("node 'mix': has 80 parameters"));
     }
 }

@@ -191,6 +191,6 @@ mod tests {
         let huge = refused(json!({ "layers": ["mix"], "expand": 1_usize << 40, "init": "random" }));
         assert!(huge.contains("more values than the limit"), "{huge}");
         let dearer = refused(json!({ "expand": 40, "init": "random" }));
-        assert!(dearer.starts_with("no layer is one for inverted-residual: 'lift' is a convolution by one pixel"), "{dearer}");
+        assert!(dearer.starts_with("node 'lift': is a convolution by one pixel"), "{dearer}");
     }
 }

@@ -134,12 +134,22 @@ impl MultiBias {
 struct Biases(Vec<f32>);
 
 impl Expansion for Biases {
+    const CHANGE: &'static str = "a shift";
+
     fn copies(&self) -> usize {
         self.0.len()
     }
 
     fn together(&self, filters: &[&[f32]]) -> Vec<Vec<usize>> {
         greedily(filters, self.copies(), |cosine| cosine)
+    }
+
+    fn passes(&self, layer: &Layer) -> bool {
+        match layer {
+            Layer::AvgPool(pool) => !pool.count_padding || pool.window.padding.is_none(),
+            Layer::MaxPool(_) | Layer::AdaptiveAvgPool(_) | Layer::GlobalAvgPool(_) | Layer::Dropout(_) => true,
+            _ => false,
+        }
     }
 
     fn merged(&self, _: &str, values: &[f32], shift: bool) -> f32 {
@@ -299,6 +309,6 @@ mod tests {
         let nan = refusal::<MultiBias>(set(small(), "conv1", "weight", &[f32::NAN; 16]), json!({ "layers": ["conv1"] }));
         assert_eq!(nan, "node 'conv1': holds the weight NaN; train it anew or clip it");
         let coded = refusal::<MultiBias>(pruned(small(), "conv1"), json!({ "layers": ["conv1"] }));
-        assert!(coded.starts_with("node 'conv1': is pruned or shares its weights"), "{coded}");
+        assert!(coded.starts_with("node 'conv1': is pruned, quantized or shares its weights"), "{coded}");
     }
 }

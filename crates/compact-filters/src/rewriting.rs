@@ -2,7 +2,6 @@
 //! begin, and the training afterwards. A method adds the block, and where it knows one, its least-squares start.
 
 use briquette_core::builder::{At, Builder, Conv};
-use briquette_core::coding::Coding;
 use briquette_core::context::Context;
 use briquette_core::cost::Cost;
 use briquette_core::error::{Error, Result};
@@ -11,14 +10,13 @@ use briquette_core::pass::{Method, Pass};
 use briquette_core::training::{Recipe, tune};
 use briquette_core::types::Layers;
 use briquette_core::{Activation, Layer};
-use briquette_parts::refuse;
 use briquette_runtime::activations::MAX_ACTIVATIONS;
 use briquette_runtime::layers;
 use burn::tensor::Device;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::chosen::Init;
+use crate::chosen::{Init, chosen, finite};
 
 /// A method: it replaces convolutions of more than one pixel, in one group, by blocks of one form. A layer that `layers` names is replaced
 /// whatever the block costs; of the others those are that have fewer parameters and no more multiply-accumulates as a block. Nodes of a block
@@ -116,45 +114,30 @@ impl<F: Compact> Rewriting<F> {
         self.form.check(self.init)?;
         self.tune.iter().try_for_each(Recipe::check)?;
         let (shapes, cost, device) = (net.shapes()?, Cost::of(&net)?, net.device());
-        let (mut blocks, mut left) = (Vec::new(), None);
-        for index in self.layers.without(&self.except, &net)? {
+        let fit = |index: usize| {
             let node = &net.nodes[index];
+            let site = self.site(&net, index)?;
+            let block = self.drawn(&node.name, &site, &shapes[node.inputs[0]], seed, &device)?;
+            let before = cost.layers.iter().find(|layer| layer.node == index).map_or((0, 0), |layer| (layer.params, layer.macs));
+            let after = Cost::of(&block).map(|cost| (cost.params(), cost.macs())).map_err(|error| error.to_string())?;
             let named = self.layers.all_done(&net, |other| other != index, "").is_err();
-            let block = self.site(&net, index).and_then(|site| {
-                let block = self.drawn(&node.name, &site, &shapes[node.inputs[0]], seed, &device)?;
-                let before =
-                    cost.layers.iter().find(|layer| layer.node == index).map_or((0, 0), |layer| (layer.params, layer.macs));
-                let after = Cost::of(&block).map(|cost| (cost.params(), cost.macs())).map_err(|error| error.to_string())?;
-                if named || (after.0 < before.0 && after.1 <= before.1) {
-                    return Ok((site, block));
-                }
-                Err(format!(
-                    "has {} parameters and {} multiply-accumulates, and would have {} and {}; name it in `layers` if it shall",
-                    before.0, before.1, after.0, after.1
-                ))
-            });
-            match block {
-                Ok((site, block)) => {
-                    let weight = node.weight().expect("a convolution has a weight").base;
-                    refuse::not_finite(&node.name, &weight)?;
-                    let block = inner(block, index, node.inputs[0]);
-                    blocks.push((
-                        index,
-                        match start {
-                            Init::Fit => fitted(self.form.fit(&site, &weight, &block), node, block, &device)?,
-                            Init::Random => block,
-                        },
-                    ));
-                }
-                Err(why) if named => return Err(Error::node(&node.name, why)),
-                Err(why) => left = left.or_else(|| Some(format!("'{}' {why}", node.name))),
+            if named || (after.0 < before.0 && after.1 <= before.1) {
+                return Ok((site, block));
             }
-        }
-        if let (true, Some(left)) = (blocks.is_empty(), left) {
-            return Err(Error::Invalid(format!("no layer is one for {}: {left}", F::NAME)));
-        }
-        // From the last on, so that the indices of those before it stay.
-        for (index, block) in blocks.into_iter().rev() {
+            Err(format!(
+                "has {} parameters and {} multiply-accumulates, and would have {} and {}; name it in `layers` if it shall",
+                before.0, before.1, after.0, after.1
+            ))
+        };
+        for (name, (site, block)) in chosen(&net, [&self.layers, &self.except], fit)? {
+            let index = net.index(&name)?;
+            let node = &net.nodes[index];
+            let block = inner(block, index, node.inputs[0]);
+            let weight = &finite(node)?[0].base;
+            let block = match start {
+                Init::Fit => fitted(self.form.fit(&site, weight, &block), node, block, &device)?,
+                Init::Random => block,
+            };
             net = net.replace(index, block)?;
         }
         Ok(net)
@@ -171,9 +154,6 @@ impl<F: Compact> Rewriting<F> {
         let [filters, channels, height, width] = own.weight.lazy_shape().dims::<4>();
         if [height, width] == [1; 2] {
             return Err("is a convolution by one pixel, which no smaller one can replace".into());
-        }
-        if node.weight().is_some_and(|weight| weight.coding != Coding::default()) {
-            return Err("is pruned or shares its weights, which smaller filters cannot keep; put this pass before those".into());
         }
         let readers: Vec<&Op> = net.nodes.iter().filter(|node| node.inputs.contains(&index)).map(|node| &node.op).collect();
         let bias = own.bias.is_some();
@@ -250,6 +230,11 @@ pub(crate) fn linear(norm: bool, init: Init) -> Result<()> {
         )),
         (false, _) | (_, Init::Random) => Ok(()),
     }
+}
+
+/// Whether a singular value is none beside the largest.
+pub(crate) fn vanishes(value: f64, largest: f64) -> bool {
+    value <= f64::from(f32::EPSILON) * largest
 }
 
 /// What every block owes, as checks for the methods' own tests.
@@ -341,6 +326,21 @@ pub(crate) mod proof {
         }
     }
 
+    /// A training moves every weight of the block that is fitted to zeros, whose output is its bias.
+    pub(crate) fn learns_from_zeros<P: Pass + DeserializeOwned>(kernel: usize) {
+        let zeros = || {
+            let net = set(net(kernel), "mix", "weight", &vec![0.0; 8 * 6 * kernel * kernel]);
+            set(net, "mix", "bias", &[0.1; 8])
+        };
+        let start = run::<P>(zeros(), json!({ "layers": ["mix"] })).unwrap();
+        near(&outputs(&start), &outputs(&zeros()));
+        let tune = json!({ "epochs": 2, "batch": 20, "lr": 0.01 });
+        let trained = run::<P>(zeros(), json!({ "layers": ["mix"], "tune": tune })).unwrap();
+        for (before, after) in start.nodes.iter().zip(&trained.nodes).filter(|(node, _)| node.name.starts_with("mix.")) {
+            assert!(before.weight().unwrap().base != after.weight().unwrap().base, "{}", before.name);
+        }
+    }
+
     /// The layer `mix` on two channels computes as a block what it computed before.
     pub(crate) fn keeps<P: Pass + DeserializeOwned>(conv: Conv, settings: &Value) {
         let mut b = Builder::new([1, 4, 4], 7, &Device::flex());
@@ -371,9 +371,11 @@ pub(crate) mod proof {
         let mut parameters = node.parameters();
         parameters[0].mask((0..6 * 8 * 9).map(|i| i % 2 == 0).collect());
         masked.nodes.insert(index, node.with(parameters, &device).unwrap());
-        assert!(refuse(masked.deep_clone(), json!(["mix"])).starts_with("node 'mix': is pruned or shares its weights"));
+        assert!(
+            refuse(masked.deep_clone(), json!(["mix"])).starts_with("node 'mix': is pruned, quantized or shares its weights")
+        );
         let none = refusal::<DepthwiseSeparable>(masked, json!({}));
-        assert!(none.starts_with("no layer is one for depthwise-separable: 'lift' is a convolution by one pixel"), "{none}");
+        assert!(none.starts_with("node 'lift': is a convolution by one pixel"), "{none}");
         let broken = set(net(3), "mix", "weight", &[f32::NAN; 6 * 8 * 9]);
         assert!(refuse(broken, json!(["mix"])).starts_with("node 'mix': holds the weight NaN"));
         let unknown = serde_json::from_value::<DepthwiseSeparable>(json!({ "rank": 3 })).unwrap_err();
@@ -392,7 +394,7 @@ pub(crate) mod proof {
         let refused = refusal::<DepthwiseSeparable>(single(), json!({}));
         assert_eq!(
             refused,
-            "no layer is one for depthwise-separable: 'mix' has 9 parameters and 36 multiply-accumulates, and would have 10 and 40; \
+            "node 'mix': has 9 parameters and 36 multiply-accumulates, and would have 10 and 40; \
              name it in `layers` if it shall"
         );
         let named = run::<DepthwiseSeparable>(single(), json!({ "layers": ["mix"] })).unwrap();

@@ -15,7 +15,7 @@ use briquette_parts::refuse;
 use briquette_runtime::Places;
 use burn::tensor::Device;
 
-use crate::chosen::Init;
+use crate::chosen::{Init, chosen, uncoded};
 
 /// How a method's convolutions make maps.
 pub(crate) trait Symmetry {
@@ -70,11 +70,15 @@ pub(crate) struct Asked<'a> {
 /// The network with its convolutions in a symmetric form.
 ///
 /// # Errors
-/// Names a layer that has no such form, is pruned, shares its weights, or holds what is not finite.
+/// Names a layer that has no such form, and where `layers` names it one that is pruned or shares its weights; what is not finite; and another
+/// number of outputs, as where the last convolution makes them.
 pub(crate) fn rewritten<S: Symmetry>(net: &Net, symmetry: &S, asked: &Asked<'_>) -> Result<Net> {
     let is_conv = |index: usize| matches!(net.nodes[index].op, Op::Conv2d(_));
-    asked.layers.all_done(net, is_conv, "is no convolution; name convolutions alone in `layers`")?;
-    let chosen: BTreeSet<usize> = asked.layers.without(asked.except, net)?.into_iter().filter(|index| is_conv(*index)).collect();
+    let fit = |index| match is_conv(index) {
+        true => Ok(index),
+        false => Err("is no convolution; name convolutions alone in `layers`".into()),
+    };
+    let chosen: BTreeSet<usize> = chosen(net, [asked.layers, asked.except], fit)?.into_values().collect();
     if chosen.is_empty() {
         return Err(Error::Invalid(format!("{}: the network has no convolution to work on", S::METHOD)));
     }
@@ -94,9 +98,16 @@ pub(crate) fn rewritten<S: Symmetry>(net: &Net, symmetry: &S, asked: &Asked<'_>)
     for index in 0..net.nodes.len() {
         walk.step(index)?;
     }
-    let net = Net { nodes: walk.nodes };
-    net.shapes()?;
-    Ok(net)
+    let (before, made) = (walk.old, Net { nodes: walk.nodes });
+    let outputs = |shapes: &[Vec<usize>]| shapes.last().map_or(0, |shape| shape.iter().product::<usize>());
+    let (before, after) = (outputs(&before), outputs(&made.shapes()?));
+    if before != after {
+        return Err(Error::Invalid(format!(
+            "{}: the network would have {after} outputs instead of {before}; name the convolution that makes them in `except`",
+            S::METHOD
+        )));
+    }
+    Ok(made)
 }
 
 /// What an old node's output has become.
@@ -164,7 +175,6 @@ impl<S: Symmetry> Walk<'_, S> {
         let (Layer::Conv2d(layer), Some(weight)) = (node.op.layer(), node.weight()) else {
             return refused("is no convolution");
         };
-        uncoded(node, &weight, S::METHOD)?;
         refuse::not_finite(&node.name, &weight.base)?;
         let [filters, _, kh, kw] = weight.shape[..] else { return refused("is no convolution of maps") };
         if layer.groups != 1 {
@@ -374,10 +384,10 @@ impl<S: Symmetry> Walk<'_, S> {
                 format!("read {before} channels and would read {now}, which its form does not take; put its pass after this one");
             return Err(Error::node(&node.name, detail));
         }
+        uncoded(node).map_err(|why| Error::node(&node.name, why))?;
         for stored in &mut parameters {
             match stored.name {
                 "weight" => {
-                    uncoded(node, stored, S::METHOD)?;
                     refuse::not_finite(&node.name, &stored.base)?;
                     let (outputs, taps) = (stored.shape[0], stored.base.len() / (stored.shape[0] * before));
                     stored.shape[1] = now;
@@ -407,16 +417,6 @@ impl<S: Symmetry> Walk<'_, S> {
         self.nodes.push(Node { op, name, inputs });
         Ok(self.nodes.len() - 1)
     }
-}
-
-/// Refuses a weight that an earlier pass pruned or shared.
-fn uncoded(node: &Node, weight: &Stored, method: &str) -> Result<()> {
-    if weight.coding == Coding::default() {
-        return Ok(());
-    }
-    let detail =
-        format!("is pruned or shares its weights, which its symmetric form cannot keep; put {method} before those passes");
-    Err(Error::node(&node.name, detail))
 }
 
 /// The base values of a rule that come nearest to a weight, by least squares: the means over the places of each.

@@ -4,7 +4,7 @@ use briquette_core::coding::{Source, floats};
 use briquette_core::cost::Cost;
 use briquette_core::net::Value;
 use briquette_core::stored::Storage;
-use briquette_core::zoo::{Arch, Wanted};
+use briquette_core::zoo::Arch;
 use briquette_core::{Activation, Window, layers};
 use briquette_handmade::{get, refusal, run, set, small};
 use briquette_runtime::{Engine, Model};
@@ -76,6 +76,7 @@ fn violation(net: &Net, image: &[f32], maps: &str, group: Group) -> f32 {
     let mut most = 0.0_f32;
     for a in 0..order {
         let found = &traced(net, &turned(image, channels, a))[maps];
+        assert!(found.iter().all(|value| value.is_finite()), "{maps}: {found:?}");
         for (at, found) in found.chunks(area).enumerate() {
             let from = at / order * order + product(inverse(a), at % order);
             let expected = moved(&still[from * area..][..area], a);
@@ -281,14 +282,37 @@ fn widths_are_shares_of_the_filters() {
 
 #[test]
 fn shortcuts_that_pad_channels_pad_whole_ones() {
-    let arch = Arch::named("resnet20").unwrap();
-    let net = arch.build(&Wanted { width: 0.5, ..arch.wanted() }, &Device::flex()).unwrap();
-    let net = run_plan(net, json!({ "group": "p4", "exact": false })).unwrap();
-    assert!(Cost::of(&net).unwrap().params() > 0);
+    let mut b = Builder::new([1, 9, 9], 3, &Device::flex());
+    let x = b.conv("conv1", b.input(), Conv::new(8, 3).same());
+    let short = b.relu("relu1", x);
+    let x = b.conv("conv2", short, Conv::new(20, 3).same().stride(2));
+    let short = b.fixed("short", &[short], PadShortcut { stride: 2, before: 6, after: 6 });
+    let x = b.add("add", &[x, short]);
+    let x = b.global_avg_pool("pool", x);
+    b.linear("fc", x, 3);
+    let net = run::<GroupEquivariant>(b.finish().unwrap(), json!({ "group": "p4" })).unwrap();
+    assert!(violation(&net, &noise(81), "add", Group::P4) < 1e-5);
 }
 
-fn run_plan(net: Net, settings: Json) -> Result<Net> {
-    serde_json::from_value::<GroupEquivariant>(settings).unwrap().plan(net)
+#[test]
+#[should_panic(expected = "lift: [NaN")]
+fn what_is_no_number_does_not_turn() {
+    violation(&two(Group::P4, 6, 1), &[f32::NAN; 72], "lift", Group::P4);
+}
+
+#[test]
+fn a_convolution_that_makes_the_classes_is_refused() {
+    let arch = Arch::named("all-cnn-c").unwrap();
+    let plan = |settings: Json| {
+        let net = arch.build(&arch.wanted(), &Device::flex()).unwrap();
+        serde_json::from_value::<GroupEquivariant>(settings).unwrap().plan(net)
+    };
+    assert_eq!(
+        plan(json!({ "group": "p4", "exact": false })).unwrap_err().to_string(),
+        "group-equivariant: the network would have 5 outputs instead of 10; name the convolution that makes them in `except`"
+    );
+    let kept = plan(json!({ "group": "p4", "exact": false, "except": ["conv9"] })).unwrap();
+    assert_eq!(kept.shapes().unwrap().last().unwrap()[..], [10]);
 }
 
 #[test]
@@ -308,7 +332,7 @@ fn what_has_no_symmetric_form_is_refused() {
     let broken = set(small(), "conv2", "weight", &[f32::NAN; 48]);
     assert_eq!(refused(broken, p4()), "node 'conv2': holds the weight NaN; train it anew or clip it");
     let twice = run::<GroupEquivariant>(small(), p4()).unwrap();
-    assert!(refused(twice, p4()).starts_with("node 'conv1': is pruned or shares its weights"));
+    assert!(refused(twice, p4()).starts_with("node 'conv1': is pruned, quantized or shares its weights"));
     let of = |conv: Conv, sides: [usize; 2]| {
         let mut b = Builder::new([2, sides[0], sides[1]], 1, &Device::flex());
         let x = b.conv("conv", b.input(), conv);
