@@ -5,7 +5,7 @@
 //!
 //! - `fraction = f`: `f` times the limit, the largest rank that the layer's matrix can have, rounded to the nearest;
 //! - `energy = t`: the least `k` with `sum of the k largest s_i^2 >= t sum s_i^2`;
-//! - `evbmf = w`: `limit - w (limit - r)`, where `r` is the rank that [`evbmf`](crate::evbmf::evbmf) finds; `w < 1` keeps more, as
+//! - `evbmf = w`: `limit - w (limit - r)`, where `r` is the rank that [`evbmf`] finds; `w < 1` keeps more, as
 //!   Gusak and others do;
 //! - `macs = f`, `bytes = f`: what all layers cost may be `f` of what it was, and `ms = t`: `t` milliseconds; see [`greedy`].
 //!

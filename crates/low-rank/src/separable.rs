@@ -4,7 +4,7 @@
 //! these `K` maps, `H` `[N, K, 1, kw]`; `K (C kh + N kw)` weights. Scheme 1: each channel gets `M` separable basis filters of its own, and a
 //! convolution by one pixel mixes the `C M` maps; `C M (kh + kw) + N C M` weights. The rank is `K`, or `M`.
 //!
-//! Reconstruction of filters minimizes `||W - W~||^2`: in closed form for scheme 2, as in [`bn_low_rank`](crate::bn_low_rank), and for scheme 1
+//! Reconstruction of filters minimizes `||W - W~||^2`: in closed form for scheme 2, as in [`bn_low_rank`], and for scheme 1
 //! as a [canonical decomposition](crate::cp) of rank `M` of each channel's tensor `[N, kh, kw]`. Reconstruction of data minimizes
 //! `E ||y - H * (V * x)||^2` over training images, `y` what the layer computed in the network before the pass and `x` what it reads now
 //! that the layers below are factorized. With `S = sum x x^T` and `T = sum y x^T` over sampled places this is

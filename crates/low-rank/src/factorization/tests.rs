@@ -36,7 +36,7 @@ fn macs(net: &Net) -> u64 {
 
 #[test]
 fn budgets_are_kept_by_every_form() {
-    fn keeps<F: Factorization>(more: serde_json::Value) {
+    fn keeps<F: Factorization>(more: &serde_json::Value) {
         for share in [0.5, 0.8] {
             let settings = |ranks: serde_json::Value| crate::proof::with(&json!({ "ranks": ranks }), more.clone());
             let of_macs = run::<Factorized<F>>(net(), settings(json!({ "macs": share }))).unwrap();
@@ -49,9 +49,9 @@ fn budgets_are_kept_by_every_form() {
             assert!(kept <= share, "{}: {kept} of {share} bytes", F::NAME);
         }
     }
-    keeps::<crate::svd::Truncated>(json!({}));
-    keeps::<crate::bn_low_rank::Pair>(json!({}));
-    keeps::<crate::tensor_train::Train>(json!({ "cores": 2 }));
+    keeps::<crate::svd::Truncated>(&json!({}));
+    keeps::<crate::bn_low_rank::Pair>(&json!({}));
+    keeps::<crate::tensor_train::Train>(&json!({ "cores": 2 }));
 }
 
 #[test]
