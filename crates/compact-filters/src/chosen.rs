@@ -84,19 +84,20 @@ mod tests {
     use crate::cyclic::Cyclic;
     use crate::depthwise_separable::DepthwiseSeparable;
     use crate::doubly_conv::DoublyConv;
+    use crate::multi_bias::MultiBias;
 
     #[test]
     fn coded_layers_are_left_alone_unless_they_are_named() {
-        let arch = Arch::named("lenet5").unwrap();
+        let arch = Arch::named("lenet5-norm").unwrap();
         let net = || pruned(arch.build(&arch.wanted(), &Device::flex()).unwrap(), "conv1");
         let weight = get(&net(), "conv1", "weight");
         let rewritten = [
-            run::<Crelu>(net(), json!({ "init": "random" })).unwrap(),
+            run::<MultiBias>(net(), json!({ "init": "random" })).unwrap(),
             run::<DepthwiseSeparable>(net(), json!({ "init": "random" })).unwrap(),
             run::<DoublyConv>(net(), json!({ "meta": 6, "pool": "all", "init": "random" })).unwrap(),
             run::<Cyclic>(net(), json!({ "exact": false })).unwrap(),
         ];
-        for (net, of) in rewritten.iter().zip(["crelu", "depthwise-separable", "doubly-conv", "cyclic"]) {
+        for (net, of) in rewritten.iter().zip(["multi-bias", "depthwise-separable", "doubly-conv", "cyclic"]) {
             assert_eq!(get(net, "conv1", "weight"), weight, "{of}");
         }
         let named = || pruned(small(), "conv1");

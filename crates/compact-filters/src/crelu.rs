@@ -247,7 +247,8 @@ mod tests {
         let mut b = Builder::new([1, 4, 4], 11, &Device::flex());
         let x = b.conv("conv", b.input(), Conv::new(4000, 3));
         let x = b.relu("relu", x);
-        b.global_avg_pool("pool", x);
+        let x = b.global_avg_pool("pool", x);
+        b.linear("fc", x, 3);
         let drawn = squares(run::<Crelu>(b.finish().unwrap(), json!({ "init": "random" })).unwrap());
         assert!((drawn / (2.0 * 2000.0) - 1.0).abs() < 0.05, "{drawn}, expected 2 for each filter");
     }

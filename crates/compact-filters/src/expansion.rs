@@ -134,12 +134,12 @@ fn site<E: Expansion>(net: &Net, shapes: &[Vec<usize>], index: usize, by: &E, in
         match node.op.layer() {
             Layer::Activation(Activation::Relu) => break next,
             Layer::BatchNorm(_) => norms.push(node.name.clone()),
-            layer if apart(&layer) && by.passes(&layer) => {}
+            layer if apart(&layer) && (init == Init::Random || by.passes(&layer)) => {}
             layer => {
                 let kind = layer.kind().name();
                 if apart(&layer) {
                     return Err(format!(
-                        "its maps are read before they are rectified by '{}' ({kind}), which does not commute with {}; leave it out",
+                        "its maps are read before they are rectified by '{}' ({kind}), which does not commute with {}; set `init = \"random\"`, or leave it out",
                         node.name,
                         E::CHANGE
                     ));
@@ -363,7 +363,7 @@ mod tests {
         let refused = |kind: &str, change: &str| {
             Err(format!(
                 "node 'conv': its maps are read before they are rectified by 'pool' ({kind}), which does not commute with {change}; \
-                 leave it out"
+                 set `init = \"random\"`, or leave it out"
             ))
         };
         assert_eq!(crelu(most()), refused("max-pool", "a change of sign"));
