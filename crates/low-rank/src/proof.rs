@@ -5,12 +5,15 @@ use briquette_core::coding::floats;
 use briquette_core::cost::Cost;
 use briquette_core::net::{Net, Op};
 use briquette_core::pass::Pass;
-use briquette_core::stored::Storage;
-use briquette_handmade::run;
+use briquette_core::stored::{Storage, Stored};
+use briquette_core::streams::{standard_normal, stream};
+use briquette_handmade::{run, set};
 use briquette_runtime::{Engine, Model};
 use burn::nn::conv::Conv2dConfig;
 use burn::nn::{LinearConfig, PaddingConfig2d};
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -35,7 +38,6 @@ pub(crate) fn connected() -> Net {
 
 fn around(input: &[usize; 3], layer: impl Fn(&Device) -> Op) -> Net {
     let device = Device::flex();
-    device.seed(5);
     let mut b = Builder::new(*input, 1, &device);
     let op = layer(&device);
     let flat = matches!(op, Op::Linear(_));
@@ -47,7 +49,17 @@ fn around(input: &[usize; 3], layer: impl Fn(&Device) -> Op) -> Net {
     if !flat {
         b.flatten("flatten", x);
     }
-    b.finish().unwrap()
+    let net = b.finish().unwrap();
+    // Burn draws from one generator for all tests that run at once.
+    let parameters = net.nodes[net.index("layer").unwrap()].parameters();
+    let drawn = |net, stored: &Stored| set(net, "layer", stored.name, &noise(stored.name, stored.base.len()));
+    parameters.iter().fold(net, drawn)
+}
+
+/// Normal numbers, always the same of this name.
+fn noise(name: &str, count: usize) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(stream(5, name));
+    (0..count).map(|_| standard_normal(&mut rng) as f32).collect()
 }
 
 /// The networks with a convolution whose kernel, in each group, is a sum of so many rank-one tensors.
@@ -59,7 +71,7 @@ pub(crate) fn planted(nets: Vec<Net>, rank: usize) -> Vec<Net> {
             let place = [at / (c * kh * kw), at / (kh * kw) % c, at / kw % kh, at % kw];
             (0..rank).map(|term| place.iter().enumerate().map(|(mode, at)| factor(mode, *at, term)).product::<f32>()).sum()
         };
-        briquette_handmade::set(net, "layer", "weight", &(0..n * c * kh * kw).map(value).collect::<Vec<f32>>())
+        set(net, "layer", "weight", &(0..n * c * kh * kw).map(value).collect::<Vec<f32>>())
     };
     nets.into_iter().map(plant).collect()
 }
@@ -70,10 +82,8 @@ pub(crate) fn outputs(net: &Net) -> Vec<f32> {
 }
 
 fn images(net: &Net) -> Tensor<4> {
-    let device = net.device();
-    device.seed(7);
     let [c, h, w] = net.input_shape()[..] else { panic!("images") };
-    Tensor::random([3, c, h, w], Distribution::Normal(0.0, 1.0), &device)
+    Tensor::from_data(TensorData::new(noise("images", 3 * c * h * w), [3, c, h, w]), &net.device())
 }
 
 /// The largest difference between outputs, over their largest magnitude.
