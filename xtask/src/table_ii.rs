@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
+use crate::training_speed::line;
+
 /// The folder among the records that holds these benchmarks, and the name of their page.
 pub(crate) const NAME: &str = "table-ii";
 
@@ -88,11 +90,6 @@ fn section(path: &Path, record: &Record) -> String {
         text += &line(&cells.into_iter().chain(timed).collect::<Vec<_>>());
     }
     text
-}
-
-fn line<T: AsRef<str>>(cells: &[T]) -> String {
-    let cells: Vec<&str> = cells.iter().map(AsRef::as_ref).collect();
-    format!("| {} |\n", cells.join(" | "))
 }
 
 #[cfg(test)]

@@ -132,7 +132,8 @@ fn section(path: &Path, record: &Record) -> String {
     text
 }
 
-fn line<T: AsRef<str>>(cells: &[T]) -> String {
+/// A row of a table.
+pub(crate) fn line<T: AsRef<str>>(cells: &[T]) -> String {
     let cells: Vec<&str> = cells.iter().map(AsRef::as_ref).collect();
     format!("| {} |\n", cells.join(" | "))
 }
