@@ -127,7 +127,7 @@ impl Layer {
         let dense = [self.dense()];
         let links = chain.unwrap_or(&dense);
         let operations = links.iter().enumerate().map(|(at, link)| {
-            let kernel = link.filled(|at| ((at % 17) as f64 - 8.3) / 50.0);
+            let kernel = link.filled();
             link.op(&format!("{at}"), self, &vec![&kernel; self.groups], None, &Device::flex())
         });
         let [height, width] = self.input;
@@ -160,16 +160,21 @@ impl Layer {
     }
 }
 
+/// A weight that is not zero, which plans would count and the engine would skip.
+pub(crate) fn any(at: usize) -> f64 {
+    ((at % 17) as f64 - 8.3) / 50.0
+}
+
 impl Link {
     /// Weights of one group of the layer.
     fn weights(&self) -> usize {
         if self.moves { 0 } else { self.shape.iter().product() }
     }
 
-    /// A kernel of this shape: an order that changes nothing, and else these values in turn.
-    pub(crate) fn filled(&self, value: impl Fn(usize) -> f64) -> Kernel {
+    /// A kernel of this shape: an order that changes nothing, and else [`any`] values.
+    pub(crate) fn filled(&self) -> Kernel {
         let count = self.shape.iter().product::<usize>();
-        Kernel::new(self.shape, (0..count).map(|at| if self.moves { at as f64 } else { value(at) }).collect())
+        Kernel::new(self.shape, (0..count).map(|at| if self.moves { at as f64 } else { any(at) }).collect())
     }
 
     /// Height and width of its output.

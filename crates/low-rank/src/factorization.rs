@@ -19,7 +19,7 @@ use burn::tensor::Device;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::chain::{Layer, Link};
+use crate::chain::{Layer, Link, any};
 use crate::clock;
 use crate::kernel::Kernel;
 use crate::norm::{self, Norm};
@@ -249,10 +249,11 @@ impl<F: Factorization> Pass for Factorized<F> {
         for of in self.chosen(&net, false, &mut |_| {})? {
             let index = net.index(&of.name)?;
             let bias = bias(&net, index);
-            let empty = |link: &Link| link.filled(|_| 0.0);
             let kernels: Vec<Vec<Kernel>> = match &of.structure {
-                Some(structure) => vec![vec![Kernel::new([1, 1, 1, structure.count()], vec![0.0; structure.count()])]],
-                None => vec![of.links.iter().map(empty).collect(); of.layer.groups],
+                Some(structure) => {
+                    vec![vec![Kernel::new([1, 1, 1, structure.count()], (0..structure.count()).map(any).collect())]]
+                }
+                None => vec![of.links.iter().map(Link::filled).collect(); of.layer.groups],
             };
             net = net.rewrite(index, chain(&of, &kernels, bias, &device)?)?;
             net = norm::planned(net, &of.name, &of.links, self.form.norm())?;
