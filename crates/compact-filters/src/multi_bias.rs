@@ -41,7 +41,7 @@ use briquette_core::pass::{Method, Pass};
 use briquette_core::training::{Recipe, tune};
 use briquette_core::types::Layers;
 use briquette_core::{Activation, Layer};
-use briquette_runtime::layers::Concat;
+use briquette_runtime::layers::{AvgPool, Concat};
 use serde::Deserialize;
 
 use crate::chosen::Init;
@@ -145,11 +145,9 @@ impl Expansion for Biases {
     }
 
     fn passes(&self, layer: &Layer) -> bool {
-        match layer {
-            Layer::AvgPool(pool) => !pool.count_padding || pool.window.padding.is_none(),
-            Layer::MaxPool(_) | Layer::AdaptiveAvgPool(_) | Layer::GlobalAvgPool(_) | Layer::Dropout(_) => true,
-            _ => false,
-        }
+        let counts_padding = |pool: &AvgPool| pool.count_padding && !pool.window.padding.is_none();
+        matches!(layer, Layer::MaxPool(_) | Layer::AdaptiveAvgPool(_) | Layer::GlobalAvgPool(_) | Layer::Dropout(_))
+            || matches!(layer, Layer::AvgPool(pool) if !counts_padding(pool))
     }
 
     fn merged(&self, _: &str, values: &[f32], shift: bool) -> f32 {
