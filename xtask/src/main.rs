@@ -5,6 +5,7 @@ mod containers;
 mod fuzz;
 mod nightly;
 mod peer;
+mod plot;
 mod sanitize;
 mod shards;
 mod sweep;

@@ -34,14 +34,18 @@ pub(crate) struct Sweep {
     /// Shares that stay; each takes the place of `"$keep"` in a method's passes.
     #[serde(default = "everything")]
     pub(crate) keep: Vec<f64>,
+    /// Whether the page plots accuracy against the size of the file, a line for each method, and lists every share.
+    #[serde(default)]
+    pub(crate) plot: bool,
     /// Passes that make the network that every method starts from; without them `model` brings its weights along.
     #[serde(default)]
     start: Vec<toml::Table>,
     /// Whether the containers of the first seed are kept beside the record, for `cargo xtask remeasure`.
     #[serde(default)]
     containers: bool,
-    /// The training that follows every method; without it, what a method does is all.
-    pub(crate) tune: Option<toml::Table>,
+    /// The trainings that follow every method, one after the other; without any, what a method does is all.
+    #[serde(default)]
+    pub(crate) tune: Trainings,
     pub(crate) method: Vec<Method>,
 }
 
@@ -53,8 +57,43 @@ pub(crate) struct Method {
     /// In the place of the sweep's, for a method that is held against another network; only where nothing is trained first.
     model: Option<toml::Value>,
     pass: Vec<toml::Table>,
+    /// In the place of the sweep's, where they mean something else to this method: numbers of bits, say.
+    keep: Option<Vec<f64>>,
     /// In the place of the sweep's, for a method that trains more or less than others before.
-    tune: Option<toml::Table>,
+    tune: Option<Trainings>,
+}
+
+/// A training, or several one after the other, each of which a page shows.
+#[derive(Clone, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Trainings {
+    One(toml::Table),
+    Several(Vec<toml::Table>),
+}
+
+impl Default for Trainings {
+    fn default() -> Self {
+        Self::Several(Vec::new())
+    }
+}
+
+impl Trainings {
+    pub(crate) fn all(&self) -> &[toml::Table] {
+        match self {
+            Self::One(training) => std::slice::from_ref(training),
+            Self::Several(trainings) => trainings,
+        }
+    }
+
+    /// Epochs from the beginning to the end of each.
+    pub(crate) fn epochs(&self) -> Vec<i64> {
+        let epochs = |training: &toml::Table| training.get("epochs").and_then(toml::Value::as_integer).unwrap_or(1);
+        let sum = |done: &mut i64, training| {
+            *done += epochs(training);
+            Some(*done)
+        };
+        self.all().iter().scan(0, sum).collect()
+    }
 }
 
 fn everything() -> Vec<f64> {
@@ -68,8 +107,14 @@ impl Sweep {
         if let Some(method) = sweep.method.iter().find(|method| method.model.is_some() && !sweep.start.is_empty()) {
             bail!("{}: method \"{}\" has a `model`, but starts from what `start` trains", path.display(), method.name);
         }
-        if let Some(method) = sweep.method.iter().find(|method| method.tune.is_some() && sweep.tune.is_none()) {
-            bail!("{}: method \"{}\" has a `tune`, but the sweep has none; write it as a pass", path.display(), method.name);
+        let trainings = sweep.tune.all().len();
+        let other = |method: &&Method| method.tune.as_ref().is_some_and(|tune| tune.all().len() != trainings);
+        if let Some(method) = sweep.method.iter().find(other) {
+            let name = &method.name;
+            bail!(
+                "{}: method \"{name}\" has a `tune`, but the sweep has {trainings} trainings; write it as passes",
+                path.display()
+            );
         }
         Ok(sweep)
     }
@@ -91,10 +136,8 @@ impl Sweep {
                 toml::Value::Table([("file".to_string(), file.display().to_string().into())].into_iter().collect())
             };
             for method in &self.method {
-                // What takes no share is the same at each.
-                let shares = if method.takes_a_share() { self.keep.len() } else { 1 };
-                for &keep in &self.keep[..shares.min(self.keep.len())] {
-                    let tune = method.tune.as_ref().or(self.tune.as_ref());
+                for &keep in self.shares(method) {
+                    let tune = method.tune.as_ref().unwrap_or(&self.tune).all();
                     let passes = method.pass.iter().chain(tune).map(|pass| filled(pass.clone().into(), keep)).collect();
                     points.push(Point {
                         data: data.to_string(),
@@ -114,6 +157,12 @@ impl Sweep {
             }
         }
         Ok(points)
+    }
+
+    /// The shares of a method; what takes none is the same at each.
+    pub(crate) fn shares<'a>(&'a self, method: &'a Method) -> &'a [f64] {
+        let keep = method.keep.as_deref().unwrap_or(&self.keep);
+        if method.takes_a_share() { keep } else { &keep[..keep.len().min(1)] }
     }
 
     fn starts(&self) -> impl Iterator<Item = (&str, u64)> {
@@ -156,9 +205,10 @@ fn names_the_share(value: &toml::Value) -> bool {
 /// Stands for the share in a method's passes.
 const KEEP: &str = "$keep";
 
-/// The settings with the share in its place.
+/// The settings with the share in its place; a whole number above 1 is a count, and written as one.
 fn filled(settings: toml::Value, keep: f64) -> toml::Value {
     match settings {
+        toml::Value::String(text) if text == KEEP && keep > 1.0 && keep.fract() == 0.0 => (keep as i64).into(),
         toml::Value::String(text) if text == KEEP => keep.into(),
         toml::Value::Array(all) => all.into_iter().map(|value| filled(value, keep)).collect::<Vec<_>>().into(),
         toml::Value::Table(all) => toml::Value::Table(all.into_iter().map(|(key, value)| (key, filled(value, keep))).collect()),
@@ -401,7 +451,7 @@ mod tests {
         assert_eq!(points[..3].iter().map(epochs).collect::<Vec<_>>(), [Some(4), Some(4), Some(9)]);
         let alone = own.replace("tune = { method = \"train\", epochs = 4 }", "");
         let error = Sweep::read(&written(&alone, "alone")).err().unwrap().to_string();
-        assert!(error.ends_with("method \"dense\" has a `tune`, but the sweep has none; write it as a pass"), "{error}");
+        assert!(error.ends_with("method \"dense\" has a `tune`, but the sweep has 0 trainings; write it as passes"), "{error}");
     }
 
     #[test]

@@ -5,17 +5,20 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use crate::plot::{self, Series};
 use crate::sweep::{Method, Point, Row, Sweep, read_record};
 
-/// The section on the sweep that a file describes.
+/// The section on the sweep that a file describes, and the plots that it shows, by their names in `docs/images`.
 ///
 /// # Errors
-/// When the file or its record does not read.
-pub(crate) fn section(root: &Path, description: &Path) -> Result<String> {
+/// When the file or its record does not read, and when a plot cannot be drawn.
+pub(crate) fn section(root: &Path, description: &Path) -> Result<(String, Vec<(String, String)>)> {
     let sweep = Sweep::read(description)?;
+    let mut plots = Vec::new();
     let Some(record) = read_record(&description.with_extension("json"))? else {
         let file = description.strip_prefix(root).unwrap_or(description).display();
-        return Ok(format!("\n## {}\n\n{}\n\nNot run yet: `cargo xtask sweep {file}`.\n", sweep.heading, sweep.text.trim()));
+        let text = format!("\n## {}\n\n{}\n\nNot run yet: `cargo xtask sweep {file}`.\n", sweep.heading, sweep.text.trim());
+        return Ok((text, plots));
     };
     let mut text = format!("\n## {}\n\n{}\n\nRepeat with `{}`.\n", sweep.heading, sweep.text.trim(), record.command);
     let mut reasons = BTreeSet::new();
@@ -30,10 +33,19 @@ pub(crate) fn section(root: &Path, description: &Path) -> Result<String> {
             false => format!("; at the start {}", mean(&dense.into_values().collect::<Vec<_>>(), 2)),
         };
         text += &format!("\n### {data}\n\nTest accuracy in percent, {seeds}{start}.\n");
-        let table = match (sweep.keep.len(), &sweep.tune) {
-            (1, None) if sweep.untrained() => sizes(&sweep, &points),
-            (1, None) => outcomes(&sweep, &points),
-            (1, Some(_)) => measures(&sweep, &points),
+        if sweep.plot {
+            let name = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let file = format!("{}-{}-{data}.svg", name(description.parent().unwrap_or(description)), name(description));
+            if let Some(svg) = plot::accuracy_by_size(&series(&sweep, &points))? {
+                text += &format!("\n![Accuracy against size](../images/{file})\n");
+                plots.push((file, svg));
+            }
+        }
+        let table = match (sweep.keep.len(), sweep.tune.all().len()) {
+            _ if sweep.plot => listed(&sweep, &points),
+            (1, 0) if sweep.untrained() => sizes(&sweep, &points),
+            (1, 0) => outcomes(&sweep, &points),
+            (1, _) => measures(&sweep, &points),
             _ => shares(&sweep, &points),
         };
         text += &table;
@@ -45,7 +57,44 @@ pub(crate) fn section(root: &Path, description: &Path) -> Result<String> {
     if !reasons.is_empty() {
         text += &format!("\nA dash stands where a method cannot do it:\n\n{}", reasons.into_iter().collect::<String>());
     }
-    Ok(text)
+    Ok((text, plots))
+}
+
+/// Kilobytes and accuracy of each method at each of its shares, means over the seeds.
+fn series(sweep: &Sweep, points: &[&Point]) -> Vec<Series> {
+    let average = |values: Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
+    let of = |method: &Method| {
+        let at = |keep: &f64| {
+            let measured = |measure: fn(&Row, &Row) -> f64| average(measured(method, Some(*keep), points, 1, measure));
+            (measured(|row, _| row.file_bytes as f64 / 1e3), measured(|row, _| 100.0 * row.accuracy))
+        };
+        let finite = |(size, accuracy): &(f64, f64)| size.is_finite() && accuracy.is_finite();
+        (method.name.clone(), sweep.shares(method).iter().map(at).filter(finite).collect())
+    };
+    sweep.method.iter().map(of).collect()
+}
+
+/// Every method at each of its shares.
+fn listed(sweep: &Sweep, points: &[&Point]) -> String {
+    let mut text = String::from(
+        "\n| method | setting | accuracy | points lost | file, kB | file smaller | MACs fewer |\n|---|---|---|---|---|---|---|\n",
+    );
+    for method in &sweep.method {
+        for keep in sweep.shares(method) {
+            let cell = |measure: fn(&Row, &Row) -> f64| cell(method, Some(*keep), points, 1, measure);
+            text += &format!(
+                "| {} | {} | {} | {} | {} | {}x | {}x |\n",
+                method.name,
+                if method.takes_a_share() { keep.to_string() } else { "–".into() },
+                cell(|row, _| 100.0 * row.accuracy),
+                cell(|row, start| 100.0 * (start.accuracy - row.accuracy)),
+                cell(|row, _| row.file_bytes as f64 / 1e3),
+                cell(|row, start| start.file_bytes as f64 / row.file_bytes as f64),
+                cell(|row, start| start.macs as f64 / row.macs as f64),
+            );
+        }
+    }
+    text
 }
 
 /// Accuracy before and after tuning, a column for each share.
@@ -73,11 +122,20 @@ fn shares(sweep: &Sweep, points: &[&Point]) -> String {
 
 /// What comes of each method that begins with random weights.
 fn sizes(sweep: &Sweep, points: &[&Point]) -> String {
-    let mut text = String::from("\n| method | accuracy | file, kB |\n|---|---|---|\n");
+    let mut text = String::from(
+        "\n| method | accuracy | parameters, thousands | fewer | MACs fewer | file, kB |\n|---|---|---|---|---|---|\n",
+    );
     for method in &sweep.method {
         let cell = |measure: fn(&Row, &Row) -> f64| cell(method, None, points, 1, measure);
-        let (accuracy, kilobytes) = (cell(|row, _| 100.0 * row.accuracy), cell(|row, _| row.file_bytes as f64 / 1e3));
-        text += &format!("| {} | {accuracy} | {kilobytes} |\n", method.name);
+        text += &format!(
+            "| {} | {} | {} | {}x | {}x | {} |\n",
+            method.name,
+            cell(|row, _| 100.0 * row.accuracy),
+            cell(|row, _| row.nonzero as f64 / 1e3),
+            cell(|row, start| start.nonzero as f64 / row.nonzero as f64),
+            cell(|row, start| start.macs as f64 / row.macs as f64),
+            cell(|row, _| row.file_bytes as f64 / 1e3),
+        );
     }
     text
 }
@@ -98,18 +156,22 @@ fn outcomes(sweep: &Sweep, points: &[&Point]) -> String {
     text
 }
 
-/// What is left of a network at one share.
+/// What is left of a network at one share, its accuracy before and after each training.
 fn measures(sweep: &Sweep, points: &[&Point]) -> String {
-    let mut text = String::from(
-        "\n| method | before tuning | after tuning | MACs fewer | parameters left | file smaller |\n|---|---|---|---|---|---|\n",
-    );
+    let epochs = sweep.tune.epochs();
+    let after = |epochs: &i64| format!("after {epochs} epoch{}", if *epochs == 1 { "" } else { "s" });
+    let after: Vec<String> = if epochs.len() == 1 { vec!["after tuning".into()] } else { epochs.iter().map(after).collect() };
+    let mut text =
+        format!("\n| method | before tuning | {} | MACs fewer | parameters left | file smaller |\n", after.join(" | "));
+    text += &format!("|---|---|{}---|---|---|\n", "---|".repeat(epochs.len()));
     for method in &sweep.method {
         let cell = |back: usize, measure: fn(&Row, &Row) -> f64| cell(method, None, points, back, measure);
+        let accuracies: Vec<String> =
+            (1..=epochs.len() + 1).rev().map(|back| cell(back, |row, _| 100.0 * row.accuracy)).collect();
         text += &format!(
-            "| {} | {} | {} | {}x | {} % | {}x |\n",
+            "| {} | {} | {}x | {} % | {}x |\n",
             method.name,
-            cell(2, |row, _| 100.0 * row.accuracy),
-            cell(1, |row, _| 100.0 * row.accuracy),
+            accuracies.join(" | "),
             cell(1, |row, dense| dense.macs as f64 / row.macs as f64),
             cell(1, |row, dense| 100.0 * row.nonzero as f64 / dense.nonzero as f64),
             cell(1, |row, dense| dense.file_bytes as f64 / row.file_bytes as f64),
@@ -154,9 +216,13 @@ fn spread(quartiles: &[[f64; 3]]) -> String {
 
 /// Mean and deviation, over the seeds, of a measure of the row that is so many from the end, given the first row too.
 fn cell(method: &Method, keep: Option<f64>, points: &[&Point], back: usize, measure: impl Fn(&Row, &Row) -> f64) -> String {
+    mean(&measured(method, keep, points, back, measure), 2)
+}
+
+/// The same of each seed.
+fn measured(method: &Method, keep: Option<f64>, points: &[&Point], back: usize, measure: impl Fn(&Row, &Row) -> f64) -> Vec<f64> {
     let of = points.iter().filter(|point| point.method == method.name && keep.is_none_or(|keep| keep == point.keep));
-    let measured = of.filter_map(|point| Some(measure(point.rows.iter().rev().nth(back - 1)?, point.rows.first()?)));
-    mean(&measured.collect::<Vec<_>>(), 2)
+    of.filter_map(|point| Some(measure(point.rows.iter().rev().nth(back - 1)?, point.rows.first()?))).collect()
 }
 
 /// Mean and deviation of a sample with so many digits, a dash of none.
@@ -187,7 +253,8 @@ mod tests {
         std::fs::create_dir_all(root.join("page")).unwrap();
         let text = "heading = \"H\"\ntext = \"T\"\nmodel = \"mlp1\"\ndata = [\"mnist\"]\nvalid = 1\nseeds = [1]\n[[method]]\nname = \"m\"\npass = []\n";
         std::fs::write(root.join("page/net.toml"), text).unwrap();
-        let section = section(&root, &root.join("page/net.toml")).unwrap();
+        let (section, plots) = section(&root, &root.join("page/net.toml")).unwrap();
+        assert!(plots.is_empty());
         assert_eq!(section, "\n## H\n\nT\n\nNot run yet: `cargo xtask sweep page/net.toml`.\n");
     }
 

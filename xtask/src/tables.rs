@@ -116,7 +116,11 @@ pub(crate) fn all(root: &Path) -> Result<Vec<(PathBuf, String)>> {
         }
         if name == table_ii::NAME {
             pointers += "\nLow-rank factorization of AlexNet, VGG-16 and GoogLeNet: [docs/tables/table-ii.md](docs/tables/table-ii.md).\n";
-            files.push((page, table_ii::page(&records)?));
+            let mut text = table_ii::page(&records)?;
+            for sweep in sweeps {
+                text += &with_plots(root, &sweep, &mut files)?;
+            }
+            files.push((page, text));
             continue;
         }
         let description = folder.join("table.toml");
@@ -152,7 +156,7 @@ pub(crate) fn all(root: &Path) -> Result<Vec<(PathBuf, String)>> {
         }
         text += &details;
         for sweep in sweeps {
-            text += &sweep_table::section(root, &sweep)?;
+            text += &with_plots(root, &sweep, &mut files)?;
         }
         files.push((page, text));
     }
@@ -160,6 +164,13 @@ pub(crate) fn all(root: &Path) -> Result<Vec<(PathBuf, String)>> {
     let readme = root.join("README.md");
     files.push((readme.clone(), between_marks(&read(&readme)?, &results)?));
     Ok(files)
+}
+
+/// The section on a sweep, its plots among the files.
+fn with_plots(root: &Path, sweep: &Path, files: &mut Vec<(PathBuf, String)>) -> Result<String> {
+    let (text, plots) = sweep_table::section(root, sweep)?;
+    files.extend(plots.into_iter().map(|(name, svg)| (root.join("docs/images").join(name), svg)));
+    Ok(text)
 }
 
 const HEAD: &str = "| run | data | test accuracy | file, bytes | smaller | MACs fewer | the paper | command |\n|---|---|---|---|---|---|---|---|\n";

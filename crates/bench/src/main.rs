@@ -1,8 +1,10 @@
 //! Benchmarks for developers: how fast the training graph is, beside plain Burn and, where it is at hand, PyTorch, how much memory it takes and where its
-//! time goes; how fast coding is, and products of integers; what states of large networks take, and pruning them by curvature.
+//! time goes; how fast coding is, and products of integers; what states of large networks take, pruning them by curvature and
+//! decomposing them.
 
 mod coding;
 mod curvature;
+mod decompositions;
 mod exits;
 mod factorized;
 mod integer;
@@ -71,6 +73,8 @@ enum What {
     Curvature,
     /// Weights, products and time of AlexNet, VGG-16 and GoogLeNet with factorized convolutions.
     Factorized,
+    /// Time and memory of decomposing AlexNet, VGG-16 and GoogLeNet.
+    Decompositions,
     /// Speed of a network with two exits where all samples leave at the first, beside none.
     Exits,
 }
@@ -104,6 +108,7 @@ fn measure(cli: &Cli) -> Result<()> {
         What::States => show(&states::states(net)?, cli.json),
         What::Curvature => show(&curvature::curvature()?, cli.json),
         What::Factorized => show(&factorized::factorizations(net)?, cli.json),
+        What::Decompositions => show(&decompositions::decompositions(net)?, cli.json),
         What::Exits => show(&exits::exits()?, cli.json),
     }
 }
