@@ -319,8 +319,8 @@ impl ModuleVisitor for Reached {
 }
 
 /// A method with its example's settings, and a network that it takes.
-struct Case {
-    entry: &'static Entry,
+pub(crate) struct Case {
+    pub(crate) entry: &'static Entry,
     on: &'static str,
     make: fn() -> Net,
     /// The state of what comes out and how it is stored, once the method has run.
@@ -332,7 +332,7 @@ static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
     methods().into_iter().flat_map(taken).map(|(entry, (on, make))| Case { entry, on, make, done: OnceLock::new() }).collect()
 });
 
-static DATA: LazyLock<Data> = LazyLock::new(|| {
+pub(crate) static DATA: LazyLock<Data> = LazyLock::new(|| {
     let at = Locations { glyphs: GlyphCounts { train: 120, test: 20 }, ..Locations::from_env(None) };
     let set = briquette_data::open("glyphs", &at).unwrap();
     let (train, valid) = set.train.split(20, 1);
@@ -406,7 +406,7 @@ fn quantized() -> Net {
 }
 
 impl Case {
-    fn start(&self) -> Net {
+    pub(crate) fn start(&self) -> Net {
         (self.make)()
     }
 
@@ -435,13 +435,14 @@ impl Case {
         let pass = twice(settings).or_else(|_| twice(example(self.entry))).unwrap();
         briquette_core::chance::seed(drawn);
         let mut cx = Context::new(&Device::flex(), 3, &DATA, host);
+        cx.distillations = METHODS.distillations();
         let net = pass.run(self.start(), &mut cx)?;
         Ok((net.to_state(), cx.curve.iter().map(|epoch| [epoch.lr, epoch.train_loss, epoch.valid_accuracy]).collect()))
     }
 
     /// A file that is read has to be there; one that is written replaces it.
-    fn files(&self, net: &Net) -> Result<Memory> {
-        let mut host = Memory::default();
+    pub(crate) fn files(&self, net: &Net) -> Result<Memory> {
+        let mut host = Memory { before: Some(net.deep_clone()), ..Memory::default() };
         if let Some(name) = example(self.entry)["file"].as_str() {
             host.files.insert(name.into(), net.to_model(Storage::default())?.to_bytes()?);
         }
@@ -451,12 +452,13 @@ impl Case {
     fn run_on(&self, net: Net) -> Result<(Net, Storage)> {
         let mut host = self.files(&net)?;
         let mut cx = Context::new(&Device::flex(), 3, &DATA, &mut host);
+        cx.distillations = METHODS.distillations();
         let net = pass(self.entry).run(net, &mut cx)?;
         Ok((net, cx.storage))
     }
 }
 
-fn example(entry: &Entry) -> serde_json::Value {
+pub(crate) fn example(entry: &Entry) -> serde_json::Value {
     let table: toml::Table = entry.example.parse().unwrap();
     serde_json::to_value(table).unwrap()
 }
@@ -500,7 +502,8 @@ pub(crate) fn every_method(check: impl Fn(&'static Entry) -> Result<()>) {
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
 
-fn every_case(check: impl Fn(&Case) -> Result<()>) {
+/// Checks all methods on all networks that they take and tells all faults.
+pub(crate) fn every_case(check: impl Fn(&Case) -> Result<()>) {
     let name = |case: &Case| format!("{} on the {} network", case.entry.name, case.on);
     let faults: Vec<String> = CASES.iter().filter_map(|case| fault(&name(case), || check(case))).collect();
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));

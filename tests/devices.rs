@@ -1,5 +1,15 @@
-//! The same small training on another device. Behind a switch, for it takes a build of its own and a device: `cargo xtask test --device D`.
+//! The same small training on another device, and a step of every method. Behind a switch, for it takes a build of its own and a device:
+//! `cargo xtask test --device D`.
 
+use briquette_core::context::Context;
+use briquette_core::error::Result;
+use briquette_core::net::Net;
+use briquette_core::training::{cross_entropy, images};
+use briquette_data::Loader;
+use briquette_runner::METHODS;
+use burn::tensor::Device;
+
+use crate::conformance::{Case, DATA, ensure, every_case, example};
 use crate::program::{Bench, rows};
 
 /// What kernels differ in: a convolutional network with batch norms and pooling, a structural matrix, a mask, and quantized activations with steps that
@@ -38,10 +48,49 @@ tune = { epochs = 1, batch = 50, lr = 1e-4 }
 method = "encode"
 "#;
 
+fn device() -> String {
+    std::env::var("BRIQUETTE_TEST_DEVICE").expect("`cargo xtask test --device D` names the device")
+}
+
+/// Every method with one step on all images, an epoch of its training, on both devices: the losses of the steps, and that of the network that comes
+/// out.
+#[test]
+fn a_step_of_every_method_has_the_loss_of_flex() {
+    let (device, _) = briquette_runner::device::open(&device()).unwrap();
+    every_case(|case| {
+        let (here, there) = (losses(case, &Device::flex())?, losses(case, &device)?);
+        let near = |(here, there): (&f64, &f64)| (here - there).abs() <= 1e-3 * here.abs().max(1.0);
+        let same = here.len() == there.len() && here.iter().zip(&there).all(near);
+        ensure(same, &format!("losses {here:?} on flex, {there:?} on the device"))
+    });
+}
+
+fn losses(case: &Case, device: &Device) -> Result<Vec<f64>> {
+    let mut settings = example(case.entry);
+    if settings.get("tune").is_none() {
+        settings["tune"] = serde_json::json!({});
+    }
+    let step = |mut settings| {
+        case.entry.recipes(&mut settings, &mut |recipe| (recipe.epochs, recipe.batch) = (1, DATA.train.len()));
+        let mut pass = (case.entry.parse)(settings, METHODS)?;
+        pass.shorten();
+        Ok::<_, serde_json::Error>(pass)
+    };
+    let pass = step(settings).or_else(|_| step(example(case.entry))).unwrap();
+    let start = case.start();
+    let mut host = case.files(&start)?;
+    let mut cx = Context::new(device, 3, &DATA, &mut host);
+    cx.distillations = METHODS.distillations();
+    let net = pass.run(Net::from_state(&start.to_state(), device)?, &mut cx)?;
+    let batch = Loader::ordered(&DATA.train, DATA.train.len()).next().expect("there are images")?;
+    let ended = cross_entropy(net.forward(images(&batch, DATA.train.shape, device)), &batch.labels, 0.0);
+    Ok(cx.curve.iter().map(|epoch| epoch.train_loss).chain([f64::from(ended.into_scalar::<f32>())]).collect())
+}
+
 #[test]
 #[allow(clippy::print_stdout)] // Who tries a device looks at what it made of the training.
 fn a_training_ends_as_on_flex() {
-    let device = std::env::var("BRIQUETTE_TEST_DEVICE").expect("`cargo xtask test --device D` names the device");
+    let device = device();
     let bench = Bench::with(CONFIG);
     let accuracies = |device: &str| -> Vec<(String, f64)> {
         let output = bench.call(&["run", "small.toml", "--device", device, "--out", &device.replace(':', "-")]);

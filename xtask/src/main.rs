@@ -2,6 +2,7 @@
 //! that the wanted device needs.
 
 mod containers;
+mod decompositions;
 mod fuzz;
 mod nightly;
 mod peer;

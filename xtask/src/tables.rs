@@ -2,8 +2,8 @@
 //!
 //! `docs/records/NAME/*.json` are reports of runs, those of one title being seeds of one experiment; `docs/records/NAME/table.toml` says what
 //! the table is called, what the paper printed, and what the README shows. Out come `docs/tables/NAME.md` and the results in the README. Every
-//! other `*.toml` there describes a sweep, whose record is the JSON file of the same name. `docs/records/training-speed/*.json` and
-//! `docs/records/table-ii/*.json` are benchmarks.
+//! other `*.toml` there describes a sweep, whose record is the JSON file of the same name. The records of some folders are
+//! benchmarks.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use serde::Deserialize;
 
 use crate::sweep_table::{self, mean};
-use crate::{table_ii, training_speed};
+use crate::{decompositions, table_ii, training_speed};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -109,14 +109,9 @@ pub(crate) fn all(root: &Path) -> Result<Vec<(PathBuf, String)>> {
             records.iter().filter(|path| ends(path, "toml") && !path.ends_with("table.toml")).cloned().collect();
         records.retain(|path| ends(path, "json") && !sweeps.contains(&path.with_extension("toml")));
         let page = root.join(format!("docs/tables/{name}.md"));
-        if name == training_speed::NAME {
-            pointers += "\nHow fast networks train, beside plain Burn and PyTorch: [docs/tables/training-speed.md](docs/tables/training-speed.md).\n";
-            files.push((page, training_speed::page(&records)?));
-            continue;
-        }
-        if name == table_ii::NAME {
-            pointers += "\nLow-rank factorization of AlexNet, VGG-16 and GoogLeNet: [docs/tables/table-ii.md](docs/tables/table-ii.md).\n";
-            let mut text = table_ii::page(&records)?;
+        if let Some((_, lead, text)) = BENCHMARKS.into_iter().find(|(benchmark, ..)| *benchmark == name) {
+            pointers += &format!("\n{lead}: [docs/tables/{name}.md](docs/tables/{name}.md).\n");
+            let mut text = text(&records)?;
             for sweep in sweeps {
                 text += &with_plots(root, &sweep, &mut files)?;
             }
@@ -165,6 +160,16 @@ pub(crate) fn all(root: &Path) -> Result<Vec<(PathBuf, String)>> {
     files.push((readme.clone(), between_marks(&read(&readme)?, &results)?));
     Ok(files)
 }
+
+/// What a page of benchmarks holds, from its records.
+type Benchmark = fn(&[PathBuf]) -> Result<String>;
+
+/// The folders whose records are benchmarks, what the README says of their pages, and what these hold before sweeps.
+const BENCHMARKS: [(&str, &str, Benchmark); 3] = [
+    (decompositions::NAME, "Time and memory of decomposing AlexNet, VGG-16 and GoogLeNet", decompositions::page),
+    (table_ii::NAME, "Low-rank factorization of AlexNet, VGG-16 and GoogLeNet", table_ii::page),
+    (training_speed::NAME, "How fast networks train, beside plain Burn and PyTorch", training_speed::page),
+];
 
 /// The section on a sweep, its plots among the files.
 fn with_plots(root: &Path, sweep: &Path, files: &mut Vec<(PathBuf, String)>) -> Result<String> {

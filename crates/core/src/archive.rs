@@ -7,6 +7,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 
+use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Tensor, TensorData};
 use crc32fast::Hasher;
 use serde::Serialize;
@@ -224,6 +225,23 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Keeps the tensors of a module, up to the first failure.
+struct Walk<'a, 'b> {
+    archive: &'a mut Archive<'b>,
+    failed: Option<Error>,
+}
+
+impl ModuleMapper for Walk<'_, '_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|mut tensor| {
+            if self.failed.is_none() {
+                self.failed = self.archive.tensor(&mut tensor).err();
+            }
+            tensor
+        })
+    }
+}
+
 fn read(from: &mut dyn Read, bytes: &mut [u8]) -> Result<()> {
     from.read_exact(bytes).map_err(|error| match error.kind() {
         ErrorKind::UnexpectedEof => Error::State("it is cut short".into()),
@@ -291,6 +309,16 @@ impl Archive<'_> {
                 Ok(())
             }
         }
+    }
+
+    /// Keeps the values of all tensors of a module; the module with them.
+    ///
+    /// # Errors
+    /// As [`Archive::numbers`].
+    pub fn module<M: Module>(&mut self, module: M) -> Result<M> {
+        let mut walk = Walk { archive: self, failed: None };
+        let module = module.map(&mut walk);
+        walk.failed.map_or(Ok(module), Err)
     }
 
     pub(crate) fn finish(self) -> Result<()> {

@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::net::Net;
-use crate::objective::Distillation;
 use crate::scan::Scan;
 use crate::stored::Storage;
 use crate::task::Task;
+use crate::teaching::Distillation;
 
 /// The data of a run. Epochs are chosen on `valid`; `test` is measured once per pass.
 #[derive(Debug, Clone)]
@@ -159,6 +159,36 @@ pub trait Host {
     fn before(&mut self, _device: &Device) -> Result<Net> {
         Err(not_kept())
     }
+    /// The network that the run started from, on this device.
+    ///
+    /// # Errors
+    /// Where it was not kept, cannot be read, or nothing has trained it.
+    fn first(&mut self, _device: &Device) -> Result<Net> {
+        Err(Error::Host(
+            "the network from before the first pass is not kept here; name the `teacher` of `distill` by its file".into(),
+        ))
+    }
+    /// A network as `model` of a config describes it, with the weights of its file, on this device.
+    ///
+    /// # Errors
+    /// What cannot be built or read.
+    fn model(&mut self, _spec: &serde_json::Map<String, serde_json::Value>, _device: &Device) -> Result<Net> {
+        Err(Error::Host("this host builds no networks; name the `teacher` of `distill` by the file of a container".into()))
+    }
+    /// What was kept under this key by this run or another one.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn kept(&mut self, _key: &str) -> Result<Option<Saved<'_>>> {
+        Ok(None)
+    }
+    /// Keeps under this key, atomically, what is of use to later runs too.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    fn keep(&mut self, _key: &str, _content: &mut StateWriter<'_>) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// What a host says that has no network from before the pass.
@@ -203,6 +233,8 @@ pub struct Memory {
     pub files: BTreeMap<String, Vec<u8>>,
     /// The network as it was before the pass, for trainings that learn from it.
     pub before: Option<Net>,
+    /// What is of use to later runs, by key.
+    pub kept: BTreeMap<String, Vec<u8>>,
 }
 
 impl Host for Memory {
@@ -224,6 +256,17 @@ impl Host for Memory {
         let mut bytes = Vec::new();
         state(&mut bytes)?;
         self.states.insert(key.into(), bytes);
+        Ok(())
+    }
+
+    fn kept(&mut self, key: &str) -> Result<Option<Saved<'_>>> {
+        Ok(self.kept.get(key).map(|bytes| Saved { name: key.into(), bytes: Box::new(bytes.as_slice()) }))
+    }
+
+    fn keep(&mut self, key: &str, content: &mut StateWriter<'_>) -> Result<()> {
+        let mut bytes = Vec::new();
+        content(&mut bytes)?;
+        self.kept.insert(key.into(), bytes);
         Ok(())
     }
 

@@ -30,6 +30,7 @@ pub mod stored;
 pub mod streams;
 pub mod surgery;
 pub mod task;
+pub mod teaching;
 pub mod tensors;
 pub mod training;
 pub mod types;

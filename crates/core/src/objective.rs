@@ -3,6 +3,7 @@
 use burn::tensor::{Gradients, Tensor};
 
 use crate::archive::Archive;
+use crate::context::Host;
 use crate::error::{Error, Result};
 use crate::net::{Net, Value};
 
@@ -21,6 +22,10 @@ pub struct Seen<'a> {
     pub logits: &'a Tensor<2>,
     /// The outputs of the nodes that [`Objective::taps`] names, in its order, with their place in the graph of gradients.
     pub taps: &'a [Value],
+    /// Epochs that are done, with the share of the one at hand.
+    pub epoch: f64,
+    /// Which of the fixed draws of the augmentation the images are, where the recipe has such.
+    pub draw: Option<usize>,
 }
 
 /// A term of the loss.
@@ -44,8 +49,17 @@ pub trait Objective {
     /// When what it sees has no such term.
     fn term(&mut self, seen: &Seen<'_>) -> Result<Tensor<1>>;
 
-    /// Trains the tensors that the term has of its own, if any, by the gradients of the whole loss; `lr` is the network's rate.
-    fn learn(&mut self, _gradients: &Gradients, _lr: f64) {}
+    /// Trains the tensors that the term has of its own, if any, by the gradients of the whole loss, from which it may take theirs; `lr` is the network's
+    /// rate.
+    fn learn(&mut self, _gradients: &mut Gradients, _lr: f64) {}
+
+    /// Called behind each epoch, once its state is saved: what outlives the run goes to the host.
+    ///
+    /// # Errors
+    /// Those of the host.
+    fn epoch_ended(&mut self, _host: &mut dyn Host) -> Result<()> {
+        Ok(())
+    }
 
     /// Keeps in the training's state what outlives a step, the tensors of its own among it.
     ///
@@ -100,26 +114,4 @@ impl Net {
         });
         logits.vector()
     }
-}
-
-/// An objective that a recipe names: it holds the network in training against a teacher.
-pub trait Distiller: std::fmt::Debug {
-    /// The objective. The teacher is in evaluation form, on the student's device, and carries no gradients.
-    ///
-    /// # Errors
-    /// When the two do not go together.
-    fn objective(&self, teacher: Net, student: &Net) -> Result<Box<dyn Objective>>;
-}
-
-/// A [`Distiller`] in a crate's list.
-#[derive(Debug, Clone, Copy)]
-pub struct Distillation {
-    /// Name in a config.
-    pub name: &'static str,
-    /// Authors, venue and year.
-    pub paper: &'static str,
-    /// Settings that run, as TOML without the line `method`.
-    pub example: &'static str,
-    /// Reads the settings.
-    pub parse: fn(serde_json::Value) -> std::result::Result<Box<dyn Distiller>, serde_json::Error>,
 }

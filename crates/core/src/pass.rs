@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::net::Net;
-use crate::objective::Distillation;
+use crate::teaching::Distillation;
 use crate::training::Recipe;
 
 /// Anything that turns one network into another.
@@ -34,6 +34,11 @@ pub trait Pass: Send + std::fmt::Debug {
 
     /// Whether another network takes the place of the one at hand, and owes nothing to its masks and codebooks.
     fn replaces(&self) -> bool {
+        false
+    }
+
+    /// Whether it learns from the network as it was before, whatever the [recipes](Entry::recipes) in its settings say.
+    fn learns_from_before(&self) -> bool {
         false
     }
 
@@ -131,7 +136,7 @@ impl Entry {
         }
         let mut recipes = Vec::new();
         self.recipes(&mut settings, &mut |recipe| recipes.push(recipe.clone()));
-        for distill in recipes.iter().filter_map(|recipe| recipe.distill.as_ref()) {
+        for distill in recipes.iter().flat_map(|recipe| &recipe.distill) {
             distill.distiller(methods.distillations()).map_err(serde::de::Error::custom)?;
         }
         let mut pass = (self.parse)(settings, methods)?;

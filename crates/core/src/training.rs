@@ -5,6 +5,7 @@
 //! ends with the same weights.
 
 mod distill;
+mod kept;
 mod optimizer;
 mod probe;
 mod recipe;
@@ -23,7 +24,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData, activation};
 
-pub use distill::Distill;
+pub use distill::{BEFORE_FIRST_PASS, BEFORE_PASS, Cache, Distill, Teacher};
 pub use optimizer::Descent;
 pub use probe::probe;
 pub use recipe::{Choose, Loss, Optimizer, Precision, Recipe, Schedule};
@@ -92,8 +93,8 @@ pub struct Extras<'a> {
 }
 
 impl<'a> Extras<'a> {
-    /// These and one more objective, if there is one.
-    fn with<'b>(self, more: Option<&'b mut (dyn Objective + 'b)>) -> Extras<'b>
+    /// These and more objectives.
+    fn with<'b>(self, more: impl Iterator<Item = &'b mut (dyn Objective + 'b)>) -> Extras<'b>
     where
         'a: 'b,
     {
@@ -153,8 +154,9 @@ pub fn fit(net: Net, recipe: &Recipe, extras: Extras<'_>, cx: &mut Context<'_>) 
         return Ok(net);
     }
     let device = cx.device.clone();
-    let mut distilled = recipe.distill.as_ref().map(|distill| distill.objective(&net, cx)).transpose()?;
-    let mut extras = extras.with(distilled.as_mut().map(|objective| &mut **objective as &mut dyn Objective));
+    let draws = recipe.draws()?;
+    let mut taught = recipe.taught(&net, seed, cx)?;
+    let mut extras = extras.with(taught.iter_mut().map(|teaching| teaching as &mut dyn Objective));
     let watched = Watched::by(&extras.objectives, &net)?;
     let mut optimizer = recipe.optimizer();
     let mut state = match cx.host.saved(&key)? {
@@ -179,7 +181,12 @@ pub fn fit(net: Net, recipe: &Recipe, extras: Extras<'_>, cx: &mut Context<'_>) 
         let began = Instant::now();
         let what = format!("epoch {}/{}", epoch + 1, recipe.epochs);
         let (train, order) = (&cx.data.train, stream(seed, &format!("order-{epoch}")));
-        let loader = Loader::train(train, recipe.batch, recipe.augment.clone(), order, train.workers(recipe.batch));
+        let mut loader = Loader::train(train, recipe.batch, recipe.augment.clone(), order, train.workers(recipe.batch));
+        let draw = draws.map(|draws| epoch % draws);
+        if let Some(draw) = draw {
+            // Of no run's seed, so that all runs draw alike.
+            loader = loader.drawn(stream(0, &format!("draw-{draw}")));
+        }
         let (mut tally, mut seen, mut lr) = (Tally::new(&device, [1]), 0, 0.0);
         let finite = |loss: f64, lr| if loss.is_finite() { Ok(()) } else { Err(Error::Diverged { epoch, loss, lr }) };
         for (index, batch) in loader.enumerate() {
@@ -199,11 +206,12 @@ pub fn fit(net: Net, recipe: &Recipe, extras: Extras<'_>, cx: &mut Context<'_>) 
                 Loss::SquareHinge => square_hinge(logits.clone(), &batch.labels),
             };
             let (labels, ids) = (&batch.labels[..], &batch.ids[..]);
-            let step = Seen { net: &net, images: &images, labels, ids, logits: &logits, taps: &[] };
+            let done = epoch as f64 + index as f64 / steps_per_epoch as f64;
+            let step = Seen { net: &net, images: &images, labels, ids, logits: &logits, taps: &[], epoch: done, draw };
             let loss = watched.loss(&mut extras.objectives, task, taps, step)?;
             finite(tally.add(&logits.inner(), &batch.labels, loss.clone().inner()), lr)?;
-            let grads = loss.backward();
-            extras.objectives.iter_mut().for_each(|objective| objective.learn(&grads, lr));
+            let mut grads = loss.backward();
+            extras.objectives.iter_mut().for_each(|objective| objective.learn(&mut grads, lr));
             let mut grads = GradientsParams::from_grads(grads, &net);
             if let Some(limit) = recipe.clip {
                 grads = clip(grads, &net, limit);
@@ -243,6 +251,7 @@ pub fn fit(net: Net, recipe: &Recipe, extras: Extras<'_>, cx: &mut Context<'_>) 
         }
         state.curve.push(row);
         cx.host.save(&key, &mut |to| state.write(&optimizer, &mut extras, to))?;
+        extras.objectives.iter_mut().try_for_each(|objective| objective.epoch_ended(cx.host))?;
     }
     // Whether the last epoch ran just now or in an earlier process, whatever draws next does so alike.
     chance::seed(seed);

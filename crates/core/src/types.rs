@@ -12,9 +12,11 @@ use crate::error::{Error, Result};
 use crate::net::{Net, Node};
 
 mod budget;
+mod bytes;
 mod select;
 
 pub use budget::Budget;
+pub use bytes::Bytes;
 pub use select::{Fit, Layers, Selector, WEIGHTLESS};
 
 /// A share in `[0, 1]`.

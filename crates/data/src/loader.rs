@@ -60,8 +60,12 @@ impl Loader {
         let rng = ChaCha8Rng::seed_from_u64(seed);
         let mut order: Vec<u32> = (0..data.len() as u32).collect();
         order.shuffle(&mut rng.clone());
-        let mut loader =
-            Self::new(data, batch, Batches { data: data.clone(), order, batch, augment: Some((augment, rng)) }, workers);
+        let mut loader = Self::new(
+            data,
+            batch,
+            Batches { data: data.clone(), order, batch, augment: Some((augment, rng)), drawn: None },
+            workers,
+        );
         if loader.end > 1 && batch > 1 && data.len() % batch == 1 {
             loader.end -= 1;
         }
@@ -71,7 +75,17 @@ impl Loader {
     /// Goes through all of `data` in its own order, unchanged: for evaluation. Panics if `batch` is zero.
     pub fn ordered(data: &Dataset, batch: usize) -> Self {
         let order = (0..data.len() as u32).collect();
-        Self::new(data, batch, Batches { data: data.clone(), order, batch, augment: None }, data.workers(batch))
+        Self::new(data, batch, Batches { data: data.clone(), order, batch, augment: None, drawn: None }, data.workers(batch))
+    }
+
+    /// Draws the augmentation of each image from `seed` and its number in the set, in the place of its position in the order: with one seed an image is
+    /// augmented alike in every epoch and every run. To be called before `next`.
+    #[must_use]
+    pub fn drawn(mut self, seed: u64) -> Self {
+        if let Some(plan) = Arc::get_mut(&mut self.plan) {
+            plan.drawn = Some(ChaCha8Rng::seed_from_u64(seed));
+        }
+        self
     }
 
     /// Leaves out the last batch if it is short.
@@ -166,6 +180,8 @@ struct Batches {
     order: Vec<u32>,
     batch: usize,
     augment: Option<(Augment, ChaCha8Rng)>,
+    /// Of which each image has a stream by its number.
+    drawn: Option<ChaCha8Rng>,
 }
 
 impl Batches {
@@ -178,8 +194,11 @@ impl Batches {
             self.data.read(sample as usize, &mut pixels)?;
             match &self.augment {
                 Some((augment, rng)) => {
-                    let mut rng = rng.clone();
-                    rng.set_stream(position + 1);
+                    let (mut rng, stream) = match &self.drawn {
+                        Some(drawn) => (drawn.clone(), u64::from(sample)),
+                        None => (rng.clone(), position),
+                    };
+                    rng.set_stream(stream + 1);
                     augment.apply(&pixels, self.data.shape, &mut rng, &mut images);
                 }
                 None => images.extend(pixels.iter().map(|&pixel| f32::from(pixel) / 255.0)),

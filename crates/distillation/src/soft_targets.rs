@@ -1,8 +1,8 @@
 //! The teacher's probabilities, softened, as targets.
 //!
-//! Of logits `v` of the teacher and `z` of the student, with the temperature `T` and the weight `w`, a step minimizes
-//! `(1 - w) H(y, softmax(z)) + w T^2 sum_k p_k log(p_k / q_k)` with `p = softmax(v / T)` and `q = softmax(z / T)`, the mean over the batch: the
-//! factor `T^2` keeps the gradient of the second term, `w T (q - p)`, as large whatever the temperature. The teacher sees the images as they were
+//! Of logits `v` of the teacher and `z` of the student, with the temperature `T`, a step minimizes
+//! `(1 - lambda) H(y, softmax(z)) + lambda T^2 sum_k p_k log(p_k / q_k)` with `p = softmax(v / T)` and `q = softmax(z / T)`, the mean over the batch: the
+//! factor `T^2` keeps the gradient of the second term, `lambda T (q - p)`, as large whatever the temperature. The teacher sees the images as they were
 //! augmented for the student.
 //!
 //! ```
@@ -11,16 +11,15 @@
 //!
 //! let tune = r#"{ "epochs": 4, "distill": { "method": "soft-targets", "temperature": 4.0 } }"#;
 //! let recipe: Recipe = serde_json::from_str(tune).unwrap();
-//! assert!(recipe.distill.unwrap().distiller(&[DISTILLATIONS]).is_ok());
+//! assert!(recipe.distill[0].distiller(&[DISTILLATIONS]).is_ok());
 //! ```
 //!
 //! Hinton, Vinyals, Dean. "Distilling the Knowledge in a Neural Network". NIPS 2014 Deep Learning Workshop. arXiv:1503.02531.
 //! Differs from the paper: the relative entropy takes the place of the cross-entropy, from which it differs by what no weight changes.
 
 use briquette_core::error::{Error, Result};
-use briquette_core::net::Net;
-use briquette_core::objective::{Distillation, Distiller, Objective, Seen};
-use briquette_core::task::Task;
+use briquette_core::objective::Seen;
+use briquette_core::teaching::{Distiller, Lesson, Mean, Pair, Shown, Taught};
 use briquette_core::types::Ratio;
 use burn::tensor::{Tensor, activation};
 use serde::Deserialize;
@@ -32,57 +31,63 @@ pub struct SoftTargets {
     /// `T`, at least 1.
     #[serde(default = "four")]
     pub temperature: f64,
-    /// `w`: share of the loss that is the teacher's.
+    /// Share of the loss that is the teacher's.
     #[serde(default = "most")]
-    pub weight: Ratio,
+    pub lambda: Ratio,
 }
 
-/// The entry of [`SoftTargets`].
-pub const ENTRY: Distillation = Distillation {
-    name: "soft-targets",
-    paper: "Hinton, Vinyals, Dean, NIPS 2014 workshop, arXiv:1503.02531",
-    example: "temperature = 4.0\nweight = 0.9",
-    parse: |settings| Ok(Box::new(serde_json::from_value::<SoftTargets>(settings)?)),
-};
+impl Taught for SoftTargets {
+    const NAME: &'static str = "soft-targets";
+    const PAPER: &'static str = "Hinton, Vinyals, Dean, NIPS 2014 workshop, arXiv:1503.02531";
+    const EXAMPLE: &'static str = "temperature = 4.0\nlambda = 0.9";
+}
 
 impl Distiller for SoftTargets {
-    fn objective(&self, teacher: Net, student: &Net) -> Result<Box<dyn Objective>> {
-        if !(self.temperature.is_finite() && self.temperature >= 1.0) {
-            return Err(Error::Invalid(format!("soft-targets: a temperature is at least 1, not {}", self.temperature)));
-        }
-        let (of_teacher, of_student) = (Task::of(&teacher)?, Task::of(student)?);
-        if of_teacher != of_student {
-            let told = |task: &Task| format!("images of shape {:?} and {} classes", task.shape, task.classes);
-            let detail = format!("the teacher is for {}, the student for {}", told(&of_teacher), told(&of_student));
-            return Err(Error::Invalid(format!("soft-targets: {detail}")));
-        }
-        Ok(Box::new(Taught { teacher, settings: *self }))
+    fn lesson(&self, _: &Pair<'_>) -> Result<Box<dyn Lesson>> {
+        Ok(Box::new(*self))
     }
-}
 
-struct Taught {
-    teacher: Net,
-    settings: SoftTargets,
-}
+    fn weight(&self) -> f64 {
+        self.lambda.get()
+    }
 
-impl Objective for Taught {
     fn task(&self) -> f64 {
-        1.0 - self.settings.weight.get()
+        1.0 - self.lambda.get()
     }
 
-    fn term(&mut self, seen: &Seen<'_>) -> Result<Tensor<1>> {
-        let SoftTargets { temperature, weight } = self.settings;
-        let teacher = Tensor::from_inner(self.teacher.forward(seen.images.clone().inner()));
-        Ok(divergence(teacher, seen.logits.clone(), temperature).mul_scalar(weight.get() * temperature * temperature))
+    fn check(&self) -> Result<()> {
+        if self.temperature.is_finite() && self.temperature >= 1.0 {
+            return Ok(());
+        }
+        Err(Error::Invalid(format!("soft-targets: a temperature is at least 1, not {}", self.temperature)))
     }
 }
 
-/// Mean over the rows of `sum_k p_k log(p_k / q_k)`, `p` and `q` the soft-max of the teacher's and of the student's logits `[batch, classes]` over
-/// the temperature.
-pub fn divergence(teacher: Tensor<2>, student: Tensor<2>, temperature: f64) -> Tensor<1> {
+impl Lesson for SoftTargets {
+    fn term(&mut self, seen: &Seen<'_>, shown: &Shown<'_>) -> Result<Tensor<1>> {
+        let targets = log_probabilities(shown.logits, shown.mean, self.temperature);
+        Ok(divergence(targets, seen.logits.clone(), self.temperature).mul_scalar(self.temperature * self.temperature))
+    }
+}
+
+/// The logarithms of the probabilities of several teachers as one, `[batch, classes]`, at a temperature.
+pub fn log_probabilities(logits: &[Tensor<2>], mean: Mean, temperature: f64) -> Tensor<2> {
+    let count = logits.len().max(1) as f64;
+    let soft = |logits: &Tensor<2>| activation::log_softmax(logits.clone().div_scalar(temperature), 1);
+    let sum = |tensors: Vec<Tensor<2>>| tensors.into_iter().reduce(|a, b| a + b).expect("there is a teacher");
+    match (logits, mean) {
+        ([one], _) => soft(one),
+        (several, Mean::Arithmetic) => sum(several.iter().map(|logits| soft(logits).exp()).collect()).div_scalar(count).log(),
+        (several, Mean::Geometric) => soft(&sum(several.to_vec()).div_scalar(count)),
+    }
+}
+
+/// Mean over the rows of `sum_k p_k log(p_k / q_k)`, given the logarithms of `p`, `[batch, classes]`, and the student's logits, whose soft-max over
+/// the temperature is `q`.
+pub fn divergence(targets: Tensor<2>, student: Tensor<2>, temperature: f64) -> Tensor<1> {
     let [rows, _] = student.dims();
-    let [p, q] = [teacher, student].map(|logits| activation::log_softmax(logits.div_scalar(temperature), 1));
-    (p.clone().exp() * (p - q)).sum().div_scalar(rows as f64)
+    let q = activation::log_softmax(student.div_scalar(temperature), 1);
+    (targets.clone().exp() * (targets - q)).sum().div_scalar(rows as f64)
 }
 
 fn four() -> f64 {
@@ -97,6 +102,7 @@ fn most() -> Ratio {
 mod tests {
     use briquette_core::coding::floats;
     use briquette_core::context::{Context, Memory};
+    use briquette_core::net::Net;
     use briquette_core::training::{Recipe, tune};
     use briquette_handmade::{images, outputs, small};
     use burn::tensor::{Device, TensorData};
@@ -111,9 +117,10 @@ mod tests {
         let (v, z) = (vec![1.0, -2.0, 0.5, 3.0, 0.0, -1.0], vec![0.2, 0.4, -0.3, 1.0, -1.5, 0.1]);
         let mut sizes = Vec::new();
         for temperature in [1.0, 4.0, 20.0] {
-            let loss = |z: Vec<f32>| divergence(logits(v.clone()), logits(z), temperature).mul_scalar(temperature * temperature);
+            let targets = || log_probabilities(&[logits(v.clone())], Mean::Arithmetic, temperature);
+            let loss = |z: Vec<f32>| divergence(targets(), logits(z), temperature).mul_scalar(temperature * temperature);
             let student = logits(z.clone()).require_grad();
-            let term = divergence(logits(v.clone()), student.clone(), temperature).mul_scalar(temperature * temperature);
+            let term = divergence(targets(), student.clone(), temperature).mul_scalar(temperature * temperature);
             let gradient = floats(student.grad(&term.backward()).unwrap());
             for (i, found) in gradient.iter().enumerate() {
                 let at = |by: f32| {
@@ -127,7 +134,7 @@ mod tests {
             sizes.push(gradient.iter().map(|g| g * g).sum::<f32>().sqrt());
         }
         assert!(sizes.iter().all(|size| (0.3..3.0).contains(&(size / sizes[0]))), "{sizes:?}");
-        let same = divergence(logits(v.clone()), logits(v), 2.0);
+        let same = divergence(log_probabilities(&[logits(v.clone())], Mean::Geometric, 2.0), logits(v), 2.0);
         assert!(floats(same.inner())[0].abs() < 1e-6);
     }
 
@@ -143,7 +150,7 @@ mod tests {
             Net { nodes: teacher.nodes.iter().map(parameters).collect() }
         };
         let off = |net: &Net| outputs(net).iter().zip(outputs(&teacher)).map(|(a, b)| (a - b).powi(2)).sum::<f32>();
-        let settings = serde_json::json!({ "method": "soft-targets", "temperature": 2.0, "weight": 1.0 });
+        let settings = serde_json::json!({ "method": "soft-targets", "temperature": 2.0, "lambda": 1.0 });
         let taught = |distill: serde_json::Value, host: &mut Memory| {
             let recipe: Recipe = serde_json::from_value(
                 serde_json::json!({ "epochs": 80, "batch": 20, "lr": 0.02, "choose": "last", "distill": distill }),
@@ -170,6 +177,53 @@ mod tests {
         assert_eq!(nobody, "the network from before the pass is not kept here; name the `teacher` of `distill`");
     }
 
+    /// The network after two epochs of a recipe with this `distill`, learning from itself as it was.
+    fn after(distill: &serde_json::Value, host: &mut Memory) -> Vec<f32> {
+        let mut recipe =
+            serde_json::json!({ "epochs": 2, "batch": 20, "lr": 0.02, "choose": "last", "augment": { "flip": true } });
+        recipe["distill"] = distill.clone();
+        let (recipe, data): (Recipe, _) = (serde_json::from_value(recipe).unwrap(), images());
+        host.before = Some(small());
+        let mut cx = Context::new(&Device::flex(), 3, &data, host);
+        cx.distillations = &[DISTILLATIONS];
+        outputs(&tune(small(), Some(&recipe), &mut cx).unwrap())
+    }
+
+    #[test]
+    fn what_weighs_nothing_is_plain_training_and_asks_no_teacher() {
+        let plain = after(&serde_json::json!([]), &mut Memory::default());
+        let nobody = serde_json::json!({ "method": "soft-targets", "lambda": 0.0, "teacher": "nowhere.brq" });
+        assert_eq!(after(&nobody, &mut Memory::default()), plain);
+    }
+
+    #[test]
+    fn several_losses_and_several_teachers_that_are_one_add_up_to_the_same() {
+        let one = |lambda: f64| serde_json::json!({ "method": "soft-targets", "lambda": lambda, "temperature": 2.0 });
+        let near = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4);
+        let whole = after(&one(1.0), &mut Memory::default());
+        let mut host = Memory::default();
+        let file = small().to_model(briquette_core::stored::Storage::default()).unwrap().to_bytes().unwrap();
+        host.files.insert("twin.brq".into(), file);
+        for mean in ["arithmetic", "geometric"] {
+            let mut both = one(1.0);
+            (both["teacher"], both["mean"]) = (serde_json::json!(["before-pass", "twin.brq"]), mean.into());
+            assert!(near(&after(&both, &mut host), &whole), "{mean}");
+        }
+        // The shares of the task multiply: half of it, and half as much again.
+        let halves = after(&serde_json::json!([one(0.5), one(0.5)]), &mut Memory::default());
+        assert!(!near(&halves, &whole) && halves.iter().all(|value| value.is_finite()));
+    }
+
+    #[test]
+    fn answers_that_are_kept_teach_as_those_that_are_asked_for() {
+        let mut host = Memory::default();
+        let cached = serde_json::json!({ "method": "soft-targets", "cache": { "draws": 2 } });
+        let asked = after(&cached, &mut host);
+        assert_eq!(host.kept.len(), 1);
+        host.states.clear();
+        assert_eq!(after(&cached, &mut host), asked);
+    }
+
     #[test]
     fn names_and_settings_that_do_not_read_are_refused() {
         let refusal = |distill: serde_json::Value| {
@@ -180,8 +234,7 @@ mod tests {
         assert_eq!(unknown, "unknown distillation 'soft-target'; did you mean 'soft-targets'?");
         let key = refusal(serde_json::json!({ "method": "soft-targets", "temprature": 2 }));
         assert!(key.starts_with("distill (soft-targets): unknown field `temprature`"), "{key}");
-        let cold = SoftTargets { temperature: 0.5, weight: most() };
-        let error = cold.objective(small(), &small()).map(drop).unwrap_err().to_string();
-        assert_eq!(error, "soft-targets: a temperature is at least 1, not 0.5");
+        let cold = refusal(serde_json::json!({ "method": "soft-targets", "temperature": 0.5 }));
+        assert_eq!(cold, "distill (soft-targets): soft-targets: a temperature is at least 1, not 0.5");
     }
 }

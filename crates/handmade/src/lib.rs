@@ -122,5 +122,7 @@ pub fn context<'a>(data: &'a Data, host: &'a mut dyn Host) -> Context<'a> {
 /// An objective's term for one image of zeros.
 pub fn term(objective: &mut dyn Objective, net: &Net, device: &Device) -> Tensor<1> {
     let (images, logits) = (Tensor::zeros([1, 1, 4, 4], device), Tensor::zeros([1, 3], device));
-    objective.term(&Seen { net, images: &images, labels: &[0], ids: &[0], logits: &logits, taps: &[] }).unwrap()
+    objective
+        .term(&Seen { net, images: &images, labels: &[0], ids: &[0], logits: &logits, taps: &[], epoch: 0.0, draw: None })
+        .unwrap()
 }

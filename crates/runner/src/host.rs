@@ -2,30 +2,33 @@
 
 use std::fs::File;
 use std::io::BufReader;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use briquette_core::context::{Event, Host, Saved, StateWriter};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
+use briquette_data::Splits;
 use burn::tensor::Device;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Map, Value};
 
-use crate::files;
+use crate::config::{Config, ModelSpec};
 use crate::memory::{self, shown};
-use crate::run::{load_net, net_file};
+use crate::run::{BASELINE, load_net, net_file};
+use crate::{files, setup};
 
 /// Set by Ctrl-C.
 pub static STOP: AtomicBool = AtomicBool::new(false);
 
 /// The host of one pass of a run.
 #[derive(Debug)]
-pub struct RunHost {
+pub struct RunHost<'a> {
+    config: &'a Config,
+    splits: &'a Splits,
     /// The run's folder; none while nothing may be written.
     folder: Option<PathBuf>,
-    /// Where relative files are looked for after the run's folder.
-    base: PathBuf,
     /// Number of the pass, part of its states' names.
     pass: usize,
     bar: ProgressBar,
@@ -50,13 +53,13 @@ impl Checkpoints {
     }
 }
 
-impl RunHost {
+impl<'a> RunHost<'a> {
     /// A host for the pass of this number.
-    pub fn new(folder: Option<PathBuf>, base: PathBuf, pass: usize) -> Self {
+    pub fn new(config: &'a Config, splits: &'a Splits, folder: Option<PathBuf>, pass: usize) -> Self {
         let bar = ProgressBar::no_length();
         let style = ProgressStyle::with_template("  {msg:28} [{bar:30}] {pos}/{len} {per_sec}, {eta} left");
         bar.set_style(style.expect("the template is well-formed").progress_chars("=> "));
-        Self { folder, base, pass, bar, checkpoints: Checkpoints::default() }
+        Self { config, splits, folder, pass, bar, checkpoints: Checkpoints::default() }
     }
 
     /// What the checkpoints took in room and time, if there were any.
@@ -69,15 +72,34 @@ impl RunHost {
     fn state(&self, key: &str) -> Option<PathBuf> {
         Some(self.folder.as_ref()?.join("checkpoint").join(format!("pass{}-{key}.state", self.pass)))
     }
+
+    /// Where other runs beside this one look, too.
+    fn shared(&self, key: &str) -> Option<PathBuf> {
+        let runs = self.folder.as_ref()?.parent().unwrap_or(Path::new(""));
+        Some(runs.join("teachers").join(format!("{key}.cache")))
+    }
 }
 
-impl Drop for RunHost {
+fn open(path: Option<PathBuf>) -> Result<Option<Saved<'static>>> {
+    let Some(path) = path.filter(|path| path.exists()) else { return Ok(None) };
+    let name = path.display().to_string();
+    match File::open(&path) {
+        Ok(file) => Ok(Some(Saved { name, bytes: Box::new(BufReader::with_capacity(1 << 20, file)) })),
+        Err(error) => Err(Error::Host(format!("cannot read {name}: {error}"))),
+    }
+}
+
+fn failed(error: &anyhow::Error) -> Error {
+    Error::Host(format!("{error:#}"))
+}
+
+impl Drop for RunHost<'_> {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }
 }
 
-impl Host for RunHost {
+impl Host for RunHost<'_> {
     fn event(&mut self, event: Event<'_>) {
         match event {
             Event::Step { what, done, total, loss } => {
@@ -110,25 +132,20 @@ impl Host for RunHost {
     }
 
     fn saved(&mut self, key: &str) -> Result<Option<Saved<'_>>> {
-        let Some(path) = self.state(key).filter(|path| path.exists()) else { return Ok(None) };
-        let name = path.display().to_string();
-        match File::open(&path) {
-            Ok(file) => Ok(Some(Saved { name, bytes: Box::new(BufReader::with_capacity(1 << 20, file)) })),
-            Err(error) => Err(Error::Host(format!("cannot read {name}: {error}"))),
-        }
+        open(self.state(key))
     }
 
     fn save(&mut self, key: &str, state: &mut StateWriter<'_>) -> Result<()> {
         let Some(path) = self.state(key) else { return Ok(()) };
         let began = Instant::now();
-        let bytes = files::stream(&path, |to| Ok(state(to)?)).map_err(|error| Error::Host(format!("{error:#}")))?;
+        let bytes = files::stream(&path, |to| Ok(state(to)?)).map_err(|error| failed(&error))?;
         self.checkpoints.add(bytes, began.elapsed());
         Ok(())
     }
 
     fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         match &self.folder {
-            Some(folder) => files::write(&folder.join(name), bytes).map_err(|error| Error::Host(format!("{error:#}"))),
+            Some(folder) => files::write(&folder.join(name), bytes).map_err(|error| failed(&error)),
             None => Ok(()),
         }
     }
@@ -137,11 +154,38 @@ impl Host for RunHost {
         // What the pass began with is the checkpoint from which it would begin again.
         let folder = self.folder.as_ref().map(|folder| folder.join("checkpoint"));
         let path = folder.ok_or_else(|| Error::Host("a run that writes nothing keeps no network from before a pass".into()))?;
-        load_net(&net_file(&path, self.pass), device).map_err(|error| Error::Host(format!("{error:#}")))
+        load_net(&net_file(&path, self.pass), device).map_err(|error| failed(&error))
+    }
+
+    fn first(&mut self, device: &Device) -> Result<Net> {
+        if self.config.model.file.is_none() {
+            let detail = "the network from before the first pass was drawn at random, and teaches nothing";
+            return Err(Error::Host(format!("{detail}; name another `teacher`, or start from a file")));
+        }
+        let folder = self.folder.as_ref().ok_or_else(|| Error::Host("a run that writes nothing keeps no network".into()))?;
+        setup::container(&folder.join(BASELINE), &self.splits.outline(), device).map_err(|error| failed(&error))
+    }
+
+    fn model(&mut self, spec: &Map<String, Value>, device: &Device) -> Result<Net> {
+        let read = serde_json::from_value::<ModelSpec>(spec.clone().into()).map_err(anyhow::Error::from);
+        let built = read.and_then(|spec| setup::other_model(&spec, self.config, self.splits, device));
+        built.map_err(|error| Error::Host(format!("`teacher`: {error:#}")))
+    }
+
+    fn kept(&mut self, key: &str) -> Result<Option<Saved<'_>>> {
+        open(self.shared(key))
+    }
+
+    fn keep(&mut self, key: &str, content: &mut StateWriter<'_>) -> Result<()> {
+        let Some(path) = self.shared(key) else { return Ok(()) };
+        let folder = path.parent().unwrap_or(Path::new(""));
+        std::fs::create_dir_all(folder).map_err(|error| Error::Host(format!("cannot make {}: {error}", folder.display())))?;
+        files::stream(&path, |to| Ok(content(to)?)).map(drop).map_err(|error| failed(&error))
     }
 
     fn read(&mut self, name: &str) -> Result<Vec<u8>> {
-        let tried: Vec<PathBuf> = self.folder.iter().chain([&self.base]).map(|folder| folder.join(name)).collect();
+        let base = self.config.path.parent().unwrap_or(Path::new("")).to_path_buf();
+        let tried: Vec<PathBuf> = self.folder.iter().chain([&base]).map(|folder| folder.join(name)).collect();
         let found = tried.iter().find(|path| path.is_file()).ok_or_else(|| {
             let tried: Vec<String> = tried.iter().map(|path| path.display().to_string()).collect();
             Error::Host(format!("no file {name}: tried {}", tried.join(", ")))

@@ -36,6 +36,9 @@ pub struct Options {
 /// The container in a run's folder, which holds the network of the last pass.
 pub(crate) const MODEL: &str = "model.brq";
 
+/// The container of the first row's network.
+pub(crate) const BASELINE: &str = "baseline.brq";
+
 /// What a checkpoint knows beside the network.
 #[derive(Debug, Serialize, Deserialize)]
 struct Progress {
@@ -68,7 +71,6 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
     let from = if valid_from(config) == ValidFrom::Test { " (of the test set)" } else { "" };
     tracing::info!("{}: {train} training, {valid} validation{from}, {test} test images of {}", config.name(), splits.name);
 
-    let base = config.path.parent().unwrap_or(Path::new("")).to_path_buf();
     let checkpoint = folder.join("checkpoint");
     [&folder, &checkpoint].into_iter().for_each(|folder| files::sweep(folder));
     let (mut progress, mut net) = match load_progress(&checkpoint, &hash)? {
@@ -86,7 +88,7 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
         }
         None => {
             // What is measured on all training images is asked for where it is used only.
-            let normalization = if setup::normalizes(config) { Some(splits.normalization()?) } else { None };
+            let normalization = if setup::normalizes(&config.model) { Some(splits.normalization()?) } else { None };
             let net = setup::model(config, &splits.outline(), normalization, &device)?;
             // Not before everything that can be wrong with the config has been seen: what fails leaves no folder behind.
             std::fs::create_dir_all(&checkpoint).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -95,7 +97,7 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
                 Progress { config_hash: hash.clone(), done: 0, rows, storage: Storage::default(), data: data_sums };
             if config.model.file.is_some() || config.passes.is_empty() {
                 // What is brought along is the baseline of the report.
-                let mut host = RunHost::new(None, base.clone(), 0);
+                let mut host = RunHost::new(config, &splits, None, 0);
                 let (row, bytes) = measure::row(&net, progress.storage, (0, "import"), &data, &device, &mut host)?;
                 progress.push(row, &bytes, &net, &folder)?;
             }
@@ -108,7 +110,7 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
         let index = progress.done;
         let step = &config.passes[index];
         tracing::info!("pass {index}: {}", step.entry.name);
-        let mut host = RunHost::new(Some(folder.clone()), base.clone(), index);
+        let mut host = RunHost::new(config, &splits, Some(folder.clone()), index);
         let named = || format!("{}: pass {index} ({})", config.path.display(), step.entry.name);
         let mut cx = Context::new(&device, stream(config.seed, &format!("pass-{index}")), &data, &mut host);
         cx.storage = progress.storage;
@@ -157,7 +159,7 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
 impl Progress {
     /// Adds a row for the network in this container, its latency measured beside that of the first row's. What `cargo xtask remeasure` needs is kept in `rows/`.
     fn push(&mut self, mut row: Row, bytes: &[u8], net: &Net, folder: &Path) -> Result<()> {
-        let baseline = folder.join("baseline.brq");
+        let baseline = folder.join(BASELINE);
         if self.rows.is_empty() {
             files::write(&baseline, bytes)?;
         }

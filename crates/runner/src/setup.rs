@@ -118,7 +118,22 @@ pub fn fetch(name: &str, at: &Locations) -> Result<PathBuf> {
 /// # Errors
 /// Unknown architectures, files that do not fit, networks for other images or classes.
 pub fn model(config: &Config, outline: &Outline, normalization: Normalization, device: &Device) -> Result<Net> {
-    let spec = &config.model;
+    built(&config.model, config, outline, normalization, device)
+}
+
+/// A network as a config may describe it beside the one that it starts from: with the weights of a file, from the folder of the config.
+///
+/// # Errors
+/// As [`model`], and a network without a file, whose weights would be drawn.
+pub fn other_model(spec: &ModelSpec, config: &Config, splits: &Splits, device: &Device) -> Result<Net> {
+    if spec.file.is_none() {
+        bail!("`{}` has no trained weights; name their `file`", spec.arch.as_deref().unwrap_or("model"));
+    }
+    let normalization = if normalizes(spec) { Some(splits.normalization()?) } else { None };
+    built(spec, config, &splits.outline(), normalization, device)
+}
+
+fn built(spec: &ModelSpec, config: &Config, outline: &Outline, normalization: Normalization, device: &Device) -> Result<Net> {
     if let Some(file) = spec.container() {
         return container(&find(file, &config.path)?, outline, device);
     }
@@ -140,9 +155,9 @@ pub fn model(config: &Config, outline: &Outline, normalization: Normalization, d
     }
 }
 
-/// Whether the network that the config starts from takes the data's normalization: one that it builds, unless it sets another.
-pub fn normalizes(config: &Config) -> bool {
-    config.model.container().is_none() && config.model.mean.is_none() && config.model.std.is_none()
+/// Whether such a network takes the data's normalization: one that is built, unless it sets another.
+pub fn normalizes(spec: &ModelSpec) -> bool {
+    spec.container().is_none() && spec.mean.is_none() && spec.std.is_none()
 }
 
 /// The network of a container, for the data of this outline.

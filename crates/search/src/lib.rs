@@ -3,9 +3,13 @@
 //! They know no other scheme's crate. What they apply they find in the [catalogue](briquette_core::pass::Catalogue) of the program that reads
 //! their settings, which name a method as a pass of a config does.
 
+pub mod network_surgery;
 pub mod sensitivity;
 
 use briquette_core::pass::Entry;
 
+const HOME: &str = "search";
+
 /// The methods of this crate.
-pub const METHODS: &[Entry] = &[Entry::searching::<sensitivity::Sensitivity>("search")];
+pub const METHODS: &[Entry] =
+    &[Entry::of::<network_surgery::NetworkSurgery>(HOME), Entry::searching::<sensitivity::Sensitivity>(HOME)];

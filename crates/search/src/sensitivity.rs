@@ -208,8 +208,8 @@ fn file() -> String {
 #[cfg(test)]
 mod tests {
     use briquette_core::context::{Data, Host, Memory, Saved, StateWriter};
-    use briquette_core::objective::{Distillation, Distiller, Objective};
     use briquette_core::scan::Measured;
+    use briquette_core::teaching::{Distillation, Distiller, Lesson, Pair};
     use briquette_core::zoo::{Arch, Wanted};
     use briquette_data::{GlyphCounts, Locations};
     use burn::tensor::Device;
@@ -410,8 +410,12 @@ mod tests {
     struct Unasked;
 
     impl Distiller for Unasked {
-        fn objective(&self, _: Net, _: &Net) -> Result<Box<dyn Objective>> {
+        fn lesson(&self, _: &Pair<'_>) -> Result<Box<dyn Lesson>> {
             Err(Error::Invalid("the teacher could be read".into()))
+        }
+
+        fn weight(&self) -> f64 {
+            1.0
         }
     }
 

@@ -8,7 +8,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::{Optimizer, Recipe};
-use crate::archive::{Reader, Writer};
+use crate::archive::{Archive, Reader, Writer};
 use crate::error::Result;
 use crate::extension::{adam_step, sgd_step, takes};
 use crate::values::floats;
@@ -55,6 +55,17 @@ impl Descent {
     /// The module after a step at this rate, in which the parameters that have a gradient take part.
     pub fn step<M: Module>(&mut self, rate: f64, module: M, gradients: GradientsParams) -> M {
         module.map(&mut Steps { descent: self, rate: rate as f32, gradients })
+    }
+
+    /// Keeps what is remembered of the module's parameters.
+    pub(crate) fn keep<M: Module>(&mut self, module: &M, archive: &mut Archive<'_>) -> Result<()> {
+        match archive {
+            Archive::To(writer) => self.write(module, writer),
+            Archive::From(reader) => {
+                let device = module.devices().into_iter().next().unwrap_or_default().inner();
+                self.read(module, reader, &device)
+            }
+        }
     }
 
     /// Writes what is remembered of the module's parameters, in their order.

@@ -1,7 +1,8 @@
 //! The settings of a training, and the learning rate that follows from them.
 
 use briquette_data::Augment;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Distill;
 use crate::error::{Error, Result};
@@ -43,8 +44,22 @@ pub struct Recipe {
     pub augment: Augment,
     /// Which epoch's weights are kept.
     pub choose: Choose,
-    /// What the network learns from a teacher, beside the task or in its place.
-    pub distill: Option<Distill>,
+    /// What the network learns from teachers, beside the task or in its place: one loss, or a list of them.
+    #[serde(deserialize_with = "one_or_several")]
+    pub distill: Vec<Distill>,
+}
+
+/// A value, or a list of such values.
+pub(super) fn one_or_several<'de, T: DeserializeOwned, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Vec<T>, D::Error> {
+    use serde_json::Value;
+    let all = match Value::deserialize(deserializer)? {
+        Value::Null => Vec::new(),
+        Value::Array(several) => several,
+        one => vec![one],
+    };
+    all.into_iter().map(|one| serde_json::from_value(one).map_err(D::Error::custom)).collect()
 }
 
 /// Optimizers.
@@ -135,7 +150,7 @@ impl Default for Recipe {
             precision: Precision::F32,
             augment: Augment::default(),
             choose: Choose::Best,
-            distill: None,
+            distill: Vec::new(),
         }
     }
 }
@@ -180,7 +195,7 @@ impl Recipe {
     }
 
     /// The same recipe for a trial run: at most one epoch.
-    pub(crate) fn shrink(&mut self) {
+    pub fn shrink(&mut self) {
         self.epochs = self.epochs.min(1);
         self.warmup = self.warmup.min(0.2);
     }

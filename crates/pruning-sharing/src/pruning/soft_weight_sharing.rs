@@ -324,8 +324,8 @@ impl Objective for Mixture {
         Ok(Self::term(self, tensors(seen.net, self.layers.as_ref())))
     }
 
-    fn learn(&mut self, gradients: &Gradients, lr: f64) {
-        self.learn(gradients, lr);
+    fn learn(&mut self, gradients: &mut Gradients, lr: f64) {
+        Self::learn(self, gradients, lr);
     }
 
     fn keep(&mut self, archive: &mut Archive<'_>) -> Result<()> {

@@ -33,19 +33,19 @@ fn taught_by_somebody(passes: &[Step], brought: bool) -> Result<()> {
     let mut saved: BTreeMap<&str, bool> = BTreeMap::new();
     for (index, step) in passes.iter().enumerate() {
         let trainings = || step.trainings().filter(|recipe| recipe.epochs > 0);
-        let mut distilled = trainings().filter_map(|recipe| recipe.distill.as_ref());
-        if !knows && let Some(distill) = distilled.find(|distill| distill.teacher.is_none()) {
+        let mut distilled = trainings().flat_map(|recipe| &recipe.distill);
+        let named = distilled.find(|distill| distill.before_pass()).map(|distill| format!("`distill` ({})", distill.method));
+        if !knows && let Some(who) = named.or_else(|| step.pass.learns_from_before().then(|| "it".into())) {
             bail!(
-                "pass {index} ({}): `distill` ({}) would learn from the network as it was before this pass, which nothing has trained; \
+                "pass {index} ({}): {who} would learn from the network as it was before this pass, which nothing has trained; \
                  train it in an earlier pass, start from a file, or name a `teacher`",
                 step.entry.name,
-                distill.method
             );
         }
+        let trains = !step.pass.only_tries() && trainings().next().is_some();
         knows = match step.pass.loads() {
             Some(file) => saved.get(file).copied().unwrap_or(true),
-            None if step.pass.replaces() => false,
-            None => knows || (!step.pass.only_tries() && trainings().next().is_some()),
+            None => trains || (knows && !step.pass.replaces()),
         };
         saved.extend(step.pass.saves().into_iter().chain([MODEL]).map(|file| (file, knows)));
     }
