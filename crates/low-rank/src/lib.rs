@@ -3,7 +3,6 @@
 
 pub mod bicluster;
 pub mod bn_low_rank;
-mod canonical;
 pub mod chain;
 mod clock;
 pub mod compose;
