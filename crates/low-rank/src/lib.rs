@@ -22,6 +22,7 @@ mod resolve;
 pub mod separable;
 pub mod svd;
 pub mod tensor_train;
+mod trials;
 pub mod tucker2;
 
 use briquette_core::pass::Entry;

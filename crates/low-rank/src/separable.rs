@@ -148,9 +148,14 @@ impl Factorization for Filters {
         if self.scheme == 2 { bn_low_rank::factors(kernel, ranks[0], seed) } else { channelwise(kernel, ranks[0], seed) }
     }
 
-    fn adapted(&self, site: &Site<'_>, mut kernels: Vec<Vec<Kernel>>, cx: &mut Context<'_>) -> Result<Vec<Vec<Kernel>>> {
+    fn adapted(
+        &self,
+        site: &Site<'_>,
+        mut kernels: Vec<Vec<Kernel>>,
+        cx: &mut Context<'_>,
+    ) -> Result<(Vec<Vec<Kernel>>, Option<String>)> {
         if self.reconstruction == Reconstruction::Filters {
-            return Ok(kernels);
+            return Ok((kernels, None));
         }
         let sample = Sample {
             images: self.calibration_images.unwrap_or(IMAGES),
@@ -162,21 +167,19 @@ impl Factorization for Filters {
         let mut pair = [kernels[0][0].clone(), kernels[0][1].clone()];
         let before = missed(&found, &pair);
         Data::of(&found).fit(&mut pair, self.sweeps.unwrap_or(SWEEPS));
-        let after = missed(&found, &pair);
-        if let (Some(before), Some(after)) = (before, after) {
-            let [from, to] = [before, after].map(|missed| 100.0 * missed);
-            let better = after < before;
-            let what = if better { "" } else { ": the fit to filters is kept" };
-            cx.note(format!(
-                "{}: misses {from:.2} % of its output with the fit to filters, {to:.2} % with that to data{what}",
-                site.name
-            ));
-            if !better {
-                return Ok(kernels);
-            }
+        let (Some(before), Some(after)) = (before, missed(&found, &pair)) else {
+            kernels[0] = pair.into();
+            return Ok((kernels, Some("fitted to data that leave none to measure on".into())));
+        };
+        let better = after < before;
+        if better {
+            kernels[0] = pair.into();
         }
-        kernels[0] = pair.into();
-        Ok(kernels)
+        let [from, to] = [before, after].map(|missed| 100.0 * missed.sqrt());
+        let kept = if better { "" } else { ", hence the fit to filters is kept" };
+        let words =
+            format!("{to:.2} % of its output's norm missing with the fit to data, {from:.2} % with that to filters{kept}");
+        Ok((kernels, Some(words)))
     }
 
     fn shorten(&mut self) {
@@ -187,7 +190,7 @@ impl Factorization for Filters {
     }
 }
 
-/// The share of the output's squares that a pair misses on images that were held back.
+/// The share of the output's squares that a pair misses at places that were held back.
 fn missed(found: &Moments, [vertical, horizontal]: &[Kernel; 2]) -> Option<f64> {
     let composed = composed(vertical, horizontal);
     found.missed(&composed.values)
