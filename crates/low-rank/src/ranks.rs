@@ -11,8 +11,8 @@
 //!
 //! A budget goes where the most energy is gained for it. With `on = "accuracy"` it goes by what the network does: its accuracy on validation
 //! images, or the first `images` of them, is measured with one layer at a time at shares of 0.1, 0.2, .. 0.9 of the limits, and the least
-//! accuracy of the chosen ranks is as high as the budget allows; see [`by_accuracy`]. A network of `L` layers takes up to `10 L + 1`
-//! evaluations, which the run keeps with its states.
+//! accuracy of the chosen ranks is as high as the budget allows, each layer at the cheapest ranks that reach it; see [`by_accuracy`]. A
+//! network of `L` layers takes up to `10 L + 1` evaluations, which the run keeps with its states.
 //!
 //! Each rule may have a `floor`, 1 if not given, and a `multiple`: found ranks are raised to the floor, rounded up to the multiple and
 //! cut off at the limit. As all ranks in a config they are of all groups of a layer together, each of which has as many channels: of four groups

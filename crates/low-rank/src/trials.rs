@@ -66,11 +66,11 @@ impl Trials {
         let measured = self.points.get(&name, cx, |cx| {
             cx.aside(|cx| {
                 let changed = of.map(|(able, ranks)| form.replaced(net, able, ranks, cx)).transpose()?;
-                Ok(evaluate(changed.as_ref().unwrap_or(net), &images, &cx.device, cx.host)?.into())
+                let score = evaluate(changed.as_ref().unwrap_or(net), &images, &cx.device, cx.host)?;
+                cx.host.event(Event::Note(&format!("{name}: {:.2} %", 100.0 * score.accuracy)));
+                Ok(score.into())
             })
         })?;
-        let accuracy = measured.map_err(Error::Invalid)?.accuracy;
-        cx.host.event(Event::Note(&format!("{name}: {:.2} %", 100.0 * accuracy)));
-        Ok(accuracy)
+        Ok(measured.map_err(Error::Invalid)?.accuracy)
     }
 }

@@ -295,6 +295,20 @@ fn factors_compose_to_the_error_in_any_order_of_modes() {
 }
 
 #[test]
+fn given_factors_are_improved_in_any_order_of_modes() {
+    for shape in [[6, 4, 3], [3, 6, 4]] {
+        let tensor = noise(&shape, 5);
+        let start = decompose(&tensor, &Settings { starts: 1, sweeps: 2, ..settings(3) }).unwrap();
+        let none = refine(&tensor, &start.factors, 0).unwrap().error;
+        assert!((none - start.error).abs() < 1e-12, "{none} and {}", start.error);
+        let further = refine(&tensor, &start.factors, 100).unwrap();
+        let found = (less(&tensor, &composed(&further.factors)).energy() / tensor.energy()).sqrt();
+        assert!((found - further.error).abs() < 1e-12 && found < start.error, "{found} and {}", start.error);
+        assert!(refine(&tensor, &further.factors[1..], 1).unwrap_err().to_string().contains("factors of shapes"));
+    }
+}
+
+#[test]
 fn a_matrix_gets_its_truncated_singular_value_decomposition() {
     let matrix = noise(&[7, 5], 6);
     let spectrum = crate::algebra::spectrum(&Matrix::from_row_slice(7, 5, matrix.values()));
