@@ -1,4 +1,5 @@
-//! The integration tests of the workspace. Tests that need data sets or checkpoints are ignored unless `cargo xtask test` finds them.
+//! The integration tests of the workspace. Tests that need data sets or checkpoints, or take minutes, are ignored unless `cargo xtask test` finds
+//! data and checkpoints.
 
 mod bad_input;
 mod catalogue;
@@ -11,6 +12,7 @@ mod exits;
 mod interruption;
 mod kernels;
 mod large_sets;
+mod low_rank;
 mod own_module;
 mod padding;
 mod passes;

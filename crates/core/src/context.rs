@@ -281,6 +281,55 @@ impl Host for Memory {
     }
 }
 
+/// The host of what is only tried: what it keeps and writes is dropped.
+struct Aside<'a>(&'a mut dyn Host);
+
+impl Host for Aside<'_> {
+    fn event(&mut self, event: Event<'_>) {
+        self.0.event(event);
+    }
+
+    fn stop_requested(&self) -> bool {
+        self.0.stop_requested()
+    }
+
+    fn saved(&mut self, _: &str) -> Result<Option<Saved<'_>>> {
+        Ok(None)
+    }
+
+    fn save(&mut self, _: &str, _: &mut StateWriter<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    fn write(&mut self, _: &str, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    fn read(&mut self, name: &str) -> Result<Vec<u8>> {
+        self.0.read(name)
+    }
+
+    fn before(&mut self, device: &Device) -> Result<Net> {
+        self.0.before(device)
+    }
+
+    fn first(&mut self, device: &Device) -> Result<Net> {
+        self.0.first(device)
+    }
+
+    fn model(&mut self, spec: &serde_json::Map<String, serde_json::Value>, device: &Device) -> Result<Net> {
+        self.0.model(spec, device)
+    }
+
+    fn kept(&mut self, key: &str) -> Result<Option<Saved<'_>>> {
+        self.0.kept(key)
+    }
+
+    fn keep(&mut self, key: &str, content: &mut StateWriter<'_>) -> Result<()> {
+        self.0.keep(key, content)
+    }
+}
+
 impl<'a> Context<'a> {
     /// A context whose curve and stages are at their start.
     pub fn new(device: &Device, seed: u64, data: &'a Data, host: &'a mut dyn Host) -> Self {
@@ -301,6 +350,18 @@ impl<'a> Context<'a> {
     pub fn note(&mut self, text: String) {
         self.host.event(Event::Note(&text));
         self.findings.push(Finding::Note(text));
+    }
+
+    /// Does what is only tried: what it finds out, keeps and writes is dropped, so that nothing of it outlives the trial.
+    ///
+    /// # Errors
+    /// Those of the trial.
+    pub fn aside<T>(&mut self, tried: impl FnOnce(&mut Context<'_>) -> Result<T>) -> Result<T> {
+        let mut host = Aside(self.host);
+        let mut aside = Context::new(&self.device, self.seed, self.data, &mut host);
+        aside.storage = self.storage;
+        aside.distillations = self.distillations;
+        tried(&mut aside)
     }
 
     /// The network in a container that the user named, for the images and classes of the data at hand.

@@ -18,6 +18,7 @@ pub mod net;
 pub mod objective;
 pub mod pass;
 pub mod passes;
+pub mod points;
 pub mod price;
 pub mod promises;
 pub mod quantize;

@@ -61,10 +61,21 @@ pub fn get(net: &Net, layer: &str, parameter: &str) -> Vec<f32> {
 
 /// 40 images of 4 by 4 in 3 classes.
 pub fn images() -> Data {
-    let pixels = (0..40_usize * 16).map(|i| (i * i * 31 % 251) as u8).collect();
     let labels = (0..40).map(|i| i % 3).collect();
-    let all = Dataset::from_memory("handmade", [1, 4, 4], 3, pixels, labels).unwrap();
+    let all = Dataset::from_memory("handmade", [1, 4, 4], 3, pixels(), labels).unwrap();
     Data { train: all.clone(), valid: all.clone(), test: all }
+}
+
+/// [`images`] with the classes that a network finds in them.
+pub fn labelled(net: &Net) -> Data {
+    let largest = |logits: &[f32]| (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap() as u16;
+    let labels = outputs(net).chunks_exact(3).map(largest).collect();
+    let all = Dataset::from_memory("labelled", [1, 4, 4], 3, pixels(), labels).unwrap();
+    Data { train: all.clone(), valid: all.clone(), test: all }
+}
+
+fn pixels() -> Vec<u8> {
+    (0..40_usize * 16).map(|i| (i * i * 31 % 251) as u8).collect()
 }
 
 /// Outputs for all [`images`].

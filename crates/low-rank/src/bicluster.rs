@@ -38,16 +38,15 @@
 mod clusters;
 
 use briquette_core::error::{Error, Result};
-use briquette_core::streams::standard_normal;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 
 pub use self::clusters::{Clusters, clusters};
 use crate::algebra::{self, Matrix};
-use crate::canonical;
 use crate::chain::{Layer, Link};
 use crate::compose::{compose, permutation, ungrouped};
+use crate::cp::{self, Fitted, Settings, Tensor};
 use crate::factorization::{self, Factorization, Factorized};
 use crate::kernel::{CHANNELS, FILTERS, HEIGHT, Kernel, WIDTH};
 use crate::ranks::Spectrum;
@@ -184,7 +183,7 @@ impl Factorization for Blocks {
             Form::Svd => svd(kernel, &partition, ranks, self.weighted.unwrap_or(true))?,
             Form::OuterProducts => outer_products(kernel, &partition, ranks[0], seed)?,
         };
-        let residual = found.dense().distance(kernel).powi(2);
+        let residual = found.residual;
         let order = |channels: Vec<usize>| {
             Kernel::new([channels.len(), 1, 1, 1], channels.into_iter().map(|channel| channel as f64).collect())
         };
@@ -261,6 +260,8 @@ pub struct Factors {
     pub core: Kernel,
     /// `[N, G r_out, 1, 1]`, in `H` groups.
     pub expand: Kernel,
+    /// `||W - W~||^2`, of all blocks.
+    pub residual: f64,
 }
 
 impl Factors {
@@ -290,19 +291,19 @@ impl Factors {
         layers.iter().fold(permutation(&channels.order()), |all, next| compose(&all, next))
     }
 
-    /// From each block's factors: `A^T` `[r_in, C/G]` and the core by rows, and `U` `[N/H, r_out]`.
+    /// From each block's factors: `A^T` `[r_in, C/G]` and the core by rows, `U` `[N/H, r_out]`, and what they miss.
     fn of(
         partition: &Partition,
         [n, c, height, width]: [usize; 4],
         ranks: [usize; 2],
-        blocks: &[(Matrix, Vec<f64>, Matrix)],
+        blocks: &[(Matrix, Vec<f64>, Matrix, f64)],
     ) -> Self {
         let (h, g) = (partition.filters.count, partition.channels.count);
         let [of_core, read] = ranks;
         let count = blocks.len();
         let rows = |matrix: &Matrix| matrix.transpose().as_slice().to_vec();
         let reduce = blocks.iter().flat_map(|(a, ..)| rows(a)).collect::<Vec<_>>();
-        let core = blocks.iter().flat_map(|(_, core, _)| core.iter().copied()).collect::<Vec<_>>();
+        let core = blocks.iter().flat_map(|(_, core, ..)| core.iter().copied()).collect::<Vec<_>>();
         let filter = |at: usize| {
             let (cluster, row) = (at / (n / h), at % (n / h));
             (0..g).flat_map(move |g_at| blocks[g_at * h + cluster].2.row(row).iter().copied().collect::<Vec<_>>())
@@ -312,6 +313,7 @@ impl Factors {
             reduce: Kernel::new([reduce.len() / (c / g), c / g, 1, 1], reduce),
             core: Kernel::new([count * of_core, read, height, width], core),
             expand: Kernel::new([n, g * of_core, 1, 1], (0..n).flat_map(filter).collect()),
+            residual: blocks.iter().map(|(.., residual)| residual).sum(),
         }
     }
 }
@@ -331,11 +333,18 @@ pub fn svd(kernel: &Kernel, partition: &Partition, [output, input]: [usize; 2], 
         let (mut u, mut v) = (first.u.columns(0, output).into_owned(), first.v.columns(0, output).into_owned());
         let scaled = if weighted { &mut v } else { &mut u };
         scaled.column_iter_mut().zip(&first.s).for_each(|(mut column, s)| column *= *s);
+        let weights: Vec<f64> = u.column_iter().map(|column| column.norm_squared()).collect();
         let right = Kernel::fold([output, columns, height, width], &v, &[CHANNELS, HEIGHT, WIDTH], &[FILTERS]);
         let right = right.unfold(&[CHANNELS], &[FILTERS, HEIGHT, WIDTH]);
         let a = algebra::svd(&right).u.columns(0, input).into_owned();
-        let core = Kernel::fold([output, input, height, width], &a.tr_mul(&right), &[CHANNELS], &[FILTERS, HEIGHT, WIDTH]);
-        (a.transpose(), core.values, u)
+        let core = a.tr_mul(&right);
+        // The columns of `U` are orthogonal, and to what the first decomposition has cut off.
+        let missed = (&right - &a * &core).column_iter().map(|column| column.norm_squared()).collect::<Vec<f64>>();
+        let second: f64 =
+            missed.chunks_exact(taps).zip(&weights).map(|(missed, weight)| weight * missed.iter().sum::<f64>()).sum();
+        let residual = first.s[output..].iter().map(|s| s * s).sum::<f64>() + second;
+        let core = Kernel::fold([output, input, height, width], &core, &[CHANNELS], &[FILTERS, HEIGHT, WIDTH]);
+        (a.transpose(), core.values, u, residual)
     };
     let blocks: Vec<_> = partition.blocks(kernel).iter().map(factors).collect();
     Ok(Factors::of(partition, kernel.shape, [output, input], &blocks))
@@ -350,37 +359,19 @@ pub fn outer_products(kernel: &Kernel, partition: &Partition, terms: usize, seed
     let (rows, columns, taps) = (n / partition.filters.count, c / partition.channels.count, height * width);
     let most = (columns * taps).min(columns * rows).min(taps * rows);
     partition.check(kernel, [("a number of outer products of", terms, most); 2])?;
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut factors = |block: &Kernel| {
-        let [alpha, beta, gamma] = outer(block, terms, &mut rng);
-        (alpha.transpose(), beta.as_slice().to_vec(), gamma)
+    let factors = |(at, block): (u64, &Kernel)| {
+        let tensor = Tensor::of(block, &[&[CHANNELS], &[HEIGHT, WIDTH], &[FILTERS]])?;
+        let settings = Settings { rank: terms, starts: STARTS, seed: seed.wrapping_add(at), ..Settings::default() };
+        let Fitted { factors, error, .. } = cp::decompose(&tensor, &settings)?;
+        let [alpha, beta, gamma] = [0, 1, 2].map(|mode| &factors[mode]);
+        Ok((alpha.transpose(), beta.as_slice().to_vec(), gamma.clone(), error.powi(2) * tensor.energy()))
     };
-    let blocks: Vec<_> = partition.blocks(kernel).iter().map(&mut factors).collect();
+    let blocks = (0..).zip(&partition.blocks(kernel)).map(factors).collect::<Result<Vec<_>>>()?;
     Ok(Factors::of(partition, kernel.shape, [terms, 1], &blocks))
 }
 
-/// Starts of a fit, the first from singular vectors, the others at random.
+/// Starts of a fit to a block.
 const STARTS: usize = 4;
-
-/// Factors `[C, terms]`, `[kh kw, terms]` and `[N, terms]` of a sum of outer products: the best of a few starts.
-fn outer(block: &Kernel, terms: usize, rng: &mut ChaCha8Rng) -> [Matrix; 3] {
-    let tensor = canonical::by_taps(block);
-    let mut start = |number: usize| {
-        let of_mode = |unfolded: &Matrix| {
-            let mut start = Matrix::from_fn(unfolded.nrows(), terms, |_, _| standard_normal(rng));
-            if number == 0 {
-                let leading = algebra::svd(unfolded).u;
-                let known = leading.ncols().min(terms);
-                start.columns_mut(0, known).copy_from(&leading.columns(0, known));
-            }
-            start
-        };
-        tensor.each_ref().map(of_mode)
-    };
-    let fits = (0..STARTS).map(|number| canonical::fit(&tensor, start(number)));
-    let best = fits.min_by(|a, b| a.0.total_cmp(&b.0));
-    best.expect("there is a start").1
-}
 
 #[cfg(test)]
 mod tests {
@@ -436,6 +427,7 @@ mod tests {
                 let factors = svd(&kernel, &partition, [rank, rank], carry).unwrap();
                 let error = factors.dense().distance(&kernel);
                 assert!(near(error, wanted, 1e-7), "{rank}, {carry}: {error} and {wanted}");
+                assert!(near(factors.residual.sqrt(), error, 1e-6), "{rank}, {carry}: {} and {error}", factors.residual.sqrt());
                 assert_eq!((count(&factors), factors.groups()), (params, 6));
             }
         }
@@ -461,6 +453,7 @@ mod tests {
             let factors = outer_products(&kernel, &partition, terms, 1).unwrap();
             let error = factors.dense().distance(&kernel);
             assert!(error < best * 1.003, "{terms}: {error} and {best}");
+            assert!(near(factors.residual.sqrt(), error, 1e-9));
             assert_eq!((count(&factors), factors.groups()), (params, 6 * terms));
         }
     }

@@ -60,6 +60,7 @@ mod views;
 use briquette_core::error::{Error, Result};
 use serde::Deserialize;
 
+use self::als::Outcome;
 use self::model::Model;
 pub use self::tensor::Tensor;
 use crate::algebra::Matrix;
@@ -244,8 +245,11 @@ pub struct Fitted {
 
 /// Decomposes a tensor into [`Settings::rank`] rank-one tensors.
 ///
-/// Rank 0 and tensors of zeros have models of zeros. A sweep multiplies each value of the tensor `2 R` times. Besides the tensor no more than
-/// as many values are held, and the factors; a tensor whose largest mode is neither the first nor the last is copied.
+/// Rank 0 and tensors of zeros have models of zeros. A sweep multiplies each value of the tensor `2 R` times, more where panels of what it has
+/// contracted find no room. Besides the tensor, the factors of the best start and those of another, alternating least squares hold a matrix
+/// `R x R` for each mode and one more, the largest factor's size once, and panels for as long as all that stays below the tensor's size: no
+/// more than as many values as the tensor has while `(modes + 2) R^2` are fewer. Gauss-Newton steps hold six more of the factors' size and as many
+/// `R x R` again. A tensor whose largest mode is neither the first nor the last is copied.
 ///
 /// # Errors
 /// [`Error::Invalid`] if there is no start or no sweep, or the rank exceeds the product of all dimensions but the largest, with which every
@@ -260,11 +264,9 @@ pub fn decompose(tensor: &Tensor, settings: &Settings) -> Result<Fitted> {
         return Err(Error::Invalid("a CP decomposition takes one start and one sweep or more".into()));
     }
     if settings.rank == 0 || !tensor.energy().is_normal() {
-        let factors = tensor.shape().iter().map(|dim| Matrix::zeros(*dim, settings.rank)).collect();
-        return Ok(Fitted { factors, error: f64::from(tensor.energy().is_normal()), sweeps: 0, converged: true, largest: 0.0 });
+        return Ok(nothing(tensor, settings.rank));
     }
     let (tensor, order) = tensor.pivoted();
-    let norm = tensor.energy().sqrt();
     let away = |model: &Model| contraction::distance(&tensor, &model.balanced());
     let fits = (0..settings.starts).map(|number| {
         let mut model = start::start(&tensor, settings.rank, number, settings.seed);
@@ -294,14 +296,45 @@ pub fn decompose(tensor: &Tensor, settings: &Settings) -> Result<Fitted> {
             (model, distance) = (smaller, reached);
         }
     }
+    Ok(fitted(&tensor, &order, &model, distance, outcome))
+}
+
+/// Improves factors, one `[dim, rank]` for each mode, by alternating least squares, which never let the error rise.
+///
+/// # Errors
+/// [`Error::Invalid`] if the factors are of another shape than the tensor's, or of different ranks.
+pub fn refine(tensor: &Tensor, factors: &[Matrix], sweeps: usize) -> Result<Fitted> {
+    let rank = factors.first().map_or(0, Matrix::ncols);
+    let shapes: Vec<(usize, usize)> = factors.iter().map(Matrix::shape).collect();
+    if shapes != tensor.shape().iter().map(|dim| (*dim, rank)).collect::<Vec<_>>() {
+        return Err(Error::Invalid(format!("factors of shapes {shapes:?} for a tensor of shape {:?}", tensor.shape())));
+    }
+    if rank == 0 || !tensor.energy().is_normal() {
+        return Ok(nothing(tensor, rank));
+    }
+    let (tensor, order) = tensor.pivoted();
+    let mut model = Model::new(order.iter().map(|mode| factors[*mode].transpose()).collect());
+    let outcome = als::fit(&tensor, &mut model, sweeps);
+    let distance = contraction::distance(&tensor, &model.balanced());
+    Ok(fitted(&tensor, &order, &model, distance, outcome))
+}
+
+/// The decomposition of zeros, or into no term.
+fn nothing(tensor: &Tensor, rank: usize) -> Fitted {
+    let factors = tensor.shape().iter().map(|dim| Matrix::zeros(*dim, rank)).collect();
+    Fitted { factors, error: f64::from(tensor.energy().is_normal()), sweeps: 0, converged: true, largest: 0.0 }
+}
+
+/// A model of a tensor whose modes are in this order of those that were asked for.
+fn fitted(tensor: &Tensor, order: &[usize], model: &Model, distance: f64, outcome: Outcome) -> Fitted {
     let largest = model.components() / tensor.energy();
-    let mut factors: Vec<(usize, Matrix)> = order.into_iter().zip(model.balanced().iter().map(Matrix::transpose)).collect();
+    let mut factors: Vec<(&usize, Matrix)> = order.iter().zip(model.balanced().iter().map(Matrix::transpose)).collect();
     factors.sort_by_key(|(mode, _)| *mode);
-    Ok(Fitted {
+    Fitted {
         factors: factors.into_iter().map(|(_, factor)| factor).collect(),
-        error: distance / norm,
+        error: distance / tensor.energy().sqrt(),
         sweeps: outcome.sweeps,
         converged: outcome.settled && largest <= DIVERGED,
         largest,
-    })
+    }
 }

@@ -142,12 +142,18 @@ pub trait Factorization: std::fmt::Debug + Send + DeserializeOwned + 'static {
     /// When there are none for this kernel.
     fn factors(&self, layer: &Layer, kernel: &Kernel, ranks: &[usize], seed: u64) -> Result<Factors>;
 
-    /// Kernels that are nearer to what the layer computes of images, by group and link; the default leaves them as they are.
+    /// Kernels that are nearer to what the layer computes of images, by group and link, and what they miss of it in words; the default leaves them
+    /// as they are, and what they miss is the [residual](Factors::residual).
     ///
     /// # Errors
     /// When an image cannot be read, or the user asks to stop.
-    fn adapted(&self, _site: &Site<'_>, kernels: Vec<Vec<Kernel>>, _cx: &mut Context<'_>) -> Result<Vec<Vec<Kernel>>> {
-        Ok(kernels)
+    fn adapted(
+        &self,
+        _site: &Site<'_>,
+        kernels: Vec<Vec<Kernel>>,
+        _cx: &mut Context<'_>,
+    ) -> Result<(Vec<Vec<Kernel>>, Option<String>)> {
+        Ok((kernels, None))
     }
 
     /// Where batch norms come.
@@ -204,6 +210,13 @@ impl Chosen {
         weights < self.layer.weights() as u64 && macs < self.layer.macs()
     }
 
+    /// A network of what comes in the layer's place alone.
+    fn alone(&self) -> Result<Net> {
+        let Some(structure) = self.structure else { return self.layer.alone(Some(&self.links)) };
+        let op = structured("0", structure, &filled(&structure), None, &Device::flex())?;
+        Ok(clock::alone([self.layer.shape[1], 1, 1], true, vec![op]))
+    }
+
     /// Weights and multiply-accumulates.
     fn cost(&self) -> [u64; 2] {
         match &self.structure {
@@ -236,7 +249,7 @@ impl<F: Factorization> Pass for Factorized<F> {
         }
         let chains: Vec<(&str, &[Link])> = chosen.iter().map(|of| (of.name.as_str(), of.links.as_slice())).collect();
         let net = norm::placed(net, &chains, self.form.norm(), cx)?;
-        if let Ranks::Budget(Budget::Ms(ms), _) = self.ranks {
+        if let Ranks::Budget(Budget::Ms(ms), ..) = self.ranks {
             let taken = clock::turns(std::slice::from_ref(&net))?[0];
             cx.note(format!("the network takes {taken:.3} ms in the engine, of {ms} asked for"));
         }
@@ -246,13 +259,11 @@ impl<F: Factorization> Pass for Factorized<F> {
     /// The factors have no values yet.
     fn plan(&self, mut net: Net) -> Result<Net> {
         let device = net.device();
-        for of in self.chosen(&net, false, &mut |_| {})? {
+        for of in self.chosen(&net, None)? {
             let index = net.index(&of.name)?;
             let bias = bias(&net, index);
             let kernels: Vec<Vec<Kernel>> = match &of.structure {
-                Some(structure) => {
-                    vec![vec![Kernel::new([1, 1, 1, structure.count()], (0..structure.count()).map(any).collect())]]
-                }
+                Some(structure) => vec![vec![filled(structure)]],
                 None => vec![of.links.iter().map(Link::filled).collect(); of.layer.groups],
             };
             net = net.rewrite(index, chain(&of, &kernels, bias, &device)?)?;
@@ -268,6 +279,7 @@ impl<F: Factorization> Pass for Factorized<F> {
 
     fn shorten(&mut self) {
         self.form.shorten();
+        self.ranks.shorten();
     }
 }
 
@@ -283,25 +295,25 @@ impl<F: Factorization> Factorized<F> {
             found.note.into_iter().for_each(|note| cx.note(format!("{}: {note}", of.name)));
             kernels.push(found.kernels);
         }
+        let site = Site { original, net: &net, name: &of.name, layer: of.layer, links: &of.links };
+        let (kernels, missed) = self.form.adapted(&site, kernels, cx)?;
         let (before, [after, _]) = (of.layer.weights(), of.cost());
         let share = if energy > 0.0 { 100.0 * (residual / energy).sqrt() } else { 0.0 };
-        let ranks = shown(&of.ranks, of.layer.groups);
-        cx.note(format!("{}: {ranks}, {after} weights instead of {before}, {share:.2} % of the kernel's norm missing", of.name));
-        let site = Site { original, net: &net, name: &of.name, layer: of.layer, links: &of.links };
-        let kernels = self.form.adapted(&site, kernels, cx)?;
+        let missed = missed.unwrap_or_else(|| format!("{share:.2} % of the kernel's norm missing"));
+        cx.note(format!("{}: {}, {after} weights instead of {before}, {missed}", of.name, shown(&of.ranks, of.layer.groups)));
         let nodes = chain(of, &kernels, bias(&net, index), &device)?;
         net.rewrite(index, nodes)
     }
 
     /// Whether times decide.
     fn measures(&self) -> bool {
-        self.break_even == BreakEven::Measured || matches!(self.ranks, Ranks::Budget(Budget::Ms(_), _))
+        self.break_even == BreakEven::Measured || matches!(self.ranks, Ranks::Budget(Budget::Ms(_), ..))
     }
 
     /// The layers that are factorized. What a measurement has chosen is kept, for a run that goes on would measure something else.
     fn settled(&self, net: &Net, cx: &mut Context<'_>) -> Result<Vec<Chosen>> {
         if !self.measures() {
-            return self.chosen(net, true, &mut |note| cx.note(note));
+            return self.chosen(net, Some(cx));
         }
         let unread = |error: String| Error::State(format!("ranks: {error}"));
         let mut kept: Option<Vec<(String, Vec<usize>)>> = None;
@@ -319,7 +331,7 @@ impl<F: Factorization> Factorized<F> {
             });
             return chosen.collect();
         }
-        let chosen = self.chosen(net, true, &mut |note| cx.note(note))?;
+        let chosen = self.chosen(net, Some(cx))?;
         let kept: Vec<(&str, &[usize])> = chosen.iter().map(|of| (of.name.as_str(), of.ranks.as_slice())).collect();
         let text = serde_json::to_string(&kept).map_err(|error| unread(error.to_string()))?;
         cx.host.save(KEPT, &mut |to| to.write_all(text.as_bytes()).map_err(|error| unread(error.to_string())))?;
@@ -333,18 +345,18 @@ impl<F: Factorization> Factorized<F> {
         Ok(Chosen { name, layer, ranks, links, structure })
     }
 
-    /// The layers that are factorized, with their ranks: those that follow from the weights if `exact`, and else what they are likely to be.
-    fn chosen(&self, net: &Net, exact: bool, note: &mut dyn FnMut(String)) -> Result<Vec<Chosen>> {
+    /// The layers that are factorized, with their ranks: those that follow from weights and data, or without a context what they are likely to be.
+    fn chosen(&self, net: &Net, mut cx: Option<&mut Context<'_>>) -> Result<Vec<Chosen>> {
         self.form.check()?;
         self.tune.iter().try_for_each(Recipe::check)?;
         let contradiction = match (self.order, self.break_even, &self.ranks) {
             (Order::LayerByLayer, ..) if self.tune.is_none() => {
                 "`order = \"layer-by-layer\"` says when to train; it needs `tune`"
             }
-            (_, BreakEven::Measured, Ranks::Budget(Budget::Macs(_) | Budget::Bytes(_), _)) => {
+            (_, BreakEven::Measured, Ranks::Budget(Budget::Macs(_) | Budget::Bytes(_), ..)) => {
                 "a layer that a measurement leaves as it is would break a budget of `macs` or `bytes`; set one of `ms`, or leave out `break-even`"
             }
-            (.., Ranks::Budget(Budget::Bytes(_), _)) if self.coded == Coded::Dissolve => {
+            (.., Ranks::Budget(Budget::Bytes(_), ..)) if self.coded == Coded::Dissolve => {
                 "a budget of `bytes` does not know what a dissolved coding took; set one of `macs`"
             }
             _ => "",
@@ -374,7 +386,13 @@ impl<F: Factorization> Factorized<F> {
         }
         let able: Vec<Able> =
             able.into_iter().map(|(index, layer)| Able { index, layer, limits: self.form.limits(&layer) }).collect();
-        let choices = self.ranks.resolve(net, &able, &Planned { method: self, exact }, !exact)?;
+        let form = Planned { method: self, exact: cx.is_some() };
+        let choices = self.ranks.resolve(net, &able, &form, cx.as_deref_mut())?;
+        let mut note = |text: String| {
+            if let Some(cx) = &mut cx {
+                cx.note(text);
+            }
+        };
         if choices.iter().all(|choice| matches!(choice, Choice::Unnamed)) {
             return Err(Error::Invalid(format!("{}: `ranks` names no layer that it takes; add `rest`", F::NAME)));
         }
@@ -426,8 +444,8 @@ impl<F: Factorization> Factorized<F> {
                 "its chain would take {weights} weights and {macs} multiply-accumulates, not {were} and {had}"
             )));
         }
-        if self.break_even == BreakEven::Measured && of.structure.is_none() {
-            let times = clock::turns(&[of.layer.alone(None)?, of.layer.alone(Some(&of.links))?])?;
+        if self.break_even == BreakEven::Measured {
+            let times = clock::turns(&[of.layer.alone(None)?, of.alone()?])?;
             if times[1] >= times[0] {
                 return Ok(Some(format!("its chain would take {:.3} ms in the engine, not {:.3}", times[1], times[0])));
             }
@@ -454,11 +472,12 @@ impl<F: Factorization> Form for Planned<'_, F> {
     }
 
     fn alone(&self, layer: &Layer, ranks: &[usize]) -> Result<Net> {
-        let of = self.method.of(String::new(), *layer, self.method.form.within(layer, ranks))?;
-        match of.structure {
-            Some(_) => Err(Error::Invalid(format!("{}: structural matrices have no budget of `ms`; set one of `macs`", F::NAME))),
-            None => layer.alone(Some(&of.links)),
-        }
+        self.method.of(String::new(), *layer, self.method.form.within(layer, ranks))?.alone()
+    }
+
+    fn replaced(&self, net: &Net, able: &Able, ranks: &[usize], cx: &mut Context<'_>) -> Result<Net> {
+        let of = self.method.of(net.nodes[able.index].name.clone(), able.layer, ranks.to_vec())?;
+        self.method.replaced(net.deep_clone(), &of, net, cx)
     }
 
     fn spectra(&self, net: &Net, able: &Able) -> Result<Vec<Spectrum>> {
@@ -504,6 +523,11 @@ fn chain(of: &Chosen, kernels: &[Vec<Kernel>], mut bias: Option<Vec<f32>>, devic
         Ok((name, op))
     });
     links.collect()
+}
+
+/// Parameters of a structural matrix that are not zero.
+fn filled(structure: &Structure) -> Kernel {
+    Kernel::new([1, 1, 1, structure.count()], (0..structure.count()).map(any).collect())
 }
 
 /// A structural matrix of these parameters.

@@ -36,13 +36,13 @@ use briquette_core::error::{Error, Result};
 use nalgebra::DVector;
 use serde::Deserialize;
 
-use crate::algebra::{Matrix, eigen, svd};
+use crate::algebra::{Matrix, eigen, solve, svd};
 use crate::bn_low_rank::unsplit;
-use crate::canonical;
 use crate::chain::{Layer, Link};
 use crate::compose::{compose, ungrouped};
+use crate::cp::{self, Fitted, Tensor};
 use crate::factorization::{self, Factorization, Factorized};
-use crate::kernel::{FILTERS, Kernel};
+use crate::kernel::{CHANNELS, FILTERS, HEIGHT, Kernel, WIDTH};
 use crate::ranks::Spectrum;
 
 /// Puts a bank of separable filters that all channels share, and a convolution by one pixel, in the place of convolutions.
@@ -247,37 +247,50 @@ impl Factors {
 pub fn separable(kernel: &Kernel, count: usize, penalty: f64, steps: usize) -> Result<Factors> {
     let mut bank = Bank::of(kernel, count)?;
     bank.learn(kernel, penalty, steps)?;
-    let left = bank.filters.iter().zip(bank.ranks()).filter(|(_, rank)| *rank > 0).map(|(filter, _)| leading(filter));
-    let (mut columns, mut rows): (Vec<_>, Vec<_>) = left.unzip();
-    let tensor = canonical::by_planes(kernel);
-    let [n, c, height, width] = kernel.shape;
-    let matrix = |rows: usize, columns: &[DVector<f64>]| Matrix::from_fn(rows, columns.len(), |i, j| columns[j][i]);
-    while columns.len() < count {
-        let (u, v) = (matrix(height, &columns), matrix(width, &rows));
-        let taken = match columns.is_empty() {
-            true => Matrix::zeros(n * c, height * width),
-            false => canonical::least_squares(&tensor[0], &u, &v) * canonical::pairs(&u, &v).transpose(),
-        };
-        let most = svd(&(&tensor[0] - taken)).v;
-        let (column, row) = leading(&Matrix::from_row_slice(height, width, most.column(0).as_slice()));
-        columns.push(column);
-        rows.push(row);
+    let left = bank.filters.iter().zip(bank.ranks()).filter(|(_, rank)| *rank > 0);
+    let mut filters: Vec<[DVector<f64>; 2]> = left.map(|(filter, _)| leading(filter)).collect();
+    let ([n, c, height, width], planes) = (kernel.shape, planes(kernel));
+    while filters.len() < count {
+        let most = svd(&(&planes - shares(&planes, &filters) * products(&filters, height * width))).v;
+        filters.push(leading(&Matrix::from_row_slice(height, width, most.column(0).as_slice())));
     }
-    let start = [Matrix::zeros(n * c, count), matrix(height, &columns), matrix(width, &rows)];
-    let (error, [shares, columns, rows]) = canonical::fit(&tensor, start);
+    let side = |length: usize, at: usize| Matrix::from_fn(length, count, |i, j| filters[j][at][i]);
+    let tensor = Tensor::of(kernel, &[&[FILTERS, CHANNELS], &[HEIGHT], &[WIDTH]])?;
+    let Fitted { factors, error, .. } =
+        cp::refine(&tensor, &[shares(&planes, &filters), side(height, 0), side(width, 1)], SWEEPS)?;
     Ok(Factors {
-        error,
+        error: error * tensor.energy().sqrt(),
         channels: c,
-        vertical: Kernel::new([c * count, 1, height, 1], columns.as_slice().repeat(c)),
-        horizontal: Kernel::new([c * count, 1, 1, width], rows.as_slice().repeat(c)),
-        mix: Kernel::new([n, c * count, 1, 1], shares.transpose().as_slice().to_vec()),
+        vertical: Kernel::new([c * count, 1, height, 1], factors[1].as_slice().repeat(c)),
+        horizontal: Kernel::new([c * count, 1, 1, width], factors[2].as_slice().repeat(c)),
+        mix: Kernel::new([n, c * count, 1, 1], factors[0].transpose().as_slice().to_vec()),
+    })
+}
+
+/// Most sweeps over columns, rows and `A`.
+const SWEEPS: usize = 500;
+
+/// `A` of the least squares for these filters.
+fn shares(planes: &Matrix, filters: &[[DVector<f64>; 2]]) -> Matrix {
+    if filters.is_empty() {
+        return Matrix::zeros(planes.nrows(), 0);
+    }
+    let products = products(filters, planes.ncols());
+    solve(&products * products.transpose(), &(&products * planes.transpose())).transpose()
+}
+
+/// A row for each filter, a column times a row, the columns of the filter fastest.
+fn products(filters: &[[DVector<f64>; 2]], taps: usize) -> Matrix {
+    Matrix::from_fn(filters.len(), taps, |j, tap| {
+        let [column, row] = &filters[j];
+        column[tap / row.len()] * row[tap % row.len()]
     })
 }
 
 /// The column and the row whose product is nearest to the filter, the column of length 1.
-fn leading(filter: &Matrix) -> (DVector<f64>, DVector<f64>) {
+fn leading(filter: &Matrix) -> [DVector<f64>; 2] {
     let parts = svd(filter);
-    (parts.u.column(0).into_owned(), parts.v.column(0) * parts.s[0])
+    [parts.u.column(0).into_owned(), parts.v.column(0) * parts.s[0]]
 }
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 
 pub mod bicluster;
 pub mod bn_low_rank;
-mod canonical;
 pub mod chain;
 mod clock;
 pub mod compose;
@@ -23,6 +22,7 @@ mod resolve;
 pub mod separable;
 pub mod svd;
 pub mod tensor_train;
+mod trials;
 pub mod tucker2;
 
 use briquette_core::pass::Entry;

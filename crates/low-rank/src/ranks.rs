@@ -9,8 +9,14 @@
 //!   Gusak and others do;
 //! - `macs = f`, `bytes = f`: what all layers cost may be `f` of what it was, and `ms = t`: `t` milliseconds; see [`greedy`].
 //!
+//! A budget goes where the most energy is gained for it. With `on = "accuracy"` it goes by what the network does: its accuracy on validation
+//! images, or the first `images` of them, is measured with one layer at a time at shares of 0.1, 0.2, .. 0.9 of the limits, and the least
+//! accuracy of the chosen ranks is as high as the budget allows, each layer at the cheapest ranks that reach it; see [`by_accuracy`]. A
+//! network of `L` layers takes up to `10 L + 1` evaluations, which the run keeps with its states.
+//!
 //! Each rule may have a `floor`, 1 if not given, and a `multiple`: found ranks are raised to the floor, rounded up to the multiple and
-//! cut off at the limit.
+//! cut off at the limit. As all ranks in a config they are of all groups of a layer together, each of which has as many channels: of four groups
+//! with `multiple = 6` the ranks are multiples of 12.
 //!
 //! Gusak, Kholiavchenko, Ponomarev, Markeeva, Blagoveschensky, Cichocki, Oseledets. "Automated Multi-Stage Compression of Neural Networks".
 //! ICCV Workshops 2019. arXiv:1903.09973.
@@ -31,7 +37,7 @@ mod accuracy;
 mod greedy;
 
 pub use accuracy::{Selection, Trial, by_accuracy};
-pub use greedy::{Allocation, Candidate, greedy, largest_rank};
+pub use greedy::{Allocation, Candidate, greedy};
 
 /// The ranks of all layers.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -39,8 +45,17 @@ pub use greedy::{Allocation, Candidate, greedy, largest_rank};
 pub enum Ranks {
     /// Each layer by itself.
     Layers(PerLayer<Rule>),
-    /// All layers together, by [`greedy`].
-    Budget(Budget, Rounding),
+    /// All layers together.
+    Budget(Budget, On, Rounding),
+}
+
+/// By what layers are weighed against each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum On {
+    /// The energy of their weights, by [`greedy`].
+    Energy,
+    /// The network's accuracy on so many validation images or all, by [`by_accuracy`].
+    Accuracy(Option<NonZeroUsize>),
 }
 
 /// How the ranks of one layer are chosen.
@@ -111,6 +126,19 @@ impl Default for Rounding {
 }
 
 impl Rounding {
+    /// Of one of so many groups, which together have what this says.
+    pub(crate) fn of_group(self, groups: usize) -> Self {
+        let common = |mut a: usize, mut b: usize| {
+            while b > 0 {
+                (a, b) = (b, a % b);
+            }
+            a
+        };
+        let each = |number: usize| NonZeroUsize::new(number).unwrap_or(NonZeroUsize::MIN);
+        let multiple = self.multiple.get();
+        Self { multiple: each(multiple / common(multiple, groups)), floor: each(self.floor.get().div_ceil(groups.max(1))) }
+    }
+
     /// The rank that stands for `found`, at most `limit`.
     pub fn of(self, found: usize, limit: usize) -> usize {
         found.max(self.floor.get()).checked_next_multiple_of(self.multiple.get()).map_or(limit, |rank| rank.min(limit))
@@ -127,17 +155,27 @@ struct Written {
     macs: Option<Share>,
     bytes: Option<Share>,
     ms: Option<f64>,
+    on: Option<Weighed>,
+    images: Option<NonZeroUsize>,
     multiple: Option<NonZeroUsize>,
     floor: Option<NonZeroUsize>,
 }
 
+/// [`On`] as a config has it.
+#[derive(Clone, Copy, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Weighed {
+    Energy,
+    Accuracy,
+}
+
 /// The words by which a rule is told from a table of layers.
-const WORDS: [&str; 8] = ["fraction", "energy", "evbmf", "macs", "bytes", "ms", "multiple", "floor"];
+const WORDS: [&str; 10] = ["fraction", "energy", "evbmf", "macs", "bytes", "ms", "on", "images", "multiple", "floor"];
 
 /// A rule for each layer or a budget for all.
 enum Read {
     Layer(Rule),
-    All(Budget, Rounding),
+    All(Budget, On, Rounding),
 }
 
 fn is_rule(table: &Map<String, Value>) -> bool {
@@ -151,16 +189,22 @@ fn read(table: Map<String, Value>) -> std::result::Result<Read, String> {
     if let Some(ms) = written.ms.filter(|ms| !(ms.is_finite() && *ms > 0.0)) {
         return Err(format!("`ms` is a number of milliseconds above 0, not {ms}"));
     }
+    let on = match (written.on, written.images) {
+        (Some(Weighed::Accuracy), images) => On::Accuracy(images),
+        (None | Some(Weighed::Energy), None) => On::Energy,
+        (None | Some(Weighed::Energy), Some(_)) => return Err("`images` are those of `on = \"accuracy\"`".into()),
+    };
     let found = [
         written.fraction.map(|share| Read::Layer(Rule::Fraction(share, rounding))),
         written.energy.map(|share| Read::Layer(Rule::Energy(share, rounding))),
         written.evbmf.map(|share| Read::Layer(Rule::Evbmf(share, rounding))),
-        written.macs.map(|share| Read::All(Budget::Macs(share), rounding)),
-        written.bytes.map(|share| Read::All(Budget::Bytes(share), rounding)),
-        written.ms.map(|ms| Read::All(Budget::Ms(ms), rounding)),
+        written.macs.map(|share| Read::All(Budget::Macs(share), on, rounding)),
+        written.bytes.map(|share| Read::All(Budget::Bytes(share), on, rounding)),
+        written.ms.map(|ms| Read::All(Budget::Ms(ms), on, rounding)),
     ];
     let mut found = found.into_iter().flatten();
     match (found.next(), found.next()) {
+        (Some(Read::Layer(_)), None) if written.on.is_some() => Err("`on` is of a budget, `macs`, `bytes` or `ms`".into()),
         (Some(read), None) => Ok(read),
         _ => Err("a rule for ranks has exactly one of `fraction`, `energy`, `evbmf`, `macs`, `bytes` and `ms`".into()),
     }
@@ -204,7 +248,7 @@ impl TryFrom<Value> for Ranks {
             Value::Object(table) if table.is_empty() => Err("a table of ranks has a rule or layers".into()),
             Value::Object(table) if is_rule(&table) => Ok(match read(table)? {
                 Read::Layer(rule) => Ranks::Layers(PerLayer::All(rule)),
-                Read::All(budget, rounding) => Ranks::Budget(budget, rounding),
+                Read::All(budget, on, rounding) => Ranks::Budget(budget, on, rounding),
             }),
             Value::Object(table) => {
                 let each: std::result::Result<BTreeMap<_, _>, String> = table.into_iter().map(layer).collect();
@@ -218,8 +262,21 @@ impl TryFrom<Value> for Ranks {
 impl Ranks {
     /// What of a plan is an estimate, for want of weights.
     pub fn estimate(&self) -> Option<&'static str> {
-        let why = "ranks follow from the weights: the plan takes every rank of a layer to be worth as much";
-        (!self.exact()).then_some(why)
+        let weights = "ranks follow from the weights: the plan takes every rank of a layer to be worth as much";
+        match self {
+            Ranks::Layers(_) => (!self.exact()).then_some(weights),
+            Ranks::Budget(_, On::Energy, _) => Some(weights),
+            Ranks::Budget(_, On::Accuracy(_), _) => {
+                Some("ranks follow from accuracies: the plan takes every rank of a layer to be worth as much")
+            }
+        }
+    }
+
+    /// Measures for minutes at most.
+    pub(crate) fn shorten(&mut self) {
+        if let Ranks::Budget(_, On::Accuracy(images), _) = self {
+            *images = Some(images.map_or(TRIAL_IMAGES, |images| images.min(TRIAL_IMAGES)));
+        }
     }
 
     /// Whether the ranks follow from shapes alone, so that a plan without weights has them exactly; otherwise it can but estimate.
@@ -231,6 +288,9 @@ impl Ranks {
         }
     }
 }
+
+/// Images that a trial run measures on at most.
+const TRIAL_IMAGES: NonZeroUsize = NonZeroUsize::new(50).unwrap();
 
 /// The spectrum of a matrix.
 #[derive(Debug, Clone, PartialEq)]
@@ -323,6 +383,13 @@ pub struct Floored {
     pub floor: usize,
 }
 
+impl Floored {
+    /// Of so many groups together.
+    pub(crate) fn together(self, groups: usize) -> Self {
+        Self { found: self.found.into_iter().map(|found| found * groups).collect(), floor: self.floor * groups }
+    }
+}
+
 impl fmt::Display for Floored {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let found: Vec<String> = self.found.iter().map(usize::to_string).collect();
@@ -331,6 +398,16 @@ impl fmt::Display for Floored {
 }
 
 impl Rule {
+    /// For one of so many groups of a layer, which have the ranks together.
+    pub(crate) fn of_group(&self, groups: usize) -> Self {
+        match self {
+            Rule::Fixed(_) | Rule::Each(_) => self.clone(),
+            Rule::Fraction(share, rounding) => Rule::Fraction(*share, rounding.of_group(groups)),
+            Rule::Energy(share, rounding) => Rule::Energy(*share, rounding.of_group(groups)),
+            Rule::Evbmf(share, rounding) => Rule::Evbmf(*share, rounding.of_group(groups)),
+        }
+    }
+
     /// Whether the ranks follow from the limits alone.
     pub fn exact(&self) -> bool {
         matches!(self, Rule::Fixed(_) | Rule::Each(_) | Rule::Fraction(..))

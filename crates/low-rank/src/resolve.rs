@@ -1,5 +1,6 @@
 //! From what a config says of ranks to the ranks of each layer of a network.
 
+use briquette_core::context::Context;
 use briquette_core::cost::Cost;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
@@ -7,7 +8,8 @@ use briquette_core::price::{Bytes, Price as _};
 
 use crate::chain::Layer;
 use crate::clock;
-use crate::ranks::{Budget, Candidate, Ranks, Rounding, Rule, Spectrum, greedy};
+use crate::ranks::{Budget, Candidate, On, Ranks, Rounding, Rule, Spectrum, greedy};
+use crate::trials::{Trials, Tried};
 
 /// A layer, by its index, and what its form says of it.
 pub(crate) struct Able {
@@ -36,6 +38,8 @@ pub(crate) trait Form {
     fn alone(&self, layer: &Layer, ranks: &[usize]) -> Result<Net>;
     /// The spectra of all groups together, or flat ones where there are no weights yet.
     fn spectra(&self, net: &Net, able: &Able) -> Result<Vec<Spectrum>>;
+    /// The network with a chain of these ranks in the place of one layer.
+    fn replaced(&self, net: &Net, able: &Able, ranks: &[usize], cx: &mut Context<'_>) -> Result<Net>;
 }
 
 /// What becomes of a layer.
@@ -49,8 +53,8 @@ pub(crate) enum Choice {
 }
 
 impl Ranks {
-    /// What becomes of each layer. In a plan, which has no weights, every rank of a layer is taken to be worth as much.
-    pub(crate) fn resolve(&self, net: &Net, able: &[Able], form: &dyn Form, planned: bool) -> Result<Vec<Choice>> {
+    /// What becomes of each layer. In a plan, which has no weights and no context, every rank of a layer is taken to be worth as much.
+    pub(crate) fn resolve(&self, net: &Net, able: &[Able], form: &dyn Form, cx: Option<&mut Context<'_>>) -> Result<Vec<Choice>> {
         match self {
             Ranks::Layers(rules) => {
                 let chosen = able.iter().map(|able| able.index).collect();
@@ -58,14 +62,14 @@ impl Ranks {
                 let rule = |able: &Able| rules.iter().find(|(index, _)| *index == able.index).map(|(_, rule)| rule);
                 let of = |able: &Able| match rule(able) {
                     None => Ok(Choice::Unnamed),
-                    Some(rule) => by_rule(rule, net, able, form, planned).map_err(|error| match error {
+                    Some(rule) => by_rule(rule, net, able, form, cx.is_none()).map_err(|error| match error {
                         Error::Invalid(detail) => Error::node(&net.nodes[able.index].name, detail),
                         named => named,
                     }),
                 };
                 able.iter().map(of).collect()
             }
-            Ranks::Budget(budget, rounding) => within(*budget, *rounding, net, able, form, planned),
+            Ranks::Budget(budget, on, rounding) => within(*budget, *on, *rounding, net, able, form, cx),
         }
     }
 }
@@ -88,12 +92,20 @@ fn by_rule(rule: &Rule, net: &Net, able: &Able, form: &dyn Form, planned: bool) 
         rule => rule,
     };
     let spectra = if rule.exact() { Vec::new() } else { form.spectra(net, able)? };
-    let chosen = rule.choose(&spectra, &able.limits)?;
-    Ok(Choice::Ranks(chosen.ranks, chosen.note.map(|note| note.to_string())))
+    let chosen = rule.of_group(groups).choose(&spectra, &able.limits)?;
+    Ok(Choice::Ranks(chosen.ranks, chosen.note.map(|note| note.together(groups).to_string())))
 }
 
-/// By greedy allocation, so that the network costs no more than the budget.
-fn within(budget: Budget, rounding: Rounding, net: &Net, able: &[Able], form: &dyn Form, planned: bool) -> Result<Vec<Choice>> {
+/// So that the network costs no more than the budget.
+fn within(
+    budget: Budget,
+    on: On,
+    rounding: Rounding,
+    net: &Net,
+    able: &[Able],
+    form: &dyn Form,
+    cx: Option<&mut Context<'_>>,
+) -> Result<Vec<Choice>> {
     let cost_of = |priced: &Priced| match budget {
         Budget::Macs(_) | Budget::Ms(_) => priced.macs as f64,
         Budget::Bytes(_) => (BYTES as u64 * (priced.weights + priced.beside)) as f64 + (OVERHEAD * priced.nodes) as f64,
@@ -107,19 +119,11 @@ fn within(budget: Budget, rounding: Rounding, net: &Net, able: &[Able], form: &d
         (None, Budget::Bytes(_)) => (BYTES * able.layer.weights()) as f64,
         (None, _) => able.layer.macs() as f64,
     };
-    let candidates = able.iter().enumerate().map(|(at, able)| {
-        Ok(Candidate {
-            name: &net.nodes[able.index].name,
-            spectra: form.spectra(net, able)?,
-            limits: able.limits.clone(),
-            dense: dense(at, able),
-        })
-    });
-    let candidates = candidates.collect::<Result<Vec<Candidate<'_>>>>()?;
-    let of_these: f64 = candidates.iter().map(|candidate| candidate.dense).sum();
+    let dense: Vec<f64> = able.iter().enumerate().map(|(at, able)| dense(at, able)).collect();
+    let of_these: f64 = dense.iter().sum();
     let (all, may) = match budget {
         Budget::Macs(share) => (Cost::of(net)?.macs() as f64, share.get()),
-        Budget::Bytes(share) if planned => ((BYTES * Cost::of(net)?.params()) as f64, share.get()),
+        Budget::Bytes(share) if cx.is_none() => ((BYTES * Cost::of(net)?.params()) as f64, share.get()),
         Budget::Bytes(share) => (Bytes.of(net)?, share.get()),
         Budget::Ms(ms) => {
             let all = clock::turns(std::slice::from_ref(net))?[0];
@@ -130,7 +134,7 @@ fn within(budget: Budget, rounding: Rounding, net: &Net, able: &[Able], form: &d
     let others = (all - of_these).max(0.0);
     let left = all * may - others;
     let cost = |at: usize, ranks: &[usize]| match form.priced(&able[at].layer, ranks)? {
-        None => Ok(candidates[at].dense),
+        None => Ok(dense[at]),
         Some(priced) => {
             let found = cost_of(&priced);
             Ok(clocks.as_ref().map_or(found, |clocks| clocks[at].ms(found)))
@@ -141,16 +145,52 @@ fn within(budget: Budget, rounding: Rounding, net: &Net, able: &[Able], form: &d
         Ok(ranks(a)?.is_some_and(|a| ranks(b).is_ok_and(|b| b == Some(a))))
     };
     let mut least = others;
-    for (at, candidate) in candidates.iter().enumerate() {
-        let ranks: Vec<usize> = candidate.limits.iter().map(|limit| rounding.of(1, *limit)).collect();
-        least += f64::min(cost(at, &ranks)?, candidate.dense);
+    for (at, able) in able.iter().enumerate() {
+        least += f64::min(cost(at, &scaled(able, rounding, 0.0))?, dense[at]);
     }
     if least > all * may {
         return Err(unmet(budget, all, least));
     }
-    let found = greedy(&candidates, cost, same, left, rounding)?;
+    let ranks = match (on, cx) {
+        (On::Accuracy(images), Some(cx)) => {
+            let options = |(at, able): (usize, &Able)| {
+                let priced = |share: &f64| form.priced(&able.layer, &scaled(able, rounding, *share));
+                let tried = TRIED.iter().map(|share| Ok(priced(share)?.map(|priced| priced.ranks)));
+                let mut ranks = tried.chain([Ok(None)]).collect::<Result<Vec<Option<Vec<usize>>>>>()?;
+                ranks.dedup();
+                let with_cost = |ranks: Option<Vec<usize>>| {
+                    let cost = ranks.as_ref().map_or(Ok(dense[at]), |ranks| cost(at, ranks))?;
+                    Ok(Tried { ranks, cost })
+                };
+                ranks.into_iter().map(with_cost).collect()
+            };
+            let options = able.iter().enumerate().map(options).collect::<Result<Vec<Vec<Tried>>>>()?;
+            Trials::new(images, cx)?.choose(net, able, form, options, left, cx)?
+        }
+        (On::Energy, _) | (On::Accuracy(_), None) => {
+            let candidates = able.iter().zip(&dense).map(|(able, dense)| {
+                Ok(Candidate {
+                    name: &net.nodes[able.index].name,
+                    spectra: form.spectra(net, able)?,
+                    limits: able.limits.clone(),
+                    dense: *dense,
+                    rounding: rounding.of_group(able.layer.groups),
+                })
+            });
+            greedy(&candidates.collect::<Result<Vec<Candidate<'_>>>>()?, cost, same, left)?.ranks
+        }
+    };
     let choice = |ranks: Option<Vec<usize>>| ranks.map_or(Choice::Dense, |ranks| Choice::Ranks(ranks, None));
-    Ok(found.ranks.into_iter().map(choice).collect())
+    Ok(ranks.into_iter().map(choice).collect())
+}
+
+/// Shares of the limits at which accuracies are measured, the first for the least ranks.
+const TRIED: [f64; 10] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
+
+/// The ranks of a group at this share of their limits.
+fn scaled(able: &Able, rounding: Rounding, share: f64) -> Vec<usize> {
+    let rounding = rounding.of_group(able.layer.groups);
+    able.limits.iter().map(|limit| rounding.of((share * *limit as f64).round() as usize, *limit)).collect()
 }
 
 /// Bytes of a weight that no coding shares.

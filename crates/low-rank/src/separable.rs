@@ -33,7 +33,7 @@ use briquette_core::error::{Error, Result};
 use briquette_parts::moments::{Moments, Reading, Sample, moments};
 use serde::Deserialize;
 
-use crate::algebra::Matrix;
+use crate::algebra::{Matrix, solve};
 use crate::bn_low_rank;
 use crate::chain::{Layer, Link};
 use crate::cp::{self, Settings, Tensor};
@@ -83,7 +83,7 @@ const IMAGES: usize = 1000;
 const POSITIONS: usize = 10;
 /// Sweeps of a fit to data.
 const SWEEPS: usize = 10;
-/// Most steps of conjugate gradients for a factor; a small one takes as many as it has values.
+/// Most steps of conjugate gradients; a small factor takes as many as it has values.
 const STEPS: usize = 200;
 
 impl Factorization for Filters {
@@ -148,9 +148,14 @@ impl Factorization for Filters {
         if self.scheme == 2 { bn_low_rank::factors(kernel, ranks[0], seed) } else { channelwise(kernel, ranks[0], seed) }
     }
 
-    fn adapted(&self, site: &Site<'_>, mut kernels: Vec<Vec<Kernel>>, cx: &mut Context<'_>) -> Result<Vec<Vec<Kernel>>> {
+    fn adapted(
+        &self,
+        site: &Site<'_>,
+        mut kernels: Vec<Vec<Kernel>>,
+        cx: &mut Context<'_>,
+    ) -> Result<(Vec<Vec<Kernel>>, Option<String>)> {
         if self.reconstruction == Reconstruction::Filters {
-            return Ok(kernels);
+            return Ok((kernels, None));
         }
         let sample = Sample {
             images: self.calibration_images.unwrap_or(IMAGES),
@@ -162,21 +167,19 @@ impl Factorization for Filters {
         let mut pair = [kernels[0][0].clone(), kernels[0][1].clone()];
         let before = missed(&found, &pair);
         Data::of(&found).fit(&mut pair, self.sweeps.unwrap_or(SWEEPS));
-        let after = missed(&found, &pair);
-        if let (Some(before), Some(after)) = (before, after) {
-            let [from, to] = [before, after].map(|missed| 100.0 * missed);
-            let better = after < before;
-            let what = if better { "" } else { ": the fit to filters is kept" };
-            cx.note(format!(
-                "{}: misses {from:.2} % of its output with the fit to filters, {to:.2} % with that to data{what}",
-                site.name
-            ));
-            if !better {
-                return Ok(kernels);
-            }
+        let (Some(before), Some(after)) = (before, missed(&found, &pair)) else {
+            kernels[0] = pair.into();
+            return Ok((kernels, Some("fitted to data that leave none to measure on".into())));
+        };
+        let better = after < before;
+        if better {
+            kernels[0] = pair.into();
         }
-        kernels[0] = pair.into();
-        Ok(kernels)
+        let [from, to] = [before, after].map(|missed| 100.0 * missed.sqrt());
+        let kept = if better { "" } else { ", hence the fit to filters is kept" };
+        let words =
+            format!("{to:.2} % of its output's norm missing with the fit to data, {from:.2} % with that to filters{kept}");
+        Ok((kernels, Some(words)))
     }
 
     fn shorten(&mut self) {
@@ -187,7 +190,7 @@ impl Factorization for Filters {
     }
 }
 
-/// The share of the output's squares that a pair misses on images that were held back.
+/// The share of the output's squares that a pair misses at places that were held back.
 fn missed(found: &Moments, [vertical, horizontal]: &[Kernel; 2]) -> Option<f64> {
     let composed = composed(vertical, horizontal);
     found.missed(&composed.values)
@@ -266,33 +269,44 @@ impl Data {
     /// Brings a pair nearer to the data, in each sweep the horizontal factor and then the vertical one.
     fn fit(&self, pair: &mut [Kernel; 2], sweeps: usize) {
         for _ in 0..sweeps {
-            for factor in [1, 0] {
-                self.descend(pair, factor);
-            }
+            pair[1] = self.horizontal(&pair[0]);
+            self.descend(pair);
         }
     }
 
-    /// The least squares for one factor of the pair, the other fixed, by conjugate gradients. For `W = L(f)` linear in the factor `f`, the
-    /// gradient by `f` is `L^T` of that by `W`, which along a direction `d` changes by `S L(d)`.
-    fn descend(&self, pair: &mut [Kernel; 2], factor: usize) {
+    /// The least squares for the horizontal factor: all filters have the same normal equations, `L^T S L h = L^T t` with `L = V (x) I`.
+    fn horizontal(&self, vertical: &Kernel) -> Kernel {
+        let ([k, c, kh, _], [width, n]) = (vertical.shape, [self.targets.nrows(), self.targets.ncols()]);
+        let kw = width / (c * kh);
+        let maps = vertical.unfold(&[CHANNELS, HEIGHT], &[FILTERS, WIDTH]).kronecker(&Matrix::identity(kw, kw));
+        let turned = maps.transpose();
+        let (gram, right) = (&turned * (&self.inputs * &maps), &turned * &self.targets);
+        let found = match nalgebra::linalg::Cholesky::new(gram.clone()) {
+            Some(gram) => gram.solve(&right),
+            None => solve(gram, &right),
+        };
+        Kernel::fold([n, k, 1, kw], &found, &[CHANNELS, WIDTH], &[FILTERS, HEIGHT])
+    }
+
+    /// The least squares for the vertical factor, whose normal equations are as many as it has values, by conjugate gradients. For `W = L(V)`
+    /// linear in the factor, the gradient by `V` is `L^T` of that by `W`, which along a direction `d` changes by `S L(d)`.
+    fn descend(&self, pair: &mut [Kernel; 2]) {
         let mut slope = self.slope(&composed(&pair[0], &pair[1]), true);
-        let mut gradient = back(&slope, pair, factor);
+        let mut gradient = back(&slope, pair);
         let mut direction: Vec<f64> = gradient.iter().map(|g| -g).collect();
         let mut size = dot(&gradient, &gradient);
         let enough = size * 1e-20;
         for _ in 0..STEPS {
-            let mut along = pair.clone();
-            along[factor].values.clone_from(&direction);
-            let moved = composed(&along[0], &along[1]);
+            let moved = composed(&Kernel::new(pair[0].shape, direction.clone()), &pair[1]);
             let turned = self.slope(&moved, false);
             let (fall, curvature) = (-dot(&gradient, &direction), dot(&moved.values, &turned.values));
             if !(curvature > 0.0 && fall > 0.0) {
                 return;
             }
             let step = fall / curvature;
-            pair[factor].values.iter_mut().zip(&direction).for_each(|(value, d)| *value += step * d);
+            pair[0].values.iter_mut().zip(&direction).for_each(|(value, d)| *value += step * d);
             slope.values.iter_mut().zip(&turned.values).for_each(|(value, d)| *value += step * d);
-            gradient = back(&slope, pair, factor);
+            gradient = back(&slope, pair);
             let now = dot(&gradient, &gradient);
             if now <= enough {
                 return;
@@ -307,18 +321,12 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// The gradient by one factor of a pair, from that by the kernel.
-fn back(slope: &Kernel, [vertical, horizontal]: &[Kernel; 2], factor: usize) -> Vec<f64> {
+/// The gradient by the vertical factor of a pair, from that by the kernel.
+fn back(slope: &Kernel, [vertical, horizontal]: &[Kernel; 2]) -> Vec<f64> {
     // [(c, i), (j, n)], as the product of [(c, i), k] and [k, (j, n)].
-    let slope = slope.unfold(&[CHANNELS, HEIGHT], &[WIDTH, FILTERS]);
-    let (rows, columns): (&[usize], &[usize]) = (&[CHANNELS, HEIGHT], &[WIDTH, FILTERS]);
-    if factor == 0 {
-        let gradient = slope * horizontal.unfold(rows, columns).transpose();
-        Kernel::fold(vertical.shape, &gradient, rows, &[FILTERS, WIDTH]).values
-    } else {
-        let gradient = vertical.unfold(rows, &[FILTERS, WIDTH]).tr_mul(&slope);
-        Kernel::fold(horizontal.shape, &gradient, rows, columns).values
-    }
+    let (rows, columns) = (&[CHANNELS, HEIGHT], &[WIDTH, FILTERS]);
+    let gradient = slope.unfold(rows, columns) * horizontal.unfold(rows, columns).transpose();
+    Kernel::fold(vertical.shape, &gradient, rows, &[FILTERS, WIDTH]).values
 }
 
 #[cfg(test)]

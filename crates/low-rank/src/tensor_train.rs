@@ -32,20 +32,18 @@
 //!
 //! ```
 //! use briquette_low_rank::kernel::Kernel;
-//! use briquette_low_rank::tensor_train::{Cut, convolutions};
+//! use briquette_low_rank::tensor_train::convolutions;
 //! use burn::nn::conv::{Conv2d, Conv2dConfig};
 //! use burn::tensor::Device;
 //!
 //! let conv: Conv2d = Conv2dConfig::new([4, 6], [3, 3]).init(&Device::flex());
-//! let chain = convolutions(&Kernel::of(conv.weight.val()), Cut::Ranks(&[4, 5, 6])).unwrap();
+//! let chain = convolutions(&Kernel::of(conv.weight.val()), &[4, 5, 6]).unwrap();
 //! assert_eq!(chain.map(|kernel| kernel.shape), [[4, 4, 1, 1], [5, 4, 3, 1], [6, 5, 1, 3], [6, 6, 1, 1]]);
 //! ```
 
 use briquette_core::error::{Error, Result};
-use briquette_core::streams::standard_normal;
 use briquette_kernels::Structure;
 use briquette_kernels::structured::Sizes;
-use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 
 use crate::algebra::{Matrix, svd};
@@ -197,14 +195,14 @@ impl Factorization for Train {
         let ranks = within(ranks, &self.modes(layer));
         if layer.connected {
             let ([rows, columns], weight) = (self.digits(layer), as_matrix(kernel));
-            let (_, cores) = matrix(&weight, &rows, &columns, Cut::Ranks(&ranks))?;
+            let (_, cores) = matrix(&weight, &rows, &columns, &ranks)?;
             let values: Vec<f64> = cores.iter().flat_map(|core| core.values.iter().copied()).collect();
             // All but the last are orthonormal.
             let kept: f64 = cores.last().map_or(0.0, |core| core.values.iter().map(|value| value * value).sum());
             let residual = (kernel.energy() - kept).max(0.0);
             return Ok(Factors { kernels: vec![Kernel::new([1, 1, 1, values.len()], values)], residual, note: None });
         }
-        let kernels = convolutions(kernel, Cut::Ranks(&ranks))?;
+        let kernels = convolutions(kernel, &ranks)?;
         let residual = (kernel.energy() - kernels[3].energy()).max(0.0);
         Ok(Factors { kernels: kernels.into(), residual, note: None })
     }
@@ -212,16 +210,6 @@ impl Factorization for Train {
 
 fn as_matrix(kernel: &Kernel) -> Matrix {
     Matrix::from_row_slice(kernel.shape[FILTERS], kernel.shape[CHANNELS], &kernel.values)
-}
-
-/// Where spectra are cut.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Cut<'a> {
-    /// After `r_1 .. r_{d-1}` values, or as many as there are.
-    Ranks(&'a [usize]),
-    /// Where the Frobenius norm of the whole error stays within this share of the tensor's: at each of the `d - 1` cuts the tail is at most
-    /// `share / sqrt(d - 1)` of the norm. Shares below `1e-7` are finer than the singular values are.
-    Error(f64),
 }
 
 /// A core `[r, n, r']`, the last dimension fastest.
@@ -233,11 +221,11 @@ pub struct Core {
     pub values: Vec<f64>,
 }
 
-/// The cores of a tensor of these modes, the last fastest.
+/// The cores of a tensor of these modes, the last fastest, each spectrum cut after `r_1 .. r_{d-1}` values, or as many as there are.
 ///
 /// # Errors
-/// For ranks that are zero or of another number than the cuts, a share that is none, and a tensor that is not finite or not of the modes.
-pub fn decompose(tensor: &[f64], modes: &[usize], cut: Cut<'_>) -> Result<Vec<Core>> {
+/// For ranks that are zero or of another number than the cuts, and a tensor that is not finite or not of the modes.
+pub fn decompose(tensor: &[f64], modes: &[usize], ranks: &[usize]) -> Result<Vec<Core>> {
     let refuse = |detail: String| Err(Error::Invalid(format!("a tensor train of the modes {modes:?}: {detail}")));
     if modes.is_empty() || modes.contains(&0) || modes.iter().product::<usize>() != tensor.len() {
         return refuse(format!("{} values, and modes are at least 1", tensor.len()));
@@ -246,24 +234,14 @@ pub fn decompose(tensor: &[f64], modes: &[usize], cut: Cut<'_>) -> Result<Vec<Co
         return refuse(format!("a value is {value}"));
     }
     let cuts = modes.len() - 1;
-    match cut {
-        Cut::Ranks(ranks) if ranks.len() != cuts || ranks.contains(&0) => {
-            return refuse(format!("the ranks {ranks:?}; it takes {cuts}, each at least 1"));
-        }
-        Cut::Error(share) if !(0.0..1.0).contains(&share) => {
-            return refuse(format!("the share {share} of the norm lies in 0..1"));
-        }
-        Cut::Ranks(_) | Cut::Error(_) => {}
+    if ranks.len() != cuts || ranks.contains(&0) {
+        return refuse(format!("the ranks {ranks:?}; it takes {cuts}, each at least 1"));
     }
-    let norm = tensor.iter().map(|value| value * value).sum::<f64>().sqrt();
     let (mut left, mut rest, mut cores) = (1, tensor.to_vec(), Vec::new());
-    for (k, mode) in modes[..cuts].iter().enumerate() {
+    for (mode, rank) in modes.iter().zip(ranks) {
         let rows = left * mode;
         let parts = svd(&Matrix::from_row_slice(rows, rest.len() / rows, &rest));
-        let rank = match cut {
-            Cut::Ranks(ranks) => ranks[k].min(parts.s.len()),
-            Cut::Error(share) => rank_within(&parts.s, share * norm / (cuts as f64).sqrt()),
-        };
+        let rank = (*rank).min(parts.s.len());
         // Columns are contiguous in a matrix and rows in a core.
         let values = parts.u.columns(0, rank).transpose().as_slice().to_vec();
         cores.push(Core { shape: [left, *mode, rank], values });
@@ -273,16 +251,6 @@ pub fn decompose(tensor: &[f64], modes: &[usize], cut: Cut<'_>) -> Result<Vec<Co
     }
     cores.push(Core { shape: [left, modes[cuts], 1], values: rest });
     Ok(cores)
-}
-
-/// The least rank, at least 1, beyond which the singular values have at most this norm.
-fn rank_within(spectrum: &[f64], norm: f64) -> usize {
-    let mut tail = 0.0;
-    let beyond = spectrum.iter().rev().take_while(|s| {
-        tail += *s * *s;
-        tail <= norm * norm
-    });
-    (spectrum.len() - beyond.count()).max(1)
 }
 
 /// The tensor of these cores, the last mode fastest.
@@ -301,10 +269,10 @@ pub fn contract(cores: &[Core]) -> Vec<f64> {
 ///
 /// # Errors
 /// As [`decompose`].
-pub fn convolutions(kernel: &Kernel, cut: Cut<'_>) -> Result<[Kernel; 4]> {
+pub fn convolutions(kernel: &Kernel, ranks: &[usize]) -> Result<[Kernel; 4]> {
     let [n, c, h, w] = kernel.shape;
     let tensor = kernel.unfold(&[CHANNELS, HEIGHT, WIDTH, FILTERS], &[]);
-    let cores = decompose(tensor.as_slice(), &[c, h, w, n], cut)?;
+    let cores = decompose(tensor.as_slice(), &[c, h, w, n], ranks)?;
     let [r1, r2, r3] = [1, 2, 3].map(|k| cores[k].shape[0]);
     let shapes = [[r1, c, 1, 1], [r2, r1, h, 1], [r3, r2, 1, w], [n, r3, 1, 1]];
     Ok(std::array::from_fn(|k| {
@@ -319,7 +287,7 @@ pub fn convolutions(kernel: &Kernel, cut: Cut<'_>) -> Result<[Kernel; 4]> {
 ///
 /// # Errors
 /// As [`decompose`] and [`Structure::check`], and for digits that make a matrix of more than `2^30` entries.
-pub fn matrix(weight: &Matrix, rows: &[usize], columns: &[usize], cut: Cut<'_>) -> Result<(Structure, Vec<Core>)> {
+pub fn matrix(weight: &Matrix, rows: &[usize], columns: &[usize], ranks: &[usize]) -> Result<(Structure, Vec<Core>)> {
     let (outputs, inputs) = weight.shape();
     let with = |ranks: &[usize]| structure([outputs, inputs], [rows, columns], ranks);
     with(&vec![1; rows.len().saturating_sub(1)])?;
@@ -328,7 +296,7 @@ pub fn matrix(weight: &Matrix, rows: &[usize], columns: &[usize], cut: Cut<'_>) 
     if size > MOST {
         return Err(Error::Invalid(format!("the digits {rows:?} and {columns:?} make {size} entries of more than 2^30")));
     }
-    let cores = decompose(&arranged(weight, rows, columns), &modes, cut)?;
+    let cores = decompose(&arranged(weight, rows, columns), &modes, ranks)?;
     let ranks: Vec<usize> = cores[1..].iter().map(|core| core.shape[0]).collect();
     Ok((with(&ranks)?, cores))
 }
@@ -347,30 +315,6 @@ fn arranged(weight: &Matrix, rows: &[usize], columns: &[usize]) -> Vec<f64> {
     (0..size).map(entry).collect()
 }
 
-/// Cores of normal numbers for a matrix of these digits and ranks, whose entries have this standard deviation: those of the cores have
-/// `(deviation / sqrt(r_1 .. r_{d-1}))^(1/d)`, for an entry of the matrix sums `r_1 .. r_{d-1}` products of `d` numbers.
-///
-/// # Errors
-/// As [`Structure::check`].
-pub fn random(
-    size: [usize; 2],
-    modes: [&[usize]; 2],
-    ranks: &[usize],
-    deviation: f64,
-    rng: &mut ChaCha8Rng,
-) -> Result<(Structure, Vec<Core>)> {
-    let structure = structure(size, modes, ranks)?;
-    let terms: f64 = ranks.iter().map(|rank| *rank as f64).product();
-    let of_cores = (deviation / terms.sqrt()).powf(1.0 / modes[0].len() as f64);
-    let rank = |at: Option<usize>| at.and_then(|at| ranks.get(at)).copied().unwrap_or(1);
-    let mut core = |k: usize| {
-        let shape = [rank(k.checked_sub(1)), modes[0][k] * modes[1][k], rank(Some(k))];
-        let values = (0..shape.iter().product()).map(|_| of_cores * standard_normal(rng)).collect();
-        Core { shape, values }
-    };
-    Ok((structure, (0..modes[0].len()).map(&mut core).collect()))
-}
-
 /// The structure of a matrix `[outputs, inputs]` for digits of rows and of columns.
 fn structure([outputs, inputs]: [usize; 2], modes: [&[usize]; 2], ranks: &[usize]) -> Result<Structure> {
     let make = || {
@@ -387,7 +331,6 @@ mod tests {
     use serde_json::json;
 
     use crate::proof::{connected, reproduces};
-    use rand::SeedableRng;
 
     use super::*;
     use crate::compose::compose;
@@ -413,32 +356,22 @@ mod tests {
         for (text, errors) in [(golden::DECAY, decay), (golden::RAND, rand)] {
             let kernel = golden::kernel([8, 6, 3, 3], text);
             for ((ranks, count), wanted) in ranks.iter().zip(errors) {
-                let chain = convolutions(&kernel, Cut::Ranks(ranks)).unwrap();
+                let chain = convolutions(&kernel, ranks).unwrap();
                 let error = dense(&chain).distance(&kernel);
                 assert!(near(error, wanted, 1e-8), "{ranks:?}: {error} and {wanted}");
                 assert_eq!(chain.iter().map(|kernel| kernel.values.len()).sum::<usize>(), *count);
             }
-            let clipped = convolutions(&kernel, Cut::Ranks(&[100, 100, 100])).unwrap();
+            let clipped = convolutions(&kernel, &[100, 100, 100]).unwrap();
             assert_eq!(clipped.map(|kernel| kernel.shape), [[6, 6, 1, 1], [18, 6, 3, 1], [8, 18, 1, 3], [8, 8, 1, 1]]);
         }
     }
 
     #[test]
-    fn a_train_within_an_error_has_the_ranks_that_it_needs() {
+    fn a_planted_train_is_found_and_zeros_have_one_of_zeros() {
         let kernel = golden::kernel([8, 6, 3, 3], golden::DECAY);
-        let norm = kernel.energy().sqrt();
-        let mut last = usize::MAX;
-        for share in [1e-6, 0.1, 0.3, 0.6] {
-            let chain = convolutions(&kernel, Cut::Error(share)).unwrap();
-            let (error, count) = (dense(&chain).distance(&kernel), chain.iter().map(|kernel| kernel.values.len()).sum());
-            assert!(error <= share * norm && count < last, "{share}: {error} of {norm} by {count}");
-            last = count;
-        }
-        // Of a kernel that is a train of the ranks 2, 3, 2, what is left beyond them is rounding.
-        let planted = dense(&convolutions(&kernel, Cut::Ranks(&[2, 3, 2])).unwrap());
-        let shapes = convolutions(&planted, Cut::Error(1e-6)).unwrap().map(|kernel| kernel.shape);
-        assert_eq!(shapes, [[2, 6, 1, 1], [3, 2, 3, 1], [2, 3, 1, 3], [8, 2, 1, 1]]);
-        let zeros = convolutions(&Kernel::new([4, 3, 3, 1], vec![0.0; 36]), Cut::Error(0.1)).unwrap();
+        let planted = dense(&convolutions(&kernel, &[2, 3, 2]).unwrap());
+        assert!(dense(&convolutions(&planted, &[2, 3, 2]).unwrap()).distance(&planted) < 1e-7 * planted.energy().sqrt());
+        let zeros = convolutions(&Kernel::new([4, 3, 3, 1], vec![0.0; 36]), &[2, 2, 2]).unwrap();
         assert!(zeros.iter().all(|kernel| kernel.values.iter().all(|value| value.is_finite())));
         assert_eq!(dense(&zeros).energy(), 0.0);
     }
@@ -446,7 +379,7 @@ mod tests {
     #[test]
     fn a_kernel_need_not_be_square() {
         let kernel = Kernel::new([5, 3, 2, 4], (0..120).map(|at| f64::from(at * at % 37) - 15.0).collect());
-        let chain = convolutions(&kernel, Cut::Ranks(&[3, 6, 5])).unwrap();
+        let chain = convolutions(&kernel, &[3, 6, 5]).unwrap();
         assert_eq!([chain[1].shape, chain[2].shape], [[6, 3, 2, 1], [5, 6, 1, 4]]);
         assert!(dense(&chain).distance(&kernel) < 1e-10 * kernel.energy().sqrt());
     }
@@ -457,7 +390,7 @@ mod tests {
         for (rank, wanted, count) in
             [(12, 0.0, 384), (6, 6.406742881, 192), (4, 8.644967706, 128), (2, 11.32465302, 64), (1, 12.73916428, 32)]
         {
-            let (structure, cores) = matrix(&weight, &[3, 4], &[4, 5], Cut::Ranks(&[rank])).unwrap();
+            let (structure, cores) = matrix(&weight, &[3, 4], &[4, 5], &[rank]).unwrap();
             assert_eq!(structure.count(), count);
             let error = (product(&structure, &cores) - &weight).norm();
             assert!(near(error, wanted, 1e-5), "{rank}: {error} and {wanted}");
@@ -469,37 +402,23 @@ mod tests {
     #[test]
     fn three_cores_and_digits_for_more_than_the_matrix_are_exact_at_full_rank() {
         let weight = Matrix::from_fn(11, 13, |i, j| ((i * 5 + j * j * 3) % 17) as f64 / 4.0 - 2.0);
-        let (structure, cores) = matrix(&weight, &[2, 3, 2], &[3, 2, 3], Cut::Error(0.0)).unwrap();
+        let (structure, cores) = matrix(&weight, &[2, 3, 2], &[3, 2, 3], &[usize::MAX; 2]).unwrap();
         assert!((product(&structure, &cores) - &weight).norm() < 1e-4);
         let names: Vec<_> = structure.parameters().iter().map(briquette_kernels::structured::Parameter::count).collect();
         assert_eq!(names, cores.iter().map(|core| core.values.len()).collect::<Vec<_>>());
     }
 
     #[test]
-    fn a_random_start_has_the_deviation_that_was_asked_for() {
-        let mut rng = ChaCha8Rng::seed_from_u64(5);
-        let deviation = 0.05;
-        let mut mean = || {
-            let drawn = random([60, 64], [&[4, 4, 4], &[4, 4, 4]], &[3, 2], deviation, &mut rng).unwrap();
-            product(&drawn.0, &drawn.1).norm_squared() / (60.0 * 64.0)
-        };
-        let found = ((0..200).map(|_| mean()).sum::<f64>() / 200.0).sqrt();
-        assert!(near(found / deviation, 1.0, 0.05), "{found}");
-    }
-
-    #[test]
     fn what_makes_no_train_is_refused() {
         let kernel = golden::kernel([8, 6, 3, 3], golden::DECAY);
-        for cut in [Cut::Ranks(&[1, 1]), Cut::Ranks(&[1, 0, 1]), Cut::Error(1.0), Cut::Error(-0.1), Cut::Error(f64::NAN)] {
-            assert!(convolutions(&kernel, cut).is_err(), "{cut:?}");
-        }
-        assert!(decompose(&[1.0, f64::INFINITY], &[2], Cut::Ranks(&[])).is_err());
-        assert!(decompose(&[1.0, 2.0], &[3], Cut::Ranks(&[])).is_err() && decompose(&[1.0], &[], Cut::Ranks(&[])).is_err());
+        assert!(convolutions(&kernel, &[1, 1]).is_err() && convolutions(&kernel, &[1, 0, 1]).is_err());
+        assert!(decompose(&[1.0, f64::INFINITY], &[2], &[]).is_err());
+        assert!(decompose(&[1.0, 2.0], &[3], &[]).is_err() && decompose(&[1.0], &[], &[]).is_err());
         let weight = Matrix::zeros(6, 6);
         for (rows, columns) in
             [(&[2, 2][..], &[2, 3][..]), (&[6], &[2, 3]), (&[0, 6], &[2, 3]), (&[], &[]), (&[1 << 12, 1], &[1, 1 << 20])]
         {
-            assert!(matrix(&weight, rows, columns, Cut::Error(0.1)).is_err(), "{rows:?} {columns:?}");
+            assert!(matrix(&weight, rows, columns, &[1]).is_err(), "{rows:?} {columns:?}");
         }
     }
 

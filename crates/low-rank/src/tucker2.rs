@@ -11,6 +11,9 @@
 //! Differs from the paper: `sweeps` of the alternation follow on the truncated decomposition, and singular values stay in the core. `ranks = [r_out,
 //! r_in]`; a layer of three channels or fewer keeps them (Tucker-1) and has `r_out` alone.
 //!
+//! The paper tunes the whole network at a rate of 1e-3, a tenth of that after every 5 or 10 epochs, and finds nearly all of the accuracy
+//! again after one.
+//!
 //! ```
 //! use briquette_core::{builder::{Builder, Conv}, cost::Cost, pass::Pass};
 //! use briquette_low_rank::tucker2::Tucker2;

@@ -36,7 +36,7 @@
 //! # }
 //! ```
 
-mod points;
+mod fingerprint;
 mod probe;
 
 use std::collections::BTreeMap;
@@ -46,6 +46,7 @@ use briquette_core::context::{Context, Event, Finding};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Catalogue, Method, Pass, Search};
+use briquette_core::points::Points;
 use briquette_core::scan::{Point, Scan};
 use briquette_core::training::evaluate;
 use briquette_core::types::Layers;
@@ -53,7 +54,7 @@ use serde::Deserialize;
 use serde::de::Error as _;
 use serde_json::{Map, Number, Value};
 
-use points::{Points, fingerprint};
+use fingerprint::fingerprint;
 use probe::Probe;
 
 /// Tries a method on each layer alone and measures the accuracy.
@@ -105,7 +106,7 @@ impl Pass for Sensitivity {
         let layers = self.layers(&net)?;
         let images = cx.data.valid.take(self.settings.images.map_or(usize::MAX, NonZeroUsize::get));
         let settings = format!("{} {} {}", self.probe.settings(), images.len(), cx.seed);
-        let mut points = Points::load(&fingerprint(&net, &settings), cx.host)?;
+        let mut points = Points::load(format!("sensitivity-{}", fingerprint(&net, &settings)), cx.host)?;
         let baseline = points.get("", cx, |cx| evaluate(&net, &images, &cx.device, cx.host).map(Into::into))?;
         let mut scan = Scan { method: self.probe.name().into(), key: self.probe.key.clone(), ..Scan::default() };
         scan.baseline = baseline.map_err(Error::Invalid)?;

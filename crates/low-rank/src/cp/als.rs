@@ -2,7 +2,7 @@
 
 use super::cholesky::Cholesky;
 use super::contraction::sweep;
-use super::model::{Model, grams, hadamard, normalize, scaled};
+use super::model::{Model, grams, hadamard, normalize, scale};
 use super::tensor::Tensor;
 use super::views::cross;
 use crate::algebra::Matrix;
@@ -33,16 +33,12 @@ pub(super) fn fit(tensor: &Tensor, model: &mut Model, sweeps: usize) -> Outcome 
         let Model { factors, weights } = model;
         let mut inner = f64::NAN;
         let mut solved = true;
-        sweep(tensor, factors, |mode, product, factors| {
-            let start = scaled(&factors[mode], weights);
-            let Some(mut factor) = proximal(&hadamard(&grams, &[mode]), &product, &start) else {
-                solved = false;
-                return;
-            };
+        sweep(tensor, factors, |mode, product, factor| {
+            scale(factor, weights);
+            solved &= proximal(|| hadamard(&grams, &[mode]), &product, factor);
             inner = factor.dot(&product);
-            *weights = normalize(&mut factor);
-            grams[mode] = cross(&factor, &factor);
-            factors[mode] = factor;
+            *weights = normalize(factor);
+            grams[mode] = cross(factor, factor);
         });
         let fit = 1.0 - (residual(tensor, inner, &grams, weights) / tensor.energy()).sqrt();
         if !solved || !fit.is_finite() {
@@ -63,11 +59,17 @@ pub(super) fn residual(tensor: &Tensor, inner: f64, grams: &[Matrix], weights: &
     (tensor.energy() - 2.0 * inner + weights.dot(&(components * weights))).max(0.0)
 }
 
-fn proximal(gram: &Matrix, product: &Matrix, last: &Matrix) -> Option<Matrix> {
+/// The update in the place of the last factor, without another copy of either; whether there is one. The gram matrix is made anew for each `mu`, as
+/// a factorization takes its place.
+fn proximal(gram: impl Fn() -> Matrix, product: &Matrix, factor: &mut Matrix) -> bool {
     let weights = std::iter::successors(Some(PROXIMAL), |mu| Some(mu * 100.0)).take_while(|mu| *mu <= 1.0);
-    weights.into_iter().find_map(|mu| {
-        let mut damped = gram.clone();
-        (0..gram.nrows()).for_each(|r| damped[(r, r)] += mu);
-        Some(Cholesky::new(damped)?.solve(product + last * mu))
-    })
+    let damped = |mu: f64| {
+        let mut damped = gram();
+        (0..damped.nrows()).for_each(|r| damped[(r, r)] += mu);
+        Some((mu, Cholesky::new(damped)?))
+    };
+    let Some((mu, damped)) = weights.into_iter().find_map(damped) else { return false };
+    factor.zip_apply(product, |last, product| *last = product + mu * *last);
+    damped.solve(factor);
+    true
 }

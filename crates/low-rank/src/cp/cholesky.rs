@@ -28,8 +28,8 @@ impl Cholesky {
         Some(Self { lower, inverses })
     }
 
-    /// `G^-1 right`.
-    pub(super) fn solve(&self, mut right: Matrix) -> Matrix {
+    /// `G^-1 right`, in its place.
+    pub(super) fn solve(&self, right: &mut Matrix) {
         for (rows, inverse) in &self.inverses {
             let before = self.lower.view_range(rows.clone(), ..rows.start) * right.rows_range(..rows.start);
             let solved = inverse * (right.rows_range(rows.clone()) - before);
@@ -40,6 +40,5 @@ impl Cholesky {
             let solved = inverse.transpose() * (right.rows_range(rows.clone()) - after);
             right.rows_range_mut(rows.clone()).copy_from(&solved);
         }
-        right
     }
 }

@@ -4,7 +4,7 @@
 //! after which the product of any other mode takes `1 / dim` of that work, as in the trees of Phan, Tichavsky, Cichocki, "Fast Alternating
 //! LS Algorithms for High Order CANDECOMP/PARAFAC Tensor Factorizations" (IEEE Trans. Signal Processing 2013). Both the Khatri-Rao product
 //! and the contracted tensor would have a column for each column of the unfolding: they exist in panels. Panels of the contracted tensor
-//! are kept from mode to mode as far as they hold half as many values as the tensor, and are computed again beyond.
+//! are kept from mode to mode as far as there is room beside the tensor, and are computed again beyond.
 //!
 //! Factors and products are `[rank, dim]` here, so that what belongs to one index is contiguous.
 
@@ -24,17 +24,19 @@ const TASKS: usize = 4;
 /// Multiplications below which tasks cost more than they bring.
 const SERIAL: usize = 1 << 20;
 
-/// Calls `update(m, M_m, factors)` for the pivot `m` and then for the other modes in their order, each product with the factors as the
-/// calls before have left them.
-pub(super) fn sweep(tensor: &Tensor, factors: &mut [Matrix], mut update: impl FnMut(usize, Matrix, &mut [Matrix])) {
+/// Calls `update(m, M_m, A_m)` for the pivot `m` and then for the other modes in their order, each product with the factors as the calls
+/// before have left them.
+pub(super) fn sweep(tensor: &Tensor, factors: &mut [Matrix], mut update: impl FnMut(usize, Matrix, &mut Matrix)) {
     let pivot = tensor.largest();
     let product = pivot_product(tensor, factors);
-    update(pivot, product, factors);
-    let contracted = Contracted::new(tensor, factors[pivot].clone());
+    update(pivot, product, &mut factors[pivot]);
+    // The products of the other modes read the pivot's factor in the contracted tensor alone.
+    let contracted = Contracted::new(tensor, std::mem::replace(&mut factors[pivot], Matrix::zeros(0, 0)));
     for mode in (0..factors.len()).filter(|mode| *mode != pivot) {
         let product = contracted.product(mode, factors);
-        update(mode, product, factors);
+        update(mode, product, &mut factors[mode]);
     }
+    factors[pivot] = contracted.factor;
 }
 
 /// `||X - model||`, entry by entry. The difference of squared norms would lose half of the digits.
@@ -91,10 +93,18 @@ struct Contracted<'a> {
 impl<'a> Contracted<'a> {
     fn new(tensor: &'a Tensor, factor: Matrix) -> Self {
         let mut contracted = Self { tensor, factor, kept: Vec::new() };
-        let room = tensor.values().len() / 2 / (contracted.factor.nrows() * PANEL);
         let panels = panels(tensor);
-        contracted.kept = panels.chunks(TASKS).take(room / TASKS).flat_map(|group| contracted.compute(group)).collect();
+        let groups = contracted.room() / (contracted.factor.nrows() * PANEL * TASKS);
+        contracted.kept = panels.chunks(TASKS).take(groups).flat_map(|group| contracted.compute(group)).collect();
         contracted
+    }
+
+    /// How many values may be kept: half as many as the tensor has, less where a sweep holds much beside. That are a gram matrix for each mode, the
+    /// product of all but one, a product with the tensor, and the panels that are computed at once.
+    fn room(&self) -> usize {
+        let ([rank, dim], modes) = ([self.factor.nrows(), self.factor.ncols()], self.tensor.shape().len());
+        let beside = rank * ((modes + 1) * rank + dim + TASKS * PANEL);
+        (self.tensor.values().len() / 2).min((self.tensor.values().len() * 15 / 16).saturating_sub(beside))
     }
 
     fn compute(&self, group: &[Range<usize>]) -> Vec<Matrix> {

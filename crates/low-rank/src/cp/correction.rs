@@ -26,11 +26,10 @@ pub(super) fn correct(tensor: &Tensor, model: &mut Model, bound: f64, rounds: us
     let mut last = f64::INFINITY;
     for done in 1..=rounds {
         let Model { factors, weights } = model;
-        sweep(tensor, factors, |mode, product, factors| {
-            let mut factor = smallest(tensor.energy(), &product, hadamard(&grams, &[mode]), bound);
-            *weights = normalize(&mut factor);
-            grams[mode] = cross(&factor, &factor);
-            factors[mode] = factor;
+        sweep(tensor, factors, |mode, product, factor| {
+            *factor = smallest(tensor.energy(), &product, hadamard(&grams, &[mode]), bound);
+            *weights = normalize(factor);
+            grams[mode] = cross(factor, factor);
         });
         let components = model.components();
         if (last - components).abs() <= TOLERANCE * components {

@@ -26,7 +26,11 @@ impl Model {
     pub(super) fn balanced(&self) -> Vec<Matrix> {
         let modes = self.factors.len() as f64;
         let shares: Vec<f64> = self.weights.iter().map(|weight| weight.powf(modes.recip())).collect();
-        self.factors.iter().map(|factor| scaled(factor, &shares)).collect()
+        let share = |mut factor: Matrix| {
+            scale(&mut factor, &shares);
+            factor
+        };
+        self.factors.iter().cloned().map(share).collect()
     }
 
     /// `sum_r w_r^2`, the squared norms of the components.
@@ -46,15 +50,13 @@ pub(super) fn normalize(factor: &mut Matrix) -> Vec<f64> {
     factor.column_iter().for_each(|column| norms.iter_mut().zip(&column).for_each(|(norm, a)| *norm += a * a));
     norms.iter_mut().for_each(|norm| *norm = norm.sqrt());
     let inverses: Vec<f64> = norms.iter().map(|norm| if *norm > 0.0 { norm.recip() } else { 1.0 }).collect();
-    *factor = scaled(factor, &inverses);
+    scale(factor, &inverses);
     norms
 }
 
-/// A factor whose rows are multiplied each by its number.
-pub(super) fn scaled(factor: &Matrix, by: &[f64]) -> Matrix {
-    let mut scaled = factor.clone();
-    scaled.column_iter_mut().for_each(|mut column| column.iter_mut().zip(by).for_each(|(a, by)| *a *= by));
-    scaled
+/// Multiplies each row by its number.
+pub(super) fn scale(factor: &mut Matrix, by: &[f64]) {
+    factor.column_iter_mut().for_each(|mut column| column.iter_mut().zip(by).for_each(|(a, by)| *a *= by));
 }
 
 /// The scalar products of each factor's rows.

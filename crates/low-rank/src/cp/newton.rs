@@ -23,7 +23,7 @@ const ITERATIONS: usize = 100;
 /// Tomasi, De Lathauwer. "A comparison of algorithms for fitting the PARAFAC model". Computational Statistics and Data Analysis 2006.
 pub(super) fn polish(tensor: &Tensor, model: &mut Model, steps: usize) -> Outcome {
     let mut at = Point::new(tensor, model.balanced());
-    let largest = at.diagonals.iter().map(Matrix::max).fold(0.0, f64::max);
+    let largest = (0..at.factors.len()).map(|mode| hadamard(&at.grams, &[mode]).max()).fold(0.0, f64::max);
     let (mut damping, mut growth) = (1e-3 * largest, 2.0);
     let mut outcome = Outcome { sweeps: steps, settled: false };
     let mut first = None;
@@ -35,7 +35,7 @@ pub(super) fn polish(tensor: &Tensor, model: &mut Model, steps: usize) -> Outcom
             outcome = Outcome { sweeps: done, settled: promised.is_finite() };
             break;
         }
-        let next = Point::new(tensor, at.factors.iter().zip(&step).map(|(factor, step)| factor + step).collect());
+        let next = Point::new(tensor, at.factors.iter().zip(step).map(|(factor, step)| factor + step).collect());
         let ratio = (at.value - next.value) / promised;
         if ratio > 0.0 {
             let gained = at.value - next.value;
@@ -62,7 +62,6 @@ pub(super) fn polish(tensor: &Tensor, model: &mut Model, steps: usize) -> Outcom
 struct Point {
     factors: Vec<Matrix>,
     grams: Vec<Matrix>,
-    diagonals: Vec<Matrix>,
     gradient: Vec<Matrix>,
     value: f64,
 }
@@ -70,33 +69,34 @@ struct Point {
 impl Point {
     fn new(tensor: &Tensor, mut factors: Vec<Matrix>) -> Self {
         let grams = grams(&factors);
-        let diagonals: Vec<Matrix> = (0..factors.len()).map(|mode| hadamard(&grams, &[mode])).collect();
-        let mut gradient: Vec<Matrix> = factors.iter().zip(&diagonals).map(|(factor, gram)| gram * factor).collect();
+        let of_model = |(mode, factor): (usize, &Matrix)| hadamard(&grams, &[mode]) * factor;
+        let mut gradient: Vec<Matrix> = factors.iter().enumerate().map(of_model).collect();
         let mut inner = 0.0;
-        sweep(tensor, &mut factors, |mode, product, factors| {
-            inner = factors[mode].dot(&product);
+        sweep(tensor, &mut factors, |mode, product, factor| {
+            inner = factor.dot(&product);
             gradient[mode] -= product;
         });
         let value = residual(tensor, inner, &grams, &vec![1.0; factors[0].nrows()]) / 2.0;
-        Self { factors, grams, diagonals, gradient, value }
+        Self { factors, grams, gradient, value }
     }
 
     /// The step for this damping and by how much the linear model lowers `f` with it.
     fn step(&self, damping: f64, accuracy: f64) -> Option<(Vec<Matrix>, f64)> {
-        let damped = |gram: &Matrix| {
-            let mut gram = gram.clone();
+        let damped = |mode: usize| {
+            let mut gram = hadamard(&self.grams, &[mode]);
             (0..gram.nrows()).for_each(|r| gram[(r, r)] += damping);
             Cholesky::new(gram)
         };
-        let blocks: Vec<Cholesky> = self.diagonals.iter().map(damped).collect::<Option<_>>()?;
-        let precondition =
-            |right: &[Matrix]| -> Vec<Matrix> { right.iter().zip(&blocks).map(|(r, block)| block.solve(r.clone())).collect() };
+        let blocks: Vec<Cholesky> = (0..self.factors.len()).map(damped).collect::<Option<_>>()?;
+        let precondition = |mut right: Vec<Matrix>| {
+            right.iter_mut().zip(&blocks).for_each(|(right, block)| block.solve(right));
+            right
+        };
         let mut step: Vec<Matrix> = self.factors.iter().map(|factor| Matrix::zeros(factor.nrows(), factor.ncols())).collect();
         let mut left: Vec<Matrix> = self.gradient.iter().map(|gradient| -gradient).collect();
         let target = accuracy * norm(&left);
-        let mut turned = precondition(&left);
-        let mut direction = turned.clone();
-        let mut slope = dot(&left, &turned);
+        let mut direction = precondition(left.clone());
+        let mut slope = dot(&left, &direction);
         let mut reached = norm(&left);
         for _ in 0..ITERATIONS {
             if reached <= target {
@@ -111,7 +111,7 @@ impl Point {
             add(&mut step, along, &direction);
             add(&mut left, -along, &curved);
             reached = norm(&left);
-            turned = precondition(&left);
+            let turned = precondition(left.clone());
             let next = dot(&left, &turned);
             direction.iter_mut().for_each(|block| *block *= next / slope);
             add(&mut direction, 1.0, &turned);
@@ -130,7 +130,7 @@ impl Point {
             for other in (0..v.len()).filter(|other| *other != mode) {
                 sum += hadamard(&self.grams, &[mode, other]).component_mul(&mixed[other]);
             }
-            &self.diagonals[mode] * &v[mode] + sum * &self.factors[mode]
+            hadamard(&self.grams, &[mode]) * &v[mode] + sum * &self.factors[mode]
         };
         (0..v.len()).map(block).collect()
     }

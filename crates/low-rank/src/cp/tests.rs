@@ -95,9 +95,9 @@ fn products_and_distances_follow_their_definitions() {
             .map(|(dim, seed)| Matrix::from_vec(rank, *dim, noise(&[rank, *dim], seed).values().to_vec()))
             .collect();
         let mut modes = Vec::new();
-        sweep(&tensor, &mut factors.clone(), |mode, product, factors| {
+        sweep(&tensor, &mut factors.clone(), |mode, product, factor| {
             modes.push(mode);
-            for (r, index) in [(0, 0), (rank - 1, factors[mode].ncols() - 1)] {
+            for (r, index) in [(0, 0), (rank - 1, factor.ncols() - 1)] {
                 // The scalar product of the tensor and the component whose vector of this mode is a unit vector.
                 let mut one: Vec<Matrix> = factors
                     .iter()
@@ -125,7 +125,8 @@ fn a_solution_solves_with_any_number_of_blocks() {
         let root = Matrix::from_vec(size, size, noise(&[size, size], 3).values().to_vec());
         let gram = &root * root.transpose() + Matrix::identity(size, size);
         let right = Matrix::from_vec(size, 7, noise(&[size, 7], 4).values().to_vec());
-        let solved = cholesky::Cholesky::new(gram.clone()).unwrap().solve(right.clone());
+        let mut solved = right.clone();
+        cholesky::Cholesky::new(gram.clone()).unwrap().solve(&mut solved);
         assert!((gram * solved - &right).norm() < 1e-9 * right.norm());
     }
     assert!(cholesky::Cholesky::new(-Matrix::identity(3, 3)).is_none());
@@ -290,6 +291,20 @@ fn factors_compose_to_the_error_in_any_order_of_modes() {
         assert!(fitted.factors.iter().all(|factor| norms(factor).iter().zip(&first).all(|(a, b)| (a - b).abs() < 1e-12 * b)));
         let components: f64 = first.iter().map(|norm| norm.powi(6)).sum();
         assert!((components / tensor.energy() - fitted.largest).abs() < 1e-9 * fitted.largest);
+    }
+}
+
+#[test]
+fn given_factors_are_improved_in_any_order_of_modes() {
+    for shape in [[6, 4, 3], [3, 6, 4]] {
+        let tensor = noise(&shape, 5);
+        let start = decompose(&tensor, &Settings { starts: 1, sweeps: 2, ..settings(3) }).unwrap();
+        let none = refine(&tensor, &start.factors, 0).unwrap().error;
+        assert!((none - start.error).abs() < 1e-12, "{none} and {}", start.error);
+        let further = refine(&tensor, &start.factors, 100).unwrap();
+        let found = (less(&tensor, &composed(&further.factors)).energy() / tensor.energy()).sqrt();
+        assert!((found - further.error).abs() < 1e-12 && found < start.error, "{found} and {}", start.error);
+        assert!(refine(&tensor, &further.factors[1..], 1).unwrap_err().to_string().contains("factors of shapes"));
     }
 }
 

@@ -1,10 +1,14 @@
+use std::collections::BTreeMap;
+
 use briquette_core::builder::{Builder, Conv};
 use briquette_core::context::{Memory, Silent};
 use briquette_core::cost::Cost;
 use briquette_core::price::{Bytes, Price as _};
-use briquette_handmade::{context, images, refusal, run, set};
+use briquette_core::training::evaluate;
+use briquette_handmade::{context, images, labelled, refusal, run, set};
 use briquette_pruning_sharing::pruning::magnitude::Magnitude;
-use serde_json::json;
+use briquette_runtime::Padding;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::bicluster::Bicluster;
@@ -64,8 +68,101 @@ fn a_budget_in_milliseconds_is_told_what_it_came_to() {
     assert!(notes.iter().any(|note| note.contains("ms in the engine, of 1000 asked for")), "{notes:?}");
     let refused = run::<Svd>(net(), json!({ "ranks": { "ms": 1e-9 } })).unwrap_err().to_string();
     assert!(refused.contains("`ranks = { ms = 0.000000001 }` cannot be met"), "{refused}");
-    let refused = run::<TensorTrain>(net(), json!({ "ranks": { "ms": 1e3 } })).unwrap_err().to_string();
-    assert!(refused.contains("structural matrices have no budget of `ms`"), "{refused}");
+    // Structural matrices are measured, too.
+    let train = |ms: f64| run::<TensorTrain>(net(), json!({ "layers": ["fc1"], "ranks": { "ms": ms } }));
+    assert!(train(1e3).is_ok() && train(1e-9).unwrap_err().to_string().contains("cannot be met"));
+}
+
+/// What svd makes of [`net`] on images that it classifies without an error.
+fn budgeted(ranks: &Value, host: &mut Memory) -> Net {
+    let data = labelled(&net());
+    let method: Svd = serde_json::from_value(json!({ "ranks": ranks })).unwrap();
+    method.run(net(), &mut context(&data, host)).unwrap()
+}
+
+#[test]
+fn a_budget_goes_by_accuracies_where_it_is_told_to() {
+    let data = labelled(&net());
+    // The least accuracy with one layer at a time as it is in a network.
+    let least = |found: &Net| {
+        let alone = |name: &&str| {
+            let rank = found.nodes[found.index(&format!("{name}.reduce")).ok()?].op.weight_shape().unwrap()[0];
+            let one = run::<Svd>(net(), json!({ "ranks": { *name: rank }, "break-even": "off" })).unwrap();
+            Some(evaluate(&one, &data.valid, &Device::flex(), &mut Silent).unwrap().accuracy)
+        };
+        ["lift", "strided", "grouped", "fc1", "fc2"].iter().filter_map(alone).fold(1.0, f64::min)
+    };
+    for share in [0.5, 0.7] {
+        let by_energy = budgeted(&json!({ "macs": share }), &mut Memory::default());
+        let by_accuracy = budgeted(&json!({ "macs": share, "on": "accuracy" }), &mut Memory::default());
+        assert!(macs(&by_accuracy) as f64 <= share * macs(&net()) as f64);
+        let [of_energy, of_accuracy] = [&by_energy, &by_accuracy].map(least);
+        assert!(of_accuracy > of_energy, "{share}: {of_accuracy} and {of_energy}");
+    }
+    let of_bytes = budgeted(&json!({ "bytes": 0.5, "on": "accuracy", "images": 20 }), &mut Memory::default());
+    assert!(Bytes.of(&of_bytes).unwrap() <= 0.5 * Bytes.of(&net()).unwrap());
+}
+
+#[test]
+fn accuracies_are_measured_once() {
+    let (mut host, ranks) = (Memory::default(), json!({ "macs": 0.6, "on": "accuracy" }));
+    let first = budgeted(&ranks, &mut host);
+    let kept = host.states[crate::trials::KEPT].clone();
+    assert!(budgeted(&ranks, &mut host).to_state() == first.to_state() && host.states[crate::trials::KEPT] == kept);
+    // As if fc1 bore no rank at all.
+    let mut points: BTreeMap<String, Value> = serde_json::from_slice(&kept).unwrap();
+    points.iter_mut().filter(|(name, _)| name.starts_with("fc1")).for_each(|(_, point)| point["Ok"]["accuracy"] = 0.0.into());
+    host.states.insert(crate::trials::KEPT.into(), serde_json::to_vec(&points).unwrap());
+    assert!(budgeted(&ranks, &mut host).index("fc1").is_ok());
+    let (mut data, mut silent) = (images(), Silent);
+    data.valid = data.valid.take(0);
+    let method: Svd = serde_json::from_value(json!({ "ranks": ranks })).unwrap();
+    let error = method.run(net(), &mut context(&data, &mut silent)).unwrap_err().to_string();
+    assert!(error.contains("measures on validation images, and there are none; set `valid` of `data`"), "{error}");
+}
+
+#[test]
+fn ranks_of_a_layer_in_groups_are_multiples_in_all_groups_together() {
+    for (multiple, rank) in [(1, 10), (3, 12), (8, 16)] {
+        let ranks = json!({ "grouped": { "fraction": 0.4, "multiple": multiple } });
+        let found = run::<Svd>(net(), json!({ "ranks": ranks, "break-even": "off" })).unwrap();
+        assert_eq!(found.nodes[found.index("grouped.reduce").unwrap()].op.weight_shape().unwrap()[0], rank, "{multiple}");
+    }
+}
+
+#[test]
+fn chains_break_even_at_the_published_ranks() {
+    // Channels, filters, kernel; then the ranks at which Tai's pair, scheme 1, CP of 4 and of 3 modes, and the weight SVD break even.
+    for ([c, n, d], even) in [
+        ([96, 256, 5], [349, 24, 1697, 1629, 94]),
+        ([3, 64, 3], [8, 8, 23, 22, 2]),
+        ([64, 64, 3], [96, 8, 275, 269, 57]),
+        ([512, 512, 3], [768, 8, 2290, 2283, 460]),
+        ([96, 128, 3], [164, 8, 480, 474, 88]),
+    ] {
+        let layer = Layer {
+            shape: [n, c, d, d],
+            groups: 1,
+            stride: [1; 2],
+            padding: Padding::NONE,
+            dilation: [1; 2],
+            input: [d; 2],
+            connected: false,
+        };
+        fn most<F: Factorization>(layer: &Layer, settings: Value) -> usize {
+            let form: F = serde_json::from_value(settings).unwrap();
+            let gains = |rank: &usize| layer.weights_of(&form.links(layer, &[*rank])) <= layer.weights();
+            (1..4000).take_while(gains).count()
+        }
+        let found = [
+            most::<crate::bn_low_rank::Pair>(&layer, json!({})),
+            most::<crate::separable::Filters>(&layer, json!({ "scheme": 1 })),
+            most::<crate::cp::Canonical>(&layer, json!({ "modes": 4 })),
+            most::<crate::cp::Canonical>(&layer, json!({ "modes": 3 })),
+            most::<crate::svd::Truncated>(&layer, json!({})),
+        ];
+        assert_eq!(found, even, "{c} {n} {d}");
+    }
 }
 
 #[test]

@@ -15,6 +15,8 @@ pub struct Candidate<'a> {
     pub limits: Vec<usize>,
     /// What it costs as it is.
     pub dense: f64,
+    /// Where its ranks begin, and what they are multiples of.
+    pub rounding: Rounding,
 }
 
 /// What [`greedy`] chooses.
@@ -42,7 +44,6 @@ pub fn greedy(
     mut cost: impl FnMut(usize, &[usize]) -> Result<f64>,
     same: impl Fn(usize, &[usize], &[usize]) -> Result<bool>,
     budget: f64,
-    rounding: Rounding,
 ) -> Result<Allocation> {
     let mut cost = |at: usize, ranks: &[usize]| {
         let found = cost(at, ranks)?;
@@ -51,11 +52,11 @@ pub fn greedy(
     };
     let mut states = Vec::with_capacity(layers.len());
     for (at, layer) in layers.iter().enumerate() {
-        let ranks: Vec<usize> = layer.limits.iter().map(|limit| rounding.of(1, *limit)).collect();
+        let ranks: Vec<usize> = layer.limits.iter().map(|limit| layer.rounding.of(1, *limit)).collect();
         let found = cost(at, &ranks)?;
         let dense = found >= layer.dense;
         let mut state = State { ranks: (!dense).then_some(ranks), cost: found.min(layer.dense), steps: Vec::new() };
-        state.steps = state.steps(layer, rounding, |ranks| cost(at, ranks), |a, b| same(at, a, b))?;
+        state.steps = state.steps(layer, |ranks| cost(at, ranks), |a, b| same(at, a, b))?;
         states.push(state);
     }
     let total = |states: &[State]| states.iter().map(|state| state.cost).sum::<f64>();
@@ -75,7 +76,7 @@ pub fn greedy(
             return Ok(Allocation { cost: spent, ranks: states.into_iter().map(|state| state.ranks).collect() });
         };
         let mut state = State { ranks: step.ranks, cost: step.cost, steps: Vec::new() };
-        state.steps = state.steps(&layers[at], rounding, |ranks| cost(at, ranks), |a, b| same(at, a, b))?;
+        state.steps = state.steps(&layers[at], |ranks| cost(at, ranks), |a, b| same(at, a, b))?;
         states[at] = state;
     }
 }
@@ -101,7 +102,6 @@ impl State {
     fn steps(
         &self,
         layer: &Candidate,
-        rounding: Rounding,
         mut cost: impl FnMut(&[usize]) -> Result<f64>,
         same: impl Fn(&[usize], &[usize]) -> Result<bool>,
     ) -> Result<Vec<Step>> {
@@ -111,7 +111,7 @@ impl State {
         let (mut steps, mut to_dense) = (Vec::new(), false);
         for which in (0..ranks.len()).filter(|which| ranks[*which] < layer.limits[*which]) {
             let mut raised = ranks.clone();
-            raised[which] = rounding.of(ranks[which] + 1, layer.limits[which]);
+            raised[which] = layer.rounding.of(ranks[which] + 1, layer.limits[which]);
             if same(ranks, &raised)? {
                 continue;
             }
@@ -131,12 +131,6 @@ impl State {
     }
 }
 
-/// The largest rank up to `limit` whose cost is at most `most`: with the dense cost the rank at which factors break even, with a share of it
-/// AIMET's rule for a target ratio. None if even rank 1 costs more.
-pub fn largest_rank(limit: usize, most: f64, cost: impl Fn(usize) -> f64) -> Option<usize> {
-    (1..=limit).rev().find(|rank| cost(*rank) <= most)
-}
-
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroUsize;
@@ -150,7 +144,7 @@ mod tests {
     fn candidate<'a>(name: &'a str, singular: &[f64], dense: f64) -> Candidate<'a> {
         let energy = singular.iter().map(|s| s * s).sum();
         let spectrum = Spectrum { singular: singular.to_vec(), shape: [singular.len(); 2], energy };
-        Candidate { name, limits: vec![singular.len()], spectra: vec![spectrum], dense }
+        Candidate { name, limits: vec![singular.len()], spectra: vec![spectrum], dense, rounding: Rounding::default() }
     }
 
     /// The layers of the golden values and what a rank costs in each.
@@ -185,8 +179,7 @@ mod tests {
             (0.1, [1, 1, 1], 1.312908566),
         ] {
             let budget = fraction * 73728.0;
-            let found =
-                greedy(&layers, |at, ranks| Ok(per_rank[at] * ranks[0] as f64), differ, budget, Rounding::default()).unwrap();
+            let found = greedy(&layers, |at, ranks| Ok(per_rank[at] * ranks[0] as f64), differ, budget).unwrap();
             assert_eq!(found.ranks, ranks.map(|rank| Some(vec![rank])), "{fraction}");
             let sum: f64 = layers.iter().zip(ranks).map(|(layer, rank)| kept(layer, rank)).sum();
             assert!((sum - energy).abs() < 1e-6, "{sum} and {energy}");
@@ -203,7 +196,7 @@ mod tests {
     #[test]
     fn a_budget_that_cannot_be_met_says_the_least_that_can() {
         let (layers, per_rank) = golden();
-        let found = greedy(&layers, |at, ranks| Ok(per_rank[at] * ranks[0] as f64), differ, 6000.0, Rounding::default());
+        let found = greedy(&layers, |at, ranks| Ok(per_rank[at] * ranks[0] as f64), differ, 6000.0);
         let error = found.unwrap_err().to_string();
         assert_eq!(error, "a budget of 6000 cannot be met: at the least ranks the layers cost 6528");
     }
@@ -212,20 +205,21 @@ mod tests {
     fn layers_whose_factors_cost_no_less_stay_dense() {
         let (layers, per_rank) = golden();
         let cost = |at: usize, ranks: &[usize]| Ok(per_rank[at] * ranks[0] as f64);
-        let all = greedy(&layers, cost, differ, 73728.0, Rounding::default()).unwrap();
+        let all = greedy(&layers, cost, differ, 73728.0).unwrap();
         assert_eq!(all, Allocation { ranks: vec![None; 3], cost: 73728.0 }, "the whole budget buys the whole network");
         // At rank 1 the factors of the second cost more than itself.
         let pair = [candidate("thick", &[2.0, 1.0], 100.0), candidate("thin", &[2.0, 1.0], 5.0)];
-        let found = greedy(&pair, |_, ranks| Ok(10.0 * ranks[0] as f64), differ, 15.0, Rounding::default()).unwrap();
+        let found = greedy(&pair, |_, ranks| Ok(10.0 * ranks[0] as f64), differ, 15.0).unwrap();
         assert_eq!(found, Allocation { ranks: vec![Some(vec![1]), None], cost: 15.0 });
     }
 
     #[test]
     fn ranks_rise_by_multiples_from_the_floor() {
-        let (layers, per_rank) = golden();
+        let (mut layers, per_rank) = golden();
         let cost = |at: usize, ranks: &[usize]| Ok(per_rank[at] * ranks[0] as f64);
         let rounding = Rounding { multiple: NonZeroUsize::new(3).unwrap(), floor: NonZeroUsize::new(2).unwrap() };
-        let found = greedy(&layers, cost, differ, 40000.0, rounding).unwrap();
+        layers.iter_mut().for_each(|layer| layer.rounding = rounding);
+        let found = greedy(&layers, cost, differ, 40000.0).unwrap();
         let ranks: Vec<usize> = found.ranks.into_iter().map(|ranks| ranks.unwrap()[0]).collect();
         assert!(ranks.iter().all(|rank| rank % 3 == 0), "{ranks:?}");
         assert!(found.cost <= 40000.0);
@@ -235,36 +229,12 @@ mod tests {
     fn of_several_ranks_that_rises_which_gains_more_for_its_cost() {
         let of = |singular: &[f64]| candidate("pair", singular, 1e9).spectra.remove(0);
         let spectra = vec![of(&[4.0, 3.0, 0.1]), of(&[4.0, 2.0, 2.0])];
-        let layer = Candidate { name: "pair", spectra, limits: vec![3, 3], dense: 1e9 };
+        let layer = Candidate { spectra, limits: vec![3, 3], ..candidate("pair", &[1.0], 1e9) };
         // Ranks [2, 1] cost 2 and [2, 2] cost 4; in energy the first rank has nothing left to gain then.
-        let found =
-            greedy(std::slice::from_ref(&layer), |_, ranks| Ok((ranks[0] * ranks[1]) as f64), differ, 4.0, Rounding::default())
-                .unwrap();
+        let found = greedy(std::slice::from_ref(&layer), |_, ranks| Ok((ranks[0] * ranks[1]) as f64), differ, 4.0).unwrap();
         assert_eq!(found.ranks, [Some(vec![2, 2])]);
-        let error = greedy(&[layer], |_, ranks| Ok(1.0 / (ranks[0] - 1) as f64), differ, 4.0, Rounding::default()).unwrap_err();
+        let error = greedy(&[layer], |_, ranks| Ok(1.0 / (ranks[0] - 1) as f64), differ, 4.0).unwrap_err();
         assert_eq!(error.to_string(), "node 'pair': costs inf at ranks [1, 1]");
-    }
-
-    #[test]
-    fn factors_break_even_at_the_published_ranks() {
-        // Channels, filters, kernel; then the ranks at which Tai's pair, scheme 1, CP of 4 and of 3 modes, and the weight SVD break even.
-        for ([c, n, d], even) in [
-            ([96, 256, 5], [349, 24, 1697, 1629, 94]),
-            ([3, 64, 3], [8, 8, 23, 22, 2]),
-            ([64, 64, 3], [96, 8, 275, 269, 57]),
-            ([512, 512, 3], [768, 8, 2290, 2283, 460]),
-            ([96, 128, 3], [164, 8, 480, 474, 88]),
-            ([256, 64, 1], [51, 0, 50, 51, 51]),
-        ] {
-            let per_rank = [d * (c + n), c * (2 * d + n), c + 2 * d + n, c + d * d + n, c + d * d * n];
-            let dense = (c * n * d * d) as f64;
-            let found = per_rank.map(|per_rank| largest_rank(4000, dense, |rank| (rank * per_rank) as f64).unwrap_or(0));
-            assert_eq!(found, even, "{c} {n} {d}");
-        }
-        // Tucker-2 of 64 to 64 channels with equal ranks at a half and a quarter of the cost.
-        let tucker = |q: usize| (64 * q + 9 * q * q + q * 64) as f64;
-        let shares = [1.0, 0.5, 0.25].map(|share| largest_rank(64, share * 36864.0, tucker));
-        assert_eq!(shares, [Some(57), Some(38), Some(25)]);
     }
 
     #[test]
@@ -278,7 +248,7 @@ mod tests {
         let within = |ranks: &[usize]| [ranks[0], ranks[1].min(2 * ranks[0])];
         let cost = |_: usize, ranks: &[usize]| Ok((10 * within(ranks)[0] + within(ranks)[1]) as f64);
         let same = |_: usize, a: &[usize], b: &[usize]| Ok(within(a) == within(b));
-        let found = greedy(&[layer], cost, same, 24.0, Rounding::default()).unwrap();
+        let found = greedy(&[layer], cost, same, 24.0).unwrap();
         assert_eq!(found.ranks, [Some(vec![2, 4])], "and not 9 for nothing");
     }
 }

@@ -32,9 +32,11 @@ fn ranks_are_numbers_lists_rules_or_tables_of_these() {
     let (eight, two) = (NonZeroUsize::new(8).unwrap(), NonZeroUsize::new(2).unwrap());
     assert_eq!(
         written(r#"{ "macs": 0.5, "multiple": 8, "floor": 2 }"#).unwrap(),
-        Ranks::Budget(Budget::Macs(Share(0.5)), Rounding { multiple: eight, floor: two })
+        Ranks::Budget(Budget::Macs(Share(0.5)), On::Energy, Rounding { multiple: eight, floor: two })
     );
-    assert_eq!(written(r#"{ "ms": 1.5 }"#).unwrap(), Ranks::Budget(Budget::Ms(1.5), Rounding::default()));
+    assert_eq!(written(r#"{ "ms": 1.5 }"#).unwrap(), Ranks::Budget(Budget::Ms(1.5), On::Energy, Rounding::default()));
+    let on_accuracy = Ranks::Budget(Budget::Bytes(Share(0.5)), On::Accuracy(Some(two)), Rounding::default());
+    assert_eq!(written(r#"{ "bytes": 0.5, "on": "accuracy", "images": 2 }"#).unwrap(), on_accuracy);
 }
 
 #[test]
@@ -53,6 +55,9 @@ fn what_makes_no_sense_is_refused_in_plain_words() {
         (r#"{ "multiple": 8 }"#, "exactly one of `fraction`, `energy`"),
         (r#"{ "energy": 0.9, "multiple": 0 }"#, "nonzero"),
         (r#"{ "energy": 0.9, "conv1": 4 }"#, "unknown field `conv1`"),
+        (r#"{ "energy": 0.5, "on": "accuracy" }"#, "`on` is of a budget, `macs`, `bytes` or `ms`"),
+        (r#"{ "macs": 0.5, "images": 9 }"#, "`images` are those of `on = \"accuracy\"`"),
+        (r#"{ "macs": 0.5, "on": "loss" }"#, "unknown variant `loss`"),
         (r#"{ "ms": 0 }"#, "`ms` is a number of milliseconds above 0, not 0"),
         (r#"{ "conv1": { "macs": 0.5 } }"#, "`conv1`: `macs`, `bytes` and `ms` are budgets for all layers"),
         (r#"{ "conv1": 0 }"#, "`conv1`: a rank is a whole number"),
@@ -103,6 +108,16 @@ fn found_ranks_are_raised_to_the_floor_rounded_up_and_cut_off() {
     assert_eq!(raised.note.unwrap().to_string(), "the rule found rank 16, 5, 1; raised to the floor of 6");
     let vast = format!(r#"{{ "fraction": 0.9, "multiple": {} }}"#, usize::MAX / 2 + 2);
     assert_eq!(ranks(&vast).ranks, [64, 20, 3], "a multiple beyond all numbers");
+}
+
+#[test]
+fn a_multiple_and_a_floor_are_of_all_groups_together() {
+    let of = |multiple: usize, floor: usize, groups: usize| {
+        let each = |number: usize| NonZeroUsize::new(number).unwrap();
+        let of_group = Rounding { multiple: each(multiple), floor: each(floor) }.of_group(groups);
+        (of_group.multiple.get(), of_group.floor.get())
+    };
+    assert_eq!([of(8, 6, 1), of(8, 6, 2), of(6, 6, 4), of(3, 1, 2), of(4, 9, 4)], [(8, 6), (4, 3), (3, 2), (3, 1), (1, 3)]);
 }
 
 #[test]

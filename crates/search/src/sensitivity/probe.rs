@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use briquette_core::context::{Context, Event, Host, Saved, StateWriter};
+use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::pass::{Catalogue, Entry, Pass};
-use burn::tensor::Device;
 use serde_json::{Map, Number, Value};
 
 /// A method whose setting `key` is still open.
@@ -75,43 +74,6 @@ impl Probe {
 
     /// A copy of the network with one layer changed.
     pub(super) fn apply(&self, net: &Net, layer: &str, value: &Number, cx: &mut Context<'_>) -> Result<Net> {
-        let mut host = Aside(cx.host);
-        let mut aside = Context::new(&cx.device, cx.seed, cx.data, &mut host);
-        aside.storage = cx.storage;
-        aside.distillations = cx.distillations;
-        self.on(layer, value)?.run(net.deep_clone(), &mut aside)
-    }
-}
-
-/// The host of a method that is only tried: what it keeps and writes is dropped, so that nothing of it outlives the scan.
-struct Aside<'a>(&'a mut dyn Host);
-
-impl Host for Aside<'_> {
-    fn event(&mut self, event: Event<'_>) {
-        self.0.event(event);
-    }
-
-    fn stop_requested(&self) -> bool {
-        self.0.stop_requested()
-    }
-
-    fn saved(&mut self, _: &str) -> Result<Option<Saved<'_>>> {
-        Ok(None)
-    }
-
-    fn save(&mut self, _: &str, _: &mut StateWriter<'_>) -> Result<()> {
-        Ok(())
-    }
-
-    fn write(&mut self, _: &str, _: &[u8]) -> Result<()> {
-        Ok(())
-    }
-
-    fn read(&mut self, name: &str) -> Result<Vec<u8>> {
-        self.0.read(name)
-    }
-
-    fn before(&mut self, device: &Device) -> Result<Net> {
-        self.0.before(device)
+        cx.aside(|cx| self.on(layer, value)?.run(net.deep_clone(), cx))
     }
 }
