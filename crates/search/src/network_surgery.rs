@@ -117,7 +117,8 @@ impl NetworkSurgery {
             return Err(Error::Invalid(format!("network-surgery: {detail}")));
         }
         refuse::weightless(net, &self.c)?;
-        let chosen = self.c.resolve_within(net, &self.layers.without(&self.except, net)?)?;
+        let chosen: BTreeMap<usize, f64> =
+            self.c.resolve_within(net, &self.layers.without(&self.except, net)?)?.into_iter().collect();
         if let Some((layer, c)) = chosen.iter().find(|(_, c)| !c.is_finite()) {
             return Err(Error::node(&net.nodes[*layer].name, format!("`c` is a number of deviations, not {c}")));
         }
