@@ -4,7 +4,21 @@
 //! An objective of this crate is no pass: any recipe may name one, `tune = { epochs = 4, distill = { method = "soft-targets", temperature = 4.0 } }`,
 //! and learns from the network as it was before the pass, or from the container that `teacher` names.
 
+pub mod attention_transfer;
+pub mod contrastive;
+pub mod decoupled;
+pub mod ensemble;
+pub mod fitnets;
+#[cfg(test)]
+mod golden;
+pub mod logits;
+pub mod neuron_selection;
+pub mod pseudo_labels;
+pub mod relational;
+pub mod selectivity;
+pub mod similarity;
 pub mod soft_targets;
+mod tensors;
 
 use briquette_core::objective::Distillation;
 
