@@ -136,6 +136,16 @@ impl Net {
         found.ok_or_else(|| Error::unknown("layer", name, self.nodes.iter().map(|node| node.name.as_str())))
     }
 
+    /// Index of the node of this name, or of the last node of the block of this name: of those whose names begin with it and a dot.
+    ///
+    /// # Errors
+    /// As [`Net::index`].
+    pub fn behind(&self, name: &str) -> Result<usize> {
+        let block = format!("{name}.");
+        let last = || self.nodes.iter().rposition(|node| node.name.starts_with(&block));
+        self.index(name).or_else(|error| last().ok_or(error))
+    }
+
     /// Shape of one input sample.
     pub fn input_shape(&self) -> Vec<usize> {
         let first = self.nodes.first().map(|node| node.op.layer());

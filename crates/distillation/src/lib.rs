@@ -5,20 +5,63 @@
 //! in a list, or is a pass of its own, `method = "soft-targets"`. The teacher is the network as it was before the pass, or what `teacher` names: a container,
 //! an architecture with the file of its weights, `"before-first-pass"`, or a list of these, which teach as one.
 
+pub mod attention_transfer;
+pub mod contrastive;
+pub mod decoupled;
+pub mod ensemble;
+pub mod fitnets;
+#[cfg(test)]
+mod golden;
 pub mod learning;
+pub mod logits;
+pub mod neuron_selection;
+pub mod pseudo_labels;
+pub mod relational;
+pub mod selectivity;
+pub mod similarity;
 pub mod soft_targets;
 pub mod student;
+pub mod taps;
+mod tensors;
 
 use briquette_core::pass::Entry;
 use briquette_core::teaching::Distillation;
 
+use attention_transfer::AttentionTransfer;
+use contrastive::Contrastive;
+use decoupled::Decoupled;
+use fitnets::Fitnets;
 use learning::Learning;
+use logits::Logits;
+use relational::Relational;
+use selectivity::Selectivity;
+use similarity::Similarity;
 use soft_targets::SoftTargets;
 
 /// The losses of this crate.
-pub const DISTILLATIONS: &[Distillation] = &[Distillation::of::<SoftTargets>()];
+pub const DISTILLATIONS: &[Distillation] = &[
+    Distillation::of::<AttentionTransfer>(),
+    Distillation::of::<Contrastive>(),
+    Distillation::of::<Decoupled>(),
+    Distillation::of::<Fitnets>(),
+    Distillation::of::<Logits>(),
+    Distillation::of::<Relational>(),
+    Distillation::of::<Selectivity>(),
+    Distillation::of::<Similarity>(),
+    Distillation::of::<SoftTargets>(),
+];
 
 const HOME: &str = "distillation";
 
 /// The methods of this crate.
-pub const METHODS: &[Entry] = &[Entry::of::<Learning<SoftTargets>>(HOME)];
+pub const METHODS: &[Entry] = &[
+    Entry::of::<Learning<AttentionTransfer>>(HOME),
+    Entry::of::<Learning<Contrastive>>(HOME),
+    Entry::of::<Learning<Decoupled>>(HOME),
+    Entry::of::<Learning<Fitnets>>(HOME),
+    Entry::of::<Learning<Logits>>(HOME),
+    Entry::of::<Learning<Relational>>(HOME),
+    Entry::of::<Learning<Selectivity>>(HOME),
+    Entry::of::<Learning<Similarity>>(HOME),
+    Entry::of::<Learning<SoftTargets>>(HOME),
+];

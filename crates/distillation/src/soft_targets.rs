@@ -19,10 +19,12 @@
 
 use briquette_core::error::{Error, Result};
 use briquette_core::objective::Seen;
-use briquette_core::teaching::{Distiller, Lesson, Mean, Pair, Shown, Taught};
+use briquette_core::teaching::{Distiller, Lesson, Pair, Shown, Taught};
 use briquette_core::types::Ratio;
 use burn::tensor::{Tensor, activation};
 use serde::Deserialize;
+
+use crate::ensemble::as_one;
 
 /// Softened probabilities of a teacher as targets.
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -65,29 +67,17 @@ impl Distiller for SoftTargets {
 
 impl Lesson for SoftTargets {
     fn term(&mut self, seen: &Seen<'_>, shown: &Shown<'_>) -> Result<Tensor<1>> {
-        let targets = log_probabilities(shown.logits, shown.mean, self.temperature);
-        Ok(divergence(targets, seen.logits.clone(), self.temperature).mul_scalar(self.temperature * self.temperature))
+        let teacher = as_one(shown, self.temperature)?;
+        Ok(divergence(teacher, seen.logits.clone(), self.temperature).mul_scalar(self.temperature * self.temperature))
     }
 }
 
-/// The logarithms of the probabilities of several teachers as one, `[batch, classes]`, at a temperature.
-pub fn log_probabilities(logits: &[Tensor<2>], mean: Mean, temperature: f64) -> Tensor<2> {
-    let count = logits.len().max(1) as f64;
-    let soft = |logits: &Tensor<2>| activation::log_softmax(logits.clone().div_scalar(temperature), 1);
-    let sum = |tensors: Vec<Tensor<2>>| tensors.into_iter().reduce(|a, b| a + b).expect("there is a teacher");
-    match (logits, mean) {
-        ([one], _) => soft(one),
-        (several, Mean::Arithmetic) => sum(several.iter().map(|logits| soft(logits).exp()).collect()).div_scalar(count).log(),
-        (several, Mean::Geometric) => soft(&sum(several.to_vec()).div_scalar(count)),
-    }
-}
-
-/// Mean over the rows of `sum_k p_k log(p_k / q_k)`, given the logarithms of `p`, `[batch, classes]`, and the student's logits, whose soft-max over
-/// the temperature is `q`.
-pub fn divergence(targets: Tensor<2>, student: Tensor<2>, temperature: f64) -> Tensor<1> {
+/// Mean over the rows of `sum_k p_k log(p_k / q_k)`, `p` and `q` the soft-max of the teacher's and of the student's logits `[batch, classes]` over
+/// the temperature.
+pub fn divergence(teacher: Tensor<2>, student: Tensor<2>, temperature: f64) -> Tensor<1> {
     let [rows, _] = student.dims();
-    let q = activation::log_softmax(student.div_scalar(temperature), 1);
-    (targets.clone().exp() * (targets - q)).sum().div_scalar(rows as f64)
+    let [p, q] = [teacher, student].map(|logits| activation::log_softmax(logits.div_scalar(temperature), 1));
+    (p.clone().exp() * (p - q)).sum().div_scalar(rows as f64)
 }
 
 fn four() -> f64 {
@@ -117,10 +107,9 @@ mod tests {
         let (v, z) = (vec![1.0, -2.0, 0.5, 3.0, 0.0, -1.0], vec![0.2, 0.4, -0.3, 1.0, -1.5, 0.1]);
         let mut sizes = Vec::new();
         for temperature in [1.0, 4.0, 20.0] {
-            let targets = || log_probabilities(&[logits(v.clone())], Mean::Arithmetic, temperature);
-            let loss = |z: Vec<f32>| divergence(targets(), logits(z), temperature).mul_scalar(temperature * temperature);
+            let loss = |z: Vec<f32>| divergence(logits(v.clone()), logits(z), temperature).mul_scalar(temperature * temperature);
             let student = logits(z.clone()).require_grad();
-            let term = divergence(targets(), student.clone(), temperature).mul_scalar(temperature * temperature);
+            let term = divergence(logits(v.clone()), student.clone(), temperature).mul_scalar(temperature * temperature);
             let gradient = floats(student.grad(&term.backward()).unwrap());
             for (i, found) in gradient.iter().enumerate() {
                 let at = |by: f32| {
@@ -134,7 +123,7 @@ mod tests {
             sizes.push(gradient.iter().map(|g| g * g).sum::<f32>().sqrt());
         }
         assert!(sizes.iter().all(|size| (0.3..3.0).contains(&(size / sizes[0]))), "{sizes:?}");
-        let same = divergence(log_probabilities(&[logits(v.clone())], Mean::Geometric, 2.0), logits(v), 2.0);
+        let same = divergence(logits(v.clone()), logits(v), 2.0);
         assert!(floats(same.inner())[0].abs() < 1e-6);
     }
 

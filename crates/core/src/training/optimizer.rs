@@ -58,7 +58,10 @@ impl Descent {
     }
 
     /// Keeps what is remembered of the module's parameters.
-    pub(crate) fn keep<M: Module>(&mut self, module: &M, archive: &mut Archive<'_>) -> Result<()> {
+    ///
+    /// # Errors
+    /// Those of the archive.
+    pub fn keep<M: Module>(&mut self, module: &M, archive: &mut Archive<'_>) -> Result<()> {
         match archive {
             Archive::To(writer) => self.write(module, writer),
             Archive::From(reader) => {
