@@ -143,7 +143,7 @@ impl Pass for GroupEquivariant {
             let device = cx.device.clone();
             probe(cx, "equivariance", (1, SAMPLE), &device, |images, _| {
                 for (off, layer) in off.iter_mut().zip(&broken) {
-                    *off = violation(&net, images.clone(), &layer.name, self.group)?;
+                    *off = violation(&net, &images, &layer.name, self.group)?;
                 }
                 Ok(())
             })?;
@@ -295,7 +295,7 @@ pub fn pool(b: &mut Builder, name: &str, at: At, group: Group, reduction: Reduct
 ///     let x = lift(&mut b, "lift", input, Conv::new(2, 3).same().stride(2), Group::P4m);
 ///     b.global_avg_pool("mean", x);
 ///     let image = Tensor::<1, Int>::arange(0..(size * size) as i64, &device).float().sin().reshape([1, 1, size, size]);
-///     violation(&b.finish()?, image, "lift", Group::P4m)
+///     violation(&b.finish()?, &image, "lift", Group::P4m)
 /// };
 /// assert!(off(7)? < 1e-5 && off(6)? > 0.1);
 /// # Ok(())
@@ -304,7 +304,7 @@ pub fn pool(b: &mut Builder, name: &str, at: At, group: Group, reduction: Reduct
 ///
 /// # Errors
 /// Images that are not square, no such layer, a layer without maps of the group, and values that are not finite.
-pub fn violation(net: &Net, images: Tensor<4>, maps: &str, group: Group) -> Result<f32> {
+pub fn violation(net: &Net, images: &Tensor<4>, maps: &str, group: Group) -> Result<f32> {
     let (order, index, [batch, _, height, width]) = (group.order(), net.index(maps)?, images.dims());
     let refused = |detail: &str| Err(Error::node(maps, detail));
     match net.shapes()?[index][..] {

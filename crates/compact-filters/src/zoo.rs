@@ -215,7 +215,7 @@ mod tests {
             assert!(odd < 1e-5 && even > 1e-3, "{}: {odd} {even}", arch.name);
         }
         for (arch, group) in [(RESNET_44_P4, Group::P4), (RESNET_44_P4M, Group::P4m)] {
-            let off = |size| violation(&narrow(&arch, 0.1, size), batch(&image([3, size]), [3, size]), "relu", group).unwrap();
+            let off = |size| violation(&narrow(&arch, 0.1, size), &batch(&image([3, size]), [3, size]), "relu", group).unwrap();
             assert!(off(33) < 1e-4 && off(32) > 1e-2, "{}: {} {}", arch.name, off(33), off(32));
         }
     }

@@ -71,7 +71,7 @@ fn engine(net: &Net, images: &[f32]) -> Vec<f32> {
 
 /// [`super::violation`] of one image.
 fn violation(net: &Net, image: &[f32], maps: &str, group: Group) -> f32 {
-    super::violation(net, batch(net, image), maps, group).unwrap()
+    super::violation(net, &batch(net, image), maps, group).unwrap()
 }
 
 fn noise(count: usize) -> Vec<f32> {
@@ -290,7 +290,7 @@ fn shortcuts_that_pad_channels_pad_whole_ones() {
 fn what_has_no_symmetry_is_not_measured() {
     let net = two(Group::P4, 6, 1);
     let refused = |image: &[f32], maps: &str, group: Group| {
-        super::violation(&net, batch(&net, image), maps, group).unwrap_err().to_string()
+        super::violation(&net, &batch(&net, image), maps, group).unwrap_err().to_string()
     };
     assert_eq!(refused(&[f32::NAN; 72], "lift", Group::P4), "node 'lift': makes values that are not finite");
     assert_eq!(refused(&noise(72), "both", Group::P4), "node 'both': has no maps of the group on squares");
