@@ -35,36 +35,24 @@
 
 use briquette_core::Layer;
 use briquette_core::builder::{At, Builder};
-use briquette_core::context::Context;
 use briquette_core::error::Result;
 use briquette_core::net::{Net, Node};
-use briquette_core::pass::{Method, Pass};
-use briquette_core::training::{Recipe, tune};
-use briquette_core::types::Layers;
 use briquette_runtime::layers::{Concat, Negate};
 use serde::Deserialize;
 
 use crate::chosen::Init;
-use crate::expansion::{Expansion, affine, expand, fixed, greedily};
+use crate::expansion::{Expanding, Expansion, Rectifier, affine, fixed, greedily};
 
 /// Replaces rectifiers by concatenated ones of half as many filters.
+pub type Crelu = Expanding<Phases>;
+
+/// What only this form has to set.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Crelu {
-    /// Convolutions, by name; without it all whose maps are rectified.
-    #[serde(default)]
-    layers: Layers,
-    /// Of these, the layers that are left alone.
-    #[serde(default)]
-    except: Layers,
+#[serde(rename_all = "kebab-case")]
+pub struct Phases {
     /// Whether each phase is scaled and shifted before its rectifier.
     #[serde(default)]
     affine: bool,
-    /// Where the filters begin.
-    #[serde(default)]
-    init: Init,
-    /// Training afterwards.
-    tune: Option<Recipe>,
 }
 
 /// Both phases of every channel of `at`, `[c, h, w]` to `[2 c, h, w]`, rectified under the name `name`; with a scale and a shift before
@@ -78,39 +66,15 @@ pub fn layer(b: &mut Builder, name: &str, at: At, affine: bool) -> At {
     b.relu(name, phases)
 }
 
-impl Method for Crelu {
+impl Expansion for Phases {
     const NAME: &'static str = "crelu";
-    const FAMILY: &'static str = "compact filters";
     const PAPER: &'static str = "Shang, Sohn, Almeida, Lee, ICML 2016, arXiv:1603.05201";
     const EXAMPLE: &'static str = "tune = { epochs = 10 }";
-}
-
-impl Pass for Crelu {
-    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        let net = self.rewritten(net, self.init, cx.seed)?;
-        tune(net, self.tune.as_ref(), cx)
-    }
-
-    /// The filters have no values yet.
-    fn plan(&self, net: Net) -> Result<Net> {
-        self.rewritten(net, Init::Random, 0)
-    }
-}
-
-impl Crelu {
-    fn rewritten(&self, net: Net, values: Init, seed: u64) -> Result<Net> {
-        self.tune.iter().try_for_each(Recipe::check)?;
-        expand(net, &Phases { affine: self.affine }, [&self.layers, &self.except], self.init, values, seed)
-    }
-}
-
-/// Both signs.
-struct Phases {
-    affine: bool,
-}
-
-impl Expansion for Phases {
     const CHANGE: &'static str = "a change of sign";
+
+    fn check(&self, _: Init) -> Result<()> {
+        Ok(())
+    }
 
     fn copies(&self) -> usize {
         2
@@ -137,15 +101,8 @@ impl Expansion for Phases {
         (values[0] + sign * values[1]) / 2.0
     }
 
-    fn nodes(
-        &self,
-        net: &Net,
-        name: &str,
-        input: usize,
-        first: usize,
-        filters: usize,
-        _: Option<&[Vec<f32>]>,
-    ) -> Result<Vec<Node>> {
+    fn nodes(&self, net: &Net, at: &Rectifier<'_>) -> Result<Vec<Node>> {
+        let Rectifier { name, input, first, filters, .. } = *at;
         let mut nodes =
             vec![fixed(format!("{name}.negative"), &[input], Negate), fixed(format!("{name}.phases"), &[input, first], Concat)];
         if self.affine {
@@ -161,6 +118,7 @@ mod tests {
     use briquette_core::builder::Conv;
     use briquette_core::coding::floats;
     use briquette_core::cost::Cost;
+    use briquette_core::pass::Pass;
     use briquette_core::zoo::{Arch, Wanted};
     use briquette_handmade::{get, refusal, run, set, small, stirred};
     use burn::tensor::{Device, Tensor};

@@ -32,6 +32,28 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! Networks can be built of the operations, too: sliced, rolled between convolutions, and at the end pooled, or stacked where all four views are wanted
+//! side by side.
+//!
+//! ```
+//! use briquette_core::builder::{Builder, Conv};
+//! use briquette_core::layers::Cyclic;
+//! use briquette_runtime::Places;
+//! use burn::tensor::Device;
+//!
+//! let mut b = Builder::new([1, 9, 9], 1, &Device::flex());
+//! let image = b.input();
+//! let x = b.fixed("slice", &[image], Cyclic::Slice);
+//! let x = b.shared_conv("conv1", x, Conv::new(4 * 2, 3).groups(4).no_bias(), Places::Tiles { times: 4 });
+//! let x = b.relu("relu1", x);
+//! // Of two filters, eight maps for each of the four views.
+//! let x = b.fixed("roll", &[x], Cyclic::Roll);
+//! assert_eq!(b.shape(x), [4 * 8, 7, 7]);
+//! let pooled = b.fixed("pool", &[x], Cyclic::Rms);
+//! let stacked = b.fixed("stack", &[x], Cyclic::Stack);
+//! assert_eq!((b.shape(pooled), b.shape(stacked)), (&[8, 7, 7][..], &[4 * 8, 7, 7][..]));
+//! ```
 
 use briquette_core::Layer;
 use briquette_core::context::Context;
@@ -103,7 +125,8 @@ impl Cyclic {
     fn rolled(&self, net: &Net, seed: u64) -> Result<Net> {
         self.tune.iter().try_for_each(Recipe::check)?;
         let asked = Asked { layers: &self.layers, except: &self.except, init: Init::Random, exact: self.exact, seed };
-        rewritten(net, &FourViews { pool: self.pool }, &asked)
+        // Whatever its strides, a network of views computes of a turned image what it computes of the image, view for view.
+        rewritten(net, &FourViews { pool: self.pool }, &asked).map(|(net, _)| net)
     }
 }
 

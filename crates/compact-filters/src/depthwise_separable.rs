@@ -31,7 +31,6 @@
 //! assert_eq!(Cost::of(&net).unwrap().weights(), 16 * 9 + 32 * 16 + 32 * 9 + 64 * 32);
 //! ```
 
-use briquette_core::Activation;
 use briquette_core::builder::{At, Builder, Conv};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Node;
@@ -66,7 +65,7 @@ pub fn separable(b: &mut Builder, name: &str, at: At, conv: Conv, multiplier: us
     let (channels, depthwise) = (b.shape(at)[0], format!("{name}.depthwise"));
     let mut x = b.conv(&depthwise, at, Conv { filters: channels * multiplier, groups: channels, bias: false, ..conv });
     if norm {
-        x = normalized(b, &depthwise, x, Activation::Relu);
+        x = normalized(b, &depthwise, x);
     }
     b.conv(&format!("{name}.pointwise"), x, Conv { bias: conv.bias, ..Conv::new(conv.filters, 1) })
 }

@@ -5,19 +5,56 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use briquette_core::builder::he_normal;
 use briquette_core::coding::Coding;
+use briquette_core::context::Context;
 use briquette_core::error::Result;
 use briquette_core::net::{Net, Node, Op};
+use briquette_core::pass::{Method, Pass};
 use briquette_core::stored::Stored;
+use briquette_core::training::{Recipe, tune};
 use briquette_core::types::Layers;
 use briquette_core::{Activation, Layer};
 use briquette_runtime::layers::{self, Arity, Channels, Extent};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::chosen::{Init, chosen, finite};
 
+/// A method: it replaces the rectifiers of convolutions in one group, each of whose filters then makes several maps.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Expanding<F> {
+    /// Convolutions, by name; without it all whose maps are rectified.
+    #[serde(default)]
+    layers: Layers,
+    /// Of these, the layers that are left alone.
+    #[serde(default)]
+    except: Layers,
+    /// Where the filters begin.
+    #[serde(default)]
+    init: Init,
+    /// Training afterwards.
+    tune: Option<Recipe>,
+    /// What only this form has to set.
+    #[serde(flatten)]
+    form: F,
+}
+
 /// How the maps come about.
-pub(crate) trait Expansion {
+pub trait Expansion: std::fmt::Debug + Send + DeserializeOwned + 'static {
+    /// [`Method::NAME`].
+    const NAME: &'static str;
+    /// [`Method::PAPER`].
+    const PAPER: &'static str;
+    /// [`Method::EXAMPLE`].
+    const EXAMPLE: &'static str;
     /// What tells the maps of one filter apart in front of the rectifier.
     const CHANGE: &'static str;
+
+    /// Refuses settings without sense.
+    ///
+    /// # Errors
+    /// Names the setting.
+    fn check(&self, init: Init) -> Result<()>;
 
     /// Maps of one filter.
     fn copies(&self) -> usize;
@@ -31,25 +68,63 @@ pub(crate) trait Expansion {
     /// Whether a layer that does the same to each channel commutes with that change, so that the change can come behind it.
     fn passes(&self, layer: &Layer) -> bool;
 
-    /// The nodes in front of the rectifier `name`, the first of which reads the node `input` and has the index `first`. `shifts` has for
-    /// each new filter what was added to the maps of the old ones; none where nothing was, or where their values do not matter.
+    /// The nodes in front of the rectifier.
     ///
     /// # Errors
     /// When a node cannot be made.
-    fn nodes(
-        &self,
-        net: &Net,
-        name: &str,
-        input: usize,
-        first: usize,
-        filters: usize,
-        shifts: Option<&[Vec<f32>]>,
-    ) -> Result<Vec<Node>>;
+    fn nodes(&self, net: &Net, at: &Rectifier<'_>) -> Result<Vec<Node>>;
+}
+
+/// A rectifier in front of which nodes are put.
+#[derive(Debug, Clone, Copy)]
+pub struct Rectifier<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// The node that the first of the new ones reads.
+    pub input: usize,
+    /// The index of the first new node.
+    pub first: usize,
+    /// The filters that are left.
+    pub filters: usize,
+    /// What the settings say.
+    pub init: Init,
+    /// For each of these filters what was added to the maps of the old ones; none where nothing was, or where their values do not matter.
+    pub shifts: Option<&'a [Vec<f32>]>,
+}
+
+impl<F: Expansion> Method for Expanding<F> {
+    const NAME: &'static str = F::NAME;
+    const FAMILY: &'static str = "compact filters";
+    const PAPER: &'static str = F::PAPER;
+    const EXAMPLE: &'static str = F::EXAMPLE;
+}
+
+impl<F: Expansion> Pass for Expanding<F> {
+    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        let net = self.rewritten(net, self.init, cx.seed)?;
+        tune(net, self.tune.as_ref(), cx)
+    }
+
+    /// The filters have no values yet.
+    fn plan(&self, net: Net) -> Result<Net> {
+        self.rewritten(net, Init::Random, 0)
+    }
+}
+
+impl<F: Expansion> Expanding<F> {
+    /// The network whose new layers have the values of `start`; their structure follows from the settings.
+    fn rewritten(&self, net: Net, start: Init, seed: u64) -> Result<Net> {
+        self.form.check(self.init)?;
+        self.tune.iter().try_for_each(Recipe::check)?;
+        let shapes = net.shapes()?;
+        let sites = chosen(&net, [&self.layers, &self.except], |index| site(&net, &shapes, index, &self.form, self.init))?;
+        expanded(net, &self.form, &sites, [self.init, start], seed)
+    }
 }
 
 /// Where a convolution is expanded.
 #[derive(Debug, Clone)]
-pub(crate) struct Site {
+struct Site {
     /// The batch norms between convolution and rectifier.
     norms: Vec<String>,
     rectifier: String,
@@ -57,17 +132,14 @@ pub(crate) struct Site {
     readers: Vec<(String, usize)>,
 }
 
-/// Rewrites the layers that `layers` and `except` choose; `init` says which fit, and `values` where the new ones begin.
-///
-/// # Errors
-/// What does not fit, by name.
-pub(crate) fn expand(net: Net, by: &impl Expansion, choice: [&Layers; 2], init: Init, values: Init, seed: u64) -> Result<Net> {
-    let shapes = net.shapes()?;
-    let sites = chosen(&net, choice, |index| site(&net, &shapes, index, by, init))?;
-    rewritten(net, by, &sites, values, seed)
-}
-
-fn rewritten(mut net: Net, by: &impl Expansion, sites: &BTreeMap<String, Site>, values: Init, seed: u64) -> Result<Net> {
+/// The network with the layers of these sites expanded. What the settings say, `init`, decided which are; new values begin as `values` says.
+fn expanded(
+    mut net: Net,
+    by: &impl Expansion,
+    sites: &BTreeMap<String, Site>,
+    [init, values]: [Init; 2],
+    seed: u64,
+) -> Result<Net> {
     for (name, site) in sites {
         let (device, index) = (net.device(), net.index(name)?);
         let parameters = finite(&net.nodes[index])?;
@@ -107,7 +179,8 @@ fn rewritten(mut net: Net, by: &impl Expansion, sites: &BTreeMap<String, Site>, 
         let at = net.index(&site.rectifier)?;
         let input = net.nodes[at].inputs[0];
         let shifts = shifts.filter(|_| values == Init::Fit);
-        let new = by.nodes(&net, &site.rectifier, input, at, filters, shifts.as_deref())?;
+        let front = Rectifier { name: &site.rectifier, input, first: at, filters, init, shifts: shifts.as_deref() };
+        let new = by.nodes(&net, &front)?;
         let end = at + new.len() - 1;
         net = net.insert(at, new, |node, read| (node.name == site.rectifier && read == input).then_some(end))?;
     }

@@ -31,11 +31,12 @@
 //! assert_eq!(Cost::of(&net).unwrap().weights(), 16 * (96 + 64 + 9 * 64) + 16 * (128 + 64 + 9 * 64));
 //! ```
 
+use briquette_core::Padding;
 use briquette_core::builder::{At, Builder, Conv};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Node;
 use briquette_core::types::Ratio;
-use briquette_core::{Padding, layers};
+use briquette_core::zoo::fire as block;
 use briquette_parts::algebra::{Matrix, svd};
 use serde::Deserialize;
 
@@ -65,26 +66,19 @@ fn half() -> Ratio {
     Ratio::try_from(0.5).expect("a ratio")
 }
 
-/// Appends `name.squeeze1x1` of `squeeze` maps with its ReLU, `name.expand1x1` and, with `spatial` of the filters of `conv` and its geometry,
-/// one named after its kernel, such as `name.expand3x3`, and `name.concat`; all have biases if `conv` has. The ReLU behind is the caller's.
-/// Where `spatial` is all filters, there is no `expand1x1` and no `concat`.
+/// Appends a [fire module](block) of `squeeze` maps in the place of `conv`, of whose filters `spatial` keep its geometry and the others see one pixel; all
+/// have biases if `conv` has. Where `spatial` is all filters, there is no `expand1x1` and no `concat`.
 ///
 /// # Panics
 /// As [`Builder::push`], and if the filters of one pixel find no such pixel: kernels of even size, and padding of less than half the kernel.
 pub fn fire(b: &mut Builder, name: &str, at: At, conv: Conv, squeeze: usize, spatial: usize) -> At {
-    let squeezed = format!("{name}.squeeze1x1");
-    let x = b.conv(&squeezed, at, Conv { bias: conv.bias, ..Conv::new(squeeze, 1) });
-    let x = b.relu(&format!("{squeezed}.relu"), x);
-    let [height, width] = conv.kernel;
-    let wide = (format!("{name}.expand{height}x{width}"), Conv { filters: spatial, ..conv });
+    let wide = Conv { filters: spatial, ..conv };
     if spatial == conv.filters {
-        return b.conv(&wide.0, x, wide.1);
+        return block(b, name, at, squeeze, &[wide]);
     }
     let padding = beside(&conv).unwrap_or_else(|why| panic!("node '{name}': {why}"));
     let pixel = Conv { filters: conv.filters - spatial, kernel: [1; 2], padding, dilation: [1; 2], ..conv };
-    let pixel = b.conv(&format!("{name}.expand1x1"), x, pixel);
-    let wide = b.conv(&wide.0, x, wide.1);
-    b.fixed(&format!("{name}.concat"), &[pixel, wide], layers::Concat)
+    block(b, name, at, squeeze, &[pixel, wide])
 }
 
 /// The padding with which one pixel sees what the middle of the kernel sees.
@@ -274,7 +268,7 @@ mod tests {
     fn a_bias_goes_to_the_filters_that_it_is_of() {
         let bias = [0.5, -1.0, 2.0, 3.0, -4.0, 1.5, 0.0, 2.5];
         let net = run::<Fire>(set(proof::net(3), "mix", "bias", &bias), json!({ "layers": ["mix"], "squeeze": 0.5 })).unwrap();
-        assert_eq!(get(&net, "mix.squeeze1x1", "bias"), [0.0; 4]);
+        assert_eq!(get(&net, "mix.squeeze", "bias"), [0.0; 4]);
         assert_eq!([get(&net, "mix.expand1x1", "bias"), get(&net, "mix.expand3x3", "bias")].concat(), bias);
     }
 

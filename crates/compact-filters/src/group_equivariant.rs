@@ -9,7 +9,8 @@
 //! knows no maps, the largest or the mean over the group stays, which turns with the image and nothing else.
 //!
 //! Element `4 m + r` turns by `r` quarters counterclockwise and then, for `m = 1`, mirrors top to bottom, as in the authors' program. A stride is exact
-//! only where `size + 2 padding - kernel` is a multiple of it.
+//! only where `size + 2 padding - kernel` is a multiple of it. With `exact = false` others are taken too, and the report says of each by how much
+//! the maps behind it fail to turn with the image ([`violation`]).
 //!
 //! Cohen, Welling. "Group Equivariant Convolutional Networks". ICML 2016. arXiv:1602.07576.
 //! Differs from the paper: besides training from scratch, filters can begin as the least-squares fit to those of a trained network, whose maps are
@@ -37,19 +38,21 @@
 
 use briquette_core::Layer;
 use briquette_core::builder::{At, Builder, Conv};
+use briquette_core::coding::floats;
 use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::layers::{ChannelPool, PadShortcut, Reduction, Regroup};
 use briquette_core::net::Net;
 use briquette_core::pass::{Method, Pass};
-use briquette_core::training::{Recipe, tune};
+use briquette_core::training::{Recipe, probe, tune};
 use briquette_core::types::Layers;
 use briquette_parts::yes;
 use briquette_runtime::Places;
+use burn::tensor::Tensor;
 use serde::Deserialize;
 
 use crate::chosen::Init;
-use crate::symmetric::{Asked, Symmetry, rewritten};
+use crate::symmetric::{Asked, Broken, Symmetry, rewritten};
 
 /// Gives convolutions the form that turns with their input.
 #[derive(Debug, Deserialize)]
@@ -110,6 +113,14 @@ impl Group {
         Places::Turns { mirrored: self == Group::P4m, grouped }
     }
 
+    /// The element `a^-1 s`.
+    fn undone(self, a: usize, s: usize) -> usize {
+        let ([mirrored, turns], [own_mirrored, own_turns]) = ([a / 4, a % 4], [s / 4, s % 4]);
+        // Behind a mirror turns go the other way.
+        let turns = if mirrored == own_mirrored { own_turns + 4 - turns } else { own_turns + turns };
+        4 * (mirrored ^ own_mirrored) + turns % 4
+    }
+
     /// What makes one map of those of a channel.
     pub fn pooling(self, reduction: Reduction) -> ChannelPool {
         ChannelPool { grid: [1, self.order()], window: [1, self.order()], reduction }
@@ -125,17 +136,38 @@ impl Method for GroupEquivariant {
 
 impl Pass for GroupEquivariant {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        let net = self.turned(&net, cx.seed)?;
-        tune(net, self.tune.as_ref(), cx)
+        let (net, broken) = self.turned(&net, cx.seed)?;
+        let net = tune(net, self.tune.as_ref(), cx)?;
+        let mut off = vec![0.0; broken.len()];
+        if !broken.is_empty() {
+            let device = cx.device.clone();
+            probe(cx, "equivariance", (1, SAMPLE), &device, |images, _| {
+                for (off, layer) in off.iter_mut().zip(&broken) {
+                    *off = violation(&net, &images, &layer.name, self.group)?;
+                }
+                Ok(())
+            })?;
+        }
+        for (Broken { name, stride, size }, off) in broken.iter().zip(off) {
+            cx.note(format!(
+                "{name}: stride {stride} on {size} x {size} breaks the symmetry: where images turn, its maps differ from turned ones by {:.1} % of \
+                 their largest value",
+                100.0 * off
+            ));
+        }
+        Ok(net)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
-        self.turned(&net, 0)
+        self.turned(&net, 0).map(|(net, _)| net)
     }
 }
 
+/// Training images of which the report says how far a network is from its symmetry.
+const SAMPLE: usize = 16;
+
 impl GroupEquivariant {
-    fn turned(&self, net: &Net, seed: u64) -> Result<Net> {
+    fn turned(&self, net: &Net, seed: u64) -> Result<(Net, Vec<Broken>)> {
         self.tune.iter().try_for_each(Recipe::check)?;
         let order = self.group.order() as f64;
         let width = match (self.init, self.width) {
@@ -244,6 +276,73 @@ pub fn by_channel(b: &mut Builder, name: &str, at: At, group: Group, layers: imp
 /// One map of those of each channel.
 pub fn pool(b: &mut Builder, name: &str, at: At, group: Group, reduction: Reduction) -> At {
     b.fixed(name, &[at], group.pooling(reduction))
+}
+
+/// By how much the maps of the layer `maps`, one for each element of the group and channel, fail to turn with images `x`, `[batch, channels, size, size]`:
+/// the largest `|f(a x)[s] - a f(x)[a^-1 s]|` over all elements `a` and `s`, as a share of the largest `|f(x)|`, where `f` is the network up to there. But for
+/// rounding it is 0 where no stride leaves out what is at one end.
+///
+/// ```
+/// use briquette_compact_filters::group_equivariant::{Group, lift, violation};
+/// use briquette_core::builder::{Builder, Conv};
+/// use burn::tensor::{Device, Int, Tensor};
+///
+/// # fn main() -> briquette_core::Result<()> {
+/// let off = |size: usize| {
+///     let device = Device::flex();
+///     let mut b = Builder::new([1, size, size], 1, &device);
+///     let input = b.input();
+///     let x = lift(&mut b, "lift", input, Conv::new(2, 3).same().stride(2), Group::P4m);
+///     b.global_avg_pool("mean", x);
+///     let image = Tensor::<1, Int>::arange(0..(size * size) as i64, &device).float().sin().reshape([1, 1, size, size]);
+///     violation(&b.finish()?, &image, "lift", Group::P4m)
+/// };
+/// assert!(off(7)? < 1e-5 && off(6)? > 0.1);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// Images that are not square, no such layer, a layer without maps of the group, and values that are not finite.
+pub fn violation(net: &Net, images: &Tensor<4>, maps: &str, group: Group) -> Result<f32> {
+    let (order, index, [batch, _, height, width]) = (group.order(), net.index(maps)?, images.dims());
+    let refused = |detail: &str| Err(Error::node(maps, detail));
+    match net.shapes()?[index][..] {
+        [channels, h, w] if channels.is_multiple_of(order) && h == w && height == width => {}
+        _ => return refused("has no maps of the group on squares"),
+    }
+    let seen = |images: Tensor<4>| {
+        let mut seen = None;
+        net.trace(images, |node, value| {
+            if node == index {
+                seen = Some(value.clone().map());
+            }
+            value
+        });
+        seen.expect("every node is computed")
+    };
+    let still = seen(images.clone());
+    let [_, channels, side, _] = still.dims();
+    let largest = floats(still.clone().abs()).into_iter().fold(0.0, f32::max);
+    let elements = still.reshape([batch * channels / order, order, side, side]);
+    let mut most = 0.0_f32;
+    for a in 0..order {
+        let found = seen(moved(images.clone(), a));
+        let of = |s: usize| moved(elements.clone().slice_dim(1, group.undone(a, s)..group.undone(a, s) + 1), a);
+        let expected = Tensor::cat((0..order).map(of).collect(), 1).reshape([batch, channels, side, side]);
+        let off = floats((found - expected).abs());
+        if !off.iter().all(|value| value.is_finite()) {
+            return refused("makes values that are not finite");
+        }
+        most = off.into_iter().fold(most, f32::max);
+    }
+    Ok(if largest > 0.0 { most / largest } else { 0.0 })
+}
+
+/// Maps `[.., .., size, size]` moved by an element of the group.
+fn moved(maps: Tensor<4>, element: usize) -> Tensor<4> {
+    let turned = (0..element % 4).fold(maps, |maps, _| maps.permute([0, 1, 3, 2]).flip([2]));
+    if element < 4 { turned } else { turned.flip([2]) }
 }
 
 #[cfg(test)]

@@ -36,10 +36,10 @@
 //! assert_eq!(Cost::of(&net).unwrap().weights(), 16 * 16 * (7 + 7) + 16 * 16 * (9 + 9));
 //! ```
 
+use briquette_core::Padding;
 use briquette_core::builder::{At, Builder, Conv};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Node;
-use briquette_core::{Activation, Padding};
 use briquette_parts::algebra::{Matrix, svd};
 use serde::Deserialize;
 
@@ -78,7 +78,7 @@ fn pair(b: &mut Builder, name: &str, at: At, [first, second]: [Conv; 2], norm: b
     let before = called(&first, one);
     let mut x = b.conv(&before, at, first);
     if norm {
-        x = normalized(b, &before, x, Activation::Relu);
+        x = normalized(b, &before, x);
     }
     b.conv(&called(&second, other), x, second)
 }

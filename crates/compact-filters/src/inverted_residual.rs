@@ -30,14 +30,15 @@
 //! assert_eq!(Cost::of(&net).unwrap().weights(), 6 * 16 * (16 + 9 + 16) + 4 * 16 * (16 + 9 + 64));
 //! ```
 
-use briquette_core::Activation;
-use briquette_core::builder::{At, Builder, Conv};
+use briquette_core::builder::{At, Builder};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Node;
 use serde::Deserialize;
 
 use crate::chosen::Init;
-use crate::rewriting::{Compact, Rewriting, Site, normalized};
+use crate::rewriting::{Compact, Rewriting, Site};
+
+pub use briquette_core::zoo::inverted_residual;
 
 /// Replaces convolutions by inverted residuals.
 pub type InvertedResidual = Rewriting<Inverted>;
@@ -53,27 +54,6 @@ pub struct Inverted {
 
 fn six() -> usize {
     6
-}
-
-/// Appends `name.expand` to `expand` times the channels, `name.depthwise` with the geometry of `conv` and `name.project` to its filters, each
-/// with its batch norm, and `name.add` where the input is added. Without `norm` the projection has a batch norm only where the input is added:
-/// for blocks that one follows. Biases are those of the batch norms.
-pub fn inverted_residual(b: &mut Builder, name: &str, at: At, conv: Conv, expand: usize, norm: bool) -> At {
-    let hidden = b.shape(at)[0] * expand;
-    let [expansion, depthwise, projection] = ["expand", "depthwise", "project"].map(|part| format!("{name}.{part}"));
-    let mut x = at;
-    if expand > 1 {
-        x = b.conv(&expansion, x, Conv::new(hidden, 1).no_bias());
-        x = normalized(b, &expansion, x, Activation::Relu6);
-    }
-    x = b.conv(&depthwise, x, Conv { filters: hidden, groups: hidden, bias: false, ..conv });
-    x = normalized(b, &depthwise, x, Activation::Relu6);
-    x = b.conv(&projection, x, Conv::new(conv.filters, 1).no_bias());
-    let residual = conv.stride == [1; 2] && b.shape(x) == b.shape(at);
-    if norm || residual {
-        x = b.batch_norm(&format!("{projection}.norm"), x);
-    }
-    if residual { b.add(&format!("{name}.add"), &[x, at]) } else { x }
 }
 
 impl Compact for Inverted {
@@ -111,6 +91,7 @@ impl Compact for Inverted {
 
 #[cfg(test)]
 mod tests {
+    use briquette_core::builder::Conv;
     use briquette_core::cost::Cost;
     use briquette_handmade::{refusal, set};
     use burn::tensor::Device;

@@ -37,4 +37,4 @@ pub const METHODS: &[Entry] = &[
 ];
 
 /// The networks of this crate.
-pub const ZOO: &[Arch] = &[zoo::P4CNN, zoo::Z2CNN];
+pub const ZOO: &[Arch] = &[zoo::ALL_CNN_C_P4, zoo::ALL_CNN_C_P4M, zoo::P4CNN, zoo::RESNET_44_P4, zoo::RESNET_44_P4M, zoo::Z2CNN];

@@ -34,39 +34,27 @@
 //! ```
 
 use briquette_core::builder::{At, Builder};
-use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Node};
-use briquette_core::pass::{Method, Pass};
-use briquette_core::training::{Recipe, tune};
-use briquette_core::types::Layers;
 use briquette_core::{Activation, Layer};
 use briquette_runtime::layers::{AvgPool, Concat};
 use serde::Deserialize;
 
 use crate::chosen::Init;
-use crate::expansion::{Expansion, affine, expand, fixed, greedily};
+use crate::expansion::{Expanding, Expansion, Rectifier, affine, fixed, greedily};
 
 /// Replaces rectifiers by those of several biases, of fewer filters.
+pub type MultiBias = Expanding<Biases>;
+
+/// What only this form has to set.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct MultiBias {
-    /// Convolutions, by name; without it all whose maps are rectified.
-    #[serde(default)]
-    layers: Layers,
-    /// Of these, the layers that are left alone.
-    #[serde(default)]
-    except: Layers,
+#[serde(rename_all = "kebab-case")]
+pub struct Biases {
     /// Biases of a map, `K`.
     #[serde(default = "two")]
     biases: usize,
     /// Where they begin from scratch.
     starts: Option<Vec<f32>>,
-    /// Where the filters begin.
-    #[serde(default)]
-    init: Init,
-    /// Training afterwards.
-    tune: Option<Recipe>,
 }
 
 fn two() -> usize {
@@ -82,35 +70,11 @@ pub fn layer(b: &mut Builder, name: &str, at: At, starts: &[f32]) -> At {
     b.relu(name, joined)
 }
 
-impl Method for MultiBias {
-    const NAME: &'static str = "multi-bias";
-    const FAMILY: &'static str = "compact filters";
-    const PAPER: &'static str = "Li, Ouyang, Wang, ICML 2016, arXiv:1604.00676";
-    const EXAMPLE: &'static str = "tune = { epochs = 10 }";
-}
-
-impl Pass for MultiBias {
-    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        let net = self.rewritten(net, self.init, cx.seed)?;
-        tune(net, self.tune.as_ref(), cx)
-    }
-
-    /// The filters have no values yet.
-    fn plan(&self, net: Net) -> Result<Net> {
-        self.rewritten(net, Init::Random, 0)
-    }
-}
-
-impl MultiBias {
-    fn rewritten(&self, net: Net, values: Init, seed: u64) -> Result<Net> {
-        self.tune.iter().try_for_each(Recipe::check)?;
-        expand(net, &Biases(self.begin()?), [&self.layers, &self.except], self.init, values, seed)
-    }
-
+impl Biases {
     /// Where the biases begin, of a fit where there was no shift.
-    fn begin(&self) -> Result<Vec<f32>> {
+    fn begin(&self, init: Init) -> Result<Vec<f32>> {
         let invalid = |detail: String| Err(Error::Invalid(format!("multi-bias: {detail}")));
-        match (self.init, &self.starts, self.biases) {
+        match (init, &self.starts, self.biases) {
             (_, _, 0 | 1) => invalid(format!("`biases` is {}; a map has at least 2", self.biases)),
             (Init::Fit, Some(_), _) => {
                 invalid("`starts` are for `init = \"random\"`; a fit takes the biases that are there".into())
@@ -130,14 +94,18 @@ impl MultiBias {
     }
 }
 
-/// Several biases, with their starts.
-struct Biases(Vec<f32>);
-
 impl Expansion for Biases {
+    const NAME: &'static str = "multi-bias";
+    const PAPER: &'static str = "Li, Ouyang, Wang, ICML 2016, arXiv:1604.00676";
+    const EXAMPLE: &'static str = "tune = { epochs = 10 }";
     const CHANGE: &'static str = "a shift";
 
+    fn check(&self, init: Init) -> Result<()> {
+        self.begin(init).map(drop)
+    }
+
     fn copies(&self) -> usize {
-        self.0.len()
+        self.biases
     }
 
     fn together(&self, filters: &[&[f32]]) -> Vec<Vec<usize>> {
@@ -154,20 +122,13 @@ impl Expansion for Biases {
         if shift { most(values) } else { values.iter().sum::<f32>() / values.len() as f32 }
     }
 
-    fn nodes(
-        &self,
-        net: &Net,
-        name: &str,
-        input: usize,
-        first: usize,
-        filters: usize,
-        shifts: Option<&[Vec<f32>]>,
-    ) -> Result<Vec<Node>> {
-        let mut nodes = vec![fixed(format!("{name}.first"), &[input], Layer::Activation(Activation::Relu))];
-        for (k, start) in self.0.iter().enumerate() {
-            let biases = match shifts {
+    fn nodes(&self, net: &Net, at: &Rectifier<'_>) -> Result<Vec<Node>> {
+        let Rectifier { name, first, .. } = *at;
+        let mut nodes = vec![fixed(format!("{name}.first"), &[at.input], Layer::Activation(Activation::Relu))];
+        for (k, start) in self.begin(at.init)?.into_iter().enumerate() {
+            let biases = match at.shifts {
                 Some(shifts) => shifts.iter().map(|shifts| shifts[k] - most(shifts)).collect(),
-                None => vec![*start; filters],
+                None => vec![start; at.filters],
             };
             nodes.push(affine(net, format!("{name}.bias{}", k + 1), first, None, biases)?);
         }
@@ -186,6 +147,7 @@ mod tests {
     use briquette_core::builder::Conv;
     use briquette_core::coding::floats;
     use briquette_core::cost::Cost;
+    use briquette_core::pass::Pass;
     use briquette_core::zoo::Arch;
     use briquette_handmade::{get, refusal, run, set, small, stirred};
     use burn::module::Module;

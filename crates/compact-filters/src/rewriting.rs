@@ -1,6 +1,7 @@
 //! What the methods share that put a block of smaller convolutions in the place of one: which layers they replace, how the block's weights
 //! begin, and the training afterwards. A method adds the block, and where it knows one, its least-squares start.
 
+use briquette_core::Layer;
 use briquette_core::builder::{At, Builder, Conv};
 use briquette_core::context::Context;
 use briquette_core::cost::Cost;
@@ -9,7 +10,6 @@ use briquette_core::net::{Net, Node, Op};
 use briquette_core::pass::{Method, Pass};
 use briquette_core::training::{Recipe, tune};
 use briquette_core::types::Layers;
-use briquette_core::{Activation, Layer};
 use briquette_runtime::activations::MAX_ACTIVATIONS;
 use briquette_runtime::layers;
 use burn::tensor::Device;
@@ -210,12 +210,10 @@ fn fitted(weights: Vec<Vec<f32>>, node: &Node, mut block: Vec<Node>, device: &De
     Ok(block)
 }
 
-/// Batch norm and activation behind the convolution `name`.
-pub(crate) fn normalized(b: &mut Builder, name: &str, at: At, activation: Activation) -> At {
+/// Batch norm and rectifier behind the convolution `name`.
+pub(crate) fn normalized(b: &mut Builder, name: &str, at: At) -> At {
     let x = b.batch_norm(&format!("{name}.norm"), at);
-    let layer = Layer::from(activation);
-    let ending = layer.kind().name();
-    b.fixed(&format!("{name}.{ending}"), &[x], layer)
+    b.relu(&format!("{name}.relu"), x)
 }
 
 /// Refuses a least-squares start of what a batch norm and a rectifier take apart.

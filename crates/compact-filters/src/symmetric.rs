@@ -67,12 +67,23 @@ pub(crate) struct Asked<'a> {
     pub(crate) seed: u64,
 }
 
-/// The network with its convolutions in a symmetric form.
+/// A layer of several maps whose steps leave out what is at one end, so that its output does not turn with its input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Broken {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its stride.
+    pub(crate) stride: usize,
+    /// Height and width of the maps that it reads.
+    pub(crate) size: usize,
+}
+
+/// The network with its convolutions in a symmetric form, and the layers that break the symmetry.
 ///
 /// # Errors
 /// Names a layer that has no such form, and where `layers` names it one that is pruned or shares its weights; what is not finite; and another
 /// number of outputs, as where the last convolution makes them.
-pub(crate) fn rewritten<S: Symmetry>(net: &Net, symmetry: &S, asked: &Asked<'_>) -> Result<Net> {
+pub(crate) fn rewritten<S: Symmetry>(net: &Net, symmetry: &S, asked: &Asked<'_>) -> Result<(Net, Vec<Broken>)> {
     let is_conv = |index: usize| matches!(net.nodes[index].op, Op::Conv2d(_));
     let fit = |index| match is_conv(index) {
         true => Ok(index),
@@ -94,11 +105,12 @@ pub(crate) fn rewritten<S: Symmetry>(net: &Net, symmetry: &S, asked: &Asked<'_>)
         placed: vec![None; net.nodes.len()],
         entered: BTreeMap::new(),
         left: BTreeMap::new(),
+        broken: Vec::new(),
     };
     for index in 0..net.nodes.len() {
         walk.step(index)?;
     }
-    let (before, made) = (walk.old, Net { nodes: walk.nodes });
+    let (before, made, broken) = (walk.old, Net { nodes: walk.nodes }, walk.broken);
     let outputs = |shapes: &[Vec<usize>]| shapes.last().map_or(0, |shape| shape.iter().product::<usize>());
     let (before, after) = (outputs(&before), outputs(&made.shapes()?));
     if before != after {
@@ -107,7 +119,7 @@ pub(crate) fn rewritten<S: Symmetry>(net: &Net, symmetry: &S, asked: &Asked<'_>)
             S::METHOD
         )));
     }
-    Ok(made)
+    Ok((made, broken))
 }
 
 /// What an old node's output has become.
@@ -135,6 +147,7 @@ struct Walk<'a, S> {
     /// What stands in front of convolutions, and behind the last maps, by what it reads.
     entered: BTreeMap<usize, usize>,
     left: BTreeMap<usize, usize>,
+    broken: Vec<Broken>,
 }
 
 impl<S: Symmetry> Walk<'_, S> {
@@ -274,22 +287,17 @@ impl<S: Symmetry> Walk<'_, S> {
     }
 
     /// What a layer without parameters becomes where it reads several maps of each channel.
-    fn standing(&self, index: usize, layer: &Layer, inputs: &[Placed]) -> Result<Layer> {
-        let (name, kind) = (&self.net.nodes[index].name, layer.kind().name());
+    fn standing(&mut self, index: usize, layer: &Layer, inputs: &[Placed]) -> Result<Layer> {
+        let net = self.net;
+        let (name, kind) = (&net.nodes[index].name, layer.kind().name());
         if !inputs.iter().all(|input| input.several) {
             let detail =
                 format!("({kind}) joins channels of several maps with others; have its branches begin behind one convolution");
             return Err(Error::node(name, detail));
         }
-        let window = |window: &Window| {
-            if window.kernel[0] != window.kernel[1] || window.stride[0] != window.stride[1] {
-                return Err(Error::node(name, "has a window or stride that is longer on one side, which does not turn"));
-            }
-            self.turns(index, window.padding, window.kernel[0], window.stride[0])
-        };
         match layer {
-            Layer::MaxPool(pool) => window(&pool.window)?,
-            Layer::AvgPool(pool) => window(&pool.window)?,
+            Layer::MaxPool(pool) => self.window(index, &pool.window)?,
+            Layer::AvgPool(pool) => self.window(index, &pool.window)?,
             Layer::Pad(pad) => self.turns(index, pad.padding, 1, 1)?,
             Layer::PadShortcut(pad) => self.turns(index, Padding::NONE, 1, pad.stride)?,
             _ => {}
@@ -317,8 +325,24 @@ impl<S: Symmetry> Walk<'_, S> {
         })
     }
 
-    /// Whether windows over the maps that a node reads turn with them.
-    fn turns(&self, index: usize, Padding([[top, bottom], [left, right]]): Padding, span: usize, stride: usize) -> Result<()> {
+    /// Whether the windows of a pool turn with the maps that it reads.
+    fn window(&mut self, index: usize, window: &Window) -> Result<()> {
+        if window.kernel[0] != window.kernel[1] || window.stride[0] != window.stride[1] {
+            let detail = "has a window or stride that is longer on one side, which does not turn";
+            return Err(Error::node(&self.net.nodes[index].name, detail));
+        }
+        self.turns(index, window.padding, window.kernel[0], window.stride[0])
+    }
+
+    /// Whether windows over the maps that a node reads turn with them. Where only a stride is in the way, and need not be exact, that is kept for the
+    /// report.
+    fn turns(
+        &mut self,
+        index: usize,
+        Padding([[top, bottom], [left, right]]): Padding,
+        span: usize,
+        stride: usize,
+    ) -> Result<()> {
         let (node, input) = (&self.net.nodes[index], &self.old[self.net.nodes[index].inputs[0]]);
         let refused = |detail: String| Err(Error::node(&node.name, detail));
         let &[_, height, width] = &input[..] else { return refused(format!("reads {input:?}, no map that turns")) };
@@ -331,11 +355,15 @@ impl<S: Symmetry> Walk<'_, S> {
                     .into(),
             );
         }
-        if self.asked.exact && stride > 0 && !(height + 2 * top).saturating_sub(span).is_multiple_of(stride) {
+        let exact = stride == 0 || (height + 2 * top).saturating_sub(span).is_multiple_of(stride);
+        if !exact && self.asked.exact {
             return refused(format!(
                 "in steps of {stride} leaves out what is at one end of {height} pixels, so that its output does not turn with its input; \
                  choose another size or stride, or take it with `exact = false`"
             ));
+        }
+        if !exact {
+            self.broken.push(Broken { name: node.name.clone(), stride, size: height });
         }
         Ok(())
     }
@@ -463,6 +491,7 @@ mod tests {
     fn the_nearest_base_values_are_means_over_their_places() {
         let weight = Stored { name: "weight", shape: vec![4, 1], base: vec![1.0, 2.0, 4.0, 8.0], coding: Coding::default() };
         assert_eq!(nearest(Places::Tiles { times: 2 }, &weight).unwrap(), [2.5, 5.0]);
-        assert_eq!(nearest(Places::Copies { times: 2, signed: true }, &weight).unwrap(), [-0.5, -2.0]);
+        let turned = Stored { shape: vec![4, 1, 1, 1], ..weight };
+        assert_eq!(nearest(Places::Turns { mirrored: false, grouped: false }, &turned).unwrap(), [3.75]);
     }
 }

@@ -22,6 +22,9 @@ use crate::builder::{At, Builder, Conv};
 use crate::error::{Error, Result};
 use crate::net::Net;
 
+pub use self::mobilenet_v2::inverted_residual;
+pub use self::squeezenet::fire;
+
 /// A network that a config can name.
 #[derive(Debug, Clone, Copy)]
 pub struct Arch {

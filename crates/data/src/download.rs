@@ -10,9 +10,8 @@ use ureq::{Agent, http::header};
 use crate::{
     Error, Locations,
     files::{Found, checked, find},
-    manifest,
     manifest::{File, Manifest},
-    open::{Own, is_embedded, unknown},
+    open::Origin,
 };
 
 /// Brings the files of a set: what lies in the folders searched is checked, what is absent is downloaded into the cache folder
@@ -21,10 +20,9 @@ use crate::{
 /// `progress` hears bytes done and bytes in all. An interrupted download goes on where it stopped; a damaged file in the cache
 /// folder is fetched again, elsewhere it is an error.
 pub fn get(name: &str, at: &Locations, progress: &mut dyn FnMut(u64, u64)) -> Result<PathBuf, Error> {
-    if is_embedded(name) || Own::named(name).is_some() {
+    let (Origin::Files(set) | Origin::Rotated(set)) = Origin::of(name)? else {
         return Err(Error::Inconsistent { name: name.into(), what: "there is nothing to download".into() });
-    }
-    let set = manifest(name).ok_or_else(|| unknown(name))?;
+    };
     if let Ok(found) = find(&set, at) {
         let check = |file: &Found| file.read().map(drop);
         match found.iter().try_for_each(check) {
@@ -35,8 +33,8 @@ pub fn get(name: &str, at: &Locations, progress: &mut dyn FnMut(u64, u64)) -> Re
             Err(_) => (),
         }
     }
-    let cache = at.cache.as_ref().ok_or_else(|| Error::NoCache { set: name.into() })?;
-    fetch_all(&set, &cache.join(name), &at.dirs, progress)
+    let cache = at.cache.as_ref().ok_or_else(|| Error::NoCache { set: set.name.clone() })?;
+    fetch_all(&set, &cache.join(&set.name), &at.dirs, progress)
 }
 
 fn fetch_all(set: &Manifest, folder: &Path, dirs: &[PathBuf], progress: &mut dyn FnMut(u64, u64)) -> Result<PathBuf, Error> {

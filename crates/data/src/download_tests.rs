@@ -7,7 +7,7 @@ use std::{
 use tempfile::TempDir;
 
 use super::*;
-use crate::files::sha256_of;
+use crate::{files::sha256_of, manifest};
 
 /// What the server does with one connection.
 #[derive(Clone, Copy)]

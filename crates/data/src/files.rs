@@ -7,9 +7,9 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use crate::{
-    Error, Locations, folder, get, manifest,
+    Error, Locations, folder, get,
     manifest::{File, Manifest},
-    open::{Own, is_embedded},
+    open::Origin,
     shards,
 };
 
@@ -42,17 +42,13 @@ pub struct MissingFile {
 
 /// Looks for the files of a set without opening them.
 pub fn locate(name: &str, at: &Locations) -> Result<Status, Error> {
-    if is_embedded(name) {
-        return Ok(Status::Embedded);
-    }
-    if let Some(own) = Own::named(name) {
-        let (path, holds) = match own {
-            Own::Folder(path) => (path, folder::HOLDS),
-            Own::Shards(path) => (path, shards::HOLDS),
-        };
-        return there(path, holds).map(|()| Status::Found(path.into()));
-    }
-    let set = manifest(name).ok_or_else(|| crate::open::unknown(name))?;
+    let own = |path: &Path, holds| there(path, holds).map(|()| Status::Found(path.into()));
+    let set = match Origin::of(name)? {
+        Origin::Glyphs => return Ok(Status::Embedded),
+        Origin::Folder(path) => return own(path, folder::HOLDS),
+        Origin::Shards(path) => return own(path, shards::HOLDS),
+        Origin::Files(set) | Origin::Rotated(set) => set,
+    };
     Ok(match find(&set, at) {
         Ok(found) => Status::Found(found[0].folder.clone()),
         Err(files) => Status::Missing { files: files.into_iter().map(describe).collect() },
@@ -184,6 +180,7 @@ fn describe(file: &File) -> MissingFile {
 mod tests {
     use super::*;
     use crate::GlyphCounts;
+    use crate::manifest;
 
     fn only(dir: &Path) -> Locations {
         Locations { dirs: vec![dir.into()], cache: None, offline: true, glyphs: GlyphCounts::default() }

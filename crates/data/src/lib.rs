@@ -1,5 +1,5 @@
-//! Image data sets: a synthetic one that needs no files, MNIST, Fashion-MNIST, CIFAR, folders of images and tar archives of them; batches with
-//! augmentation; downloads with checksums.
+//! Image data sets: a synthetic one that needs no files, MNIST, also turned, Fashion-MNIST, CIFAR, folders of images and tar archives of them; batches
+//! with augmentation; downloads with checksums.
 //!
 //! ```
 //! use briquette_data::{Augment, GlyphCounts, Loader, Locations};
@@ -45,6 +45,7 @@
 mod augment;
 mod cifar;
 mod dataset;
+mod dice;
 mod download;
 mod encoded;
 mod ends;
@@ -60,6 +61,7 @@ mod loader;
 mod locations;
 mod manifest;
 mod open;
+mod rotated;
 mod shards;
 mod store;
 

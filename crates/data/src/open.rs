@@ -1,8 +1,8 @@
 use std::path::Path;
 
 use crate::{
-    Dataset, Error, Hint, Locations, cifar, files, folder, glyphs, idx, jpeg, manifest, manifest::Format, manifest::MANIFESTS,
-    shards,
+    Dataset, Error, Hint, Locations, Manifest, cifar, files, folder, glyphs, idx, jpeg, manifest, manifest::Format,
+    manifest::MANIFESTS, rotated, shards,
 };
 
 /// A data set, opened: both splits and what is known of them.
@@ -19,7 +19,7 @@ pub struct Splits {
     /// Mean and standard deviation of each channel of the training images, pixels / 255, where they are known already; [`Splits::normalization`] measures
     /// them where not.
     pub moments: Option<(Vec<f32>, Vec<f32>)>,
-    /// SHA-256 of each file read; of each split's pixels where they come from no file, and of the digests of its files and their labels where every
+    /// SHA-256 of each file read; of each split's pixels where they are drawn or turned, and of the digests of its files and their labels where every
     /// image has a file of its own.
     pub sha256: Vec<String>,
 }
@@ -53,10 +53,10 @@ impl Splits {
     }
 }
 
-/// Names that [`open`] knows, the one that needs no files first. Besides, `folder:PATH` is a folder of images, and `shards:PATH` one of tar archives of
-/// images.
+/// Names that [`open`] knows, the one that needs no files first, and last `rotated-mnist`, which is made from MNIST's files. Besides, `folder:PATH` is a
+/// folder of images, and `shards:PATH` one of tar archives of images.
 pub fn names() -> Vec<&'static str> {
-    [GLYPHS].into_iter().chain(MANIFESTS.iter().map(|(name, _)| *name)).collect()
+    [glyphs::NAME].into_iter().chain(MANIFESTS.iter().map(|(name, _)| *name)).chain([rotated::NAME]).collect()
 }
 
 /// Opens a data set by name; every file of a public set is checked by length and SHA-256 before it is used.
@@ -66,15 +66,16 @@ pub fn names() -> Vec<&'static str> {
 ///
 /// Absent files are downloaded into the cache folder unless [`Locations::offline`] is set.
 pub fn open(name: &str, at: &Locations) -> Result<Splits, Error> {
-    if is_embedded(name) {
-        return glyphs::splits(at.glyphs);
+    match Origin::of(name)? {
+        Origin::Glyphs => glyphs::splits(at.glyphs),
+        Origin::Folder(path) => folder::list(path)?.splits(),
+        Origin::Shards(path) => shards::list(path)?.splits(),
+        Origin::Files(set) => read(set, at),
+        Origin::Rotated(mnist) => rotated::splits(&read(mnist, at)?),
     }
-    match Own::named(name) {
-        Some(Own::Folder(path)) => return folder::list(path)?.splits(),
-        Some(Own::Shards(path)) => return shards::list(path)?.splits(),
-        None => {}
-    }
-    let set = manifest(name).ok_or_else(|| unknown(name))?;
+}
+
+fn read(set: Manifest, at: &Locations) -> Result<Splits, Error> {
     let found = files::obtain(&set, at)?;
     let (train, test, sha256) = match set.format {
         Format::Idx => idx::splits(&set, &found)?,
@@ -87,42 +88,45 @@ pub fn open(name: &str, at: &Locations) -> Result<Splits, Error> {
 /// What [`open`] would give, without the pixels: of a public set by its manifest, whether its files are at hand or not; of a folder or of
 /// shards by the headers of the images.
 pub fn outline(name: &str, at: &Locations) -> Result<Outline, Error> {
-    if is_embedded(name) {
-        return Ok(glyphs::outline(at.glyphs));
-    }
-    match Own::named(name) {
-        Some(Own::Folder(path)) => return folder::list(path)?.outline(),
-        Some(Own::Shards(path)) => return shards::list(path)?.outline(),
-        None => {}
-    }
-    let set = manifest(name).ok_or_else(|| unknown(name))?;
-    Ok(Outline { name: set.name, shape: set.shape, classes: set.classes.len(), counts: set.counts })
+    Ok(match Origin::of(name)? {
+        Origin::Glyphs => glyphs::outline(at.glyphs),
+        Origin::Folder(path) => folder::list(path)?.outline()?,
+        Origin::Shards(path) => shards::list(path)?.outline()?,
+        Origin::Files(set) => Outline { name: set.name, shape: set.shape, classes: set.classes.len(), counts: set.counts },
+        Origin::Rotated(mnist) => rotated::outline(&mnist),
+    })
 }
 
-/// A user's own set.
-pub(crate) enum Own<'a> {
-    /// A folder of images.
+/// Where the images of a set come from.
+pub(crate) enum Origin<'a> {
+    /// They are drawn.
+    Glyphs,
+    /// A user's folder of images.
     Folder(&'a Path),
-    /// A folder of tar archives.
+    /// A user's folder of tar archives.
     Shards(&'a Path),
+    /// The files of a public set.
+    Files(Manifest),
+    /// MNIST's files, turned.
+    Rotated(Manifest),
 }
 
-impl<'a> Own<'a> {
-    /// What a name means that begins with `folder:` or `shards:`.
-    pub(crate) fn named(name: &'a str) -> Option<Self> {
-        let folder = name.strip_prefix("folder:").map(|path| Self::Folder(path.as_ref()));
-        folder.or_else(|| name.strip_prefix("shards:").map(|path| Self::Shards(path.as_ref())))
+impl<'a> Origin<'a> {
+    /// What a name means.
+    pub(crate) fn of(name: &'a str) -> Result<Self, Error> {
+        let unknown = || Error::UnknownSet { name: name.into(), hint: Hint::of(&name.to_lowercase(), names()) };
+        if let Some(path) = name.strip_prefix("folder:") {
+            return Ok(Self::Folder(path.as_ref()));
+        }
+        if let Some(path) = name.strip_prefix("shards:") {
+            return Ok(Self::Shards(path.as_ref()));
+        }
+        match name {
+            glyphs::NAME => Ok(Self::Glyphs),
+            rotated::NAME => manifest(rotated::OF).map(Self::Rotated).ok_or_else(unknown),
+            _ => manifest(name).map(Self::Files).ok_or_else(unknown),
+        }
     }
-}
-
-const GLYPHS: &str = "glyphs";
-
-pub(crate) fn is_embedded(name: &str) -> bool {
-    name == GLYPHS
-}
-
-pub(crate) fn unknown(name: &str) -> Error {
-    Error::UnknownSet { name: name.into(), hint: Hint::of(&name.to_lowercase(), names()) }
 }
 
 #[cfg(test)]

@@ -50,17 +50,6 @@ pub enum Places {
         /// Whether the layer's input has a channel for each element.
         grouped: bool,
     },
-    /// Each base filter stands `times` in a row; `signed`, every second time with the other sign.
-    ///
-    /// Li, Ouyang, Wang. "Multi-Bias Non-linear Activation in Deep Neural Networks". ICML 2016. arXiv:1604.00676, for copies that differ in their
-    /// biases; Shang, Sohn, Almeida, Lee. "Understanding and Improving Convolutional Neural Networks via Concatenated Rectified Linear Units".
-    /// ICML 2016. arXiv:1603.05201, for pairs of both signs.
-    Copies {
-        /// At least 1.
-        times: usize,
-        /// Whether signs alternate.
-        signed: bool,
-    },
     /// All base filters stand `times`, one time after the other: of `N` filters, `f` is base filter `f` modulo `N / times`. As many groups of a
     /// convolution then have the same filters.
     ///
@@ -83,12 +72,6 @@ impl Places {
             Places::Hash { seed } => hash(seed, position, count),
             Places::Windows { sides } => 2 * window(shape, position, sides) as u32,
             Places::Turns { mirrored, grouped } => 2 * turned(shape, position, mirrored, grouped) as u32,
-            Places::Copies { times, signed } => {
-                let fan_in: usize = shape[1..].iter().product();
-                let (filter, within) = (position / fan_in, position % fan_in);
-                let negative = signed && filter % times % 2 == 1;
-                2 * (filter / times * fan_in + within) as u32 + u32::from(negative)
-            }
             Places::Tiles { times } => 2 * (position % (shape.iter().product::<usize>() / times)) as u32,
         }
     }
@@ -125,14 +108,14 @@ impl Places {
                 }
                 Ok(Some(elements / order))
             }
-            (Places::Copies { times, .. } | Places::Tiles { times }, &[filters, ..]) => {
+            (Places::Tiles { times }, &[filters, ..]) => {
                 if times == 0 || !filters.is_multiple_of(times) {
                     return misfit(format!("each filter stands {times} times").into());
                 }
                 Ok(Some(elements / times))
             }
             (Places::Windows { .. } | Places::Turns { .. }, _) => misfit("filters have channels, height and width".into()),
-            (Places::Copies { .. } | Places::Tiles { .. }, []) => misfit("there are filters".into()),
+            (Places::Tiles { .. }, []) => misfit("there are filters".into()),
         }
     }
 
@@ -164,10 +147,6 @@ impl Places {
                 sides.into_iter().for_each(|side| out.put_varint(side));
             }
             Places::Turns { mirrored, grouped } => out.extend([2, u8::from(mirrored) | u8::from(grouped) << 1]),
-            Places::Copies { times, signed } => {
-                out.extend([3, u8::from(signed)]);
-                out.put_varint(times);
-            }
             Places::Tiles { times } => {
                 out.push(4);
                 out.put_varint(times);
@@ -176,21 +155,13 @@ impl Places {
     }
 
     pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, Error> {
-        let flags = |reader: &mut Reader<'_>, known: u8| match reader.byte()? {
-            flags if flags <= known => Ok(flags),
-            flags => Err(Error::corrupt(format!("flags of shared values {flags:08b}"))),
-        };
         Ok(match reader.byte()? {
             0 => Places::Hash { seed: u64::from_le_bytes(reader.array()?) },
             1 => Places::Windows { sides: [reader.varint()?, reader.varint()?] },
-            2 => {
-                let flags = flags(reader, 3)?;
-                Places::Turns { mirrored: flags & 1 == 1, grouped: flags & 2 == 2 }
-            }
-            3 => {
-                let signed = flags(reader, 1)? == 1;
-                Places::Copies { times: reader.varint()?, signed }
-            }
+            2 => match reader.byte()? {
+                flags @ 0..=3 => Places::Turns { mirrored: flags & 1 == 1, grouped: flags & 2 == 2 },
+                flags => return Err(Error::corrupt(format!("flags of shared values {flags:08b}"))),
+            },
             4 => Places::Tiles { times: reader.varint()? },
             rule => return Err(Error::corrupt(format!("shared values by rule {rule}"))),
         })
@@ -363,15 +334,8 @@ mod tests {
     }
 
     #[test]
-    fn copies_stand_in_a_row_with_signs_in_turn() {
-        let values = spread(Places::Copies { times: 2, signed: true }, &[4, 2]);
-        assert_eq!(values, [1.0, 2.0, -1.0, -2.0, 3.0, 4.0, -3.0, -4.0]);
-        assert_eq!(spread(Places::Copies { times: 3, signed: false }, &[3, 1]), [1.0; 3]);
-    }
-
-    #[test]
     fn rules_that_do_not_fit_are_refused() {
-        let refused: [(Places, &[usize]); 10] = [
+        let refused: [(Places, &[usize]); 9] = [
             (Places::Windows { sides: [3, 3] }, &[5, 1, 2, 2]),
             (Places::Windows { sides: [1, 3] }, &[4, 1, 2, 2]),
             (Places::Windows { sides: [1 << 20, 1 << 60] }, &[4, 1, 2, 2]),
@@ -379,7 +343,6 @@ mod tests {
             (Places::Turns { mirrored: true, grouped: false }, &[4, 1, 2, 2]),
             (Places::Turns { mirrored: false, grouped: true }, &[4, 3, 2, 2]),
             (Places::Turns { mirrored: false, grouped: false }, &[4, 1, 2, 3]),
-            (Places::Copies { times: 0, signed: false }, &[4, 1]),
             (Places::Tiles { times: 0 }, &[4, 1]),
             (Places::Tiles { times: 4 }, &[6, 1, 3, 3]),
         ];
@@ -396,7 +359,6 @@ mod tests {
             Places::Windows { sides: [4, 300] },
             Places::Turns { mirrored: true, grouped: false },
             Places::Turns { mirrored: false, grouped: true },
-            Places::Copies { times: 200, signed: true },
             Places::Tiles { times: 300 },
         ];
         for places in all {

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use briquette_core::coding::{Source, floats};
+use briquette_core::context::Finding;
 use briquette_core::cost::Cost;
 use briquette_core::net::Value;
 use briquette_core::stored::Storage;
@@ -42,12 +43,16 @@ fn based(mut net: Net, layer: &str, values: &[f32]) -> Net {
     net
 }
 
+/// One image as a batch.
+fn batch(net: &Net, image: &[f32]) -> Tensor<4> {
+    let shape = net.input_shape();
+    Tensor::from_data(TensorData::new(image.to_vec(), [1, shape[0], shape[1], shape[2]]), &net.device())
+}
+
 /// What every node makes of an image.
 fn traced(net: &Net, image: &[f32]) -> BTreeMap<String, Vec<f32>> {
-    let shape = net.input_shape();
-    let x = Tensor::<4>::from_data(TensorData::new(image.to_vec(), [1, shape[0], shape[1], shape[2]]), &net.device());
     let mut all = BTreeMap::new();
-    net.trace(x, |index, value| {
+    net.trace(batch(net, image), |index, value| {
         let values = match value.clone() {
             Value::Map(x) => floats(x),
             Value::Vector(x) => floats(x),
@@ -64,26 +69,9 @@ fn engine(net: &Net, images: &[f32]) -> Vec<f32> {
     Engine::new(&model, 1).unwrap().run(images, images.len() / image).unwrap()
 }
 
-fn turned(image: &[f32], channels: usize, element: usize) -> Vec<f32> {
-    image.chunks(image.len() / channels).flat_map(|map| moved(map, element)).collect()
-}
-
-/// The largest `|f(a x)[s] - a f(x)[a^-1 s]|` over all elements, of maps `maps` of the group, relative to the largest value.
+/// [`super::violation`] of one image.
 fn violation(net: &Net, image: &[f32], maps: &str, group: Group) -> f32 {
-    let (order, channels, index) = (group.order(), net.input_shape()[0], net.index(maps).unwrap());
-    let area: usize = net.shapes().unwrap()[index][1..].iter().product();
-    let still = &traced(net, image)[maps];
-    let mut most = 0.0_f32;
-    for a in 0..order {
-        let found = &traced(net, &turned(image, channels, a))[maps];
-        assert!(found.iter().all(|value| value.is_finite()), "{maps}: {found:?}");
-        for (at, found) in found.chunks(area).enumerate() {
-            let from = at / order * order + product(inverse(a), at % order);
-            let expected = moved(&still[from * area..][..area], a);
-            most = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(most, f32::max);
-        }
-    }
-    most / still.iter().fold(1.0_f32, |most, x| most.max(x.abs()))
+    super::violation(net, &batch(net, image), maps, group).unwrap()
 }
 
 fn noise(count: usize) -> Vec<f32> {
@@ -130,6 +118,10 @@ fn products_of_elements_are_those_of_the_authors_program() {
     let p4m = table(8);
     assert_eq!((&p4m[1][4..], &p4m[4][..], &p4m[5][..4]), (&[7, 4, 5, 6][..], &[4, 5, 6, 7, 0, 1, 2, 3][..], &[5, 6, 7, 4][..]));
     assert_eq!((0..8).map(inverse).collect::<Vec<_>>(), [0, 3, 2, 1, 4, 5, 6, 7]);
+    for group in [Group::P4, Group::P4m] {
+        let all = || 0..group.order();
+        assert!(all().all(|a| all().all(|s| group.undone(a, s) == product(inverse(a), s))), "{group:?}");
+    }
 }
 
 #[test]
@@ -295,9 +287,38 @@ fn shortcuts_that_pad_channels_pad_whole_ones() {
 }
 
 #[test]
-#[should_panic(expected = "lift: [NaN")]
-fn what_is_no_number_does_not_turn() {
-    violation(&two(Group::P4, 6, 1), &[f32::NAN; 72], "lift", Group::P4);
+fn what_has_no_symmetry_is_not_measured() {
+    let net = two(Group::P4, 6, 1);
+    let refused = |image: &[f32], maps: &str, group: Group| {
+        super::violation(&net, &batch(&net, image), maps, group).unwrap_err().to_string()
+    };
+    assert_eq!(refused(&[f32::NAN; 72], "lift", Group::P4), "node 'lift': makes values that are not finite");
+    assert_eq!(refused(&noise(72), "both", Group::P4), "node 'both': has no maps of the group on squares");
+    assert_eq!(refused(&noise(72), "flatten", Group::P4), "node 'flatten': has no maps of the group on squares");
+    assert!(refused(&noise(72), "lifted", Group::P4).contains("lift"));
+}
+
+#[test]
+fn strides_that_break_the_symmetry_are_in_the_report() {
+    let mut b = Builder::new([1, 4, 4], 3, &Device::flex());
+    let x = b.conv("conv1", b.input(), Conv::new(4, 3).same().stride(2));
+    let x = b.relu("relu1", x);
+    let x = b.conv("conv2", x, Conv::new(4, 2));
+    let x = b.flatten("flatten", x);
+    b.linear("fc", x, 3);
+    let (net, data, mut silent) = (b.finish().unwrap(), briquette_handmade::images(), briquette_core::context::Silent);
+    let mut noted = |exact: bool, net: &Net| {
+        let method: GroupEquivariant = serde_json::from_value(json!({ "group": "p4", "exact": exact })).unwrap();
+        let mut cx = briquette_handmade::context(&data, &mut silent);
+        method.run(net.deep_clone(), &mut cx).map(|_| cx.findings).map_err(|error| error.to_string())
+    };
+    let found = noted(false, &net).unwrap();
+    let [Finding::Note(note)] = &found[..] else { panic!("{found:?}") };
+    let start = "conv1: stride 2 on 4 x 4 breaks the symmetry: where images turn, its maps differ from turned ones by ";
+    let share: f32 = note.strip_prefix(start).unwrap().split(' ').next().unwrap().parse().unwrap();
+    assert!(share > 1.0, "{note}");
+    assert!(noted(true, &net).unwrap_err().starts_with("node 'conv1': in steps of 2 leaves out"));
+    assert_eq!(noted(false, &small()), Ok(Vec::new()));
 }
 
 #[test]

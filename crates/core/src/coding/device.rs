@@ -91,8 +91,7 @@ impl Meaning {
             }
             Meaning::Shared(Places::Windows { sides: [h, w] }) => vec![2, h as i64, w as i64],
             Meaning::Shared(Places::Turns { mirrored, grouped }) => vec![3, flag(mirrored), flag(grouped)],
-            Meaning::Shared(Places::Copies { times, signed }) => vec![4, times as i64, flag(signed)],
-            Meaning::Shared(Places::Tiles { times }) => vec![5, times as i64],
+            Meaning::Shared(Places::Tiles { times }) => vec![4, times as i64],
         }
     }
 
@@ -105,8 +104,7 @@ impl Meaning {
             [1, a, b, c, d] => Places::Hash { seed: [d, c, b, a].iter().fold(0, |seed, part| seed << 16 | *part as u64) },
             [2, h, w] => Places::Windows { sides: [h as usize, w as usize] },
             [3, mirrored, grouped] => Places::Turns { mirrored: mirrored == 1, grouped: grouped == 1 },
-            [4, times, signed] => Places::Copies { times: times as usize, signed: signed == 1 },
-            [5, times] => Places::Tiles { times: times as usize },
+            [4, times] => Places::Tiles { times: times as usize },
             _ => return None,
         };
         Some(Meaning::Shared(rule))
@@ -199,7 +197,7 @@ impl DeviceCoding {
         let numbers = self.meaning.as_ref()?.val().into_data();
         match Meaning::of(&numbers.iter::<i64>().collect::<Vec<_>>())? {
             Meaning::Shared(Places::Hash { .. }) | Meaning::Product { .. } => None,
-            Meaning::Shared(Places::Windows { .. } | Places::Turns { .. } | Places::Copies { .. } | Places::Tiles { .. }) => {
+            Meaning::Shared(Places::Windows { .. } | Places::Turns { .. } | Places::Tiles { .. }) => {
                 self.base.as_ref().map(|base| base.base.lazy_shape()[0])
             }
         }

@@ -25,8 +25,8 @@ fn mobilenet_v2(b: &mut Builder, x: At, wanted: &Wanted) -> At {
     for (expansion, filters, blocks, stride) in STAGES {
         for block in 0..blocks {
             i += 1;
-            let stride = if block == 0 { stride } else { 1 };
-            x = inverted_residual(b, &format!("block{i}"), x, expansion, scaled(filters, wanted.width), stride);
+            let conv = Conv::new(scaled(filters, wanted.width), 3).same().stride(if block == 0 { stride } else { 1 });
+            x = inverted_residual(b, &format!("block{i}"), x, conv, expansion, true);
         }
     }
     x = conv_norm_relu6(b, "conv2", x, Conv::new(scaled(1280, wanted.width.max(1.0)), 1));
@@ -35,17 +35,27 @@ fn mobilenet_v2(b: &mut Builder, x: At, wanted: &Wanted) -> At {
     b.linear("fc", x, wanted.classes)
 }
 
-/// An expansion by 1 is left out, the projection is linear, and a block that keeps the shape adds its input.
-fn inverted_residual(b: &mut Builder, name: &str, x: At, expansion: usize, filters: usize, stride: usize) -> At {
-    let hidden = expansion * b.shape(x)[0];
-    let wide = match expansion {
-        1 => x,
-        _ => conv_norm_relu6(b, &format!("{name}.expand"), x, Conv::new(hidden, 1)),
+/// Appends an inverted residual: `name.expand` to `expand` times the channels, left out for 1, `name.depthwise` with the geometry of `conv` and the linear
+/// `name.project` to its filters, each with its batch norm, and `name.add` where the stride is 1 and the shape is kept, so that the input is added.
+/// Without `norm` the projection has a batch norm only where the input is added: for blocks that one follows. Biases are those of the batch norms.
+///
+/// # Panics
+/// As [`Builder::push`].
+pub fn inverted_residual(b: &mut Builder, name: &str, at: At, conv: Conv, expand: usize, norm: bool) -> At {
+    let hidden = expand * b.shape(at)[0];
+    let wide = match expand {
+        1 => at,
+        _ => conv_norm_relu6(b, &format!("{name}.expand"), at, Conv::new(hidden, 1)),
     };
-    let depthwise = Conv::new(hidden, 3).same().stride(stride).groups(hidden);
+    let depthwise = Conv { filters: hidden, groups: hidden, ..conv };
     let wide = conv_norm_relu6(b, &format!("{name}.depthwise"), wide, depthwise);
-    let out = conv_norm(b, &format!("{name}.project"), wide, Conv::new(filters, 1));
-    if stride == 1 && b.shape(out) == b.shape(x) { b.add(&format!("{name}.add"), &[out, x]) } else { out }
+    let projection = format!("{name}.project");
+    let mut x = b.conv(&projection, wide, Conv::new(conv.filters, 1).no_bias());
+    let residual = conv.stride == [1; 2] && b.shape(x) == b.shape(at);
+    if norm || residual {
+        x = b.batch_norm(&format!("{projection}.norm"), x);
+    }
+    if residual { b.add(&format!("{name}.add"), &[x, at]) } else { x }
 }
 
 fn conv_norm_relu6(b: &mut Builder, name: &str, x: At, conv: Conv) -> At {

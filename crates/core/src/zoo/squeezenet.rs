@@ -36,7 +36,9 @@ fn squeezenet(b: &mut Builder, x: At, wanted: &Wanted, conv1: Conv, pools: [usiz
     let mut x = conv_relu(b, "conv1", x, conv1.stride(2));
     x = b.max_pool("pool1", x, pool);
     for (squeeze, i) in SQUEEZE.into_iter().zip(2..) {
-        x = fire(b, &format!("fire{i}"), x, wanted.scaled(squeeze), wanted.scaled(4 * squeeze));
+        let (name, expand) = (format!("fire{i}"), wanted.scaled(4 * squeeze));
+        x = fire(b, &name, x, wanted.scaled(squeeze), &[Conv::new(expand, 1), Conv::new(expand, 3).same()]);
+        x = b.relu(&format!("{name}.relu"), x);
         if pools.contains(&i) {
             x = b.max_pool(&format!("pool{i}"), x, pool);
         }
@@ -46,9 +48,16 @@ fn squeezenet(b: &mut Builder, x: At, wanted: &Wanted, conv1: Conv, pools: [usiz
     b.global_avg_pool("pool10", x)
 }
 
-fn fire(b: &mut Builder, name: &str, x: At, squeeze: usize, expand: usize) -> At {
-    let x = conv_relu(b, &format!("{name}.squeeze"), x, Conv::new(squeeze, 1));
-    let one = conv_relu(b, &format!("{name}.expand1x1"), x, Conv::new(expand, 1));
-    let three = conv_relu(b, &format!("{name}.expand3x3"), x, Conv::new(expand, 3).same());
-    b.fixed(&format!("{name}.concat"), &[one, three], layers::Concat)
+/// Appends a fire module without the rectifier behind it: `name.squeeze` by one pixel to `squeeze` maps with its ReLU, the convolutions `expand`, which
+/// read these side by side and are named after their kernels, such as `name.expand3x3`, and `name.concat` of several. The squeeze has a bias if one
+/// of them has.
+///
+/// # Panics
+/// As [`Builder::push`], as where two have the same kernel or make maps of different sizes.
+pub fn fire(b: &mut Builder, name: &str, at: At, squeeze: usize, expand: &[Conv]) -> At {
+    let bias = expand.iter().any(|conv| conv.bias);
+    let x = conv_relu(b, &format!("{name}.squeeze"), at, Conv { bias, ..Conv::new(squeeze, 1) });
+    let expanded = expand.iter().map(|conv| b.conv(&format!("{name}.expand{}x{}", conv.kernel[0], conv.kernel[1]), x, *conv));
+    let expanded: Vec<At> = expanded.collect();
+    if let [only] = expanded[..] { only } else { b.fixed(&format!("{name}.concat"), &expanded, layers::Concat) }
 }

@@ -9,11 +9,12 @@
 mod draw;
 mod strokes;
 
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use crate::{Dataset, Error, GlyphCounts, Outline, Splits, files::sha256_of};
+use crate::{Dataset, Error, GlyphCounts, Outline, Splits, dice::Dice, files::sha256_of};
+
+/// Name of the set.
+pub(crate) const NAME: &str = "glyphs";
 
 const SIDE: usize = 28;
 const CLASSES: usize = 10;
@@ -25,41 +26,23 @@ pub(crate) fn splits(counts: GlyphCounts) -> Result<Splits, Error> {
     let (train, drawn) = split("glyphs train", TRAIN, counts.train)?;
     let (test, judged) = split("glyphs test", TEST, counts.test)?;
     let classes = (0..CLASSES).map(|digit| digit.to_string()).collect();
-    Ok(Splits { name: "glyphs".into(), train, test, classes, moments: None, sha256: vec![drawn, judged] })
+    Ok(Splits { name: NAME.into(), train, test, classes, moments: None, sha256: vec![drawn, judged] })
 }
 
 /// What [`splits`] would draw.
 pub(crate) fn outline(counts: GlyphCounts) -> Outline {
-    Outline { name: "glyphs".into(), shape: [1, SIDE, SIDE], classes: CLASSES, counts: [counts.train, counts.test] }
+    Outline { name: NAME.into(), shape: [1, SIDE, SIDE], classes: CLASSES, counts: [counts.train, counts.test] }
 }
 
 /// A split, and the SHA-256 of its pixels.
 fn split(name: &str, seed: u64, count: usize) -> Result<(Dataset, String), Error> {
-    let seeded = ChaCha8Rng::seed_from_u64(seed);
     let mut images = vec![0; count * SIDE * SIDE];
     images.par_chunks_exact_mut(SIDE * SIDE).enumerate().for_each(|(i, image)| {
-        let mut rng = seeded.clone();
-        rng.set_stream(i as u64);
-        draw::digit(i % CLASSES, &mut Dice(rng), image);
+        draw::digit(i % CLASSES, &mut Dice::of(seed, i as u64), image);
     });
     let sha256 = sha256_of(&images);
     let labels = (0..count).map(|i| (i % CLASSES) as u16).collect();
     Ok((Dataset::from_memory(name, [1, SIDE, SIDE], CLASSES, images, labels)?, sha256))
-}
-
-/// Uniform draws whose values no library update can change.
-struct Dice(ChaCha8Rng);
-
-impl Dice {
-    /// In `[low, high)`, one of 2^24 values.
-    fn between(&mut self, low: f32, high: f32) -> f32 {
-        low + (high - low) * (self.0.next_u32() >> 8) as f32 / (1_u32 << 24) as f32
-    }
-
-    /// In `0..n`.
-    fn below(&mut self, n: usize) -> usize {
-        ((u64::from(self.0.next_u32()) * n as u64) >> 32) as usize
-    }
 }
 
 #[cfg(test)]
