@@ -12,6 +12,7 @@ mod cut;
 mod fold;
 #[cfg(test)]
 mod tests;
+mod widen;
 
 use std::fmt;
 
@@ -19,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::net::{Net, Node, Op};
 use crate::rank;
 use coupling::Coupling;
+use cut::Chosen;
 
 pub use briquette_runtime::layers::Constants;
 pub use constants::Border;
@@ -135,8 +137,8 @@ impl Net {
     /// # Errors
     /// When a group is frozen or is not of this network, or when a layer would lose all its channels.
     pub fn keep(self, cuts: &[(&ChannelGroup, Keep)]) -> Result<Self> {
-        let stay = self.surviving(cuts)?;
-        cut::keep(self, &stay)
+        let chosen = self.chosen(cuts)?;
+        cut::choose(self, &chosen)
     }
 
     /// Sets to zero what [`Net::keep`] would cut: the weights of the filters by a mask, their biases and normalization entries by
@@ -231,6 +233,11 @@ impl Net {
         let net = Net { nodes: moved.collect() };
         net.shapes()?;
         Ok(net)
+    }
+
+    /// [`Net::surviving`], by place.
+    fn chosen(&self, cuts: &[(&ChannelGroup, Keep)]) -> Result<Vec<Chosen>> {
+        Ok(self.surviving(cuts)?.iter().map(|flags| Chosen::staying(flags)).collect())
     }
 
     /// For every node, which of its output channels (features, for vectors) are left after the cuts.

@@ -14,6 +14,7 @@ pub mod fitnets;
 mod golden;
 pub mod learning;
 pub mod logits;
+pub mod net2net;
 pub mod neuron_selection;
 pub mod pseudo_labels;
 pub mod relational;
@@ -33,6 +34,7 @@ use decoupled::Decoupled;
 use fitnets::Fitnets;
 use learning::Learning;
 use logits::Logits;
+use net2net::Net2Net;
 use relational::Relational;
 use selectivity::Selectivity;
 use similarity::Similarity;
@@ -64,4 +66,5 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<Learning<Selectivity>>(HOME),
     Entry::of::<Learning<Similarity>>(HOME),
     Entry::of::<Learning<SoftTargets>>(HOME),
+    Entry::of::<Net2Net>(HOME),
 ];

@@ -1,5 +1,6 @@
 //! What a network costs after a cut, from shapes alone.
 
+use super::cut::Chosen;
 use super::{ChannelGroup, Keep, cut};
 use crate::cost::{Cost, LayerCost};
 use crate::error::{Error, Result};
@@ -11,12 +12,12 @@ impl Net {
     /// # Errors
     /// As [`Net::keep`].
     pub fn cost_after(&self, cuts: &[(&ChannelGroup, Keep)]) -> Result<Cost> {
-        let stay = self.surviving(cuts)?;
+        let (chosen, none) = (self.chosen(cuts)?, Chosen::default());
         let (mut shapes, mut layers) = (Vec::<Vec<usize>>::with_capacity(self.nodes.len()), Vec::new());
         for (index, node) in self.nodes.iter().enumerate() {
-            let input = node.inputs.first().map_or(&[] as &[bool], |&input| &stay[input]);
-            let layer = cut::layer(node, input, &stay[index]);
-            let tensors = cut::tensor_shapes(node, input, &stay[index]);
+            let input = node.inputs.first().map_or(&none, |&input| &chosen[input]);
+            let layer = cut::layer(node, input, &chosen[index]);
+            let tensors = cut::tensor_shapes(node, input, &chosen[index]);
             let weight = node.dense().and_then(|_| tensors.iter().find(|(name, _)| *name == "weight"));
             let inputs: Vec<&[usize]> = node.inputs.iter().map(|&input| shapes[input].as_slice()).collect();
             let shape = layer.output_shape(&inputs, weight.map(|(_, shape)| shape.as_slice()));

@@ -192,6 +192,11 @@ impl Coupling {
         self.removed.insert(self.classes.find(self.channels[node][channel]));
     }
 
+    /// The classes of a node's output channels.
+    pub(super) fn classes(&self, node: usize) -> Vec<usize> {
+        self.channels[node].iter().map(|class| self.classes.find(*class)).collect()
+    }
+
     /// For every node, which output channels are not removed.
     pub(super) fn stay(&self) -> Vec<Vec<bool>> {
         let stays = |class: &usize| !self.removed.contains(&self.classes.find(*class));

@@ -324,3 +324,27 @@ fn a_gates_decision_is_no_channel_of_the_values_that_go_by_it() {
     let alone = net.keep(&cuts([false, true, true, true])).unwrap_err().to_string();
     assert_eq!(alone, "node 'one': would keep none of its 1 channels; remove less");
 }
+
+#[test]
+fn copies_change_no_output_of_a_thousand_random_nets() {
+    let mut wider = 0;
+    for seed in 0..1000 {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let net = random_net(&mut rng);
+        let groups = net.channel_groups().unwrap();
+        let mut times = |group: &ChannelGroup| (0..group.len()).map(|_| rng.random_range(1..4)).collect::<Vec<usize>>();
+        let copies: Vec<(&ChannelGroup, Vec<usize>)> =
+            groups.iter().filter(|group| group.frozen.is_none()).map(|group| (group, times(group))).collect();
+        let input = noise(&mut rng, 2 * net.input_shape().iter().product::<usize>());
+        let before = net.num_params_of_weights();
+        match net.deep_clone().widen(&copies) {
+            Ok(wide) => {
+                wider += usize::from(wide.num_params_of_weights() > before);
+                let (net, wide) = (output(&net, &input), output(&wide, &input));
+                assert!(agree(&net, &wide), "seed {seed}: {net:?}, wider {wide:?}");
+            }
+            Err(error) => assert!(error.to_string().contains("cannot be copied one by one"), "seed {seed}: {error}"),
+        }
+    }
+    assert!(wider > 500, "{wider}");
+}

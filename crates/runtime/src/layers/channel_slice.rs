@@ -1,7 +1,7 @@
 //! Some of the channels.
 
 use super::shape::with_channels;
-use super::{Channels, Constants, Kind, Layer, Parameters, Runnable, Sign, Storable, count};
+use super::{Channels, Constants, Kind, Layer, Parameters, Runnable, Sign, Storable};
 use crate::bytes::{Put as _, Reader};
 use crate::engine::{Operation, Threads};
 use crate::{Error, Node};
@@ -33,8 +33,8 @@ impl Kind for ChannelSlice {
         Channels::Sliced { start: self.start, len: self.len }
     }
 
-    fn with_channels(&self, input: &[bool], output: &[bool]) -> Option<Layer> {
-        Some(Self { start: count(&input[..self.start]), len: count(output) }.into())
+    fn with_channels(&self, input: &[usize], output: &[usize]) -> Option<Layer> {
+        Some(Self { start: input[..self.start].iter().sum(), len: output.iter().sum() }.into())
     }
 
     fn constants(&self, inputs: &[&Constants], _: &Parameters<'_>) -> Constants {

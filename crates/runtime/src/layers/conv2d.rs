@@ -1,7 +1,7 @@
 //! Convolution.
 
 use super::shape::{extent, map, padded};
-use super::{Channels, Constants, Extent, Kind, Layer, Parameters, Role, Runnable, Sign, Storable, Tensor, count};
+use super::{Channels, Constants, Extent, Kind, Layer, Parameters, Role, Runnable, Sign, Storable, Tensor};
 use crate::bytes::{Put as _, Reader};
 use crate::engine::{Codes, Convolution, Depthwise, Epilogue, Geometry, Operation, decoded};
 use crate::{Coded, Error, Node, Padding};
@@ -48,10 +48,10 @@ impl Kind for Conv2d {
         Channels::Made { groups: self.groups }
     }
 
-    /// A depthwise convolution loses the groups of the channels that go.
-    fn with_channels(&self, input: &[bool], _: &[bool]) -> Option<Layer> {
+    /// A depthwise convolution has as many groups as channels.
+    fn with_channels(&self, input: &[usize], _: &[usize]) -> Option<Layer> {
         let depthwise = self.groups > 1 && self.groups == input.len();
-        depthwise.then(|| Self { groups: count(input), ..*self }.into())
+        depthwise.then(|| Self { groups: input.iter().sum(), ..*self }.into())
     }
 
     fn constants(&self, inputs: &[&Constants], of: &Parameters<'_>) -> Constants {

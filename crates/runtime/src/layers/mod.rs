@@ -214,8 +214,8 @@ pub trait Kind: Debug {
     /// What it does to the channels of its inputs.
     fn channels(&self) -> Channels;
 
-    /// What it becomes when of the channels of its first input and of its output only those stay that are marked; none where it stays as it is.
-    fn with_channels(&self, input: &[bool], output: &[bool]) -> Option<Layer> {
+    /// What it becomes when the channels of its first input and of its output are there so many times each, 0 where they go; none where it stays as it is.
+    fn with_channels(&self, input: &[usize], output: &[usize]) -> Option<Layer> {
         let _ = (input, output);
         None
     }
@@ -419,11 +419,6 @@ impl Debug for Parameters<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Parameters").field("channels", &self.channels).field("pixels", &self.pixels).finish_non_exhaustive()
     }
-}
-
-/// How many are marked.
-fn count(flags: &[bool]) -> usize {
-    flags.iter().filter(|flag| **flag).count()
 }
 
 impl Parameters<'_> {

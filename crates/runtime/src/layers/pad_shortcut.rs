@@ -1,7 +1,7 @@
 //! Parameter-free shortcut.
 
 use super::shape::map;
-use super::{Channels, Constants, Kind, Layer, Parameters, Runnable, Sign, Storable, count};
+use super::{Channels, Constants, Kind, Layer, Parameters, Runnable, Sign, Storable};
 use crate::bytes::{Put as _, Reader};
 use crate::engine::{Operation, Threads};
 use crate::{Error, Node};
@@ -36,9 +36,10 @@ impl Kind for PadShortcut {
         Channels::Surrounded { before: self.before, after: self.after }
     }
 
-    fn with_channels(&self, input: &[bool], output: &[bool]) -> Option<Layer> {
+    fn with_channels(&self, input: &[usize], output: &[usize]) -> Option<Layer> {
         let Self { stride, before, .. } = *self;
-        Some(Self { stride, before: count(&output[..before]), after: count(&output[before + input.len()..]) }.into())
+        let (front, back) = (&output[..before], &output[before + input.len()..]);
+        Some(Self { stride, before: front.iter().sum(), after: back.iter().sum() }.into())
     }
 
     fn constants(&self, inputs: &[&Constants], _: &Parameters<'_>) -> Constants {
