@@ -20,7 +20,7 @@ pub use bytes::Bytes;
 pub use select::{Fit, Layers, Selector, WEIGHTLESS};
 
 /// A share in `[0, 1]`.
-#[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize, DeserializeDerive)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, PartialOrd, Serialize, DeserializeDerive)]
 #[serde(try_from = "f64", into = "f64")]
 pub struct Ratio(f64);
 

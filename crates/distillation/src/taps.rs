@@ -184,3 +184,73 @@ pub(crate) fn weighable(name: &str, factors: &[(&str, f64)]) -> Result<()> {
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use briquette_core::training::Recipe;
+    use briquette_core::zoo::{Arch, Wanted};
+    use briquette_handmade::images;
+    use burn::tensor::Device;
+    use serde_json::json;
+
+    use super::*;
+
+    fn net(name: &str, width: f64) -> Net {
+        let arch = Arch::named(name).unwrap();
+        arch.build(&Wanted { width, ..arch.wanted() }, &Device::flex()).unwrap()
+    }
+
+    /// What is looked at in a student and in its teacher, by name.
+    fn names(student: &Net, teacher: &Net, find: impl Fn(&Pair<'_>) -> Result<Taps>) -> Result<[Vec<String>; 2]> {
+        let (data, teachers) = (images(), [teacher.deep_clone()]);
+        let (device, optimizer) = (Device::flex(), Recipe::default().optimizer());
+        let pair = Pair { teachers: &teachers, student, images: &data.train, device: &device, optimizer, seed: 1 };
+        let taps = find(&pair)?;
+        let named = |net: &Net, nodes: &[usize]| nodes.iter().map(|node| net.nodes[*node].name.clone()).collect();
+        Ok([named(student, taps.both()[0]), named(teacher, taps.both()[1])])
+    }
+
+    #[test]
+    fn stages_end_where_maps_become_smaller_and_features_are_what_the_classifier_reads() {
+        let (student, teacher) = (net("resnet20", 0.5), net("resnet32", 0.25));
+        let maps = |stages| names(&student, &teacher, |pair| Taps::maps(None, stages, pair)).unwrap();
+        let ends = |blocks: usize| (1..=3).map(|stage| format!("layer{stage}.{}.relu2", blocks - 1)).collect::<Vec<_>>();
+        assert_eq!(maps(Stages::All), [ends(3), ends(5)]);
+        assert_eq!(maps(Stages::Middle), [ends(3)[1..2].to_vec(), ends(5)[1..2].to_vec()]);
+        assert_eq!(maps(Stages::Last), [ends(3)[2..].to_vec(), ends(5)[2..].to_vec()]);
+        let features = names(&student, &teacher, |pair| Taps::features(None, pair)).unwrap();
+        let before = |net: &Net| {
+            let last = net.nodes.iter().rev().find(|node| matches!(node.op, Op::Linear(_))).unwrap();
+            vec![net.nodes[last.inputs[0]].name.clone()]
+        };
+        assert_eq!(features, [before(&student), before(&teacher)]);
+    }
+
+    #[test]
+    fn nodes_are_named_alone_or_by_their_block_and_what_does_not_fit_is_refused() {
+        let (student, teacher) = (net("resnet20", 0.5), net("lenet5", 0.2));
+        let find = |points: serde_json::Value| {
+            let points: Points = serde_json::from_value(points).unwrap();
+            names(&student, &teacher, |pair| Taps::maps(Some(&points), Stages::All, pair))
+        };
+        let found = find(json!({ "student": ["layer1.2"], "teacher": ["pool1"] })).unwrap();
+        assert_eq!(found, [vec!["layer1.2.relu2".to_string()], vec!["pool1".to_string()]]);
+        let refused = |points| find(points).unwrap_err().to_string();
+        assert!(refused(json!(["pool1"])).starts_with("taps of the student: unknown layer 'pool1'"));
+        assert!(
+            refused(json!({ "student": ["layer1.2"], "teacher": [] })).contains("1 nodes of the student and 0 of the teacher")
+        );
+        assert!(refused(json!({ "student": ["layer1.2"], "teacher": ["relu1"] })).contains("gives no feature maps"));
+        let counts = names(&student, &teacher, |pair| Taps::maps(None, Stages::All, pair)).unwrap_err().to_string();
+        assert!(counts.contains("the student has 3 sizes of feature maps, the teacher"), "{counts}");
+    }
+
+    #[test]
+    fn several_teachers_have_no_maps_in_common() {
+        let (data, teachers) = (images(), [net("lenet5", 0.2), net("lenet5", 0.2)]);
+        let (device, optimizer) = (Device::flex(), Recipe::default().optimizer());
+        let pair = Pair { teachers: &teachers, student: &teachers[0], images: &data.train, device: &device, optimizer, seed: 1 };
+        let error = Taps::maps(None, Stages::All, &pair).unwrap_err().to_string();
+        assert!(error.contains("an ensemble has no common ones: name one `teacher`, not 2"), "{error}");
+    }
+}

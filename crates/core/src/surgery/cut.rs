@@ -106,7 +106,9 @@ fn chosen(node: &Node, tensor: &str, shape: &[usize], input: &Chosen, output: &C
         Extent::Free => Some([
             output.places.clone(),
             match shape.get(1) {
-                None | Some(1) => vec![0],
+                None => vec![0],
+                // A depthwise convolution reads one channel with each filter.
+                Some(1) if input.times.len() != 1 => vec![0],
                 Some(columns) => input.places.iter().copied().filter(|place| place < columns).collect(),
             },
         ]),

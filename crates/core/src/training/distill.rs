@@ -17,7 +17,7 @@ use crate::objective::{Objective, Seen, Taps};
 use crate::streams::stream;
 use crate::task::Task;
 use crate::teaching::{Distillation, Distiller, Lesson, Mean, Pair, Shown};
-use crate::types::Bytes;
+use crate::types::{Bytes, Ratio};
 
 /// What a recipe says of a teacher: the loss by name, its settings, and whose network it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,6 +35,9 @@ pub struct Distill {
     /// Whether what the teacher says is kept, so that it is asked once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<Cache>,
+    /// Factor of the task's own loss, in the place of that which the loss leaves of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<Ratio>,
     /// The loss's own settings.
     #[serde(flatten)]
     pub settings: Map<String, Value>,
@@ -180,7 +183,7 @@ impl Teaching {
             let pair = Pair { teachers: &teachers, student, images, device, optimizer, seed };
             lessons.push((distiller.weight(), distiller.lesson(&pair).map_err(within)?));
         }
-        let task = group.iter().map(|(_, distiller)| distiller.task()).product();
+        let task = group.iter().map(|(distill, distiller)| distill.task.map_or_else(|| distiller.task(), Ratio::get)).product();
         let mut teaching = Self { teachers, mean: first.mean, lessons, task, kept: None };
         if let Some(cache) = first.cache {
             let shapes = teaching.teachers[0].shapes()?;
