@@ -30,6 +30,7 @@ use burn::tensor::{Device, Tensor};
 const DEARER: &[(&str, &str)] = &[
     ("acdc", "its transforms are as long as the larger side of the layer, 784 inputs for 60 outputs"),
     ("cyclic", "it rounds six filters up to two for each of four views"),
+    ("early-exit", "its exits have heads of their own"),
     ("group-equivariant", "with as many weights there are twice as many filters of twice as many channels"),
     ("low-displacement", "its transforms are as long as the larger side of the layer, 784 inputs for 60 outputs"),
 ];

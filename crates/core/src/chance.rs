@@ -1,4 +1,4 @@
-//! Randomness inside a forward pass: dropout and stochastic rounding. Every thread that trains has its own generator, which the training
+//! Randomness inside a forward pass: dropout, stochastic rounding and stochastic depth. Every thread that trains has its own generator, which the training
 //! seeds anew in every epoch; Burn's would be one for the whole process, so that two trainings in it disturbed each other.
 
 use std::cell::RefCell;
@@ -14,6 +14,11 @@ thread_local! {
 /// Starts this thread's generator anew.
 pub fn seed(seed: u64) {
     GENERATOR.with_borrow_mut(|generator| *generator = ChaCha8Rng::seed_from_u64(seed));
+}
+
+/// Draws from `[0, 1)` from this thread's generator.
+pub fn uniform() -> f64 {
+    GENERATOR.with_borrow_mut(|generator| generator.random())
 }
 
 /// Draws from `[0, 1)` for every place of a tensor, without gradients, from this thread's generator: the same on every device.

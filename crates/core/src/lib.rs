@@ -31,6 +31,7 @@ pub mod streams;
 pub mod surgery;
 pub mod task;
 pub mod tensors;
+pub mod tradeoff;
 pub mod training;
 pub mod types;
 pub mod values;

@@ -26,6 +26,7 @@ pub const METHODS: Catalogue = Catalogue::of(&[
     briquette_pruning_sharing::METHODS,
     briquette_low_rank::METHODS,
     briquette_compact_filters::METHODS,
+    briquette_dynamic_nets::METHODS,
     briquette_search::METHODS,
 ])
 .distilling(&[briquette_distillation::DISTILLATIONS]);
