@@ -531,7 +531,9 @@ fn containers() -> Vec<Vec<u8>> {
     let pool = layers::ChannelPool { grid: [1, 2], window: [1, 2], reduction: layers::Reduction::Mean };
     grouped.push(node("cp", &[4], Layer::ChannelPool(pool), vec![]));
     grouped.push(node("af", &[5], Layer::Affine(layers::Affine), vec![("scale", plain(&[1])), ("shift", plain(&[1]))]));
-    grouped.push(node("g", &[6], Layer::GlobalAvgPool(layers::GlobalAvgPool), vec![]));
+    let sampling = layers::SpatialSampling { stride: 1, grid: 2 };
+    grouped.push(node("sp", &[6], Layer::SpatialSampling(sampling), vec![]));
+    grouped.push(node("g", &[7], Layer::GlobalAvgPool(layers::GlobalAvgPool), vec![]));
 
     let shared = |places: Places, shape: &[usize]| {
         let values = vec![0.5; places.count(shape).expect("it fits").expect("a number of values")];

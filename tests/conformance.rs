@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{LazyLock, OnceLock};
 
+use briquette_core::Window;
 use briquette_core::builder::{Builder, Conv};
 use briquette_core::coding::floats;
 use briquette_core::context::{Context, Data, Event, Host, Memory, Saved, StateWriter};
@@ -30,16 +31,26 @@ use burn::tensor::{Device, Tensor};
 const DEARER: &[(&str, &str)] = &[
     ("acdc", "its transforms are as long as the larger side of the layer, 784 inputs for 60 outputs"),
     ("cyclic", "it rounds six filters up to two for each of four views"),
+    ("detail-preserving-pooling", "its pools have parameters"),
+    ("early-exit", "its exits have heads of their own"),
     ("group-equivariant", "with as many weights there are twice as many filters of twice as many channels"),
     ("low-displacement", "its transforms are as long as the larger side of the layer, 784 inputs for 60 outputs"),
+    ("s3pool", "its pools are two nodes of the container"),
 ];
 
 /// Parameters of methods that the gradient of the loss may leave alone, by the end of their path, and why.
-const STILL: &[(&str, &str, &str)] = &[(
-    "pact",
-    "Tensors.parameters.0.values.One",
-    "only activations beyond a clip value pull at it; until there are some, its decay alone does",
-)];
+const STILL: &[(&str, &str, &str)] = &[
+    (
+        "early-exit",
+        "",
+        "the output's loss teaches an exit by the samples that leave there, which may be none; its training taps all exits",
+    ),
+    (
+        "pact",
+        "Tensors.parameters.0.values.One",
+        "only activations beyond a clip value pull at it; until there are some, its decay alone does",
+    ),
+];
 
 #[test]
 fn names_are_unique_and_those_of_the_files() {
@@ -344,12 +355,13 @@ type Start = (&'static str, fn() -> Net);
 
 const STARTS: [Start; 2] = [("convolutional", convolutional), ("fully connected", fully_connected)];
 
-/// Convolutions with batch norm, two of them beside a residual connection; the fully connected layer is the output.
+/// Convolutions with batch norm, the first before a pool, two of them beside a residual connection; the fully connected layer is the output.
 fn convolutional() -> Net {
     let mut b = Builder::new([1, 28, 28], 5, &Device::flex());
-    let mut x = b.conv("conv1", b.input(), Conv::new(4, 5).stride(4).no_bias());
+    let mut x = b.conv("conv1", b.input(), Conv::new(4, 5).stride(2).no_bias());
     x = b.batch_norm("norm1", x);
-    let short = b.relu("relu1", x);
+    x = b.relu("relu1", x);
+    let short = b.max_pool("pool1", x, Window::square(2));
     x = b.conv("conv2", short, Conv::new(6, 3).same().no_bias());
     x = b.batch_norm("norm2", x);
     x = b.relu("relu2", x);

@@ -114,6 +114,7 @@ fn layers() -> Vec<(Layer, bool)> {
         (layers::Pad { padding: Padding([[1, 3], [2, 0]]) }.into(), false),
         (layers::Negate.into(), true),
         (layers::Affine.into(), true),
+        (layers::SpatialSampling { stride: 2, grid: 4 }.into(), false),
         (layers::ChannelPool { grid: [2, 2], window: [1, 2], reduction: layers::Reduction::Max }.into(), true),
         (layers::ChannelPool { grid: [1, 2], window: [1, 2], reduction: layers::Reduction::Mean }.into(), true),
         (layers::Regroup { maps: 2, apart: true, back: false }.into(), false),

@@ -4,8 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Crates whose types a config is read into.
-const READ: [&str; 9] =
-    ["compact-filters", "core", "data", "distillation", "low-rank", "parts", "pruning-sharing", "runner", "search"];
+const READ: [&str; 10] = [
+    "compact-filters",
+    "core",
+    "data",
+    "distillation",
+    "dynamic-nets",
+    "low-rank",
+    "parts",
+    "pruning-sharing",
+    "runner",
+    "search",
+];
 
 /// Files whose types are read from other files than configs.
 const OTHERS: [&str; 1] = ["data/src/manifest.rs"];

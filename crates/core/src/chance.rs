@@ -1,4 +1,4 @@
-//! Randomness inside a forward pass: dropout and stochastic rounding. Every thread that trains has its own generator, which the training
+//! Randomness inside a forward pass: dropout, stochastic rounding, stochastic depth and pooling. Every thread that trains has its own generator, which the training
 //! seeds anew in every epoch; Burn's would be one for the whole process, so that two trainings in it disturbed each other.
 
 use std::cell::RefCell;
@@ -14,6 +14,23 @@ thread_local! {
 /// Starts this thread's generator anew.
 pub fn seed(seed: u64) {
     GENERATOR.with_borrow_mut(|generator| *generator = ChaCha8Rng::seed_from_u64(seed));
+}
+
+/// Draws from `[0, 1)` from this thread's generator.
+pub fn uniform() -> f64 {
+    GENERATOR.with_borrow_mut(RngExt::random)
+}
+
+/// Draws `count` of the numbers below `of`, each set as probable as any other; in ascending order.
+pub fn some(of: usize, count: usize) -> Vec<usize> {
+    // Each number in turn is among those that are still missing with the share that they have of what is left.
+    let mut missing = count;
+    let taken = |number: &usize| {
+        let takes = uniform() * ((of - number) as f64) < missing as f64;
+        missing -= usize::from(takes);
+        takes
+    };
+    (0..of).filter(taken).collect()
 }
 
 /// Draws from `[0, 1)` for every place of a tensor, without gradients, from this thread's generator: the same on every device.

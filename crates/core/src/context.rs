@@ -14,6 +14,7 @@ use crate::scan::Scan;
 use crate::stored::Storage;
 use crate::task::Task;
 use crate::teaching::Distillation;
+use crate::tradeoff::Tradeoff;
 
 /// The data of a run. Epochs are chosen on `valid`; `test` is measured once per pass.
 #[derive(Debug, Clone)]
@@ -64,6 +65,8 @@ pub enum Finding {
         /// The points.
         scan: Scan,
     },
+    /// What the network does for what it costs.
+    Tradeoff(Tradeoff),
     /// Something that the user should know of the network that comes out, such as a layer that was left as it is, and why.
     Note(String),
 }

@@ -1,6 +1,7 @@
 //! What a network costs: parameters, non-zeros and multiply-accumulates, layer by layer.
 
 use briquette_runtime::Model;
+use briquette_runtime::branches::Paths;
 use briquette_runtime::layers::{Extent, Kind, Role};
 use burn::tensor::Device;
 
@@ -84,6 +85,12 @@ impl Cost {
             None => Err(Error::node(&layer.name, "nothing says how many samples reached it; count a run of this very network")),
         };
         self.layers.iter().filter(|layer| layer.macs > 0).map(expected).sum()
+    }
+
+    /// Multiply-accumulates of a sample that leaves at those gates, by their nodes, of which `leaves` says so; `paths` are those of the network.
+    pub fn macs_along(&self, paths: &Paths, leaves: impl Fn(usize) -> bool) -> u64 {
+        let reached = |layer: &&LayerCost| paths.to(layer.node).into_iter().all(|(gate, leaving)| leaves(gate) == leaving);
+        self.layers.iter().filter(reached).map(|layer| layer.macs).sum()
     }
 
     #[cfg(test)]

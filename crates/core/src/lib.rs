@@ -33,6 +33,7 @@ pub mod surgery;
 pub mod task;
 pub mod teaching;
 pub mod tensors;
+pub mod tradeoff;
 pub mod training;
 pub mod types;
 pub mod values;

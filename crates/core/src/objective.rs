@@ -95,7 +95,10 @@ impl Taps {
     }
 
     /// What was met, in the order of what was wanted.
-    pub(crate) fn values(self) -> Result<Vec<Value>> {
+    ///
+    /// # Errors
+    /// When the forward pass had no such node.
+    pub fn values(self) -> Result<Vec<Value>> {
         let missed =
             |node: usize| Error::Invalid(format!("node {node} is looked at by the loss, and the forward pass has no such node"));
         self.wanted.into_iter().zip(self.met).map(|(node, met)| met.ok_or_else(|| missed(node))).collect()
@@ -113,5 +116,24 @@ impl Net {
             output
         });
         logits.vector()
+    }
+
+    /// [`Net::tapped`] of the network with these nodes bypassed, as [`Net::bypass_all`] takes them: what the output no longer depends on is not
+    /// computed in this step, gets no gradient, and keeps its running statistics.
+    ///
+    /// # Errors
+    /// As [`Net::bypass_all`].
+    pub fn tapped_around(&self, images: Tensor<4>, pairs: &[(usize, usize)], taps: &mut Taps) -> Result<Tensor<2>> {
+        // Clones share parameters, with their place in the graph of gradients, and running statistics.
+        let (net, places) = self.clone().bypass_all(pairs)?;
+        if taps.is_empty() {
+            return Ok(net.forward(images));
+        }
+        let logits = net.trace(images, |index, output| {
+            let here = places.iter().enumerate().filter(|(_, place)| **place == Some(index));
+            here.for_each(|(node, _)| taps.meet(node, &output));
+            output
+        });
+        Ok(logits.vector())
     }
 }

@@ -210,29 +210,42 @@ impl Net {
     /// # Errors
     /// When the other node comes later or its output has another shape.
     pub fn bypass(self, node: usize, instead: usize) -> Result<Self> {
+        Ok(self.bypass_all(&[(node, instead)])?.0)
+    }
+
+    /// [`Net::bypass`] of several nodes, as pairs of a node and what is read in its place; and where each node of this network, or what is read in
+    /// its place, then lies.
+    ///
+    /// # Errors
+    /// As [`Net::bypass`].
+    pub fn bypass_all(self, pairs: &[(usize, usize)]) -> Result<(Self, Vec<Option<usize>>)> {
         let shapes = self.shapes()?;
-        if instead >= node || shapes[instead] != shapes[node] {
-            let other = &self.nodes[instead].name;
+        if let Some((node, instead)) = pairs.iter().find(|(node, instead)| instead >= node || shapes[*instead] != shapes[*node]) {
+            let other = &self.nodes[*instead].name;
             return Err(Error::node(
-                &self.nodes[node].name,
+                &self.nodes[*node].name,
                 format!("cannot be bypassed by '{other}', which is later or of another shape"),
             ));
         }
-        let other = |input: &usize| if *input == node { instead } else { *input };
+        let mut read: Vec<usize> = (0..self.nodes.len()).collect();
+        pairs.iter().for_each(|(node, instead)| read[*node] = *instead);
+        // What is read in the place of a node comes before it.
+        (0..read.len()).for_each(|node| read[node] = read[read[node]]);
         let mut needed = vec![false; self.nodes.len()];
         needed[0] = true;
-        needed[other(&(self.nodes.len() - 1))] = true;
-        for index in (0..self.nodes.len()).rev().filter(|index| *index != node) {
+        needed[read[self.nodes.len() - 1]] = true;
+        for index in (0..self.nodes.len()).rev() {
             if needed[index] {
-                self.nodes[index].inputs.iter().for_each(|input| needed[other(input)] = true);
+                self.nodes[index].inputs.iter().for_each(|input| needed[read[*input]] = true);
             }
         }
         let place = |index: usize| needed[..index].iter().filter(|needed| **needed).count();
         let kept = self.nodes.into_iter().enumerate().filter(|(index, _)| needed[*index]);
-        let moved = kept.map(|(_, node)| Node { inputs: node.inputs.iter().map(|input| place(other(input))).collect(), ..node });
+        let moved = kept.map(|(_, node)| Node { inputs: node.inputs.iter().map(|input| place(read[*input])).collect(), ..node });
         let net = Net { nodes: moved.collect() };
         net.shapes()?;
-        Ok(net)
+        let places = read.into_iter().map(|index| needed[index].then(|| place(index))).collect();
+        Ok((net, places))
     }
 
     /// [`Net::surviving`], by place.

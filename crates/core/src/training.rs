@@ -36,7 +36,7 @@ use crate::coding::floats;
 use crate::context::{Context, Epoch, Event, Host, Saved};
 use crate::error::{Error, Result};
 use crate::extension;
-use crate::net::Net;
+use crate::net::{Net, Value};
 use crate::objective::{Objective, Seen, Taps};
 use crate::scan::Measured;
 use crate::streams::stream;
@@ -201,10 +201,7 @@ pub fn fit(net: Net, recipe: &Recipe, extras: Extras<'_>, cx: &mut Context<'_>) 
                 Some(own) => own.forward(&net, images.clone(), &mut taps),
                 None => net.tapped(images.clone(), &mut taps),
             });
-            let task = match recipe.loss {
-                Loss::CrossEntropy => cross_entropy(logits.clone(), &batch.labels, recipe.label_smoothing),
-                Loss::SquareHinge => square_hinge(logits.clone(), &batch.labels),
-            };
+            let task = recipe.loss_of(logits.clone(), &batch.labels);
             let (labels, ids) = (&batch.labels[..], &batch.ids[..]);
             let done = epoch as f64 + index as f64 / steps_per_epoch as f64;
             let step = Seen { net: &net, images: &images, labels, ids, logits: &logits, taps: &[], epoch: done, draw };
@@ -275,22 +272,41 @@ pub fn tune(net: Net, recipe: Option<&Recipe>, cx: &mut Context<'_>) -> Result<N
 /// # Errors
 /// [`Error::Stopped`] when the host asks to stop. Data of other images or classes than the network's, and images that cannot be read.
 pub fn evaluate(net: &Net, data: &Dataset, device: &Device, host: &mut dyn Host) -> Result<Score> {
+    let mut tally = Tally::new(device, [1, 5]);
+    predict(net, data, (device, host), &[], |batch, logits, _| {
+        tally.add(&logits, &batch.labels, cross_entropy(logits.clone(), &batch.labels, 0.0));
+        tally.loss_so_far()
+    })?;
+    let (loss, [accuracy, top5]) = tally.means();
+    Ok(Score { accuracy, top5, loss })
+}
+
+/// Shows `see` each batch of `data` in order, with its logits and the outputs of the nodes `wanted` in evaluation form; it says the loss so far.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn predict(
+    net: &Net,
+    data: &Dataset,
+    (device, host): (&Device, &mut dyn Host),
+    wanted: &[usize],
+    mut see: impl FnMut(&Batch, Tensor<2>, Vec<Value>) -> f64,
+) -> Result<()> {
     Task::of(net)?.check(data)?;
     let batch = samples_together(net.fullest(&net.shapes()?)?, EVALUATION_BATCH);
-    let net = net.valid();
-    let (mut tally, mut seen) = (Tally::new(device, [1, 5]), 0);
+    let (net, mut seen) = (net.valid(), 0);
     for batch in Loader::ordered(data, batch) {
         if host.stop_requested() {
             return Err(Error::Stopped);
         }
         let batch = batch?;
-        let logits = net.forward(images(&batch, data.shape, device));
-        tally.add(&logits, &batch.labels, cross_entropy(logits.clone(), &batch.labels, 0.0));
+        let mut taps = Taps::of(wanted.to_vec());
+        let logits = net.tapped(images(&batch, data.shape, device), &mut taps);
+        let loss = see(&batch, logits, taps.values()?);
         seen += batch.len;
-        host.event(Event::Step { what: "evaluation", done: seen, total: data.len(), loss: tally.loss_so_far() });
+        host.event(Event::Step { what: "evaluation", done: seen, total: data.len(), loss });
     }
-    let (loss, [accuracy, top5]) = tally.means();
-    Ok(Score { accuracy, top5, loss })
+    Ok(())
 }
 
 /// Number of samples whose label is among the `k` largest of their logits; `logits` is `[labels.len(), classes]`, flat.

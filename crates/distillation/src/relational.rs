@@ -115,7 +115,12 @@ impl Distiller for Relational {
         let (taps, [distances, angles]) = (Taps::features(self.taps.as_ref(), pair)?, [self.distance, self.angle]);
         let loss = move |student: Tensor<2>, teacher: Tensor<2>, _: &Seen<'_>| {
             let apart = distance(student.clone(), teacher.clone())?.mul_scalar(distances);
-            if angles == 0.0 { Ok(apart) } else { Ok(apart + angle(student, teacher)?.mul_scalar(angles)) }
+            // The last batch of an epoch may be of two samples, between which there are no angles.
+            if angles == 0.0 || student.dims()[0] < 3 {
+                Ok(apart)
+            } else {
+                Ok(apart + angle(student, teacher)?.mul_scalar(angles))
+            }
         };
         Ok(Box::new(OverFeatures { taps, loss }))
     }

@@ -27,6 +27,7 @@ pub const METHODS: Catalogue = Catalogue::of(&[
     briquette_low_rank::METHODS,
     briquette_compact_filters::METHODS,
     briquette_distillation::METHODS,
+    briquette_dynamic_nets::METHODS,
     briquette_search::METHODS,
 ])
 .distilling(&[briquette_distillation::DISTILLATIONS]);

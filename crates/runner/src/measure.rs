@@ -1,12 +1,16 @@
 //! What a network costs and how well it does, as a row of the report.
 
-use anyhow::Result;
-use briquette_core::context::{Data, Host};
+use std::collections::BTreeMap;
+
+use anyhow::{Result, bail};
+use briquette_core::context::{Data, Event, Host};
 use briquette_core::cost::Cost;
 use briquette_core::net::Net;
 use briquette_core::stored::Storage;
 use briquette_core::training::evaluate;
-use briquette_runtime::Coded;
+use briquette_data::{Dataset, Loader};
+use briquette_runtime::branches::Branch;
+use briquette_runtime::{Coded, Engine, Model};
 use burn::tensor::Device;
 
 use crate::report::{LayerRow, Row};
@@ -76,5 +80,35 @@ pub fn row(
     row.accuracy = Some(score.accuracy);
     row.top5 = (data.test.classes > 10).then_some(score.top5);
     row.loss = Some(score.loss);
+    row.mean_macs = mean_macs(net, &bytes, &data.test, host)?;
     Ok((row, bytes))
 }
+
+/// Mean multiply-accumulates of these images in the engine, of a network in whose container a gate decides about work.
+///
+/// # Errors
+/// When the engine refuses the container, an image cannot be read, or the user asks to stop.
+pub fn mean_macs(net: &Net, container: &[u8], data: &Dataset, host: &mut dyn Host) -> Result<Option<f64>> {
+    let decides = |layer: &briquette_core::Layer| layer.kind().branch() == Branch::Decides;
+    if !net.nodes.iter().any(|node| decides(&node.op.layer())) {
+        return Ok(None);
+    }
+    let engine = Engine::new(&Model::from_bytes(container)?, rayon::current_num_threads())?;
+    let (mut reached, mut seen) = (BTreeMap::<String, usize>::new(), 0);
+    for batch in Loader::ordered(data, BATCH) {
+        if host.stop_requested() {
+            bail!(briquette_core::Error::Stopped);
+        }
+        let batch = batch?;
+        for (step, samples) in engine.run_counted(&batch.images, batch.len)?.1 {
+            *reached.entry(step).or_default() += samples;
+        }
+        seen += batch.len;
+        host.event(Event::Step { what: "work", done: seen, total: data.len(), loss: 0.0 });
+    }
+    let share = |name: &str| reached.get(name).map(|samples| *samples as f64 / seen as f64);
+    Ok(Some(Cost::of(net)?.expected_macs(share)?))
+}
+
+/// Images that the engine counts at a time.
+const BATCH: usize = 32;

@@ -130,6 +130,7 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
                     files::write(&folder.join(format!("{file}.svg")), report::plots::scan(&scan)?.as_bytes())?;
                     row.scan = Some(scan);
                 }
+                Finding::Tradeoff(tradeoff) => row.tradeoff = Some(tradeoff),
                 Finding::Note(note) => row.notes.push(note),
             }
         }

@@ -45,6 +45,8 @@ impl<'a> Computed<'a> {
             Layer::Affine(layer) => Computed::Tensors(layer),
             Layer::Regroup(layer) => Computed::Fixed(layer),
             Layer::Cyclic(layer) => Computed::Fixed(layer),
+            Layer::SpatialSampling(layer) => Computed::Fixed(layer),
+            Layer::DetailPreservingPool(layer) => Computed::Tensors(layer),
             Layer::Structured(layer) => Computed::Tensors(layer),
             Layer::Quantize(layer) => Computed::Tensors(layer),
             Layer::Input(_) | Layer::Conv2d(_) | Layer::Linear(_) | Layer::BatchNorm(_) => Computed::Elsewhere,

@@ -1,10 +1,11 @@
 //! The settings of a training, and the learning rate that follows from them.
 
 use briquette_data::Augment;
+use burn::tensor::Tensor;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::Distill;
+use super::{Distill, cross_entropy, square_hinge};
 use crate::error::{Error, Result};
 
 /// How a network is trained or tuned.
@@ -177,6 +178,14 @@ impl Recipe {
         match rules.into_iter().find(|(holds, _)| !holds) {
             Some((_, rule)) => Err(Error::Invalid(format!("training settings: {rule}"))),
             None => Ok(()),
+        }
+    }
+
+    /// The task's loss of logits `[batch, classes]`.
+    pub fn loss_of(&self, logits: Tensor<2>, labels: &[u16]) -> Tensor<1> {
+        match self.loss {
+            Loss::CrossEntropy => cross_entropy(logits, labels, self.label_smoothing),
+            Loss::SquareHinge => square_hinge(logits, labels),
         }
     }
 

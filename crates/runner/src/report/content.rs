@@ -15,7 +15,7 @@ pub(super) const SMOKE: &str =
 
 /// Columns of [`passes`] that fit on a terminal.
 pub(super) const CONSOLE: &[&str] =
-    &["pass", "method", "accuracy %", "parameters", "non-zero", "file bytes", "ratio", "MACs", "ms b1t1", "seconds"];
+    &["pass", "method", "accuracy %", "parameters", "non-zero", "file bytes", "ratio", "MACs", "mean MACs", "ms b1t1", "seconds"];
 
 /// One line per pass.
 pub(super) fn passes(report: &Report) -> Table {
@@ -31,6 +31,7 @@ pub(super) fn passes(report: &Report) -> Table {
         number("file bytes"),
         number("ratio"),
         number("MACs"),
+        number("mean MACs"),
         number("ms b1t1"),
         number("seconds"),
     ];
@@ -49,6 +50,7 @@ pub(super) fn passes(report: &Report) -> Table {
             row.file_bytes.map_or(String::new(), count),
             known(smaller, ratio),
             count(row.macs),
+            known(row.mean_macs, |macs| count(macs.round() as u64)),
             known(row.latency_ms.get("b1t1").copied(), three),
             decimals(row.seconds, 1),
         ]

@@ -20,6 +20,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use briquette_core::scan::Scan;
+use briquette_core::tradeoff::Tradeoff;
 use serde::{Deserialize, Serialize};
 
 pub use metrics::Metrics;
@@ -139,6 +140,9 @@ pub struct Row {
     pub file_bytes: Option<u64>,
     /// Multiply-accumulates of one sample.
     pub macs: u64,
+    /// Mean multiply-accumulates of the test images, of a network that skips work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean_macs: Option<f64>,
     /// Median milliseconds of a batch, keyed `b<batch>t<threads>`.
     #[serde(deserialize_with = "numbers::map")]
     pub latency_ms: BTreeMap<String, f64>,
@@ -163,6 +167,9 @@ pub struct Row {
     /// What the pass found out about the layers one by one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scan: Option<Scan>,
+    /// What the network does for what it costs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tradeoff: Option<Tradeoff>,
     /// What else it found out, such as layers that it left as they were.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,

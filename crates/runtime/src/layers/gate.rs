@@ -9,8 +9,7 @@ use crate::{Error, Node};
 /// 1 for samples that leave here, 0 for those that go on, by how sure the logits are. [`Route`](super::Route) and
 /// [`Merge`](super::Merge) go by it.
 ///
-/// The loss of the output alone teaches an exit by the samples that leave there. For an exit to learn from all samples, an objective has to tap it;
-/// recipes cannot name one yet.
+/// The loss of the output alone teaches an exit by the samples that leave there. For an exit to learn from all samples, an objective has to tap it.
 ///
 /// Teerapittayanon, McDanel, Kung. "BranchyNet: Fast Inference via Early Exiting from Deep Neural Networks". ICPR 2016. arXiv:1709.01686, for the
 /// entropy, here as a share of the largest.
@@ -26,28 +25,42 @@ pub struct Gate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Measure {
-    /// A sample leaves where `-sum_k p_k ln p_k / ln K` is at most the threshold.
+    /// A sample leaves where `-sum_k p_k ln p_k / ln K` is below the threshold: none at 0, all at 1.
     Entropy,
-    /// A sample leaves where the largest `p_k` is at least the threshold.
+    /// A sample leaves where the largest `p_k` is above the threshold: all at 0, none at 1.
     Confidence,
 }
 
-impl Gate {
-    /// Whether a sample with these logits leaves; not where they are not numbers.
-    pub fn leaves(&self, logits: &[f32]) -> bool {
+impl Measure {
+    /// How sure these logits are; not a number where they are none.
+    pub fn of(self, logits: &[f32]) -> f32 {
         let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let sum: f32 = logits.iter().map(|z| (z - largest).exp()).sum();
-        match self.measure {
-            Measure::Confidence => 1.0 / sum >= self.threshold,
+        match self {
+            Measure::Confidence => 1.0 / sum,
             Measure::Entropy => {
                 let of = |z: &f32| {
                     let p = (z - largest).exp() / sum;
                     if p > 0.0 { -p * p.ln() } else { p }
                 };
-                let share = logits.iter().map(of).sum::<f32>() / (logits.len() as f32).ln();
-                // Rounding may take the largest there is beyond 1.
-                share <= self.threshold || (share > 1.0 && self.threshold >= 1.0)
+                logits.iter().map(of).sum::<f32>() / (logits.len() as f32).ln()
             }
+        }
+    }
+}
+
+impl Gate {
+    /// Whether a sample with these logits leaves; not where they are not numbers.
+    pub fn leaves(&self, logits: &[f32]) -> bool {
+        self.lets(self.measure.of(logits))
+    }
+
+    /// Whether a sample leaves that is so sure.
+    pub fn lets(&self, sure: f32) -> bool {
+        match self.measure {
+            Measure::Confidence => sure > self.threshold,
+            // Rounding may take the largest entropy there is beyond 1.
+            Measure::Entropy => sure < self.threshold || (sure >= 0.0 && self.threshold >= 1.0),
         }
     }
 }

@@ -16,6 +16,7 @@ mod clip;
 mod concat;
 mod conv2d;
 mod cyclic;
+mod detail_preserving_pool;
 mod dropout;
 mod flatten;
 mod gate;
@@ -37,6 +38,7 @@ mod regroup;
 mod route;
 mod shape;
 mod softmax;
+mod spatial_sampling;
 mod structured;
 mod window;
 
@@ -55,6 +57,7 @@ pub use concat::Concat;
 pub use conv2d::Conv2d;
 pub(crate) use cyclic::before_turns;
 pub use cyclic::{Cyclic, TINY};
+pub use detail_preserving_pool::DetailPreservingPool;
 pub use dropout::Dropout;
 pub use flatten::Flatten;
 pub use gate::{Gate, Measure};
@@ -76,6 +79,7 @@ pub use regroup::Regroup;
 pub use route::Route;
 pub use shape::ShapeError;
 pub use softmax::Softmax;
+pub use spatial_sampling::SpatialSampling;
 pub use structured::Structured;
 pub use window::{MAX_WINDOW, Window};
 
@@ -169,6 +173,8 @@ layers! {
     30 Regroup,
     31 Cyclic,
     32 Permute,
+    33 SpatialSampling,
+    34 DetailPreservingPool,
 }
 
 /// What a layer answers for.

@@ -12,15 +12,12 @@ impl Forward for Gate {
         let [_, classes] = logits.dims();
         let p = log_softmax(logits, 1);
         let leaves = match self.measure {
-            Measure::Confidence => p.max_dim(1).exp().greater_equal_elem(self.threshold),
+            Measure::Confidence => p.max_dim(1).exp().greater_elem(self.threshold),
             Measure::Entropy => {
                 // Of a probability that rounds to zero nothing is left, and not the product of zero and infinity.
                 let p = p.clamp_min(-80.0);
-                (p.clone().exp() * p)
-                    .sum_dim(1)
-                    .div_scalar(-(classes as f64).ln())
-                    .clamp_max(1.0)
-                    .lower_equal_elem(self.threshold)
+                let share = (p.clone().exp() * p).sum_dim(1).div_scalar(-(classes as f64).ln()).clamp_min(0.0);
+                if self.threshold < 1.0 { share.lower_elem(self.threshold) } else { share.greater_equal_elem(0.0) }
             }
         };
         Flow::Vector(leaves.float())

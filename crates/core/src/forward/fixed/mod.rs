@@ -26,6 +26,7 @@ mod permute;
 mod regroup;
 mod route;
 mod softmax;
+mod spatial_sampling;
 
 use super::Flow;
 

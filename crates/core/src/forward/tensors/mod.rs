@@ -1,6 +1,7 @@
 //! Layers with parameters that Burn has no module for: each a file, and a line in the list of `computed`.
 
 mod affine;
+mod detail_preserving_pool;
 mod quantize;
 mod structured;
 

@@ -1,0 +1,25 @@
+//! Networks that skip work, and networks whose depth and pooling change: section 6 of Cheng, Wang, Zhou, Zhang, "A Survey of Model Compression and
+//! Acceleration for Deep Neural Networks" (arXiv:1710.09282).
+//!
+//! Beside the methods, convolutions by other algorithms: [`winograd`] and [`fft_conv`].
+
+pub mod detail_preserving_pooling;
+pub mod early_exit;
+pub mod fft_conv;
+pub mod global_average_pooling;
+mod pools;
+mod residual;
+pub mod s3pool;
+pub mod stochastic_depth;
+pub mod winograd;
+
+use briquette_core::pass::Entry;
+
+/// The methods of this crate.
+pub const METHODS: &[Entry] = &[
+    Entry::of::<detail_preserving_pooling::DetailPreservingPooling>("dynamic-nets"),
+    Entry::of::<early_exit::EarlyExit>("dynamic-nets"),
+    Entry::of::<global_average_pooling::GlobalAveragePooling>("dynamic-nets"),
+    Entry::of::<s3pool::S3Pool>("dynamic-nets"),
+    Entry::of::<stochastic_depth::StochasticDepth>("dynamic-nets"),
+];

@@ -1,0 +1,139 @@
+//! Residual blocks, found by walking a network, and the share that their branches have in their sums.
+
+use briquette_core::error::{Error, Result};
+use briquette_core::net::{Net, Op};
+use briquette_core::{Layer, layers};
+use briquette_parts::refuse;
+
+/// A sum of what comes out of some layers and of what goes around them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Block {
+    /// The sum.
+    pub(crate) sum: usize,
+    /// What it reads of the layers.
+    pub(crate) branch: usize,
+    /// What it reads past them: without the branch, this is the block's output.
+    pub(crate) shortcut: usize,
+}
+
+/// The residual blocks of a network, in order: sums of two values of which one comes from more layers than the other, and these serve the sum alone. In
+/// front of both may be anything, such as the norm and the rectifier of a pre-activation that a projection reads as well.
+pub(crate) fn blocks(net: &Net) -> Vec<Block> {
+    let block = |sum: usize| {
+        let (Layer::Add(layers::Add), &[a, b]) = (net.nodes[sum].op.layer(), &net.nodes[sum].inputs[..]) else { return None };
+        let [of_a, of_b] = [a, b].map(|end| before(net, end));
+        let own = |of: &[bool], other: &[bool]| -> Vec<usize> { (0..sum).filter(|node| of[*node] && !other[*node]).collect() };
+        let weighted = |nodes: &[usize]| nodes.iter().filter(|node| net.nodes[**node].dense().is_some()).count();
+        let (own_a, own_b) = (own(&of_a, &of_b), own(&of_b, &of_a));
+        let (branch, shortcut, own) = match weighted(&own_a).cmp(&weighted(&own_b)) {
+            std::cmp::Ordering::Greater => (a, b, own_a),
+            std::cmp::Ordering::Less => (b, a, own_b),
+            std::cmp::Ordering::Equal => return None,
+        };
+        let serves = |reader: usize| reader == sum || own.contains(&reader);
+        let reads = |node: usize| net.nodes[node].inputs.iter().any(|input| own.contains(input));
+        (0..net.nodes.len()).all(|node| !reads(node) || serves(node)).then_some(Block { sum, branch, shortcut })
+    };
+    (0..net.nodes.len()).filter_map(block).collect()
+}
+
+/// The node and all that it depends on.
+fn before(net: &Net, end: usize) -> Vec<bool> {
+    let mut found = vec![false; net.nodes.len()];
+    found[end] = true;
+    for node in (0..=end).rev() {
+        if found[node] {
+            net.nodes[node].inputs.iter().for_each(|input| found[*input] = true);
+        }
+    }
+    found
+}
+
+/// The last batch norm or layer of weights on the branch, whose factor is the branch's: behind it nothing stands but what keeps positive factors.
+///
+/// # Errors
+/// Names the node that does not, and a layer whose weights an earlier pass shares; `method` is who asks.
+pub(crate) fn scaling(net: &Net, block: &Block, method: &str) -> Result<usize> {
+    let mut at = block.branch;
+    loop {
+        let node = &net.nodes[at];
+        let alone = net.nodes.iter().filter(|reader| reader.inputs.contains(&at)).count() == 1;
+        match (&node.op, &node.inputs[..]) {
+            (Op::BatchNorm(_), _) => return Ok(at),
+            (Op::Conv2d(_) | Op::Linear(_), _) => {
+                refuse::shared(net, [&at], method)?;
+                return Ok(at);
+            }
+            (Op::Tensors(_) | Op::Fixed(_), &[before]) if alone && node.op.layer().kind().homogeneous() => at = before,
+            (Op::Tensors(_) | Op::Fixed(_), _) => {
+                let detail = "ends a residual branch, whose factor it does not keep; only a batch norm or a layer of weights can take it up";
+                return Err(Error::node(&node.name, detail));
+            }
+        }
+    }
+}
+
+/// The network whose nodes, batch norms and layers of weights, give these factors of what they gave.
+pub(crate) fn scaled(mut net: Net, factors: &[(usize, f64)]) -> Result<Net> {
+    let device = net.device();
+    for &(index, factor) in factors {
+        let node = net.nodes[index].clone();
+        let mut parameters = node.parameters();
+        for stored in parameters.iter_mut().filter(|stored| ["weight", "bias", "gamma", "beta"].contains(&stored.name)) {
+            stored.base.iter_mut().for_each(|value| *value = (f64::from(*value) * factor) as f32);
+        }
+        net.nodes[index] = node.with(parameters, &device)?;
+    }
+    Ok(net)
+}
+
+#[cfg(test)]
+mod tests {
+    use briquette_core::builder::Builder;
+    use briquette_core::zoo::{Arch, Wanted};
+    use burn::tensor::Device;
+
+    use super::*;
+
+    fn narrow(name: &str) -> Net {
+        let arch = Arch::named(name).unwrap();
+        arch.build(&Wanted { width: 0.25, ..arch.wanted() }, &Device::flex()).unwrap()
+    }
+
+    /// With shortcuts that pad, that project, and that begin before or behind the first norm.
+    #[test]
+    fn blocks_of_every_family_are_found() {
+        for (name, count) in [
+            ("resnet20", 9),
+            ("resnet56", 27),
+            ("resnet18", 8),
+            ("resnet50", 16),
+            ("wrn-16-2", 6),
+            ("mobilenet-v2", 11),
+            ("vgg11-cifar", 0),
+        ] {
+            let net = narrow(name);
+            let found = blocks(&net);
+            assert_eq!(found.len(), count, "{name}");
+            for block in found {
+                scaling(&net, &block, "this").unwrap();
+            }
+        }
+        let net = narrow("resnet18");
+        let named = |block: &Block| [block.sum, block.branch, block.shortcut].map(|node| net.nodes[node].name.clone());
+        assert_eq!(named(&blocks(&net)[2]), ["layer2.0.add", "layer2.0.conv2.norm", "layer2.0.shortcut.norm"]);
+    }
+
+    #[test]
+    fn sums_of_equals_and_of_what_others_read_are_no_blocks() {
+        let mut b = Builder::new([1, 2, 2], 1, &Device::flex());
+        let x = b.flatten("flatten", b.input());
+        let (one, two) = (b.linear("one", x, 4), b.linear("two", x, 4));
+        let sum = b.add("equals", &[one, two]);
+        let read = b.linear("read", sum, 4);
+        let sum = b.add("of-read", &[read, sum]);
+        let sum = b.add("again", &[sum, read]);
+        b.linear("fc", sum, 3);
+        assert_eq!(blocks(&b.finish().unwrap()), []);
+    }
+}
