@@ -73,7 +73,7 @@ mod tests {
         let teacher = input("teacher_map", [4, 6, 4, 4]).cast(DType::F64);
         for p in [1, 3] {
             let loss = |student| attention_transfer(student, teacher.clone(), p).unwrap();
-            slopes_agree(input("student_map", [4, 3, 4, 4]), loss);
+            slopes_agree(&input("student_map", [4, 3, 4, 4]), loss);
             let turned = attention(teacher.clone().neg(), p) - attention(teacher.clone(), p);
             assert_eq!(floats(turned.abs().max()), [0.0]);
         }

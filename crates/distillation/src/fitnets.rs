@@ -171,14 +171,14 @@ mod tests {
                 norm: regressor.norm.map(|norm| norm.map(|values| values.map(|values| values.cast(DType::F64)))),
                 ..regressor
             };
-            slopes_agree(maps, |maps| hint(double.forward(maps), target.clone().cast(DType::F64)).unwrap());
+            slopes_agree(&maps, |maps| hint(double.forward(maps), target.clone().cast(DType::F64)).unwrap());
         }
     }
 
     #[test]
     fn the_weight_of_soft_targets_falls_as_the_golden_one() {
         let weight = |epoch| decay(epoch, [4.0, 1.0], [5, 400]).unwrap() as f32;
-        let expected = [4.0, 4.0, 3.992424242, 3.984848485, 3.272727273, 1.007575758, 1.0, 1.0];
+        let expected = [4.0, 4.0, 3.992_424, 3.984_848, 3.272_727, 1.007_576, 1.0, 1.0];
         near(&[0, 4, 5, 6, 100, 399, 400, 500].map(weight), &expected, 1e-6);
         let error = decay(0, [4.0, 1.0], [5, 4]).unwrap_err().to_string();
         assert_eq!(error, "fitnets: a weight that falls from epoch 5 on cannot have fallen by epoch 4");

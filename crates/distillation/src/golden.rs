@@ -42,11 +42,11 @@ pub(crate) fn meets<const D: usize>(
     let term = loss(student.clone()).unwrap();
     near(&floats(term.clone()), &golden(text, &format!("{name} value")), tolerance);
     near(&floats(student.grad(&term.backward()).unwrap()), &golden(text, &format!("{name} gradient")), tolerance);
-    is_none_of_none(student, loss);
+    is_none_of_none(&student, loss);
 }
 
 /// Whether a loss is no number where one value of the student is none.
-pub(crate) fn is_none_of_none<const D: usize>(student: Tensor<D>, loss: impl Fn(Tensor<D>) -> Result<Tensor<1>>) {
+pub(crate) fn is_none_of_none<const D: usize>(student: &Tensor<D>, loss: impl Fn(Tensor<D>) -> Result<Tensor<1>>) {
     let mut values = floats(student.clone());
     values[1] = f32::NAN;
     assert!(floats(loss(tensor(values, student.dims())).unwrap())[0].is_nan());
@@ -61,7 +61,7 @@ pub(crate) fn bears_zeros<const D: usize>(shape: [usize; D], loss: impl Fn(Tenso
 }
 
 /// Whether a gradient is that of finite differences, both in double precision.
-pub(crate) fn slopes_agree<const D: usize>(at: Tensor<D>, loss: impl Fn(Tensor<D>) -> Tensor<1>) {
+pub(crate) fn slopes_agree<const D: usize>(at: &Tensor<D>, loss: impl Fn(Tensor<D>) -> Tensor<1>) {
     let (values, shape) = (floats(at.clone()).into_iter().map(f64::from).collect::<Vec<_>>(), at.dims());
     let double = |values: Vec<f64>| Tensor::<D>::from_data(TensorData::new(values, shape), (&at.device(), DType::F64));
     let single = |x: Tensor<1>| x.into_data().convert::<f64>().try_into_vec::<f64>().unwrap();

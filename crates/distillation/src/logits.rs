@@ -86,7 +86,7 @@ mod tests {
         let term = logits(student.clone(), teacher.clone()).unwrap();
         near(&floats(term.clone()), &golden(GOLDEN, "value"), 2e-5);
         near(&floats(student.grad(&term.backward()).unwrap()), &golden(GOLDEN, "gradient"), 2e-5);
-        is_none_of_none(student.clone(), |student| logits(student, teacher.clone()));
+        is_none_of_none(&student, |student| logits(student, teacher.clone()));
 
         let centred = |logits: Tensor<2>| logits.clone() - logits.mean_dim(1);
         let (z, v) = (centred(student.clone()).detach().require_grad(), centred(teacher.clone()));

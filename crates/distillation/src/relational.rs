@@ -97,10 +97,10 @@ mod tests {
     fn large_differences_count_by_their_size() {
         let x = tensor(vec![0.0, 0.5, -0.5, 1.0, 3.0, -3.0], [6]);
         assert_eq!(floats(huber(x.clone())), [0.0, 0.125, 0.125, 0.5, 2.5, 2.5]);
-        slopes_agree(tensor(vec![0.1, 0.5, -0.5, 3.0, -3.0], [5]), |x| huber(x).sum());
+        slopes_agree(&tensor(vec![0.1, 0.5, -0.5, 3.0, -3.0], [5]), |x| huber(x).sum());
         // One pair of the teacher's is so far apart that the difference passes 1.
         let teacher = tensor(vec![0.0, 0.0, 0.1, 0.0, 0.0, 0.1, 50.0, 0.0], [4, 2]).cast(DType::F64);
-        slopes_agree(input("student_embedding", [4, 6]), |student| distance(student, teacher.clone()).unwrap());
+        slopes_agree(&input("student_embedding", [4, 6]), |student| distance(student, teacher.clone()).unwrap());
     }
 
     #[test]

@@ -98,7 +98,7 @@ mod tests {
         let k = |d: f32| (-d / (2.0 * spread)).exp();
         let terms = s.iter().zip(&t).map(|(s, t)| over(s, s, &k) + over(t, t, &k) - 2.0 * over(s, t, &k));
         near(&floats(loss(student.clone()).unwrap()), &[terms.sum::<f32>() / 4.0], 2e-5);
-        is_none_of_none(student, loss);
+        is_none_of_none(&student, loss);
     }
 
     #[test]
@@ -107,7 +107,7 @@ mod tests {
         let [student, teacher] = [s.clone(), t].map(channels);
         let spread = distances(&student, &teacher).mean().mul_scalar(2.0).reshape([1, 1, 1]);
         let fixed = |s| discrepancy(&channels(s), &teacher, |x, y| (distances(x, y) / spread.clone()).neg().exp());
-        slopes_agree(s.clone(), fixed);
+        slopes_agree(&s, fixed);
         let gradient = |loss: &dyn Fn(Tensor<4>) -> Tensor<1>| {
             let s = s.clone().require_grad();
             floats(s.grad(&loss(s.clone()).backward()).unwrap())

@@ -86,7 +86,7 @@ mod tests {
         let [pooled, _] = one_size("test", student.clone(), third.clone()).unwrap();
         let (pooled, whole) = (floats(pooled), floats(student.clone()));
         assert!((pooled[4] - (whole[4] + whole[8]) / 2.0).abs() < 1e-6);
-        slopes_agree(student, |student| {
+        slopes_agree(&student, |student| {
             let [pooled, _] = one_size("test", student, third.clone()).unwrap();
             pooled.powi_scalar(3).sum()
         });
