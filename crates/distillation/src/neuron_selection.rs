@@ -29,8 +29,8 @@ impl Energy {
         let attributes = accuracy.first().map_or(0, Vec::len);
         let known = identities.iter().chain(nuisances).all(|attribute| *attribute < attributes);
         let shares = accuracy.iter().all(|of| of.len() == attributes && of.iter().all(|x| (0.0..=1.0).contains(x)));
-        let sound = known && shares && lambda >= 0.0 && lambda.is_finite();
-        if identities.is_empty() || !sound {
+        let weighted = (0.0..f64::INFINITY).contains(&lambda);
+        if identities.is_empty() || !known || !shares || !weighted {
             let detail =
                 format!("{} neurons, identities {identities:?}, nuisances {nuisances:?}, lambda {lambda}", accuracy.len());
             let rule = format!("each neuron needs a share for each of {attributes} attributes, and lambda is not negative");
