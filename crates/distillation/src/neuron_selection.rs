@@ -7,9 +7,27 @@
 //!
 //! Luo, Zhu, Liu, Wang, Tang. "Face Model Compression by Distilling Knowledge from Neurons". AAAI 2016.
 //! Differs from the paper: all terms are positive, so that nothing selected has the least energy; the number of neurons is fixed instead, and
-//! the energy descended by additions and exchanges where the paper has a mean field. Without nuisance attributes the numerator of `Phi` is 1.
+//! the energy descended by additions and exchanges where the paper has a mean field. Without nuisance attributes, as in a training, whose identities are the
+//! classes, the numerator of `Phi` is 1. A neuron detects a class where it is above its own mean. A student of another width reads the selection through a
+//! linear map that trains beside it.
 
+use briquette_core::archive::Archive;
 use briquette_core::error::{Error, Result};
+use briquette_core::objective::{Seen, Taps as Tapped};
+use briquette_core::teaching::{Distiller, Learned, Lesson, Pair, Shown, Taught};
+use briquette_core::training::images;
+use briquette_core::values::floats;
+use briquette_data::Loader;
+use burn::module::Param;
+use burn::nn::Linear;
+use burn::tensor::{Gradients, Int, Tensor, TensorData};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use serde::Deserialize;
+
+use crate::logits::logits;
+use crate::taps::{Points, Taps, flat, weighable};
+use crate::tensors::uniform;
 
 /// The energy of selections of neurons.
 #[derive(Debug, Clone)]
@@ -120,6 +138,128 @@ impl Energy {
     fn pair(&self, i: usize, j: usize) -> f64 {
         let distance = self.accuracy[i].iter().zip(&self.accuracy[j]).map(|(x, y)| (x - y).powi(2)).sum::<f64>();
         2.0 * self.lambda * (-distance / 2.0).exp()
+    }
+}
+
+/// So many of the teacher's last hidden neurons as targets.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct NeuronSelection {
+    /// Neurons that are selected.
+    count: usize,
+    /// Factor of the loss.
+    #[serde(default = "one")]
+    weight: f64,
+    /// Weight of pairs in the energy.
+    #[serde(default = "one")]
+    pairs: f64,
+    /// Training images on which neurons are judged.
+    #[serde(default = "judges")]
+    calibration_images: usize,
+    /// The node of both networks; what the last fully connected layer reads without it.
+    taps: Option<Points>,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn judges() -> usize {
+    2000
+}
+
+impl Taught for NeuronSelection {
+    const NAME: &'static str = "neuron-selection";
+    const PAPER: &'static str = "Luo, Zhu, Liu, Wang, Tang, AAAI 2016";
+    const EXAMPLE: &'static str = "count = 6";
+}
+
+impl Distiller for NeuronSelection {
+    fn lesson(&self, pair: &Pair<'_>) -> Result<Box<dyn Lesson>> {
+        let taps = Taps::features(self.taps.as_ref(), pair)?;
+        let [width, neurons]: [usize; 2] = taps.shapes(pair)?.map(|shapes| shapes[0].iter().product());
+        let accuracy = accuracies(pair, taps.both()[1][0], neurons, self.calibration_images)?;
+        let classes: Vec<usize> = (0..pair.images.classes).collect();
+        let selected = Energy::new(accuracy, &classes, &[], self.pairs)?.least(self.count)?;
+        let mut rng = ChaCha8Rng::seed_from_u64(pair.seed);
+        let device = pair.device.clone().autodiff();
+        let reach = (width as f32).sqrt().recip();
+        let map = (width != self.count).then(|| {
+            let weight = Param::from_tensor(uniform([width, self.count], reach, &mut rng, &device));
+            let bias = Some(Param::from_tensor(Tensor::zeros([self.count], &device)));
+            Learned::new(Linear { weight, bias }, pair.optimizer.clone())
+        });
+        let selected: Vec<i64> = selected.into_iter().map(|neuron| neuron as i64).collect();
+        Ok(Box::new(Selected { taps, selected, map }))
+    }
+
+    fn weight(&self) -> f64 {
+        self.weight
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.count == 0 || self.calibration_images == 0 {
+            return Err(Error::Invalid("neuron-selection: `count` and `calibration-images` are at least 1".into()));
+        }
+        weighable(Self::NAME, &[("weight", self.weight), ("pairs", self.pairs)])
+    }
+}
+
+/// For each neuron that the node gives, and each class, `(TPR + TNR) / 2` of "above its mean over all images".
+fn accuracies(pair: &Pair<'_>, node: usize, neurons: usize, limit: usize) -> Result<Vec<Vec<f64>>> {
+    let (teacher, judged) = (pair.teacher()?, pair.images.take(limit));
+    let (mut values, mut labels) = (Vec::new(), Vec::new());
+    for batch in Loader::ordered(&judged, 100) {
+        let batch = batch?;
+        let mut taps = Tapped::of(vec![node]);
+        teacher.tapped(images(&batch, judged.shape, pair.device), &mut taps);
+        values.extend(floats(flat(&taps.values()?[0])));
+        labels.extend(batch.labels.iter().map(|label| usize::from(*label)));
+    }
+    let count = labels.len() as f64;
+    let mut sizes = vec![0.0; judged.classes];
+    labels.iter().for_each(|label| sizes[*label] += 1.0);
+    if let Some(class) = sizes.iter().position(|size| *size == 0.0) {
+        let detail = format!("class {class} is not among the first {} training images", labels.len());
+        return Err(Error::Invalid(format!("neuron-selection: {detail}; raise `calibration-images`")));
+    }
+    let of_neuron = |neuron: usize| {
+        let value = |image: usize| f64::from(values[image * neurons + neuron]);
+        let mean = (0..labels.len()).map(value).sum::<f64>() / count;
+        let mut hits = vec![0.0; sizes.len()];
+        labels.iter().enumerate().filter(|(image, _)| value(*image) > mean).for_each(|(_, label)| hits[*label] += 1.0);
+        let all = hits.iter().sum::<f64>();
+        let balanced = |(hit, size): (&f64, &f64)| 0.5 * (hit / size + 1.0 - (all - hit) / (count - size).max(1.0));
+        hits.iter().zip(&sizes).map(balanced).collect()
+    };
+    Ok((0..neurons).map(of_neuron).collect())
+}
+
+struct Selected {
+    taps: Taps,
+    selected: Vec<i64>,
+    map: Option<Learned<Linear>>,
+}
+
+impl Lesson for Selected {
+    fn taps(&self) -> [&[usize]; 2] {
+        self.taps.both()
+    }
+
+    fn term(&mut self, seen: &Seen<'_>, shown: &Shown<'_>) -> Result<Tensor<1>> {
+        let (student, teacher) = (flat(&seen.taps[0]), flat(&shown.taps[0]));
+        let places = TensorData::new(self.selected.clone(), [self.selected.len()]);
+        let targets = teacher.clone().select(1, Tensor::<1, Int>::from_data(places, &teacher.device()));
+        let student = self.map.as_ref().map_or(student.clone(), |map| map.get().forward(student));
+        logits(student, targets)
+    }
+
+    fn learn(&mut self, gradients: &mut Gradients, lr: f64) {
+        self.map.iter_mut().for_each(|map| map.learn(gradients, lr));
+    }
+
+    fn keep(&mut self, archive: &mut Archive<'_>) -> Result<()> {
+        self.map.iter_mut().try_for_each(|map| map.keep(archive))
     }
 }
 
