@@ -57,6 +57,7 @@ use learning::Learning;
 use logits::Logits;
 use net2net::Net2Net;
 use neuron_selection::NeuronSelection;
+use pseudo_labels::PseudoLabels;
 use relational::Relational;
 use selectivity::Selectivity;
 use similarity::Similarity;
@@ -91,4 +92,5 @@ pub const METHODS: &[Entry] = &[
     Entry::of::<Learning<Similarity>>(HOME),
     Entry::of::<Learning<SoftTargets>>(HOME),
     Entry::of::<Net2Net>(HOME),
+    Entry::of::<PseudoLabels>(HOME),
 ];

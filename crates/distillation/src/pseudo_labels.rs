@@ -1,17 +1,127 @@
 //! Labels that an ensemble gives to samples without any.
 //!
 //! The label of a sample is the class of the highest mean probability `sum_m softmax(v_m) / M` of the teachers' logits `v_1 .. v_M`; a student
-//! learns from it as from any other.
+//! learns from it as from any other. The samples are the training images, whose own labels nobody looks at, and with `munge` others that are drawn around
+//! them: each image exchanges with its nearest neighbour each pixel with the probability `p`, drawn with the deviation `|a - b| / s` of the two.
 //!
 //! Bucilă, Caruana, Niculescu-Mizil. "Model Compression". KDD 2006.
-//! Differs from the paper: the teachers give probabilities of any number of classes where the paper's give one score, and samples are those at
-//! hand where the paper draws them around these (MUNGE).
+//! Differs from the paper: the teachers give probabilities of any number of classes where the paper's give one score.
 
+mod munge;
+
+use briquette_core::context::{Context, Data};
 use briquette_core::error::{Error, Result};
+use briquette_core::net::Net;
+use briquette_core::pass::{Method, Pass};
+use briquette_core::streams::stream;
+use briquette_core::training::{Recipe, Teacher, images, tune};
 use briquette_core::values::floats;
+use briquette_data::{Dataset, Loader};
 use burn::tensor::Tensor;
+use serde::Deserialize;
 
 use crate::ensemble::arithmetic;
+use crate::student::Student;
+
+pub use munge::Munge;
+
+/// The training of a network, or of a `student` in its place, on labels of teachers: of the network at hand unless `teachers` names others.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct PseudoLabels {
+    student: Option<Student>,
+    /// The teachers.
+    #[serde(default)]
+    teachers: Vec<Teacher>,
+    /// Training images that are taken, all without it.
+    images: Option<usize>,
+    /// Other images around these.
+    munge: Option<Munge>,
+    /// The training.
+    #[serde(default)]
+    train: Recipe,
+}
+
+impl Method for PseudoLabels {
+    const NAME: &'static str = "pseudo-labels";
+    const FAMILY: &'static str = "knowledge distillation";
+    const PAPER: &'static str = "Bucilă, Caruana, Niculescu-Mizil, KDD 2006";
+    const EXAMPLE: &'static str = "munge = { times = 1 }";
+}
+
+impl Pass for PseudoLabels {
+    fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        self.check()?;
+        let teachers: Vec<Net> = match &self.teachers[..] {
+            [] => vec![net.valid()],
+            several => several.iter().map(|teacher| Ok(teacher.network(&net, cx)?.valid())).collect::<Result<_>>()?,
+        };
+        let student = match &self.student {
+            Some(student) => student.beside(&net, cx.seed, &cx.device)?,
+            None => net,
+        };
+        let data = Data { train: self.labelled(&teachers, cx)?, valid: cx.data.valid.clone(), test: cx.data.test.clone() };
+        let mut on = Context::new(&cx.device, cx.seed, &data, cx.host);
+        (on.distillations, on.storage, on.stage) = (cx.distillations, cx.storage, cx.stage);
+        let trained = tune(student, Some(&self.train), &mut on);
+        let (curve, stage) = (std::mem::take(&mut on.curve), on.stage);
+        cx.curve.extend(curve);
+        cx.stage = stage;
+        trained
+    }
+
+    fn plan(&self, net: Net) -> Result<Net> {
+        self.check()?;
+        self.student.as_ref().map_or(Ok(net.clone()), |student| student.beside(&net, 0, &net.device()))
+    }
+
+    fn replaces(&self) -> bool {
+        self.student.is_some()
+    }
+
+    fn learns_from_before(&self) -> bool {
+        self.teachers.is_empty() || self.teachers.iter().any(Teacher::is_before_pass)
+    }
+
+    fn shorten(&mut self) {
+        self.images = Some(self.images.map_or(500, |images| images.min(500)));
+    }
+}
+
+impl PseudoLabels {
+    fn check(&self) -> Result<()> {
+        self.train.check()?;
+        self.munge.iter().try_for_each(Munge::check)
+    }
+
+    /// The images, and those around them, with the teachers' labels.
+    fn labelled(&self, teachers: &[Net], cx: &mut Context<'_>) -> Result<Dataset> {
+        let of = cx.data.train.take(self.images.unwrap_or(usize::MAX));
+        let mut pixels = Vec::new();
+        for image in 0..of.len() {
+            pixels.extend(of.pixel(image)?);
+        }
+        if let Some(munge) = &self.munge {
+            let size = of.shape.iter().product();
+            let around = munge.around(&pixels, size, stream(cx.seed, "munge"), &cx.device);
+            pixels.extend(around);
+        }
+        let count = pixels.len() / of.shape.iter().product::<usize>().max(1);
+        // Any labels will do to have the images seen.
+        let unlabelled = Dataset::from_memory(&of.name, of.shape, of.classes, pixels.clone(), vec![0; count])?;
+        let mut found = Vec::with_capacity(count);
+        for batch in Loader::ordered(&unlabelled, 100) {
+            if cx.host.stop_requested() {
+                return Err(Error::Stopped);
+            }
+            let batch = batch?;
+            let seen = images(&batch, of.shape, &cx.device);
+            let logits: Vec<Tensor<2>> = teachers.iter().map(|teacher| teacher.forward(seen.clone())).collect();
+            found.extend(labels(&logits)?);
+        }
+        Ok(Dataset::from_memory(&of.name, of.shape, of.classes, pixels, found)?)
+    }
+}
 
 /// The class that the members, whose logits are `[batch, classes]` each, give to every sample, the lowest of equals.
 ///
@@ -34,7 +144,10 @@ pub fn labels(members: &[Tensor<2>]) -> Result<Vec<u16>> {
 #[cfg(test)]
 mod tests {
     use briquette_core::training::cross_entropy;
+    use briquette_handmade::{labelled, outputs, refusal, run, small};
+    use burn::module::Module as _;
     use burn::tensor::activation;
+    use serde_json::json;
 
     use super::*;
     use crate::golden::{golden, input, near, tensor};
@@ -66,5 +179,27 @@ mod tests {
         assert_eq!(labels(&[tensor(vec![1.0, 1.0, 0.0, 0.0, 2.0, 2.0], [2, 3])]).unwrap(), [0, 1]);
         let error = labels(&[tensor(vec![1.0, 0.0, 0.0, f32::NAN], [2, 2])]).unwrap_err().to_string();
         assert_eq!(error, "pseudo-labels: the teachers' logits of sample 1 are not finite");
+    }
+
+    #[test]
+    fn a_student_learns_what_its_teacher_says_and_not_what_the_labels_do() {
+        // The labels of `images` are those of no network; the student begins as its teacher with its weights halved.
+        let teacher = small();
+        let names = |net: &Net| {
+            let data = labelled(net);
+            (0..data.train.len()).map(|image| data.train.label(image)).collect::<Vec<u16>>()
+        };
+        let train = json!({ "epochs": 30, "batch": 20, "lr": 0.02, "choose": "last" });
+        let net = run::<PseudoLabels>(small(), json!({ "munge": { "times": 1 }, "train": train })).unwrap();
+        let same = names(&net).iter().zip(names(&teacher)).filter(|(a, b)| **a == *b).count();
+        assert!(same >= 36, "{same} of 40");
+        assert!(outputs(&net).iter().all(|value| value.is_finite()) && net.valid().num_params() == teacher.num_params());
+    }
+
+    #[test]
+    fn draws_out_of_range_are_refused() {
+        let refused = |munge| refusal::<PseudoLabels>(small(), json!({ "munge": munge }));
+        assert!(refused(json!({ "times": 1, "probability": 1.5 })).contains("`probability` lies in [0, 1]"));
+        assert!(refused(json!({ "times": 1, "variance": 0.0 })).contains("`variance` is above 0"));
     }
 }

@@ -67,6 +67,16 @@ impl Teacher {
         matches!(self, Self::Named(name) if name == BEFORE_PASS)
     }
 
+    /// The network, on the device at hand, for the images and classes of `student`.
+    ///
+    /// # Errors
+    /// When it cannot be had, or is for others.
+    pub fn network(&self, student: &Net, cx: &mut Context<'_>) -> Result<Net> {
+        let net = self.load(cx)?;
+        alike(&net, student)?;
+        Ok(net)
+    }
+
     fn load(&self, cx: &mut Context<'_>) -> Result<Net> {
         match self {
             Self::Named(name) if name == BEFORE_PASS => cx.host.before(&cx.device),
