@@ -94,6 +94,11 @@ impl Taps {
         places.for_each(|(_, met)| *met = Some(output.clone()));
     }
 
+    /// Whether all that is wanted was met.
+    pub fn complete(&self) -> bool {
+        self.met.iter().all(Option::is_some)
+    }
+
     /// What was met, in the order of what was wanted.
     ///
     /// # Errors

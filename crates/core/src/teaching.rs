@@ -129,7 +129,7 @@ pub trait Taught: Distiller + DeserializeOwned + 'static {
     const NAME: &'static str;
     /// Authors, venue and year.
     const PAPER: &'static str;
-    /// Settings that run, as TOML lines.
+    /// Settings that run as a pass, as TOML lines.
     const EXAMPLE: &'static str;
 }
 
@@ -138,10 +138,6 @@ pub trait Taught: Distiller + DeserializeOwned + 'static {
 pub struct Distillation {
     /// [`Taught::NAME`].
     pub name: &'static str,
-    /// [`Taught::PAPER`].
-    pub paper: &'static str,
-    /// [`Taught::EXAMPLE`].
-    pub example: &'static str,
     /// Reads the settings.
     pub parse: fn(serde_json::Value) -> std::result::Result<Box<dyn Distiller>, serde_json::Error>,
 }
@@ -154,7 +150,7 @@ impl Distillation {
             read.check().map_err(serde::de::Error::custom)?;
             Ok(Box::new(read) as Box<dyn Distiller>)
         };
-        Self { name: T::NAME, paper: T::PAPER, example: T::EXAMPLE, parse }
+        Self { name: T::NAME, parse }
     }
 }
 

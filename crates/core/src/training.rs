@@ -154,7 +154,7 @@ pub fn fit(net: Net, recipe: &Recipe, extras: Extras<'_>, cx: &mut Context<'_>) 
         return Ok(net);
     }
     let device = cx.device.clone();
-    let draws = recipe.draws()?;
+    let draws = recipe.draws(cx.distillations)?;
     let mut taught = recipe.taught(&net, seed, cx)?;
     let mut extras = extras.with(taught.iter_mut().map(|teaching| teaching as &mut dyn Objective));
     let watched = Watched::by(&extras.objectives, &net)?;

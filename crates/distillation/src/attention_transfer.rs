@@ -10,13 +10,12 @@
 //! Differs from the paper as the authors' code does: squared differences take the place of their norm, which is [`by_norm`], so that the
 //! weights of the two differ by orders of magnitude; and sizes need not agree.
 
+use briquette_core::error::{Error, Result};
 use briquette_core::teaching::{Distiller, Lesson, Pair, Taught};
+use burn::tensor::Tensor;
 use serde::Deserialize;
 
 use crate::taps::{OverMaps, Points, Stages, Taps, weighable};
-use briquette_core::error::{Error, Result};
-use burn::tensor::Tensor;
-
 use crate::tensors::{one_size, rows, units};
 
 /// `Q` of maps `[batch, channels, height, width]`: `[batch, height width]`, `mean_c |A_c|^p` over its norm.
@@ -75,7 +74,7 @@ fn two() -> i32 {
 impl Taught for AttentionTransfer {
     const NAME: &'static str = "attention-transfer";
     const PAPER: &'static str = "Zagoruyko, Komodakis, ICLR 2017, arXiv:1612.03928";
-    const EXAMPLE: &'static str = "weight = 1000.0";
+    const EXAMPLE: &'static str = "weight = 1000.0\ntrain = { epochs = 10 }";
 }
 
 impl Distiller for AttentionTransfer {
@@ -89,7 +88,7 @@ impl Distiller for AttentionTransfer {
     }
 
     fn check(&self) -> Result<()> {
-        weighable(Self::NAME, &[("weight", self.weight), ("p", f64::from(self.p - 1))])
+        weighable(Self::NAME, &[("weight", self.weight), ("p", f64::from(self.p) - 1.0)])
     }
 }
 

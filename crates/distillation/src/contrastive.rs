@@ -14,21 +14,21 @@
 mod draws;
 
 use briquette_core::archive::Archive;
+use briquette_core::error::{Error, Result};
 use briquette_core::objective::Seen;
 use briquette_core::teaching::{Distiller, Lesson, Pair, Shown, Taught};
 use briquette_core::training::Descent;
-use burn::optim::GradientsParams;
-use burn::tensor::Gradients;
-use rand::SeedableRng;
-use serde::Deserialize;
-
-use crate::taps::{Points, Taps, flat, weighable};
-use briquette_core::error::{Error, Result};
 use briquette_core::values::floats;
 use burn::module::{Module, Param};
 use burn::nn::Linear;
+use burn::optim::GradientsParams;
+use burn::tensor::Gradients;
 use burn::tensor::{Device, IndexingUpdateOp, Tensor, activation};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use serde::Deserialize;
+
+use crate::taps::{Points, Taps, flat, weighable};
 
 pub use draws::{Draws, Positive};
 
@@ -224,7 +224,7 @@ fn half() -> f64 {
 impl Taught for Contrastive {
     const NAME: &'static str = "contrastive";
     const PAPER: &'static str = "Tian, Krishnan, Isola, ICLR 2020, arXiv:1910.10699";
-    const EXAMPLE: &'static str = "weight = 0.8\nnegatives = 256";
+    const EXAMPLE: &'static str = "weight = 0.8\nnegatives = 256\ntrain = { epochs = 10 }";
 }
 
 impl Distiller for Contrastive {
@@ -247,6 +247,11 @@ impl Distiller for Contrastive {
     fn check(&self) -> Result<()> {
         if self.negatives == 0 {
             return Err(Error::Invalid("contrastive: `negatives` is at least 1".into()));
+        }
+        if self.length == 0 || !(self.temperature.is_finite() && self.temperature > 0.0) || !(0.0..=1.0).contains(&self.momentum)
+        {
+            let detail = "`length` and `temperature` are above 0, and `momentum` lies in [0, 1]";
+            return Err(Error::Invalid(format!("contrastive: {detail}")));
         }
         weighable(Self::NAME, &[("weight", self.weight)])
     }

@@ -7,16 +7,15 @@
 //! Zhao, Cui, Song, Qiu, Liang. "Decoupled Knowledge Distillation". CVPR 2022. arXiv:2203.08679.
 //! Differs from the authors' code in arithmetic: probabilities that underflow are never taken a logarithm of.
 
+use briquette_core::error::{Error, Result};
 use briquette_core::objective::Seen;
 use briquette_core::teaching::{Distiller, Lesson, Pair, Shown, Taught};
+use burn::tensor::Tensor;
 use serde::Deserialize;
 
 use crate::ensemble::as_one;
-use crate::taps::weighable;
-use briquette_core::error::{Error, Result};
-use burn::tensor::Tensor;
-
 use crate::soft_targets::divergence;
+use crate::taps::weighable;
 use crate::tensors::{indices, log_sum_exp, same_logits};
 
 /// `alpha T^2 TCKD + beta T^2 NCKD` of logits `[batch, classes]` at the temperature `T`, the mean over the batch.
@@ -97,7 +96,7 @@ fn four() -> f64 {
 impl Taught for Decoupled {
     const NAME: &'static str = "decoupled";
     const PAPER: &'static str = "Zhao, Cui, Song, Qiu, Liang, CVPR 2022, arXiv:2203.08679";
-    const EXAMPLE: &'static str = "alpha = 1.0\nbeta = 2.0\ntemperature = 4.0";
+    const EXAMPLE: &'static str = "alpha = 1.0\nbeta = 2.0\ntemperature = 4.0\ntrain = { epochs = 10 }";
 }
 
 impl Distiller for Decoupled {

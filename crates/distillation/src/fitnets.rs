@@ -2,27 +2,27 @@
 //!
 //! The student's maps `[batch, channels, height, width]` go through a [`Regressor`] where they are of another shape than the teacher's, and
 //! [`hint`] is the mean over everything of the squared difference. What the paper calls the loss is `channels height width / 2` times that.
-//! A hint goes with soft targets whose weight may fall, [`decay`]: from 4 to 1 for CIFAR, with a temperature of 3.
+//! As a pass the hint comes alone first, `alone = { train = ... }`, and then the whole student learns by what `train` has under `distill`. In the paper the
+//! weight of the soft targets falls meanwhile, [`decay`], from 4 to 1 for CIFAR with a temperature of 3; no recipe lets it fall, a program can.
 //!
 //! Romero, Ballas, Kahou, Chassang, Gatta, Bengio. "FitNets: Hints for Thin Deep Nets". ICLR 2015. arXiv:1412.6550.
 //! Differs from the paper: a teacher's map of exactly twice the student's height and width, which the authors' code refuses, has a transposed
 //! convolution; a batch norm may stand in the regressor; and soft targets keep their factor `T^2`, which that code lacks.
 
 use briquette_core::archive::Archive;
+use briquette_core::error::{Error, Result};
 use briquette_core::objective::Seen;
 use briquette_core::teaching::{Distiller, Learned, Lesson, Pair, Shown, Taught};
-use burn::tensor::Gradients;
-use rand::SeedableRng;
-use serde::Deserialize;
-
-use crate::taps::{Points, Stages, Taps, weighable};
-use briquette_core::error::{Error, Result};
 use burn::module::{Module, Param};
+use burn::tensor::Gradients;
 use burn::tensor::module::{batch_norm_train, conv_transpose2d, conv2d};
 use burn::tensor::ops::{ConvOptions, ConvTransposeOptions};
 use burn::tensor::{Device, Tensor, activation};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use serde::Deserialize;
 
+use crate::taps::{Points, Stages, Taps, weighable};
 use crate::tensors::{fit, uniform};
 
 /// The mean over everything of `(s - t)^2` of maps of one shape `[batch, channels, height, width]`, those of the student from the regressor.
@@ -137,7 +137,7 @@ fn yes() -> bool {
 impl Taught for Fitnets {
     const NAME: &'static str = "fitnets";
     const PAPER: &'static str = "Romero, Ballas, Kahou, Chassang, Gatta, Bengio, ICLR 2015, arXiv:1412.6550";
-    const EXAMPLE: &'static str = "weight = 100.0";
+    const EXAMPLE: &'static str = "weight = 100.0\ntrain = { epochs = 10 }";
 }
 
 impl Distiller for Fitnets {

@@ -1,18 +1,17 @@
 //! A loss against a teacher as a pass of its own.
 
-use std::fmt;
-use std::marker::PhantomData;
-
 use briquette_core::context::Context;
 use briquette_core::error::Result;
 use briquette_core::net::Net;
 use briquette_core::pass::{Method, Pass};
 use briquette_core::teaching::Taught;
-use briquette_core::training::{Distill, Recipe, tune};
+use briquette_core::training::{Choose, Distill, Recipe, tune};
 use briquette_core::types::Ratio;
 use serde::Deserialize;
 use serde::de::Error as _;
 use serde_json::{Map, Value};
+use std::fmt;
+use std::marker::PhantomData;
 
 use crate::soft_targets::SoftTargets;
 use crate::student::Student;
@@ -25,6 +24,8 @@ use crate::student::Student;
 pub struct Learning<T: Taught> {
     student: Option<Student>,
     trainings: Vec<Recipe>,
+    /// Whether its own loss counts at all.
+    weighs: bool,
     loss: PhantomData<fn() -> T>,
 }
 
@@ -32,7 +33,6 @@ pub struct Learning<T: Taught> {
 struct Written {
     student: Option<Student>,
     alone: Option<Alone>,
-    #[serde(default)]
     train: Recipe,
     /// Everything else is what `distill` of a recipe has.
     #[serde(flatten)]
@@ -54,6 +54,7 @@ impl<T: Taught> TryFrom<Written> for Learning<T> {
         let distill: Distill = serde_json::from_value(std::mem::take(&mut written.distill).into())?;
         let read: T = serde_json::from_value(distill.settings.clone().into())?;
         read.check().map_err(serde_json::Error::custom)?;
+        let weighs = read.weight() > 0.0;
         let Written { student, alone, mut train, .. } = written;
         let trainings = match alone {
             None => {
@@ -65,11 +66,13 @@ impl<T: Taught> TryFrom<Written> for Learning<T> {
                     let (method, settings) = (SoftTargets::NAME.into(), Map::new());
                     train.distill.push(Distill { method, settings, task: None, ..distill.clone() });
                 }
+                // What is behind the hint has learned nothing yet, and no accuracy tells the epochs apart.
+                first.choose = Choose::Last;
                 first.distill.push(Distill { task: Some(Ratio::default()), ..distill });
                 vec![first, train]
             }
         };
-        Ok(Self { student, trainings, loss: PhantomData })
+        Ok(Self { student, trainings, weighs, loss: PhantomData })
     }
 }
 
@@ -96,6 +99,7 @@ impl<T: Taught> Pass for Learning<T> {
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
+        self.trainings.iter().try_for_each(Recipe::check)?;
         self.student.as_ref().map_or(Ok(net.clone()), |student| student.beside(&net, 0, &net.device()))
     }
 
@@ -104,7 +108,7 @@ impl<T: Taught> Pass for Learning<T> {
     }
 
     fn learns_from_before(&self) -> bool {
-        self.trainings.iter().flat_map(|recipe| &recipe.distill).any(Distill::before_pass)
+        self.weighs && self.trainings.iter().flat_map(|recipe| &recipe.distill).any(Distill::before_pass)
     }
 
     fn shorten(&mut self) {
@@ -124,7 +128,10 @@ mod tests {
     use super::*;
     use crate::DISTILLATIONS;
 
-    fn read(settings: serde_json::Value) -> std::result::Result<Learning<SoftTargets>, serde_json::Error> {
+    fn read(mut settings: serde_json::Value) -> std::result::Result<Learning<SoftTargets>, serde_json::Error> {
+        if settings.get("train").is_none() {
+            settings["train"] = json!({});
+        }
         serde_json::from_value(settings)
     }
 
@@ -138,6 +145,7 @@ mod tests {
         assert!(method.replaces() && method.learns_from_before());
         let named = read(json!({ "teacher": "teacher.brq" })).unwrap();
         assert!(!named.replaces() && !named.learns_from_before());
+        assert!(!read(json!({ "lambda": 0.0 })).unwrap().learns_from_before());
     }
 
     #[test]
@@ -162,6 +170,7 @@ mod tests {
             method.trainings.iter().map(|recipe| (recipe.epochs, recipe.distill[0].method.as_str(), recipe.distill[0].task));
         let none = Ratio::try_from(0.0).ok();
         assert_eq!(told.collect::<Vec<_>>(), [(1, "fitnets", none), (2, "soft-targets", None)]);
+        assert_eq!(method.trainings[0].choose, Choose::Last);
     }
 
     #[test]

@@ -5,16 +5,15 @@
 //!
 //! Ba, Caruana. "Do Deep Nets Really Need to be Deep?". NIPS 2014. arXiv:1312.6184.
 
+use briquette_core::error::{Error, Result};
 use briquette_core::objective::Seen;
 use briquette_core::teaching::{Distiller, Lesson, Pair, Shown, Taught};
 use briquette_core::types::Ratio;
+use briquette_core::values::floats;
+use burn::tensor::{Device, Tensor, TensorData};
 use serde::Deserialize;
 
 use crate::ensemble::as_one;
-use briquette_core::error::{Error, Result};
-use briquette_core::values::floats;
-use burn::tensor::{Device, Tensor, TensorData};
-
 use crate::tensors::same_logits;
 
 /// `1/2 sum_k (z_k - v_k)^2` of the student's logits `z` and the teacher's `v`, both `[batch, classes]`, the mean over the batch. Code that takes
@@ -94,7 +93,7 @@ fn all() -> Ratio {
 impl Taught for Logits {
     const NAME: &'static str = "logits";
     const PAPER: &'static str = "Ba, Caruana, NIPS 2014, arXiv:1312.6184";
-    const EXAMPLE: &'static str = "lambda = 1.0";
+    const EXAMPLE: &'static str = "lambda = 1.0\ntrain = { epochs = 10 }";
 }
 
 impl Distiller for Logits {

@@ -22,8 +22,6 @@
 //! Differs from the paper: copies stand behind their channel, not behind all; a new layer has no batch norm, whose statistics would have to be measured
 //! first. `noise` parts the copies, as the paper asks for: copies that nothing parts, dropout say, learn alike.
 
-use std::collections::BTreeMap;
-
 use briquette_core::coding::Coding;
 use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
@@ -40,6 +38,7 @@ use burn::tensor::Device;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 
 /// Makes a network wider, deeper, or both, without a change of its outputs.
 #[derive(Debug, Deserialize)]
@@ -106,9 +105,8 @@ impl Net2Net {
                 let detail = format!("its channels go together with others, and the factors are {first} and {other}; name one");
                 return Err(Error::node(&group.name, detail));
             }
-            // Layers of the whole network may be named, whose outputs nobody widens.
-            if group.frozen.is_some() && !matches!(wider, PerLayer::Each(each) if each.keys().any(|key| key.text() == group.name))
-            {
+            // One factor is for all that can be copied; a layer that is named is refused below.
+            if group.frozen.is_some() && matches!(wider, PerLayer::All(_)) {
                 continue;
             }
             let wanted = (group.len() as f64 * first).round() as usize;

@@ -171,7 +171,7 @@ fn judges() -> usize {
 impl Taught for NeuronSelection {
     const NAME: &'static str = "neuron-selection";
     const PAPER: &'static str = "Luo, Zhu, Liu, Wang, Tang, AAAI 2016";
-    const EXAMPLE: &'static str = "count = 6";
+    const EXAMPLE: &'static str = "count = 6\ntrain = { epochs = 10 }";
 }
 
 impl Distiller for NeuronSelection {

@@ -17,6 +17,7 @@ use briquette_core::streams::stream;
 use briquette_core::training::{Recipe, Teacher, images, tune};
 use briquette_core::values::floats;
 use briquette_data::{Dataset, Loader};
+use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
@@ -146,7 +147,6 @@ mod tests {
     use briquette_core::passes::Train;
     use briquette_core::training::cross_entropy;
     use briquette_handmade::{labelled, outputs, refusal, run, small};
-    use burn::module::Module as _;
     use burn::tensor::activation;
     use serde_json::json;
 

@@ -7,17 +7,17 @@
 //! Park, Kim, Lu, Cho. "Relational Knowledge Distillation". CVPR 2019. arXiv:1904.05068.
 //! As in the authors' code, means are over all of `batch^2` or `batch^3` terms, those of a sample with itself, which are zero, among them.
 
+use briquette_core::error::{Error, Result};
 use briquette_core::objective::Seen;
 use briquette_core::teaching::{Distiller, Lesson, Pair, Taught};
+use burn::tensor::Tensor;
 use serde::Deserialize;
 
 use crate::taps::{OverFeatures, Points, Taps, weighable};
-use briquette_core::error::{Error, Result};
-use burn::tensor::Tensor;
-
 use crate::tensors::{fit, units};
 
-/// The most triples, `batch^3`, whose angles are compared: tensors of 64 MiB, of which a training holds several. It is a batch of 256.
+/// The most triples, `batch^3`, whose angles are compared, and the most differences, `batch^2 features`, that they are made of: tensors of 64 MiB, of which
+/// a training holds several. It is a batch of 256 of as many features.
 pub const TRIPLES: usize = 1 << 24;
 
 /// The mean over all `batch^2` pairs of Huber's loss of the distances over their mean. Embeddings `[batch, features]` of the two need not have as
@@ -36,10 +36,11 @@ pub fn distance(student: Tensor<2>, teacher: Tensor<2>) -> Result<Tensor<1>> {
 /// Where batches differ, have fewer than 3 samples, or more than [`TRIPLES`] triples.
 pub fn angle(student: Tensor<2>, teacher: Tensor<2>) -> Result<Tensor<1>> {
     paired(&student, &teacher, 3, "angles")?;
-    let [batch, _] = student.dims();
-    if batch.saturating_pow(3) > TRIPLES {
-        let detail = format!("a batch of {batch} has more triples than {TRIPLES}; lower `batch` to 256, or leave out the angles");
-        return Err(Error::Invalid(format!("relational: {detail}")));
+    let ([batch, features], [_, others]) = (student.dims(), teacher.dims());
+    if batch.saturating_pow(2).saturating_mul(batch.max(features).max(others)) > TRIPLES {
+        let detail =
+            format!("the angles of {batch} samples of {} features take more than {TRIPLES} values", features.max(others));
+        return Err(Error::Invalid(format!("relational: {detail}; lower `batch`, set `angle = 0`, or tap fewer features")));
     }
     Ok(huber(cosines(student) - cosines(teacher)).mean())
 }
@@ -107,7 +108,7 @@ fn of_angles() -> f64 {
 impl Taught for Relational {
     const NAME: &'static str = "relational";
     const PAPER: &'static str = "Park, Kim, Lu, Cho, CVPR 2019, arXiv:1904.05068";
-    const EXAMPLE: &'static str = "distance = 25.0\nangle = 50.0";
+    const EXAMPLE: &'static str = "distance = 25.0\nangle = 50.0\ntrain = { epochs = 10 }";
 }
 
 impl Distiller for Relational {
@@ -190,6 +191,6 @@ mod tests {
         assert!(distance(two.clone(), two).is_ok());
         let many = tensor(vec![0.0; 257], [257, 1]);
         let error = angle(many.clone(), many).unwrap_err().to_string();
-        assert!(error.starts_with("relational: a batch of 257 has more triples than 16777216; lower `batch` to 256"), "{error}");
+        assert!(error.starts_with("relational: the angles of 257 samples of"), "{error}");
     }
 }

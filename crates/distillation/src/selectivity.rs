@@ -9,13 +9,12 @@
 //! Differs from the paper: sizes need not agree, and `sigma^2` of the Gaussian kernel, a constant to the gradient, is the mean squared distance of
 //! the student's channels from the teacher's over the batch.
 
+use briquette_core::error::Result;
 use briquette_core::teaching::{Distiller, Lesson, Pair, Taught};
+use burn::tensor::Tensor;
 use serde::Deserialize;
 
 use crate::taps::{OverMaps, Points, Stages, Taps, weighable};
-use briquette_core::error::Result;
-use burn::tensor::Tensor;
-
 use crate::tensors::{one_size, units};
 
 /// A kernel `k(x, y)`.
@@ -88,7 +87,7 @@ fn fifty() -> f64 {
 impl Taught for Selectivity {
     const NAME: &'static str = "selectivity";
     const PAPER: &'static str = "Huang, Wang, 2017, arXiv:1707.01219";
-    const EXAMPLE: &'static str = "weight = 50.0";
+    const EXAMPLE: &'static str = "weight = 50.0\ntrain = { epochs = 10 }";
 }
 
 impl Distiller for Selectivity {

@@ -5,13 +5,12 @@
 //!
 //! Tung, Mori. "Similarity-Preserving Knowledge Distillation". ICCV 2019. arXiv:1907.09682.
 
+use briquette_core::error::Result;
 use briquette_core::teaching::{Distiller, Lesson, Pair, Taught};
+use burn::tensor::Tensor;
 use serde::Deserialize;
 
 use crate::taps::{OverMaps, Points, Stages, Taps, weighable};
-use briquette_core::error::Result;
-use burn::tensor::Tensor;
-
 use crate::tensors::{fit, rows, units};
 
 /// `||G_s - G_t||_F^2 / batch^2` of features whose first dimension is the batch; maps count by all their values.
@@ -45,7 +44,7 @@ fn three_thousand() -> f64 {
 impl Taught for Similarity {
     const NAME: &'static str = "similarity";
     const PAPER: &'static str = "Tung, Mori, ICCV 2019, arXiv:1907.09682";
-    const EXAMPLE: &'static str = "weight = 3000.0";
+    const EXAMPLE: &'static str = "weight = 3000.0\ntrain = { epochs = 10 }";
 }
 
 impl Distiller for Similarity {

@@ -41,7 +41,7 @@ pub struct SoftTargets {
 impl Taught for SoftTargets {
     const NAME: &'static str = "soft-targets";
     const PAPER: &'static str = "Hinton, Vinyals, Dean, NIPS 2014 workshop, arXiv:1503.02531";
-    const EXAMPLE: &'static str = "temperature = 4.0\nlambda = 0.9";
+    const EXAMPLE: &'static str = "temperature = 4.0\nlambda = 0.9\ntrain = { epochs = 10 }";
 }
 
 impl Distiller for SoftTargets {

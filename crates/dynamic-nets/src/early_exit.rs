@@ -122,14 +122,14 @@ impl Pass for EarlyExit {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let wired = self.wired(net, cx.seed)?;
         let weights = if self.weights.is_empty() { vec![1.0; wired.logits.len()] } else { self.weights.clone() };
+        if cx.data.valid.is_empty() && self.given(Task::of(&wired.net)?.classes)?.is_none() {
+            return Err(Error::Invalid("thresholds are chosen on validation images, and there are none; hold some back".into()));
+        }
         let mut joint = Joint { exits: wired.logits.clone(), weights, recipe: self.train.clone() };
         let extras = Extras { objectives: vec![&mut joint], ..Extras::default() };
         let wired = Wired { net: fit(wired.net, &self.train, extras, cx)?, ..wired };
         let found = Outcomes::of(&wired, self.measure, cx)?;
         let given = self.given(Task::of(&wired.net)?.classes)?;
-        if found.images() == 0 && given.is_none() {
-            return Err(Error::Invalid("thresholds are chosen on validation images, and there are none; hold some back".into()));
-        }
         let thresholds = match (given, &self.threshold) {
             (Some(given), _) => given,
             (None, Threshold::Calibrated(Calibration::Leave(shares))) => found.for_shares(shares),
@@ -182,7 +182,7 @@ impl EarlyExit {
             Threshold::Calibrated(Calibration::Leave(shares)) => {
                 count(shares.len())?;
                 let sum: f64 = shares.iter().map(|share| share.get()).sum();
-                if sum > 1.0 {
+                if sum > 1.0 + 1e-9 {
                     return refuse(format!("`leave` has shares that add up to {sum}; they are of all images"));
                 }
             }

@@ -77,6 +77,11 @@ impl Pass for StochasticDepth {
 impl StochasticDepth {
     fn depth(&self, net: &Net) -> Result<Depth> {
         self.train.check()?;
+        if self.train.epochs == 0 {
+            return Err(Error::Invalid(
+                "stochastic-depth: `train` needs an epoch, for branches are scaled by how often they were there".into(),
+            ));
+        }
         let blocks = blocks(net);
         if blocks.is_empty() {
             return Err(Error::Invalid("the network has no residual blocks, of which any could be left out".into()));
@@ -100,7 +105,9 @@ impl Forward for Depth {
     fn forward(&self, net: &Net, images: Tensor<4>, taps: &mut Taps) -> Tensor<2> {
         let shut = self.0.iter().filter(|(_, survival)| chance::uniform() >= *survival);
         let shut: Vec<(usize, usize)> = shut.map(|(block, _)| (block.sum, block.shortcut)).collect();
-        net.tapped_around(images, &shut, taps).expect("a block's shortcut has the shape of its sum")
+        let around = net.tapped_around(images.clone(), &shut, taps).expect("a block's shortcut has the shape of its sum");
+        // A loss that looks into a branch needs it: then this step computes them all.
+        if taps.complete() { around } else { net.tapped(images, taps) }
     }
 }
 

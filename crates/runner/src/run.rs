@@ -12,6 +12,7 @@ use briquette_core::net::Net;
 use briquette_core::promises::Promises;
 use briquette_core::stored::Storage;
 use briquette_core::streams::stream;
+use briquette_runtime::branches::Branch;
 use briquette_runtime::{Model, ValueFormat};
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
@@ -130,7 +131,11 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
                     files::write(&folder.join(format!("{file}.svg")), report::plots::scan(&scan)?.as_bytes())?;
                     row.scan = Some(scan);
                 }
-                Finding::Tradeoff(tradeoff) => row.tradeoff = Some(tradeoff),
+                Finding::Tradeoff(tradeoff) => {
+                    // That of the network that is handed on, whose samples leave where they do.
+                    row.valid_accuracy = Some(tradeoff.chosen.accuracy);
+                    row.tradeoff = Some(tradeoff);
+                }
                 Finding::Note(note) => row.notes.push(note),
             }
         }
@@ -167,7 +172,12 @@ impl Progress {
         let first = std::fs::read(&baseline).with_context(|| format!("cannot read {}", baseline.display()))?;
         let first = Model::from_bytes(&first).with_context(|| baseline.display().to_string())?;
         let model = Model::from_bytes(bytes).context("the container that was just written cannot be read back")?;
-        timing::beside(&first, &model)?.into_row(&mut row);
+        if net.nodes.iter().any(|node| node.op.layer().kind().branch() == Branch::Decides) {
+            row.notes
+                .push("how long an image takes depends on where it leaves; times on real images are not measured yet".into());
+        } else {
+            timing::beside(&first, &model)?.into_row(&mut row);
+        }
         if let Some(kept) = small(net, self.storage, bytes) {
             let rows = folder.join("rows");
             std::fs::create_dir_all(&rows).with_context(|| format!("cannot make {}", rows.display()))?;

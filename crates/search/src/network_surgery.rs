@@ -15,7 +15,8 @@
 //! ```
 //!
 //! Guo, Yao, Chen. "Dynamic Network Surgery for Efficient DNNs". NIPS 2016. arXiv:1608.04493.
-//! Differs from the paper: a mask that no step may change any more lets a tuning follow, in which what is out of use stays zero. The optimizer's decay pulls at
+//! Differs from the paper: a tuning may follow, in which weights that are out of use stay zero, while biases, which no mask holds, may come back; counts of
+//! parameters are to be taken without it. The optimizer's decay pulls at
 //! what the network computes with, hence not at what is out of use.
 
 use std::collections::{BTreeMap, HashMap};

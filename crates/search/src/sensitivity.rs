@@ -422,7 +422,7 @@ mod tests {
 
     #[test]
     fn a_failure_ends_the_scan_and_is_no_refusal_that_it_remembers() {
-        const UNASKED: Distillation = Distillation { name: "unasked", paper: "", example: "", parse: |_| Ok(Box::new(Unasked)) };
+        const UNASKED: Distillation = Distillation { name: "unasked", parse: |_| Ok(Box::new(Unasked)) };
         let methods = METHODS.distilling(&[&[UNASKED]]);
         let tune = json!({ "epochs": 1, "distill": { "method": "unasked", "teacher": "torn.brq" } });
         let settings = json!({ "probe": { "method": "magnitude", "tune": tune }, "sweep": { "keep": [0.5] } });

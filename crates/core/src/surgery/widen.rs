@@ -80,7 +80,7 @@ fn places(net: &Net, coupling: &Coupling, copies: &BTreeMap<usize, usize>) -> Re
         let refuse = |detail: &str| Err(Error::node(&node.name, format!("its channels cannot be copied one by one: {detail}")));
         all.push(match layer.kind().channels() {
             Channels::Source | Channels::Made { groups: 0 | 1 } => Chosen::repeated(own),
-            Channels::Made { groups } if own.len() == groups || !copied => Chosen::repeated(own),
+            Channels::Made { groups } if !copied || first.times.len() == groups && own.len() == groups => Chosen::repeated(own),
             Channels::Made { .. } => return refuse("it is a convolution in groups"),
             Channels::Joined | Channels::Kept | Channels::Disturbed(_) => first,
             Channels::Concatenated => {

@@ -112,6 +112,11 @@ impl Distill {
         self.teacher.is_empty() || self.teacher.iter().any(Teacher::is_before_pass)
     }
 
+    /// Whether it learns from the network that the run started from.
+    pub fn before_first_pass(&self) -> bool {
+        self.teacher.iter().any(|teacher| matches!(teacher, Teacher::Named(name) if name == BEFORE_FIRST_PASS))
+    }
+
     /// The loss's settings, read.
     ///
     /// # Errors
@@ -130,8 +135,13 @@ impl Distill {
 
 impl Recipe {
     /// How many fixed draws of the augmentation each image has, where a teacher's answers are kept.
-    pub(super) fn draws(&self) -> Result<Option<usize>> {
-        let draws: BTreeSet<usize> = self.distill.iter().filter_map(|distill| distill.cache).map(|cache| cache.draws).collect();
+    pub(super) fn draws(&self, known: &[&'static [Distillation]]) -> Result<Option<usize>> {
+        let mut draws = BTreeSet::new();
+        for (distill, cache) in self.distill.iter().filter_map(|distill| Some((distill, distill.cache?))) {
+            if distill.distiller(known)?.weight() != 0.0 {
+                draws.insert(cache.draws);
+            }
+        }
         match draws.into_iter().collect::<Vec<_>>()[..] {
             [] => Ok(None),
             [0] => Err(Error::Invalid("distill: `cache.draws` is at least 1".into())),
@@ -150,6 +160,10 @@ impl Recipe {
             let distiller = distill.distiller(cx.distillations)?;
             // What weighs nothing asks no teacher.
             if distiller.weight() == 0.0 {
+                if distill.task.is_some() {
+                    let detail = "weighs nothing, and leaves the task as it is; leave out `task`, or the loss";
+                    return Err(Error::Invalid(format!("distill ({}): {detail}", distill.method)));
+                }
                 continue;
             }
             match groups.iter_mut().find(|group| group[0].0.shares_a_teacher(distill)) {
@@ -157,7 +171,8 @@ impl Recipe {
                 None => groups.push(vec![(distill, distiller)]),
             }
         }
-        groups.iter().map(|group| Teaching::new(self, group, student, seed, cx)).collect()
+        let mut lessons = 0;
+        groups.iter().map(|group| Teaching::new(self, group, student, (seed, &mut lessons), cx)).collect()
     }
 }
 
@@ -175,7 +190,7 @@ impl Teaching {
         recipe: &Recipe,
         group: &[(&Distill, Box<dyn Distiller>)],
         student: &Net,
-        seed: u64,
+        (seed, drawn): (u64, &mut usize),
         cx: &mut Context<'_>,
     ) -> Result<Self> {
         let (first, names) = (group[0].0, group.iter().map(|(distill, _)| distill.method.as_str()).collect::<Vec<_>>());
@@ -187,8 +202,10 @@ impl Teaching {
             alike(teacher, student).map_err(within)?;
         }
         let mut lessons = Vec::new();
-        for (at, (_, distiller)) in group.iter().enumerate() {
-            let seed = stream(seed, &format!("lesson-{at}"));
+        for (_, distiller) in group {
+            // Numbered over all teachers, so that no two lessons draw alike.
+            let seed = stream(seed, &format!("lesson-{drawn}"));
+            *drawn += 1;
             let (images, device, optimizer) = (&cx.data.train, &cx.device, recipe.optimizer());
             let pair = Pair { teachers: &teachers, student, images, device, optimizer, seed };
             lessons.push((distiller.weight(), distiller.lesson(&pair).map_err(within)?));
@@ -205,8 +222,10 @@ impl Teaching {
                     names.join(", ")
                 )),
                 None => {
-                    let widths = teaching.wanted().iter().map(|node| shapes[*node].iter().product::<usize>()).collect();
-                    teaching.kept = Some(Kept::open(cache, &teaching.teachers, widths, &recipe.augment, cx).map_err(within)?);
+                    let wanted = teaching.wanted();
+                    let vectors: Vec<(usize, usize)> =
+                        wanted.iter().map(|node| (*node, shapes[*node].iter().product())).collect();
+                    teaching.kept = Some(Kept::open(cache, &teaching.teachers, &vectors, &recipe.augment, cx).map_err(within)?);
                 }
             }
         }

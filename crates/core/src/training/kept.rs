@@ -30,27 +30,27 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// What is known already of these teachers; `vectors` are the lengths of the feature vectors that are kept beside the logits.
+    /// What is known already of these teachers; `vectors` are the nodes, and the lengths, of the feature vectors that are kept beside the logits.
     pub(super) fn open(
         cache: Cache,
         teachers: &[Net],
-        vectors: Vec<usize>,
+        vectors: &[(usize, usize)],
         augment: &Augment,
         cx: &mut Context<'_>,
     ) -> Result<Self> {
         let (images, classes) = (cx.data.train.len(), Task::of(&teachers[0])?.classes);
-        let widths: Vec<usize> = teachers.iter().map(|_| classes).chain(vectors).collect();
+        let widths: Vec<usize> = teachers.iter().map(|_| classes).chain(vectors.iter().map(|(_, length)| *length)).collect();
         let each = widths.iter().sum::<usize>() * images;
         // Every value as four bytes, and a bit for each draw of each image.
-        let bytes = |draws: usize| (4 * each + images.div_ceil(8)) as u64 * draws as u64;
-        if bytes(cache.draws) > cache.limit.0 {
-            let (takes, limit) = (bytes(cache.draws), cache.limit.0);
-            let fit = (1..cache.draws).rev().find(|draws| bytes(*draws) <= limit);
-            let fit = fit.map_or_else(|| "not even one does".to_string(), |draws| format!("{draws} fit"));
+        let one = (4 * each + images.div_ceil(8)) as u64;
+        let takes = one.saturating_mul(cache.draws as u64);
+        if takes > cache.limit.0 {
+            let (limit, fit) = (cache.limit.0, cache.limit.0 / one.max(1));
+            let fit = if fit == 0 { "not even one does".to_string() } else { format!("{fit} fit") };
             let detail = format!("{} draws of {images} images take {takes} bytes, and the `limit` is {limit}", cache.draws);
             return Err(Error::Invalid(format!("cache: {detail}: {fit}; raise `limit`, or lower `draws`")));
         }
-        let key = key(cache, teachers, &widths, augment, &cx.data.train)?;
+        let key = key(cache, teachers, vectors, augment, &cx.data.train)?;
         let (known, values) = (vec![false; cache.draws * images], vec![0.0; cache.draws * each]);
         let mut kept = Self { key, images, widths, teachers: teachers.len(), known, values, grown: false };
         if let Some(Saved { name, mut bytes }) = cx.host.kept(&kept.key)? {
@@ -119,22 +119,25 @@ impl Kept {
     }
 }
 
-/// The SHA-256, in hexadecimal digits, of all that the answers follow from: weights, augmentation and images, of which a sample of the pixels stands
-/// for all.
-fn key(cache: Cache, teachers: &[Net], widths: &[usize], augment: &Augment, images: &Dataset) -> Result<String> {
+/// The SHA-256, in hexadecimal digits, of all that the answers follow from: weights, nodes, augmentation and images, of whose pixels no more than
+/// [`LOOKED_AT`] bytes, evenly spread over the images, are looked at.
+fn key(cache: Cache, teachers: &[Net], vectors: &[(usize, usize)], augment: &Augment, images: &Dataset) -> Result<String> {
     let mut sum = Sum(Sha256::new());
     for teacher in teachers {
         teacher.write_state(&mut sum)?;
     }
-    sum.0.update(format!("{:?} {:?} {:?} {} {}", widths, augment, images.shape, cache.draws, images.len()));
+    sum.0.update(format!("{vectors:?} {augment:?} {:?} {} {}", images.shape, cache.draws, images.len()));
     (0..images.len()).for_each(|at| sum.0.update(images.label(at).to_le_bytes()));
     let mut pixels = vec![0; images.shape.iter().product()];
-    for at in (0..images.len()).step_by(images.len().div_ceil(64).max(1)) {
+    let step = (images.len() * pixels.len()).div_ceil(LOOKED_AT).max(1);
+    for at in (0..images.len()).step_by(step) {
         images.read(at, &mut pixels)?;
         sum.0.update(&pixels);
     }
     Ok(sum.0.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect())
 }
+
+const LOOKED_AT: usize = 1 << 28;
 
 struct Sum(Sha256);
 
@@ -170,9 +173,13 @@ mod tests {
     }
 
     fn open(draws: usize, limit: u64, seed: u64, augment: &Augment, host: &mut Memory) -> Result<Kept> {
+        of_node(1, draws, limit, seed, augment, host)
+    }
+
+    fn of_node(node: usize, draws: usize, limit: u64, seed: u64, augment: &Augment, host: &mut Memory) -> Result<Kept> {
         let data = data();
         let mut cx = Context::new(&Device::flex(), 7, &data, host);
-        Kept::open(Cache { draws, limit: Bytes(limit) }, &[teacher(seed)], vec![3], augment, &mut cx)
+        Kept::open(Cache { draws, limit: Bytes(limit) }, &[teacher(seed)], &[(node, 3)], augment, &mut cx)
     }
 
     fn tensor(values: Vec<f32>, rows: usize) -> Tensor<2> {
@@ -194,6 +201,7 @@ mod tests {
             assert_eq!(floats(vectors[0].clone().vector()), [4.0, 5.0, 6.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
             assert!(kept.answers(&[4, 5], 1, &device).is_none() && kept.answers(&[4, 9], 0, &device).is_none());
         }
+        assert!(of_node(2, 2, 1000, 1, &plain, &mut host).unwrap().answers(&[4, 9], 1, &device).is_none());
         // Of other weights, draws or augmentations nothing is known.
         let flipped = Augment { flip: true, ..Augment::default() };
         for (draws, seed, augment) in [(2, 2, &plain), (3, 1, &plain), (2, 1, &flipped)] {
@@ -210,6 +218,7 @@ mod tests {
             "cache: 8 draws of 10 images take 1616 bytes, and the `limit` is 700: 3 fit; raise `limit`, or lower `draws`";
         assert_eq!(error, detail);
         assert!(open(8, 100, 1, &plain, &mut host).map(drop).unwrap_err().to_string().contains("not even one does"));
+        assert!(open(usize::MAX / 2, 700, 1, &plain, &mut host).map(drop).unwrap_err().to_string().contains("3 fit"));
         let mut kept = open(1, 700, 1, &plain, &mut host).unwrap();
         kept.keep(&[0], 0, &[tensor(vec![1.0, 2.0], 1)], &[Value::Vector(tensor(vec![0.0; 3], 1))]);
         kept.save(&mut host).unwrap();

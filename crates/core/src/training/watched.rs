@@ -42,12 +42,20 @@ impl Watched {
     ) -> Result<Tensor<1>> {
         let values = met.values()?;
         let mut values = &values[..];
-        // Exactly 1 leaves the graph as it was.
-        let mut loss = if self.task.to_bits() == 1.0_f64.to_bits() { task } else { task.mul_scalar(self.task) };
+        // Exactly 1 leaves the graph as it was; exactly 0 takes the task out of it, so that what it alone reaches gets no gradient, hence no step.
+        let mut loss = match self.task.to_bits() {
+            bits if bits == 1.0_f64.to_bits() => Some(task),
+            bits if bits == 0.0_f64.to_bits() && !objectives.is_empty() => None,
+            _ => Some(task.mul_scalar(self.task)),
+        };
         for (objective, taps) in objectives.iter_mut().zip(&self.taps) {
             let own = values.split_off(..taps.len()).unwrap_or_default();
-            loss = loss + objective.term(&Seen { taps: own, ..seen })?;
+            let term = objective.term(&Seen { taps: own, ..seen })?;
+            loss = Some(match loss {
+                Some(loss) => loss + term,
+                None => term,
+            });
         }
-        Ok(loss)
+        loss.ok_or_else(|| Error::Invalid("the task counts nothing, and nothing else is minimized".into()))
     }
 }

@@ -116,6 +116,8 @@ impl Outcomes {
     }
 
     fn surest_first(&self, mut sure: Vec<f32>) -> Vec<f32> {
+        // What is not a number never leaves.
+        sure.retain(|sure| !sure.is_nan());
         match self.measure {
             Measure::Entropy => sure.sort_by(f32::total_cmp),
             Measure::Confidence => sure.sort_by(|a, b| b.total_cmp(a)),
@@ -123,11 +125,17 @@ impl Outcomes {
         sure
     }
 
-    /// The threshold at which so many of the surest leave.
+    /// The threshold at which so many of the surest leave; of images that are equally sure all or none, whichever comes nearer.
     fn parting(&self, sure: impl AsRef<[f32]>, count: usize) -> f32 {
         match sure.as_ref() {
             _ if count == 0 => never(self.measure),
             all if count >= all.len() => 1.0 - never(self.measure),
+            some if some[count - 1].to_bits() == some[count].to_bits() => {
+                let equal = |sure: &f32| sure.to_bits() == some[count].to_bits();
+                let before = some[..count].iter().rev().take_while(|sure| equal(sure)).count();
+                let behind = some[count..].iter().take_while(|sure| equal(sure)).count();
+                self.parting(some, if before < behind { count - before } else { count + behind })
+            }
             some => f32::midpoint(some[count - 1], some[count]),
         }
     }

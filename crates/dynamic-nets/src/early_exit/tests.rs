@@ -89,7 +89,7 @@ fn an_image_costs_what_lies_before_its_exit() {
 
 #[test]
 fn a_run_trains_the_heads_and_says_what_leaves_where() {
-    let settings = json!({ "exits": { "after": ["relu2", "relu1"] }, "threshold": { "leave": [0.25, 0.5] },
+    let settings = json!({ "exits": { "after": ["relu1", "relu2"] }, "threshold": { "leave": [0.25, 0.5] },
         "weights": [1.0, 0.6, 0.3], "train": { "epochs": 1, "batch": 20, "lr": 0.01 } });
     let (data, mut silent) = (briquette_handmade::images(), briquette_core::context::Silent);
     let mut cx = briquette_handmade::context(&data, &mut silent);
@@ -119,6 +119,8 @@ fn what_is_no_exit_is_refused() {
     assert!(refuse(&["relu9"], json!(0.1), &[]).starts_with("unknown layer 'relu9'"));
     assert_eq!(refuse(&["fc2"], json!(0.1), &[]), "node 'fc2': is the output, which is the last exit anyway");
     assert_eq!(refuse(&["relu1", "relu1"], json!(0.1), &[]), "node 'relu1': has an exit behind it already");
+    let turned = refuse(&["relu2", "relu1"], json!(0.1), &[]);
+    assert!(turned.contains("'relu1'") && turned.contains("name exits from the first to the last"), "{turned}");
     assert_eq!(refuse(&[], json!(0.1), &[]), "`after` of `exits` names no node");
     assert_eq!(refuse(&["relu1"], json!(1.2), &[]), "a threshold of 1.2; with 3 classes it lies in [0, 1.0986]");
     assert_eq!(refuse(&["relu1"], json!([0.1, 0.2]), &[]), "`threshold` has 2 values for 1 exits besides the output");

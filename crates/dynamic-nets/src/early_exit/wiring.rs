@@ -85,9 +85,7 @@ fn places(net: &Net, after: &[String]) -> Result<Vec<usize>> {
     }
     let mut places = Vec::new();
     for name in after {
-        let block = format!("{name}.");
-        let within = || net.nodes.iter().rposition(|node| node.name.starts_with(&block));
-        let place = net.index(name).or_else(|error| within().ok_or(error))?;
+        let place = net.behind(name)?;
         if place == last {
             return refuse(name, "is the output, which is the last exit anyway");
         }
@@ -96,8 +94,12 @@ fn places(net: &Net, after: &[String]) -> Result<Vec<usize>> {
         }
         places.push(place);
     }
-    places.sort_unstable();
-    Ok(places)
+    match places.windows(2).position(|pair| pair[0] > pair[1]) {
+        Some(at) => {
+            refuse(&after[at + 1], "comes before the exit that is named in front of it; name exits from the first to the last")
+        }
+        None => Ok(places),
+    }
 }
 
 /// The nodes of a head, which read one another by their place behind the node that it reads, 0.

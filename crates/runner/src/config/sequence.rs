@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, bail};
 use briquette_core::pass::Step;
+use briquette_core::training::Distill;
 
+use crate::METHODS;
 use crate::run::MODEL;
 
 /// Refuses passes that do not go together; `brought` says whether the network to start from comes from a file.
@@ -33,8 +35,17 @@ fn taught_by_somebody(passes: &[Step], brought: bool) -> Result<()> {
     let mut saved: BTreeMap<&str, bool> = BTreeMap::new();
     for (index, step) in passes.iter().enumerate() {
         let trainings = || step.trainings().filter(|recipe| recipe.epochs > 0);
-        let mut distilled = trainings().flat_map(|recipe| &recipe.distill);
-        let named = distilled.find(|distill| distill.before_pass()).map(|distill| format!("`distill` ({})", distill.method));
+        let asked = |distill: &&Distill| distill.distiller(METHODS.distillations()).is_ok_and(|loss| loss.weight() != 0.0);
+        let distilled = || trainings().flat_map(|recipe| &recipe.distill).filter(asked);
+        if !brought && let Some(distill) = distilled().find(|distill| distill.before_first_pass()) {
+            bail!(
+                "pass {index} ({}): `distill` ({}) would learn from the network before the first pass, which nothing has trained; start from a file, \
+                 or name another `teacher`",
+                step.entry.name,
+                distill.method
+            );
+        }
+        let named = distilled().find(|distill| distill.before_pass()).map(|distill| format!("`distill` ({})", distill.method));
         if !knows && let Some(who) = named.or_else(|| step.pass.learns_from_before().then(|| "it".into())) {
             bail!(
                 "pass {index} ({}): {who} would learn from the network as it was before this pass, which nothing has trained; \
