@@ -35,14 +35,22 @@ const DEARER: &[(&str, &str)] = &[
     ("early-exit", "its exits have heads of their own"),
     ("group-equivariant", "with as many weights there are twice as many filters of twice as many channels"),
     ("low-displacement", "its transforms are as long as the larger side of the layer, 784 inputs for 60 outputs"),
+    ("s3pool", "its pools are two nodes of the container"),
 ];
 
 /// Parameters of methods that the gradient of the loss may leave alone, by the end of their path, and why.
-const STILL: &[(&str, &str, &str)] = &[(
-    "pact",
-    "Tensors.parameters.0.values.One",
-    "only activations beyond a clip value pull at it; until there are some, its decay alone does",
-)];
+const STILL: &[(&str, &str, &str)] = &[
+    (
+        "early-exit",
+        "",
+        "the output's loss teaches an exit by the samples that leave there, which may be none; its training taps all exits",
+    ),
+    (
+        "pact",
+        "Tensors.parameters.0.values.One",
+        "only activations beyond a clip value pull at it; until there are some, its decay alone does",
+    ),
+];
 
 #[test]
 fn names_are_unique_and_those_of_the_files() {

@@ -18,7 +18,7 @@ pub fn seed(seed: u64) {
 
 /// Draws from `[0, 1)` from this thread's generator.
 pub fn uniform() -> f64 {
-    GENERATOR.with_borrow_mut(|generator| generator.random())
+    GENERATOR.with_borrow_mut(RngExt::random)
 }
 
 /// Draws `count` of the numbers below `of`, each set as probable as any other; in ascending order.

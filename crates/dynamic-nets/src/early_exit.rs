@@ -41,8 +41,8 @@ use briquette_core::types::Ratio;
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
-use outcomes::Outcomes;
-use wiring::Wired;
+use self::outcomes::Outcomes;
+use self::wiring::Wired;
 
 /// Puts exits behind nodes and trains all of them together.
 #[derive(Debug, Deserialize)]

@@ -44,6 +44,7 @@ impl Method for GlobalAveragePooling {
 
 impl Pass for GlobalAveragePooling {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
+        net.finite()?;
         let net = self.pooled(net, cx.seed)?;
         tune(net, self.tune.as_ref(), cx)
     }
@@ -64,6 +65,12 @@ impl GlobalAveragePooling {
             ));
         };
         let from = net.nodes[flatten].inputs[0];
+        if net.nodes[..flatten].iter().all(|node| node.dense().is_none()) {
+            return Err(Error::node(
+                &net.nodes[flatten].name,
+                "flattens the images themselves, of whose means no class can be told",
+            ));
+        }
         let (&[channels, height, width], classes) = (&shapes[from][..], shapes[last][0]) else {
             return Err(Error::node(&net.nodes[flatten].name, "flattens a vector; there are no maps whose means could be taken"));
         };
@@ -141,7 +148,13 @@ mod tests {
         let none = run::<GlobalAveragePooling>(small(), json!({})).unwrap();
         assert!(refusal::<GlobalAveragePooling>(none, json!({})).starts_with("the network flattens no maps"));
         let mut b = Builder::new([1, 4, 4], 1, &Device::flex());
-        let x = b.global_avg_pool("mean", b.input());
+        let x = b.flatten("flatten", b.input());
+        b.linear("fc", x, 3);
+        let images = refusal::<GlobalAveragePooling>(b.finish().unwrap(), json!({}));
+        assert_eq!(images, "node 'flatten': flattens the images themselves, of whose means no class can be told");
+        let mut b = Builder::new([1, 4, 4], 1, &Device::flex());
+        let x = b.conv("conv", b.input(), Conv::new(2, 3));
+        let x = b.global_avg_pool("mean", x);
         let x = b.flatten("flatten", x);
         b.linear("fc", x, 3);
         let flat = refusal::<GlobalAveragePooling>(b.finish().unwrap(), json!({}));

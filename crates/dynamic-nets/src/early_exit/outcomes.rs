@@ -132,3 +132,89 @@ impl Outcomes {
         }
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in super::super) const LOGITS: [[[f32; 4]; 6]; 3] = [
+        [
+            [-0.355, 1.288, 4.137, -1.477],
+            [1.815, -0.119, 2.414, -0.562],
+            [2.61, -1.274, -1.279, 0.978],
+            [-0.173, -0.886, -3.434, 1.441],
+            [-1.583, 0.001, 2.392, 0.747],
+            [1.645, -2.148, -2.205, -0.695],
+        ],
+        [
+            [-0.083, 0.963, -1.807, -1.398],
+            [0.843, 2.0, 2.367, -1.132],
+            [0.289, -2.788, 0.531, -3.309],
+            [-1.58, -0.782, -0.218, -1.626],
+            [-1.913, 1.15, 0.687, -3.029],
+            [2.512, 0.986, 2.514, 1.095],
+        ],
+        [
+            [2.748, -1.441, -1.719, 3.98],
+            [-2.176, 3.882, -0.915, 1.381],
+            [1.886, -1.493, 1.62, -1.813],
+            [-3.694, -0.769, -1.083, -2.101],
+            [0.765, -1.458, -1.09, -0.17],
+            [0.146, 2.333, -2.949, -0.769],
+        ],
+    ];
+    pub(in super::super) const LABELS: [u16; 6] = [0, 1, 2, 3, 1, 0];
+
+    fn outcomes() -> Outcomes {
+        let right = |exit: &[[f32; 4]; 6]| exit.iter().zip(LABELS).map(|(row, label)| hits(row, &[label], 1) == 1).collect();
+        Outcomes {
+            measure: Measure::Entropy,
+            classes: 4,
+            sure: LOGITS[..2].iter().map(|exit| exit.iter().map(|row| Measure::Entropy.of(row)).collect()).collect(),
+            right: LOGITS.iter().map(right).collect(),
+            macs: vec![100, 250, 400],
+        }
+    }
+
+    /// `early-exit` of the reference values: entropies in nats, the exit of each sample at 0.7 and 0.9, and the mean cost.
+    #[test]
+    fn samples_leave_at_the_first_exit_that_is_sure_of_them() {
+        let found = outcomes();
+        let expected = [
+            [0.2899733196, 0.9246700523, 0.5993787175, 0.7146784659, 0.7337377682, 0.4756517021],
+            [0.9173764408, 1.019686578, 0.8243218325, 1.217424352, 0.8203596413, 1.174401972],
+        ];
+        let nats = 4.0_f64.ln();
+        for (sure, expected) in found.sure.iter().flatten().zip(expected.iter().flatten()) {
+            assert!((f64::from(*sure) * nats - expected).abs() < 2e-5, "{sure} {expected}");
+        }
+        let thresholds = [0.7, 0.9].map(|threshold: f64| (threshold / nats) as f32);
+        assert_eq!(found.taken(&thresholds), [0, 2, 0, 2, 1, 0]);
+        // Of the predictions 2, 1, 0, 1, 1, 0 those of samples 1, 4 and 5 are right.
+        assert_eq!(found.balance(&thresholds), Balance { accuracy: 0.5, macs: 225.0 });
+    }
+
+    #[test]
+    fn calibrated_thresholds_part_the_images_as_they_were_asked_to() {
+        let found = outcomes();
+        let share = |value: f64| Ratio::try_from(value).unwrap();
+        let counts = |thresholds: &[f32]| {
+            let taken = found.taken(thresholds);
+            [0, 1, 2].map(|exit| taken.iter().filter(|taken| **taken == exit).count())
+        };
+        assert_eq!(counts(&found.for_shares(&[share(0.5), share(1.0 / 3.0)])), [3, 2, 1]);
+        assert_eq!(counts(&found.for_shares(&[share(0.0), share(1.0)])), [0, 6, 0]);
+        assert_eq!(counts(&found.for_shares(&[share(1.0), share(0.0)])), [6, 0, 0]);
+        // The last exit alone has sample 1 right, the first exit 3 and 5.
+        let last = found.balance(&[0.0; 2]).accuracy;
+        assert_eq!(counts(&[0.0; 2]), [0, 0, 6]);
+        for drop in [0.0, 20.0] {
+            let found = found.balance(&found.within(drop));
+            assert!(found.accuracy >= last - drop / 100.0 && found.macs < 400.0, "{found:?}");
+        }
+        let curve = found.tradeoff("early-exit", &[0.0; 2], 1.0);
+        let ends = [&curve.points[0], curve.points.last().unwrap()].map(|point| (point.value, point.balance.macs));
+        assert_eq!(ends, [(0.0, 400.0), (1.0, 100.0)]);
+        assert!(curve.points.is_sorted_by(|a, b| a.balance.macs >= b.balance.macs));
+    }
+}
