@@ -35,6 +35,7 @@ const DEARER: &[(&str, &str)] = &[
     ("early-exit", "its exits have heads of their own"),
     ("group-equivariant", "with as many weights there are twice as many filters of twice as many channels"),
     ("low-displacement", "its transforms are as long as the larger side of the layer, 784 inputs for 60 outputs"),
+    ("net2net", "it is there to make networks larger"),
     ("s3pool", "its pools are two nodes of the container"),
 ];
 
@@ -157,6 +158,10 @@ struct Torn {
 }
 
 impl Host for Torn {
+    fn before(&mut self, device: &Device) -> Result<Net> {
+        self.memory.before(device)
+    }
+
     fn event(&mut self, _: Event<'_>) {}
 
     fn stop_requested(&self) -> bool {

@@ -106,6 +106,14 @@ pub trait Distiller: Debug + Send {
     /// When the two do not go together.
     fn lesson(&self, pair: &Pair<'_>) -> Result<Box<dyn Lesson>>;
 
+    /// Refuses a teacher and a student that have not what the loss looks at, as far as a plan can tell.
+    ///
+    /// # Errors
+    /// As [`Distiller::lesson`].
+    fn fits(&self, _teacher: &Net, _student: &Net) -> Result<()> {
+        Ok(())
+    }
+
     /// What the loss is multiplied by. With 0 there is no teacher, and the training is the task's alone.
     fn weight(&self) -> f64;
 

@@ -5,12 +5,23 @@
 //! larger maps are averaged to the size of the smaller before the power. A sample without any activation looks nowhere: its `Q` is zero and has
 //! no gradient.
 //!
+//! ```
+//! use briquette_distillation::attention_transfer::attention_transfer;
+//! use burn::tensor::{Device, Tensor};
+//!
+//! let maps = |value: f32| Tensor::<4>::full([2, 3, 4, 4], value, &Device::flex());
+//! // A map that is the same everywhere is the same attention, however large its values and many its channels.
+//! let loss: f32 = attention_transfer(maps(0.1), maps(7.0), 2).unwrap().into_scalar();
+//! assert!(loss.abs() < 1e-9);
+//! ```
+//!
 //! Zagoruyko, Komodakis. "Paying More Attention to Attention: Improving the Performance of Convolutional Neural Networks via Attention Transfer".
 //! ICLR 2017. arXiv:1612.03928.
 //! Differs from the paper as the authors' code does: squared differences take the place of their norm, which is [`by_norm`], so that the
 //! weights of the two differ by orders of magnitude; and sizes need not agree.
 
 use briquette_core::error::{Error, Result};
+use briquette_core::net::Net;
 use briquette_core::teaching::{Distiller, Lesson, Pair, Taught};
 use burn::tensor::Tensor;
 use serde::Deserialize;
@@ -79,8 +90,12 @@ impl Taught for AttentionTransfer {
 
 impl Distiller for AttentionTransfer {
     fn lesson(&self, pair: &Pair<'_>) -> Result<Box<dyn Lesson>> {
-        let (taps, p) = (Taps::maps(self.taps.as_ref(), Stages::All, pair)?, self.p);
+        let (taps, p) = (Taps::maps(self.taps.as_ref(), Stages::All, pair.teacher()?, pair.student)?, self.p);
         Ok(Box::new(OverMaps { taps, loss: move |student, teacher| attention_transfer(student, teacher, p) }))
+    }
+
+    fn fits(&self, teacher: &Net, student: &Net) -> Result<()> {
+        Taps::maps(self.taps.as_ref(), Stages::All, teacher, student).map(drop)
     }
 
     fn weight(&self) -> f64 {

@@ -7,6 +7,17 @@
 //! the student's bank. `Z` of either direction is `n` times the mean of `exp(m v / T)` over the first batch, and stays. Banks are read, then
 //! updated: `m <- normalize((m + v) / 2)` for the batch's samples. Neither banks nor `Z` have gradients.
 //!
+//! ```
+//! use briquette_distillation::contrastive::{Draws, Positive};
+//! use rand::SeedableRng;
+//! use rand_chacha::ChaCha8Rng;
+//!
+//! let draws = Draws::new(&[0, 0, 1, 1]).unwrap();
+//! let rows = draws.rows(&[2], 2, Positive::Exact, &mut ChaCha8Rng::seed_from_u64(1)).unwrap();
+//! // The sample itself, and both of the other class.
+//! assert!(rows[0] == 2 && rows[1..].contains(&0) && rows[1..].contains(&1));
+//! ```
+//!
 //! Tian, Krishnan, Isola. "Contrastive Representation Distillation". ICLR 2020. arXiv:1910.10699.
 //! Differs from the authors' code in arithmetic: logarithms of scores are added where scores are multiplied, and products are with the whole bank,
 //! `[batch, n]` numbers in the place of `[batch, K + 1, length]`.
@@ -15,6 +26,7 @@ mod draws;
 
 use briquette_core::archive::Archive;
 use briquette_core::error::{Error, Result};
+use briquette_core::net::Net;
 use briquette_core::objective::Seen;
 use briquette_core::teaching::{Distiller, Lesson, Pair, Shown, Taught};
 use briquette_core::training::Descent;
@@ -229,8 +241,8 @@ impl Taught for Contrastive {
 
 impl Distiller for Contrastive {
     fn lesson(&self, pair: &Pair<'_>) -> Result<Box<dyn Lesson>> {
-        let taps = Taps::features(self.taps.as_ref(), pair)?;
-        let features = taps.shapes(pair)?.map(|shapes| shapes[0].iter().product());
+        let taps = Taps::features(self.taps.as_ref(), pair.teacher()?, pair.student)?;
+        let features = taps.shapes(pair.teacher()?, pair.student)?.map(|shapes| shapes[0].iter().product());
         let settings = Settings { length: self.length, temperature: self.temperature, momentum: self.momentum };
         let mut rng = ChaCha8Rng::seed_from_u64(pair.seed);
         let device = pair.device.clone().autodiff();
@@ -238,6 +250,10 @@ impl Distiller for Contrastive {
         let contrast = Contrast::new(features, labels.len(), settings, &mut rng, &device)?;
         let (draws, optimizer) = (Draws::new(&labels)?, pair.optimizer.clone());
         Ok(Box::new(Contrasts { taps, contrast, draws, optimizer, rng, steps: 0, settings: self.clone() }))
+    }
+
+    fn fits(&self, teacher: &Net, student: &Net) -> Result<()> {
+        Taps::features(self.taps.as_ref(), teacher, student).map(drop)
     }
 
     fn weight(&self) -> f64 {

@@ -4,6 +4,16 @@
 //! `TCKD + (1 - p_y) NCKD`: `TCKD` is that of `(p_y, 1 - p_y)` from `(q_y, 1 - q_y)`, `NCKD` that of the probabilities of the other classes among
 //! themselves. The loss `alpha TCKD + beta NCKD` frees the second from the teacher's confidence.
 //!
+//! ```
+//! use briquette_distillation::decoupled::parts;
+//! use burn::tensor::{Device, Tensor};
+//!
+//! let of = |values: [f32; 3]| Tensor::<2>::from_floats([values], &Device::flex());
+//! // The same odds among the classes that are not the target's: only the target's own part is left.
+//! let [target, others] = parts(of([0.0, 1.0, 2.0]), of([5.0, 1.0, 2.0]), &[0], 1.0).unwrap().map(|part| part.into_scalar::<f32>());
+//! assert!(target > 0.1 && others.abs() < 1e-5);
+//! ```
+//!
 //! Zhao, Cui, Song, Qiu, Liang. "Decoupled Knowledge Distillation". CVPR 2022. arXiv:2203.08679.
 //! Differs from the authors' code in arithmetic: probabilities that underflow are never taken a logarithm of.
 

@@ -5,12 +5,25 @@
 //! As a pass the hint comes alone first, `alone = { train = ... }`, and then the whole student learns by what `train` has under `distill`. In the paper the
 //! weight of the soft targets falls meanwhile, [`decay`], from 4 to 1 for CIFAR with a temperature of 3; no recipe lets it fall, a program can.
 //!
+//! ```
+//! use briquette_distillation::fitnets::{Regressor, hint};
+//! use burn::tensor::{Device, Tensor};
+//! use rand::SeedableRng;
+//! use rand_chacha::ChaCha8Rng;
+//!
+//! let (device, mut rng) = (Device::flex().autodiff(), ChaCha8Rng::seed_from_u64(1));
+//! let regressor = Regressor::new([4, 8, 8], [16, 8, 8], [false, true], &mut rng, &device).unwrap().unwrap();
+//! let loss = hint(regressor.forward(Tensor::ones([2, 4, 8, 8], &device)), Tensor::ones([2, 16, 8, 8], &device)).unwrap();
+//! assert!(regressor.weight.val().grad(&loss.backward()).is_some());
+//! ```
+//!
 //! Romero, Ballas, Kahou, Chassang, Gatta, Bengio. "FitNets: Hints for Thin Deep Nets". ICLR 2015. arXiv:1412.6550.
 //! Differs from the paper: a teacher's map of exactly twice the student's height and width, which the authors' code refuses, has a transposed
 //! convolution; a batch norm may stand in the regressor; and soft targets keep their factor `T^2`, which that code lacks.
 
 use briquette_core::archive::Archive;
 use briquette_core::error::{Error, Result};
+use briquette_core::net::Net;
 use briquette_core::objective::Seen;
 use briquette_core::teaching::{Distiller, Learned, Lesson, Pair, Shown, Taught};
 use burn::module::{Module, Param};
@@ -142,13 +155,17 @@ impl Taught for Fitnets {
 
 impl Distiller for Fitnets {
     fn lesson(&self, pair: &Pair<'_>) -> Result<Box<dyn Lesson>> {
-        let taps = Taps::maps(self.taps.as_ref(), Stages::Middle, pair)?;
-        let shapes = taps.shapes(pair)?;
+        let taps = Taps::maps(self.taps.as_ref(), Stages::Middle, pair.teacher()?, pair.student)?;
+        let shapes = taps.shapes(pair.teacher()?, pair.student)?;
         let [student, teacher] = shapes.map(|shapes| [shapes[0][0], shapes[0][1], shapes[0][2]]);
         let mut rng = ChaCha8Rng::seed_from_u64(pair.seed);
         let device = pair.device.clone().autodiff();
         let regressor = Regressor::new(student, teacher, [self.norm, self.rectify], &mut rng, &device)?;
         Ok(Box::new(Hint { taps, regressor: regressor.map(|regressor| Learned::new(regressor, pair.optimizer.clone())) }))
+    }
+
+    fn fits(&self, teacher: &Net, student: &Net) -> Result<()> {
+        Taps::maps(self.taps.as_ref(), Stages::Middle, teacher, student).map(drop)
     }
 
     fn weight(&self) -> f64 {

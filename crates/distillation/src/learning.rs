@@ -7,11 +7,10 @@ use briquette_core::pass::{Method, Pass};
 use briquette_core::teaching::Taught;
 use briquette_core::training::{Choose, Distill, Recipe, tune};
 use briquette_core::types::Ratio;
-use serde::Deserialize;
 use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use std::fmt;
-use std::marker::PhantomData;
 
 use crate::soft_targets::SoftTargets;
 use crate::student::Student;
@@ -19,17 +18,14 @@ use crate::student::Student;
 /// The training of a network, or of a `student` in its place, by the loss `T` against a teacher: the network at hand unless `teacher` names another.
 /// What `train` itself has under `distill` comes beside it. With `alone` there are two trainings, as FitNets have: the first by the loss alone, without the
 /// task's, and the second, `train`, by what it has under `distill`, or by soft targets.
-#[derive(Deserialize)]
-#[serde(try_from = "Written")]
-pub struct Learning<T: Taught> {
+pub struct Learning<T> {
     student: Option<Student>,
     trainings: Vec<Recipe>,
-    /// Whether its own loss counts at all.
-    weighs: bool,
-    loss: PhantomData<fn() -> T>,
+    loss: T,
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
 struct Written {
     student: Option<Student>,
     alone: Option<Alone>,
@@ -41,20 +37,23 @@ struct Written {
 
 /// A training before, by the loss alone.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Alone {
     train: Recipe,
 }
 
-impl<T: Taught> TryFrom<Written> for Learning<T> {
-    type Error = serde_json::Error;
+impl<'de, T: Taught> Deserialize<'de> for Learning<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        Self::read(Written::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
 
-    fn try_from(mut written: Written) -> std::result::Result<Self, serde_json::Error> {
+impl<T: Taught> Learning<T> {
+    fn read(mut written: Written) -> std::result::Result<Self, serde_json::Error> {
         written.distill.insert("method".into(), T::NAME.into());
         let distill: Distill = serde_json::from_value(std::mem::take(&mut written.distill).into())?;
-        let read: T = serde_json::from_value(distill.settings.clone().into())?;
-        read.check().map_err(serde_json::Error::custom)?;
-        let weighs = read.weight() > 0.0;
+        let loss: T = serde_json::from_value(distill.settings.clone().into())?;
+        loss.check().map_err(serde_json::Error::custom)?;
         let Written { student, alone, mut train, .. } = written;
         let trainings = match alone {
             None => {
@@ -72,7 +71,7 @@ impl<T: Taught> TryFrom<Written> for Learning<T> {
                 vec![first, train]
             }
         };
-        Ok(Self { student, trainings, weighs, loss: PhantomData })
+        Ok(Self { student, trainings, loss })
     }
 }
 
@@ -100,7 +99,11 @@ impl<T: Taught> Pass for Learning<T> {
 
     fn plan(&self, net: Net) -> Result<Net> {
         self.trainings.iter().try_for_each(Recipe::check)?;
-        self.student.as_ref().map_or(Ok(net.clone()), |student| student.beside(&net, 0, &net.device()))
+        let student = self.student.as_ref().map_or(Ok(net.clone()), |student| student.beside(&net, 0, &net.device()))?;
+        if self.learns_from_before() {
+            self.loss.fits(&net, &student)?;
+        }
+        Ok(student)
     }
 
     fn replaces(&self) -> bool {
@@ -108,7 +111,7 @@ impl<T: Taught> Pass for Learning<T> {
     }
 
     fn learns_from_before(&self) -> bool {
-        self.weighs && self.trainings.iter().flat_map(|recipe| &recipe.distill).any(Distill::before_pass)
+        self.loss.weight() > 0.0 && self.trainings.iter().flat_map(|recipe| &recipe.distill).any(Distill::before_pass)
     }
 
     fn shorten(&mut self) {

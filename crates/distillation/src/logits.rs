@@ -3,6 +3,15 @@
 //! Of logits `v` of the teacher and `z` of the student, `1/2 sum_k (z_k - v_k)^2`, the mean over the batch. Gradient: `(z - v) / batch`. For
 //! centred logits it is what soft targets become at high temperatures, times the number of classes.
 //!
+//! ```
+//! use briquette_distillation::logits::logits;
+//! use burn::tensor::{Device, Tensor};
+//!
+//! let of = |values: [f32; 2]| Tensor::<2>::from_floats([values], &Device::flex());
+//! let loss: f32 = logits(of([1.0, 2.0]), of([0.0, 4.0])).unwrap().into_scalar();
+//! assert_eq!(loss, 0.5 * (1.0 + 4.0));
+//! ```
+//!
 //! Ba, Caruana. "Do Deep Nets Really Need to be Deep?". NIPS 2014. arXiv:1312.6184.
 
 use briquette_core::error::{Error, Result};

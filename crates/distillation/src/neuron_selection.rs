@@ -5,6 +5,14 @@
 //! attributes)` is small for a neuron that prefers one identity, `Psi_ij = exp(-||x_i - x_j||^2 / 2)` for two that differ. The student
 //! regresses on what was selected, by [`crate::logits::logits`].
 //!
+//! ```
+//! use briquette_distillation::neuron_selection::Energy;
+//!
+//! // The first two neurons each know a class, the third none.
+//! let accuracy = vec![vec![1.0, 0.5], vec![0.5, 1.0], vec![0.55, 0.5]];
+//! assert_eq!(Energy::new(accuracy, &[0, 1], &[], 0.1).unwrap().least(2).unwrap(), [0, 1]);
+//! ```
+//!
 //! Luo, Zhu, Liu, Wang, Tang. "Face Model Compression by Distilling Knowledge from Neurons". AAAI 2016.
 //! Differs from the paper: all terms are positive, so that nothing selected has the least energy; the number of neurons is fixed instead, and
 //! the energy descended by additions and exchanges where the paper has a mean field. Without nuisance attributes, as in a training, whose identities are the
@@ -13,6 +21,7 @@
 
 use briquette_core::archive::Archive;
 use briquette_core::error::{Error, Result};
+use briquette_core::net::Net;
 use briquette_core::objective::{Seen, Taps as Tapped};
 use briquette_core::teaching::{Distiller, Learned, Lesson, Pair, Shown, Taught};
 use briquette_core::training::images;
@@ -176,8 +185,8 @@ impl Taught for NeuronSelection {
 
 impl Distiller for NeuronSelection {
     fn lesson(&self, pair: &Pair<'_>) -> Result<Box<dyn Lesson>> {
-        let taps = Taps::features(self.taps.as_ref(), pair)?;
-        let [width, neurons]: [usize; 2] = taps.shapes(pair)?.map(|shapes| shapes[0].iter().product());
+        let taps = Taps::features(self.taps.as_ref(), pair.teacher()?, pair.student)?;
+        let [width, neurons]: [usize; 2] = taps.shapes(pair.teacher()?, pair.student)?.map(|shapes| shapes[0].iter().product());
         let accuracy = accuracies(pair, taps.both()[1][0], neurons, self.calibration_images)?;
         let classes: Vec<usize> = (0..pair.images.classes).collect();
         let selected = Energy::new(accuracy, &classes, &[], self.pairs)?.least(self.count)?;
@@ -191,6 +200,10 @@ impl Distiller for NeuronSelection {
         });
         let selected: Vec<i64> = selected.into_iter().map(|neuron| neuron as i64).collect();
         Ok(Box::new(Selected { taps, selected, map }))
+    }
+
+    fn fits(&self, teacher: &Net, student: &Net) -> Result<()> {
+        Taps::features(self.taps.as_ref(), teacher, student).map(drop)
     }
 
     fn weight(&self) -> f64 {

@@ -4,6 +4,15 @@
 //! learns from it as from any other. The samples are the training images, whose own labels nobody looks at, and with `munge` others that are drawn around
 //! them: each image exchanges with its nearest neighbour each pixel with the probability `p`, drawn with the deviation `|a - b| / s` of the two.
 //!
+//! ```
+//! use briquette_distillation::pseudo_labels::labels;
+//! use burn::tensor::{Device, Tensor};
+//!
+//! let of = |values: [[f32; 2]; 2]| Tensor::<2>::from_floats(values, &Device::flex());
+//! // Of two teachers the surer one prevails.
+//! assert_eq!(labels(&[of([[2.0, 0.0], [0.0, 5.0]]), of([[0.0, 1.0], [1.0, 0.0]])]).unwrap(), [0, 1]);
+//! ```
+//!
 //! Bucilă, Caruana, Niculescu-Mizil. "Model Compression". KDD 2006.
 //! Differs from the paper: the teachers give probabilities of any number of classes where the paper's give one score.
 

@@ -4,10 +4,21 @@
 //! pairs, each network's own, and [`angle`] the cosines of the angles at `e_j` between `e_i` and `e_k`; differences `d` count by Huber's loss, `d^2 / 2` up to
 //! 1 and `|d| - 1/2` beyond. A weight of 25 and of 50 is common for classifiers, of 1 and of 2 for metric learning.
 //!
+//! ```
+//! use briquette_distillation::relational::distance;
+//! use burn::tensor::{Device, Tensor};
+//!
+//! let points = Tensor::<2>::from_floats([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]], &Device::flex());
+//! // Distances count in units of their mean.
+//! let loss: f32 = distance(points.clone(), points.mul_scalar(10.0)).unwrap().into_scalar();
+//! assert!(loss.abs() < 1e-6);
+//! ```
+//!
 //! Park, Kim, Lu, Cho. "Relational Knowledge Distillation". CVPR 2019. arXiv:1904.05068.
 //! As in the authors' code, means are over all of `batch^2` or `batch^3` terms, those of a sample with itself, which are zero, among them.
 
 use briquette_core::error::{Error, Result};
+use briquette_core::net::Net;
 use briquette_core::objective::Seen;
 use briquette_core::teaching::{Distiller, Lesson, Pair, Taught};
 use burn::tensor::Tensor;
@@ -113,7 +124,8 @@ impl Taught for Relational {
 
 impl Distiller for Relational {
     fn lesson(&self, pair: &Pair<'_>) -> Result<Box<dyn Lesson>> {
-        let (taps, [distances, angles]) = (Taps::features(self.taps.as_ref(), pair)?, [self.distance, self.angle]);
+        let (taps, [distances, angles]) =
+            (Taps::features(self.taps.as_ref(), pair.teacher()?, pair.student)?, [self.distance, self.angle]);
         let loss = move |student: Tensor<2>, teacher: Tensor<2>, _: &Seen<'_>| {
             let apart = distance(student.clone(), teacher.clone())?.mul_scalar(distances);
             // The last batch of an epoch may be of two samples, between which there are no angles.
@@ -124,6 +136,10 @@ impl Distiller for Relational {
             }
         };
         Ok(Box::new(OverFeatures { taps, loss }))
+    }
+
+    fn fits(&self, teacher: &Net, student: &Net) -> Result<()> {
+        Taps::features(self.taps.as_ref(), teacher, student).map(drop)
     }
 
     fn weight(&self) -> f64 {

@@ -5,11 +5,22 @@
 //! batch, with a weight of 50 on CIFAR. Numbers of channels may differ; the larger maps are averaged to the size of the smaller. A channel without
 //! any activation is the vector 0, and has no gradient.
 //!
+//! ```
+//! use briquette_distillation::selectivity::{Kernel, selectivity};
+//! use burn::tensor::{Device, Tensor};
+//!
+//! let maps = |channels: usize| Tensor::<4>::ones([2, channels, 4, 4], &Device::flex());
+//! // Channels that all look at the same thing are alike, however many there are.
+//! let loss: f32 = selectivity(maps(3), maps(8), Kernel::Polynomial).unwrap().into_scalar();
+//! assert!(loss.abs() < 1e-5);
+//! ```
+//!
 //! Huang, Wang. "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer". arXiv:1707.01219, 2017.
 //! Differs from the paper: sizes need not agree, and `sigma^2` of the Gaussian kernel, a constant to the gradient, is the mean squared distance of
 //! the student's channels from the teacher's over the batch.
 
 use briquette_core::error::Result;
+use briquette_core::net::Net;
 use briquette_core::teaching::{Distiller, Lesson, Pair, Taught};
 use burn::tensor::Tensor;
 use serde::Deserialize;
@@ -92,8 +103,12 @@ impl Taught for Selectivity {
 
 impl Distiller for Selectivity {
     fn lesson(&self, pair: &Pair<'_>) -> Result<Box<dyn Lesson>> {
-        let (taps, kernel) = (Taps::maps(self.taps.as_ref(), Stages::All, pair)?, self.kernel);
+        let (taps, kernel) = (Taps::maps(self.taps.as_ref(), Stages::All, pair.teacher()?, pair.student)?, self.kernel);
         Ok(Box::new(OverMaps { taps, loss: move |student, teacher| selectivity(student, teacher, kernel) }))
+    }
+
+    fn fits(&self, teacher: &Net, student: &Net) -> Result<()> {
+        Taps::maps(self.taps.as_ref(), Stages::All, teacher, student).map(drop)
     }
 
     fn weight(&self) -> f64 {

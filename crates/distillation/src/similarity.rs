@@ -3,9 +3,21 @@
 //! Of features `F` `[batch, features]` the similarities `F F^T` `[batch, batch]`, each row over its norm, are `G`; the loss is `||G_s - G_t||_F^2 /
 //! batch^2`, with a weight of 3000 on CIFAR. Features of the two need not be as many. A sample without any feature is like no other, and its row has no gradient.
 //!
+//! ```
+//! use briquette_distillation::similarity::similarity;
+//! use burn::tensor::{Device, Tensor};
+//!
+//! let features = Tensor::<2>::from_floats([[1.0, 0.0], [0.0, 1.0]], &Device::flex());
+//! // Other features of the same samples, of which none is like another either.
+//! let others = Tensor::<2>::from_floats([[0.0, 0.0, 5.0], [2.0, 0.0, 0.0]], &Device::flex());
+//! let loss: f32 = similarity(features, others).unwrap().into_scalar();
+//! assert!(loss.abs() < 1e-6);
+//! ```
+//!
 //! Tung, Mori. "Similarity-Preserving Knowledge Distillation". ICCV 2019. arXiv:1907.09682.
 
 use briquette_core::error::Result;
+use briquette_core::net::Net;
 use briquette_core::teaching::{Distiller, Lesson, Pair, Taught};
 use burn::tensor::Tensor;
 use serde::Deserialize;
@@ -49,8 +61,12 @@ impl Taught for Similarity {
 
 impl Distiller for Similarity {
     fn lesson(&self, pair: &Pair<'_>) -> Result<Box<dyn Lesson>> {
-        let taps = Taps::maps(self.taps.as_ref(), Stages::Last, pair)?;
+        let taps = Taps::maps(self.taps.as_ref(), Stages::Last, pair.teacher()?, pair.student)?;
         Ok(Box::new(OverMaps { taps, loss: similarity::<4, 4> }))
+    }
+
+    fn fits(&self, teacher: &Net, student: &Net) -> Result<()> {
+        Taps::maps(self.taps.as_ref(), Stages::Last, teacher, student).map(drop)
     }
 
     fn weight(&self) -> f64 {

@@ -27,7 +27,7 @@ enum Written {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Table {
     arch: String,
     width: Option<f64>,

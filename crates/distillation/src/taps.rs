@@ -3,7 +3,7 @@
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op, Value};
 use briquette_core::objective::Seen;
-use briquette_core::teaching::{Lesson, Pair, Shown};
+use briquette_core::teaching::{Lesson, Shown};
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
@@ -39,8 +39,7 @@ pub(crate) enum Stages {
 
 impl Taps {
     /// The feature maps that are named, or those at the ends of the stages.
-    pub(crate) fn maps(points: Option<&Points>, stages: Stages, pair: &Pair<'_>) -> Result<Self> {
-        let (student, teacher) = (pair.student, pair.teacher()?);
+    pub(crate) fn maps(points: Option<&Points>, stages: Stages, teacher: &Net, student: &Net) -> Result<Self> {
         let taps = match points {
             Some(points) => Self::named(points, student, teacher)?,
             None => {
@@ -68,8 +67,7 @@ impl Taps {
     }
 
     /// The node that is named, or what the last fully connected layer reads.
-    pub(crate) fn features(points: Option<&Points>, pair: &Pair<'_>) -> Result<Self> {
-        let (student, teacher) = (pair.student, pair.teacher()?);
+    pub(crate) fn features(points: Option<&Points>, teacher: &Net, student: &Net) -> Result<Self> {
         let taps = match points {
             Some(points) => Self::named(points, student, teacher)?,
             None => Self { student: vec![features(student)?], teacher: vec![features(teacher)?] },
@@ -102,12 +100,12 @@ impl Taps {
     }
 
     /// The shapes of what the taps give, without the batch.
-    pub(crate) fn shapes(&self, pair: &Pair<'_>) -> Result<[Vec<Vec<usize>>; 2]> {
+    pub(crate) fn shapes(&self, teacher: &Net, student: &Net) -> Result<[Vec<Vec<usize>>; 2]> {
         let of = |net: &Net, nodes: &[usize]| -> Result<Vec<Vec<usize>>> {
             let shapes = net.shapes()?;
             Ok(nodes.iter().map(|node| shapes[*node].clone()).collect())
         };
-        Ok([of(pair.student, &self.student)?, of(pair.teacher()?, &self.teacher)?])
+        Ok([of(student, &self.student)?, of(teacher, &self.teacher)?])
     }
 }
 
@@ -187,6 +185,7 @@ pub(crate) fn weighable(name: &str, factors: &[(&str, f64)]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use briquette_core::teaching::Pair;
     use briquette_core::training::Recipe;
     use briquette_core::zoo::{Arch, Wanted};
     use briquette_handmade::images;
@@ -201,11 +200,8 @@ mod tests {
     }
 
     /// What is looked at in a student and in its teacher, by name.
-    fn names(student: &Net, teacher: &Net, find: impl Fn(&Pair<'_>) -> Result<Taps>) -> Result<[Vec<String>; 2]> {
-        let (data, teachers) = (images(), [teacher.deep_clone()]);
-        let (device, optimizer) = (Device::flex(), Recipe::default().optimizer());
-        let pair = Pair { teachers: &teachers, student, images: &data.train, device: &device, optimizer, seed: 1 };
-        let taps = find(&pair)?;
+    fn names(student: &Net, teacher: &Net, taps: Result<Taps>) -> Result<[Vec<String>; 2]> {
+        let taps = taps?;
         let named = |net: &Net, nodes: &[usize]| nodes.iter().map(|node| net.nodes[*node].name.clone()).collect();
         Ok([named(student, taps.both()[0]), named(teacher, taps.both()[1])])
     }
@@ -213,12 +209,12 @@ mod tests {
     #[test]
     fn stages_end_where_maps_become_smaller_and_features_are_what_the_classifier_reads() {
         let (student, teacher) = (net("resnet20", 0.5), net("resnet32", 0.25));
-        let maps = |stages| names(&student, &teacher, |pair| Taps::maps(None, stages, pair)).unwrap();
+        let maps = |stages| names(&student, &teacher, Taps::maps(None, stages, &teacher, &student)).unwrap();
         let ends = |blocks: usize| (1..=3).map(|stage| format!("layer{stage}.{}.relu2", blocks - 1)).collect::<Vec<_>>();
         assert_eq!(maps(Stages::All), [ends(3), ends(5)]);
         assert_eq!(maps(Stages::Middle), [ends(3)[1..2].to_vec(), ends(5)[1..2].to_vec()]);
         assert_eq!(maps(Stages::Last), [ends(3)[2..].to_vec(), ends(5)[2..].to_vec()]);
-        let features = names(&student, &teacher, |pair| Taps::features(None, pair)).unwrap();
+        let features = names(&student, &teacher, Taps::features(None, &teacher, &student)).unwrap();
         let before = |net: &Net| {
             let last = net.nodes.iter().rev().find(|node| matches!(node.op, Op::Linear(_))).unwrap();
             vec![net.nodes[last.inputs[0]].name.clone()]
@@ -231,7 +227,7 @@ mod tests {
         let (student, teacher) = (net("resnet20", 0.5), net("lenet5", 0.2));
         let find = |points: serde_json::Value| {
             let points: Points = serde_json::from_value(points).unwrap();
-            names(&student, &teacher, |pair| Taps::maps(Some(&points), Stages::All, pair))
+            names(&student, &teacher, Taps::maps(Some(&points), Stages::All, &teacher, &student))
         };
         let found = find(json!({ "student": ["layer1.2"], "teacher": ["pool1"] })).unwrap();
         assert_eq!(found, [vec!["layer1.2.relu2".to_string()], vec!["pool1".to_string()]]);
@@ -241,7 +237,7 @@ mod tests {
             refused(json!({ "student": ["layer1.2"], "teacher": [] })).contains("1 nodes of the student and 0 of the teacher")
         );
         assert!(refused(json!({ "student": ["layer1.2"], "teacher": ["relu1"] })).contains("gives no feature maps"));
-        let counts = names(&student, &teacher, |pair| Taps::maps(None, Stages::All, pair)).unwrap_err().to_string();
+        let counts = Taps::maps(None, Stages::All, &teacher, &student).unwrap_err().to_string();
         assert!(counts.contains("the student has 3 sizes of feature maps, the teacher"), "{counts}");
     }
 
@@ -250,7 +246,7 @@ mod tests {
         let (data, teachers) = (images(), [net("lenet5", 0.2), net("lenet5", 0.2)]);
         let (device, optimizer) = (Device::flex(), Recipe::default().optimizer());
         let pair = Pair { teachers: &teachers, student: &teachers[0], images: &data.train, device: &device, optimizer, seed: 1 };
-        let error = Taps::maps(None, Stages::All, &pair).unwrap_err().to_string();
+        let error = pair.teacher().map(drop).unwrap_err().to_string();
         assert!(error.contains("an ensemble has no common ones: name one `teacher`, not 2"), "{error}");
     }
 }

@@ -125,6 +125,10 @@ impl NetworkSurgery {
         }
         refuse::shared(net, chosen.keys(), Self::NAME)?;
         refuse::pruned(net, chosen.keys(), Self::NAME)?;
+        for layer in chosen.keys() {
+            let node = &net.nodes[*layer];
+            refuse::not_finite(&node.name, &parameters(node).unwrap_or_default().concat())?;
+        }
         Ok(chosen)
     }
 }

@@ -27,16 +27,16 @@ pub struct Distill {
     pub method: String,
     /// The teacher, or several; without one the network as it was before the pass. A config in which nothing has trained that is refused: its logits are
     /// those of drawn weights.
-    #[serde(default, deserialize_with = "one_or_several", skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "one_or_several")]
     pub teacher: Vec<Teacher>,
     /// How several teachers are one.
     #[serde(default)]
     pub mean: Mean,
     /// Whether what the teacher says is kept, so that it is asked once.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub cache: Option<Cache>,
     /// Factor of the task's own loss, in the place of that which the loss leaves of it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub task: Option<Ratio>,
     /// The loss's own settings.
     #[serde(flatten)]
@@ -89,7 +89,7 @@ impl Teacher {
 
 /// How a teacher's answers are kept on disk, for this run and for others with the same teacher and images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Cache {
     /// Fixed draws of the augmentation that each image has; an epoch takes one of them, in turn.
     pub draws: usize,

@@ -61,7 +61,7 @@ fn where_none_leaves_the_outputs_are_those_of_the_whole_network_bit_by_bit() {
         ("resnet20", &["layer1.2", "layer2.2"][..]),
         ("resnet20", &["layer2.1.relu1"]),
         ("wrn-16-1", &["layer1.0"]),
-        ("vgg11-cifar", &["relu2", "relu1"]),
+        ("vgg11-cifar", &["relu1", "relu2"]),
         ("lenet300", &["relu1"]),
     ] {
         for head in ["conv", "linear"] {
