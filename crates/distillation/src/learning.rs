@@ -90,16 +90,13 @@ impl<T: Taught> Method for Learning<T> {
 
 impl<T: Taught> Pass for Learning<T> {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        let student = match &self.student {
-            Some(student) => student.beside(&net, cx.seed, &cx.device)?,
-            None => net,
-        };
+        let student = Student::or(self.student.as_ref(), net, cx.seed, &cx.device)?;
         self.trainings.iter().try_fold(student, |net, recipe| tune(net, Some(recipe), cx))
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
         self.trainings.iter().try_for_each(Recipe::check)?;
-        let student = self.student.as_ref().map_or(Ok(net.clone()), |student| student.beside(&net, 0, &net.device()))?;
+        let student = Student::or(self.student.as_ref(), net.clone(), 0, &net.device())?;
         if self.learns_from_before() {
             self.loss.fits(&net, &student)?;
         }

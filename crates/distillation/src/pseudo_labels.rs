@@ -66,10 +66,7 @@ impl Pass for PseudoLabels {
             [] => vec![net.valid()],
             several => several.iter().map(|teacher| Ok(teacher.network(&net, cx)?.valid())).collect::<Result<_>>()?,
         };
-        let student = match &self.student {
-            Some(student) => student.beside(&net, cx.seed, &cx.device)?,
-            None => net,
-        };
+        let student = Student::or(self.student.as_ref(), net, cx.seed, &cx.device)?;
         let data = Data { train: self.labelled(&teachers, cx)?, valid: cx.data.valid.clone(), test: cx.data.test.clone() };
         let mut on = Context::new(&cx.device, cx.seed, &data, cx.host);
         (on.distillations, on.storage, on.stage) = (cx.distillations, cx.storage, cx.stage);
@@ -82,7 +79,8 @@ impl Pass for PseudoLabels {
 
     fn plan(&self, net: Net) -> Result<Net> {
         self.check()?;
-        self.student.as_ref().map_or(Ok(net.clone()), |student| student.beside(&net, 0, &net.device()))
+        let device = net.device();
+        Student::or(self.student.as_ref(), net, 0, &device)
     }
 
     fn replaces(&self) -> bool {

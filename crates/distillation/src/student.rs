@@ -43,6 +43,17 @@ impl From<Written> for Student {
 }
 
 impl Student {
+    /// The student, if there is one, in the place of the network at hand.
+    ///
+    /// # Errors
+    /// As [`Student::beside`].
+    pub(crate) fn or(student: Option<&Self>, net: Net, seed: u64, device: &Device) -> Result<Net> {
+        match student {
+            Some(student) => student.beside(&net, seed, device),
+            None => Ok(net),
+        }
+    }
+
     /// The network in the place of the one at hand.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use burn::module::Module;
 use burn::tensor::{Gradients, Tensor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::Recipe;
@@ -27,7 +27,7 @@ pub struct Distill {
     pub method: String,
     /// The teacher, or several; without one the network as it was before the pass. A config in which nothing has trained that is refused: its logits are
     /// those of drawn weights.
-    #[serde(default, deserialize_with = "one_or_several")]
+    #[serde(default, deserialize_with = "super::recipe::one_or_several")]
     pub teacher: Vec<Teacher>,
     /// How several teachers are one.
     #[serde(default)]
@@ -100,10 +100,6 @@ pub struct Cache {
 
 fn limit() -> Bytes {
     Bytes(1_000_000_000)
-}
-
-fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<Teacher>, D::Error> {
-    super::recipe::one_or_several(deserializer)
 }
 
 impl Distill {
