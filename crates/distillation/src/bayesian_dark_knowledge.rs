@@ -29,7 +29,7 @@
 //! let taught = teacher.forward(noisy.clone()).detach();
 //! let gradients = divergence(taught.clone(), student.forward(noisy), 1.0).backward();
 //! assert!(student.weight.val().grad(&gradients).is_some() && teacher.weight.val().grad(&gradients).is_none());
-//! let logits = taught.into_data().to_vec::<f32>().unwrap();
+//! let logits = taught.into_data().try_into_vec::<f32>().unwrap();
 //! assert!(logits[0] > logits[1] && logits[2] < logits[3]);
 //! ```
 //!
