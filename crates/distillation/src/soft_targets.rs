@@ -59,7 +59,7 @@ pub struct Scheduled {
     pub from: f64,
     /// The weight from epoch `saturate` on.
     pub to: f64,
-    /// The first epoch with another weight follows it.
+    /// The first epoch with another weight.
     #[serde(default)]
     pub start: usize,
     /// The first epoch with the last weight.
