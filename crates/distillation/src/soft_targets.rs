@@ -43,7 +43,7 @@ pub struct SoftTargets {
 
 /// The weight of the teacher's loss.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(untagged, expecting = "`lambda` is a share, or a table with `from`, `to`, `start` and `saturate`")]
+#[serde(untagged, expecting = "`lambda` is a share in [0, 1], or a table with `from`, `to`, `start` and `saturate`")]
 pub enum Lambda {
     /// The same in all epochs; what it leaves of 1 is the task's.
     Share(Ratio),
@@ -305,7 +305,7 @@ mod tests {
         let backwards = refusal(serde_json::json!({ "method": "soft-targets", "lambda": backwards }));
         assert!(backwards.ends_with("a weight that falls from epoch 5 on cannot have fallen by epoch 4"), "{backwards}");
         let table = refusal(serde_json::json!({ "method": "soft-targets", "lambda": { "from": 4.0 } }));
-        assert!(table.contains("`lambda` is a share, or a table with `from`, `to`, `start` and `saturate`"), "{table}");
+        assert!(table.contains("`lambda` is a share in [0, 1], or a table with `from`, `to`, `start` and `saturate`"), "{table}");
         let cold = refusal(serde_json::json!({ "method": "soft-targets", "temperature": 0.5 }));
         assert_eq!(cold, "distill (soft-targets): soft-targets: a temperature is at least 1, not 0.5");
     }
