@@ -84,7 +84,7 @@ pub struct BayesianDarkKnowledge {
 }
 
 fn short() -> f64 {
-    1e-5
+    1e-6
 }
 
 fn one() -> f64 {
