@@ -17,6 +17,8 @@ use briquette_runtime::layers::{Gate, Measure, Merge, Route};
 use briquette_runtime::{Engine, Model, layers};
 use burn::tensor::{Device, Tensor};
 
+use crate::program::Bench;
+
 /// A first exit behind one convolution, a second behind two more, for images of 28 by 28.
 fn net(gate: Gate) -> Net {
     let mut b = Builder::new([1, 28, 28], 5, &Device::flex());
@@ -280,4 +282,20 @@ fn samples_of_different_branches_do_not_meet() {
     let gate = model.nodes.iter_mut().find(|node| node.name == "gate").unwrap();
     gate.layer = layers::Gate { measure: Measure::Entropy, threshold: f32::NAN }.into();
     assert!(model.check().is_err() && Engine::new(&model, 1).is_err());
+}
+
+#[test]
+fn a_report_has_the_times_of_real_images_and_bench_asks_for_some() {
+    let config = "# a few seconds\nmodel = { arch = \"lenet5\", width = 0.2 }\ndata = { name = \"glyphs\", train = 300, test = 300 }\nseed = 5\n\
+         [[pass]]\nmethod = \"train\"\nepochs = 1\n[[pass]]\nmethod = \"early-exit\"\nexits = { after = [\"pool1\"] }\n\
+         threshold = { leave = [0.5] }\ntrain = { epochs = 1 }\n";
+    let bench = Bench::with(config);
+    let output = bench.call(&["run", "small.toml", "--out", "out"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(bench.path("out/report.json")).unwrap()).unwrap();
+    let row = &report["rows"][1];
+    assert!(["b1t1", "b32t1"].iter().all(|key| row["latency_ms"][key].as_f64().unwrap() > 0.0), "{row}");
+    assert!(row["notes"].to_string().contains("times are means over 256 test images"), "{row}");
+    let (error, _) = bench.refusal(&["bench", "out/model.brq"]);
+    assert!(error.contains("how long an image takes depends on where it leaves; name images by `--data NAME`"), "{error}");
 }

@@ -115,3 +115,22 @@ fn what_is_wrong_with_shards_is_said_before_anything_trains() {
     let (error, _) = bench.refusal(&["run", "small.toml"]);
     assert!(error.contains("nowhere: there is no such folder; `shards:PATH` takes archives of images from"), "{error}");
 }
+
+#[test]
+fn images_without_labels_teach_alike_from_a_folder_and_from_archives_beside_the_config() {
+    let bench = bench();
+    let labelled = |name: &str, folder: &str| {
+        let pass = format!(
+            "[[pass]]\nmethod = \"pseudo-labels\"\nimages = 0\nunlabelled = \"{folder}\"\ntrain = {{ epochs = 2, batch = 32 }}\n"
+        );
+        write(&bench.path(&format!("{name}.toml")), (config("glyphs") + &pass).as_bytes());
+        bench.call(&["run", &format!("{name}.toml"), "--out", name])
+    };
+    for (name, folder) in [("files", "folder/test"), ("archives", "shards/test")] {
+        let output = labelled(name, folder);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert!(result(&bench, "files") == result(&bench, "archives"));
+    let gone = String::from_utf8(labelled("gone", "nowhere").stderr).unwrap();
+    assert!(gone.contains("pass 2 (pseudo-labels): no folder nowhere: tried "), "{gone}");
+}

@@ -1,4 +1,4 @@
-//! Randomness inside a forward pass: dropout, stochastic rounding, stochastic depth and pooling. Every thread that trains has its own generator, which the training
+//! Randomness inside a training step: dropout, stochastic rounding, stochastic depth and pooling. Every thread that trains has its own generator, which the training
 //! seeds anew in every epoch; Burn's would be one for the whole process, so that two trainings in it disturbed each other.
 
 use std::cell::RefCell;
@@ -39,4 +39,46 @@ pub fn uniform_like<const D: usize>(x: &Tensor<D>) -> Tensor<D> {
     let draws =
         GENERATOR.with_borrow_mut(|generator| (0..shape.num_elements()).map(|_| generator.random::<f32>()).collect::<Vec<_>>());
     Tensor::from_data(TensorData::new(draws, shape), &x.device())
+}
+
+/// Draws from N(0, 1) for every place of a tensor, without gradients, from this thread's generator: the same on every device. Box and Muller's
+/// formula gives two at a time.
+pub fn normal_like<const D: usize>(x: &Tensor<D>) -> Tensor<D> {
+    let shape = x.shape();
+    let count = shape.num_elements();
+    let mut draws = Vec::with_capacity(count + 1);
+    GENERATOR.with_borrow_mut(|generator| {
+        while draws.len() < count {
+            let radius = (-2.0 * (1.0 - generator.random::<f32>()).ln()).sqrt();
+            let (sine, cosine) = (std::f32::consts::TAU * generator.random::<f32>()).sin_cos();
+            draws.extend([radius * cosine, radius * sine]);
+        }
+    });
+    draws.truncate(count);
+    Tensor::from_data(TensorData::new(draws, shape), &x.device())
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::values::floats;
+
+    #[test]
+    fn normal_draws_have_the_moments_of_a_standard_normal_and_follow_the_seed() {
+        let drawn = |count: usize| {
+            seed(5);
+            floats(normal_like(&Tensor::<1>::zeros([count], &Device::flex())))
+        };
+        let draws = drawn(40_001);
+        let mean = |power: i32| draws.iter().map(|x| f64::from(*x).powi(power)).sum::<f64>() / draws.len() as f64;
+        // Five deviations of each mean.
+        let near = |found: f64, expected: f64, deviation: f64| (found - expected).abs() < 5.0 * deviation / 200.0;
+        assert!(near(mean(1), 0.0, 1.0) && near(mean(2), 1.0, 2_f64.sqrt()) && near(mean(4), 3.0, 96_f64.sqrt()));
+        let pairs = draws.chunks_exact(2).map(|pair| f64::from(pair[0] * pair[1])).sum::<f64>() / 20_000.0;
+        assert!(near(pairs, 0.0, 2_f64.sqrt()));
+        assert_eq!(drawn(40_001), draws);
+        assert_eq!(drawn(7), draws[..7]);
+    }
 }

@@ -155,6 +155,14 @@ pub trait Host {
     /// # Errors
     /// When it cannot be read.
     fn read(&mut self, name: &str) -> Result<Vec<u8>>;
+    /// The images in a folder that the user named, of whose classes nothing is known, in the shape `[channels, height, width]`: see
+    /// [`briquette_data::unlabelled`].
+    ///
+    /// # Errors
+    /// When they cannot be read, or are of another shape.
+    fn unlabelled(&mut self, folder: &str, _shape: [usize; 3]) -> Result<Dataset> {
+        Err(Error::Host(format!("cannot read the images in {folder}: this host has no folders")))
+    }
     /// The network as it was before the pass, on this device: the teacher of a training that names no other.
     ///
     /// # Errors
@@ -238,11 +246,18 @@ pub struct Memory {
     pub before: Option<Net>,
     /// What is of use to later runs, by key.
     pub kept: BTreeMap<String, Vec<u8>>,
+    /// Images without labels, by the name of their folder.
+    pub unlabelled: BTreeMap<String, Dataset>,
 }
 
 impl Host for Memory {
     fn before(&mut self, _: &Device) -> Result<Net> {
         self.before.as_ref().map(Net::deep_clone).ok_or_else(not_kept)
+    }
+
+    fn unlabelled(&mut self, folder: &str, _: [usize; 3]) -> Result<Dataset> {
+        let found = self.unlabelled.get(folder).cloned();
+        found.ok_or_else(|| Error::Host(format!("cannot read the images in {folder}: there is no such folder")))
     }
 
     fn event(&mut self, _: Event<'_>) {}
@@ -310,6 +325,10 @@ impl Host for Aside<'_> {
 
     fn read(&mut self, name: &str) -> Result<Vec<u8>> {
         self.0.read(name)
+    }
+
+    fn unlabelled(&mut self, folder: &str, shape: [usize; 3]) -> Result<Dataset> {
+        self.0.unlabelled(folder, shape)
     }
 
     fn before(&mut self, device: &Device) -> Result<Net> {

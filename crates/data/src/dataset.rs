@@ -1,3 +1,5 @@
+mod labelled;
+
 use std::{fmt, sync::Arc};
 
 use rand::{SeedableRng, seq::SliceRandom};

@@ -83,32 +83,74 @@ impl<S: Source> Listed<S> {
 
     /// `[channels, height, width]` of all images, and of each split a digest of what was seen, in order, with the labels.
     fn survey(&self, look: fn(&S, usize) -> Result<Seen, Error>) -> Result<([usize; 3], [String; 2]), Error> {
-        let splits = [&self.train, &self.test];
-        let (mut colour, mut first) = (false, None);
-        let mut digests = [Sha256::new(), Sha256::new()];
-        for (Split { source, labels }, digest) in splits.into_iter().zip(&mut digests) {
-            // A number at a time, so that what is kept of each image does not pile up.
-            for start in (0..source.len()).step_by(TOGETHER) {
-                let some = start..source.len().min(start + TOGETHER);
-                let seen: Vec<Result<Seen, Error>> = some.clone().into_par_iter().map(|i| look(source, i)).collect();
-                for (i, seen) in some.zip(seen) {
-                    // Of several faults, the first in the order of the set, whichever thread met which first.
-                    let seen = seen?;
-                    let (size, place) = first.get_or_insert_with(|| (seen.size, source.place(i)));
-                    if *size != seen.size {
-                        let ([width, height], [other_width, other_height]) = (*size, seen.size);
-                        let what = format!("{other_width}x{other_height} pixels where {} has {width}x{height}", place.display());
-                        return Err(Error::malformed(source.place(i), what + "; bring all images to one size"));
-                    }
-                    colour |= seen.colour;
-                    digest.update(labels[i].to_le_bytes());
-                    digest.update(seen.digest);
+        let mut known = Known::default();
+        let digests = [self.train.survey(look, &mut known)?, self.test.survey(look, &mut known)?];
+        Ok((known.shape(), digests))
+    }
+}
+
+/// What is known of the images that were looked at so far: the size and place of the first, and the place of the first in colour.
+#[derive(Default)]
+struct Known {
+    first: Option<([u32; 2], PathBuf)>,
+    colour: Option<PathBuf>,
+}
+
+impl Known {
+    /// `[channels, height, width]`.
+    fn shape(&self) -> [usize; 3] {
+        let [width, height] = self.first.as_ref().map_or([0; 2], |(size, _)| *size);
+        let channels = if self.colour.is_some() { 3 } else { 1 };
+        [channels, height as usize, width as usize]
+    }
+}
+
+impl<S: Source> Split<S> {
+    /// Images without labels, after a look at each file, in the shape of those of another set. Grey ones stand in all planes where these are in
+    /// colour; other sizes, and colour where there is none, are refused.
+    pub(crate) fn unlabelled(source: S, name: String, shape: [usize; 3]) -> Result<Dataset, Error> {
+        let (split, mut known) = (Self { labels: vec![0; source.len()], source }, Known::default());
+        split.survey(whole, &mut known)?;
+        let ([channels, height, width], found) = (shape, known.shape());
+        if let Some((_, place)) = known.first.filter(|_| found[1..] != shape[1..]) {
+            let what = format!("{}x{} pixels where the data have {width}x{height}", found[2], found[1]);
+            return Err(Error::malformed(place, what + "; bring all images to one size"));
+        }
+        if let Some(place) = known.colour.filter(|_| channels == 1) {
+            return Err(Error::malformed(place, "in colour where the data are grey; make the images grey"));
+        }
+        if ![1, 3].contains(&channels) {
+            return Err(Error::Inconsistent { name, what: format!("no image file has the data's {channels} channels") });
+        }
+        let Self { source, labels } = split;
+        Dataset::new(name, shape, 1, Arc::new(Encoded { source, labels, shape }))
+    }
+
+    /// A digest of what was seen, in order, with the labels.
+    fn survey(&self, look: fn(&S, usize) -> Result<Seen, Error>, known: &mut Known) -> Result<String, Error> {
+        let Self { source, labels } = self;
+        let mut digest = Sha256::new();
+        // A number at a time, so that what is kept of each image does not pile up.
+        for start in (0..source.len()).step_by(TOGETHER) {
+            let some = start..source.len().min(start + TOGETHER);
+            let seen: Vec<Result<Seen, Error>> = some.clone().into_par_iter().map(|i| look(source, i)).collect();
+            for (i, seen) in some.zip(seen) {
+                // Of several faults, the first in the order of the set, whichever thread met which first.
+                let seen = seen?;
+                let (size, place) = known.first.get_or_insert_with(|| (seen.size, source.place(i)));
+                if *size != seen.size {
+                    let ([width, height], [other_width, other_height]) = (*size, seen.size);
+                    let what = format!("{other_width}x{other_height} pixels where {} has {width}x{height}", place.display());
+                    return Err(Error::malformed(source.place(i), what + "; bring all images to one size"));
                 }
+                if seen.colour {
+                    known.colour.get_or_insert_with(|| source.place(i));
+                }
+                digest.update(labels[i].to_le_bytes());
+                digest.update(seen.digest);
             }
         }
-        let [width, height] = first.map_or([0; 2], |(size, _)| size);
-        let channels = if colour { 3 } else { 1 };
-        Ok(([channels, height as usize, width as usize], digests.map(|digest| hexadecimal(&digest.finalize()))))
+        Ok(hexadecimal(&digest.finalize()))
     }
 }
 

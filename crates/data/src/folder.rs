@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    Error,
+    Dataset, Error,
     encoded::{Kind, Listed, Source, Split, in_turn, same_classes},
     files::there,
 };
@@ -47,6 +47,16 @@ impl Source for Files {
         let length = file.metadata().map_err(Error::io(path))?.len();
         Ok((file, length))
     }
+}
+
+/// The images below a folder, in order of name.
+pub(crate) fn unlabelled(path: &Path, shape: [usize; 3]) -> Result<Dataset, Error> {
+    let mut images = Vec::new();
+    gather(path, &mut Vec::new(), &mut images)?;
+    if images.is_empty() {
+        return Err(Error::malformed(path, "no .png, .jpg or .jpeg in this folder"));
+    }
+    Split::unlabelled(Files(images), path.display().to_string(), shape)
 }
 
 /// Image files with their labels, one of each class in turn; subfolders belong to their class.

@@ -21,7 +21,7 @@
 //!
 //! A folder `train/<class>/*.png`, `test/<class>/*.png` (or `.jpg`) is the set `folder:PATH`; both splits have the same classes. Tar archives of such
 //! files, `train/*.tar` and `test/*.tar`, are the set `shards:PATH`. Neither is held in memory: files are indexed when the set is opened, and decoded by the threads of a [`Loader`]
-//! when their turn comes.
+//! when their turn comes. Images without labels are read by [`unlabelled`], from a folder or from archives of any structure.
 //!
 //! Pixels already in memory become a [`Dataset`], as does whatever implements [`Images`], and a pair of those becomes [`Splits`]:
 //!
@@ -64,6 +64,7 @@ mod open;
 mod rotated;
 mod shards;
 mod store;
+mod unlabelled;
 
 pub use augment::Augment;
 pub use dataset::Dataset;
@@ -76,3 +77,4 @@ pub use loader::{Batch, Loader};
 pub use locations::{GlyphCounts, Locations};
 pub use manifest::{File, Format, Manifest, Piece, manifest};
 pub use open::{Outline, Splits, names, open, outline};
+pub use unlabelled::unlabelled;

@@ -20,7 +20,7 @@ use std::{
 };
 
 use crate::{
-    Error,
+    Dataset, Error,
     encoded::{Kind, Listed, Source, Split, in_turn, same_classes},
     files::{is_lfs_pointer, there},
     folder::{BESIDE, EMPTY, NO_FILE, UNREAD, entries},
@@ -60,6 +60,16 @@ pub(crate) fn list(path: &Path) -> Result<Listed<Shards>, Error> {
         Split { source: Shards { archives, places }, labels }
     });
     Ok(Listed { name: format!("shards:{}", path.display()), classes, train, test })
+}
+
+/// The images of the archives in a folder, in order of name; what says their classes is passed over.
+pub(crate) fn unlabelled(path: &Path, shape: [usize; 3]) -> Result<Dataset, Error> {
+    let Found { archives, images, .. } = Found::below(path)?;
+    if images.is_empty() {
+        return Err(Error::malformed(path, "no .png, .jpg or .jpeg in these archives"));
+    }
+    let places = images.into_values().collect();
+    Split::unlabelled(Shards { archives, places }, path.display().to_string(), shape)
 }
 
 /// Refuses a class without images.

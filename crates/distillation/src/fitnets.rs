@@ -3,7 +3,7 @@
 //! The student's maps `[batch, channels, height, width]` go through a [`Regressor`] where they are of another shape than the teacher's, and
 //! [`hint`] is the mean over everything of the squared difference. What the paper calls the loss is `channels height width / 2` times that.
 //! As a pass the hint comes alone first, `alone = { train = ... }`, and then the whole student learns by what `train` has under `distill`. In the paper the
-//! weight of the soft targets falls meanwhile, [`decay`], from 4 to 1 for CIFAR with a temperature of 3; no recipe lets it fall, a program can.
+//! weight of the soft targets falls meanwhile, [`decay`], from 4 to 1 for CIFAR with a temperature of 3, as `lambda` of soft targets may.
 //!
 //! ```
 //! use briquette_distillation::fitnets::{Regressor, hint};

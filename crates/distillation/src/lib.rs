@@ -27,6 +27,7 @@
 //! ```
 
 pub mod attention_transfer;
+pub mod bayesian_dark_knowledge;
 pub mod contrastive;
 pub mod decoupled;
 pub mod ensemble;
@@ -50,6 +51,7 @@ use briquette_core::pass::Entry;
 use briquette_core::teaching::Distillation;
 
 use attention_transfer::AttentionTransfer;
+use bayesian_dark_knowledge::BayesianDarkKnowledge;
 use contrastive::Contrastive;
 use decoupled::Decoupled;
 use fitnets::Fitnets;
@@ -82,6 +84,7 @@ const HOME: &str = "distillation";
 /// The methods of this crate.
 pub const METHODS: &[Entry] = &[
     Entry::of::<Learning<AttentionTransfer>>(HOME),
+    Entry::of::<BayesianDarkKnowledge>(HOME),
     Entry::of::<Learning<Contrastive>>(HOME),
     Entry::of::<Learning<Decoupled>>(HOME),
     Entry::of::<Learning<Fitnets>>(HOME),

@@ -1,8 +1,9 @@
 //! Labels that an ensemble gives to samples without any.
 //!
 //! The label of a sample is the class of the highest mean probability `sum_m softmax(v_m) / M` of the teachers' logits `v_1 .. v_M`; a student
-//! learns from it as from any other. The samples are the training images, whose own labels nobody looks at, and with `munge` others that are drawn around
-//! them: each image exchanges with its nearest neighbour each pixel with the probability `p`, drawn with the deviation `|a - b| / s` of the two.
+//! learns from it as from any other. The samples are the training images, whose own labels nobody looks at, those of a folder that are `unlabelled`, and
+//! with `munge` others that are drawn around both: each image exchanges with its nearest neighbour each pixel with the probability `p`, drawn with the
+//! deviation `|a - b| / s` of the two. Images of a folder are read when their turn comes; those that others are drawn around lie in memory.
 //!
 //! ```
 //! use briquette_distillation::pseudo_labels::labels;
@@ -45,12 +46,20 @@ pub struct PseudoLabels {
     teachers: Vec<Teacher>,
     /// Training images that are taken, all without it.
     images: Option<usize>,
+    /// A folder of images without labels, or of tar archives of such, which come beside the training images.
+    unlabelled: Option<String>,
     /// Other images around these.
     munge: Option<Munge>,
     /// The training.
     #[serde(default)]
     train: Recipe,
+    /// Most images that a trial run takes of the folder.
+    #[serde(skip)]
+    most: Option<usize>,
 }
+
+/// Images that a trial run takes of each kind.
+const TRIAL: usize = 500;
 
 impl Method for PseudoLabels {
     const NAME: &'static str = "pseudo-labels";
@@ -92,42 +101,52 @@ impl Pass for PseudoLabels {
     }
 
     fn shorten(&mut self) {
-        self.images = Some(self.images.map_or(500, |images| images.min(500)));
+        self.images = Some(self.images.map_or(TRIAL, |images| images.min(TRIAL)));
+        self.most = Some(TRIAL);
     }
 }
 
 impl PseudoLabels {
     fn check(&self) -> Result<()> {
         self.train.check()?;
+        if self.images == Some(0) && self.unlabelled.is_none() {
+            return Err(Error::Invalid("pseudo-labels: `images = 0` leaves none to label; name a folder as `unlabelled`".into()));
+        }
         self.munge.iter().try_for_each(Munge::check)
     }
 
     /// The images, and those around them, with the teachers' labels.
     fn labelled(&self, teachers: &[Net], cx: &mut Context<'_>) -> Result<Dataset> {
-        let of = cx.data.train.take(self.images.unwrap_or(usize::MAX));
-        let mut pixels = Vec::new();
-        for image in 0..of.len() {
-            pixels.extend(of.pixel(image)?);
+        let train = &cx.data.train;
+        let mut sets = vec![train.take(self.images.unwrap_or(usize::MAX))];
+        if let Some(folder) = &self.unlabelled {
+            sets.push(cx.host.unlabelled(folder, train.shape)?.take(self.most.unwrap_or(usize::MAX)));
         }
         if let Some(munge) = &self.munge {
-            let size = of.shape.iter().product();
+            let mut pixels = Vec::new();
+            for (set, image) in sets.iter().flat_map(|set| (0..set.len()).map(move |image| (set, image))) {
+                pixels.extend(set.pixel(image)?);
+            }
+            let size = train.shape.iter().product();
             let around = munge.around(&pixels, size, stream(cx.seed, "munge"), &cx.device);
-            pixels.extend(around);
+            let labels = vec![0; around.len() / size];
+            sets.push(Dataset::from_memory("munge", train.shape, train.classes, around, labels)?);
         }
-        let count = pixels.len() / of.shape.iter().product::<usize>().max(1);
+        let count = sets.iter().map(Dataset::len).sum();
+        let of = |labels| Dataset::labelled(&train.name, &sets, train.classes, labels);
         // Any labels will do to have the images seen.
-        let unlabelled = Dataset::from_memory(&of.name, of.shape, of.classes, pixels.clone(), vec![0; count])?;
+        let unlabelled = of(vec![0; count])?;
         let mut found = Vec::with_capacity(count);
         for batch in Loader::ordered(&unlabelled, 100) {
             if cx.host.stop_requested() {
                 return Err(Error::Stopped);
             }
             let batch = batch?;
-            let seen = images(&batch, of.shape, &cx.device);
+            let seen = images(&batch, train.shape, &cx.device);
             let logits: Vec<Tensor<2>> = teachers.iter().map(|teacher| teacher.forward(seen.clone())).collect();
             found.extend(labels(&logits)?);
         }
-        Ok(Dataset::from_memory(&of.name, of.shape, of.classes, pixels, found)?)
+        Ok(of(found)?)
     }
 }
 
@@ -151,6 +170,7 @@ pub fn labels(members: &[Tensor<2>]) -> Result<Vec<u16>> {
 
 #[cfg(test)]
 mod tests {
+    use briquette_core::context::Memory;
     use briquette_core::passes::Train;
     use briquette_core::training::cross_entropy;
     use briquette_handmade::{labelled, outputs, refusal, run, small};
@@ -203,6 +223,37 @@ mod tests {
         let apart = run::<Train>(small(), train).unwrap();
         assert!(same(&net) >= 36 && same(&apart) < 36, "{} and {} of 40", same(&net), same(&apart));
         assert!(outputs(&net).iter().all(|value| value.is_finite()) && net.valid().num_params() == teacher.num_params());
+    }
+
+    /// A network trained on the labels of `small`, of these training images and of a folder's.
+    fn taught(settings: serde_json::Value, folder: Dataset) -> Result<Vec<f32>> {
+        let mut settings = settings;
+        settings["train"] = json!({ "epochs": 2, "batch": 20, "lr": 0.02, "choose": "last" });
+        let (data, mut host) = (briquette_handmade::images(), Memory::default());
+        host.unlabelled.insert("more".into(), folder);
+        let method: PseudoLabels = serde_json::from_value(settings).unwrap();
+        method.run(small(), &mut Context::new(&small().device(), 3, &data, &mut host)).map(|net| outputs(&net))
+    }
+
+    #[test]
+    fn images_of_a_folder_teach_as_training_images_do() {
+        let all = briquette_handmade::images().train;
+        let halves = [all.take(20), all.subset(&(20..40).collect::<Vec<_>>())];
+        let both = taught(json!({ "images": 20, "unlabelled": "more" }), halves[1].clone()).unwrap();
+        assert_eq!(both, taught(json!({}), halves[1].clone()).unwrap());
+        // The labels that they happen to have are of no account, and none of the training images is needed.
+        let mute = Dataset::labelled("mute", std::slice::from_ref(&all), 1, vec![0; 40]).unwrap();
+        assert_eq!(taught(json!({ "images": 0, "unlabelled": "more" }), mute.clone()).unwrap(), both);
+        let around = json!({ "images": 0, "unlabelled": "more", "munge": { "times": 1 } });
+        assert_eq!(taught(around, mute).unwrap(), taught(json!({ "munge": { "times": 1 } }), all).unwrap());
+    }
+
+    #[test]
+    fn without_images_and_without_their_folder_there_is_nothing_to_label() {
+        let none = refusal::<PseudoLabels>(small(), json!({ "images": 0 }));
+        assert_eq!(none, "pseudo-labels: `images = 0` leaves none to label; name a folder as `unlabelled`");
+        let gone = run::<PseudoLabels>(small(), json!({ "unlabelled": "gone" })).unwrap_err().to_string();
+        assert_eq!(gone, "cannot read the images in gone: this host has no folders");
     }
 
     #[test]

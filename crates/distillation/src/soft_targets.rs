@@ -3,7 +3,8 @@
 //! Of logits `v` of the teacher and `z` of the student, with the temperature `T`, a step minimizes
 //! `(1 - lambda) H(y, softmax(z)) + lambda T^2 sum_k p_k log(p_k / q_k)` with `p = softmax(v / T)` and `q = softmax(z / T)`, the mean over the batch: the
 //! factor `T^2` keeps the gradient of the second term, `lambda T (q - p)`, as large whatever the temperature. The teacher sees the images as they were
-//! augmented for the student.
+//! augmented for the student. A `lambda` that falls, `{ from = 4.0, to = 1.0, start = 5, saturate = 40 }` as FitNets have it
+//! ([`decay`]), is no share: the task's loss has the factor 1 beside it, unless `task` says otherwise.
 //!
 //! ```
 //! use briquette_core::training::Recipe;
@@ -25,6 +26,8 @@ use burn::tensor::{Tensor, activation};
 use serde::Deserialize;
 
 use crate::ensemble::as_one;
+use crate::fitnets::decay;
+use crate::taps::weighable;
 
 /// Softened probabilities of a teacher as targets.
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -33,9 +36,40 @@ pub struct SoftTargets {
     /// `T`, at least 1.
     #[serde(default = "four")]
     pub temperature: f64,
-    /// Share of the loss that is the teacher's.
+    /// How much of the loss is the teacher's.
     #[serde(default = "most")]
-    pub lambda: Ratio,
+    pub lambda: Lambda,
+}
+
+/// The weight of the teacher's loss.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(untagged, expecting = "`lambda` is a share in [0, 1], or a table with `from`, `to`, `start` and `saturate`")]
+pub enum Lambda {
+    /// The same in all epochs; what it leaves of 1 is the task's.
+    Share(Ratio),
+    /// Falling, or rising, beside the whole loss of the task.
+    Scheduled(Scheduled),
+}
+
+/// A weight that changes in equal steps of an epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Scheduled {
+    /// The weight before epoch `start`, epochs counted from 0.
+    pub from: f64,
+    /// The weight from epoch `saturate` on.
+    pub to: f64,
+    /// The first epoch with another weight.
+    #[serde(default)]
+    pub start: usize,
+    /// The first epoch with the last weight.
+    pub saturate: usize,
+}
+
+impl Scheduled {
+    fn at(self, epoch: f64) -> Result<f64> {
+        decay(epoch as usize, [self.from, self.to], [self.start, self.saturate])
+    }
 }
 
 impl Taught for SoftTargets {
@@ -50,25 +84,42 @@ impl Distiller for SoftTargets {
     }
 
     fn weight(&self) -> f64 {
-        self.lambda.get()
+        match self.lambda {
+            Lambda::Share(share) => share.get(),
+            Lambda::Scheduled(_) => 1.0,
+        }
     }
 
     fn task(&self) -> f64 {
-        1.0 - self.lambda.get()
+        match self.lambda {
+            Lambda::Share(share) => 1.0 - share.get(),
+            Lambda::Scheduled(_) => 1.0,
+        }
     }
 
     fn check(&self) -> Result<()> {
-        if self.temperature.is_finite() && self.temperature >= 1.0 {
-            return Ok(());
+        if !(self.temperature.is_finite() && self.temperature >= 1.0) {
+            return Err(Error::Invalid(format!("soft-targets: a temperature is at least 1, not {}", self.temperature)));
         }
-        Err(Error::Invalid(format!("soft-targets: a temperature is at least 1, not {}", self.temperature)))
+        match self.lambda {
+            Lambda::Share(_) => Ok(()),
+            Lambda::Scheduled(scheduled) => {
+                weighable(Self::NAME, &[("from", scheduled.from), ("to", scheduled.to)])?;
+                scheduled.at(0.0).map(drop)
+            }
+        }
     }
 }
 
 impl Lesson for SoftTargets {
     fn term(&mut self, seen: &Seen<'_>, shown: &Shown<'_>) -> Result<Tensor<1>> {
         let teacher = as_one(shown, self.temperature)?;
-        Ok(divergence(teacher, seen.logits.clone(), self.temperature).mul_scalar(self.temperature * self.temperature))
+        let weight = match self.lambda {
+            Lambda::Share(_) => 1.0,
+            Lambda::Scheduled(scheduled) => scheduled.at(seen.epoch)?,
+        };
+        let divergence = divergence(teacher, seen.logits.clone(), self.temperature);
+        Ok(divergence.mul_scalar(weight * self.temperature * self.temperature))
     }
 }
 
@@ -84,8 +135,8 @@ fn four() -> f64 {
     4.0
 }
 
-fn most() -> Ratio {
-    Ratio::try_from(0.9).expect("a share")
+fn most() -> Lambda {
+    Lambda::Share(Ratio::try_from(0.9).expect("a share"))
 }
 
 #[cfg(test)]
@@ -186,6 +237,33 @@ mod tests {
     }
 
     #[test]
+    fn a_weight_falls_with_the_epochs_beside_the_whole_loss_of_the_task() {
+        let falling =
+            serde_json::json!({ "temperature": 2.0, "lambda": { "from": 4.0, "to": 1.0, "start": 5, "saturate": 400 } });
+        let mut falling: SoftTargets = serde_json::from_value(falling).unwrap();
+        falling.check().unwrap();
+        assert_eq!((falling.weight(), falling.task()), (1.0, 1.0));
+        let device = Device::flex().autodiff();
+        let [student, teacher] = [[[0.2, 0.4, -0.3]], [[1.0, -2.0, 0.5]]].map(|logits| Tensor::<2>::from_floats(logits, &device));
+        let (net, images) = (small(), Tensor::zeros([1, 1, 4, 4], &device));
+        let mut term = |epoch: f64| {
+            let seen =
+                Seen { net: &net, images: &images, labels: &[0], ids: &[0], logits: &student, taps: &[], epoch, draw: None };
+            let logits = [teacher.clone()];
+            let shown = Shown { logits: &logits, mean: Default::default(), taps: &[] };
+            floats(falling.term(&seen, &shown).unwrap().inner())[0]
+        };
+        let whole = floats(divergence(teacher.clone(), student.clone(), 2.0).inner())[0] * 4.0;
+        for (epoch, weight) in [(0.0, 4.0), (4.9, 4.0), (5.5, 3.992_424), (100.0, 3.272_727), (399.2, 1.007_576), (500.0, 1.0)] {
+            assert!((term(epoch) / whole - weight).abs() < 1e-4, "{epoch}: {} of {whole}", term(epoch));
+        }
+        // A training in which nothing falls is that of the weight it has, the task's loss whole.
+        let (still, whole) = (serde_json::json!({ "from": 0.5, "to": 0.5, "saturate": 1 }), serde_json::json!(0.5));
+        let distill = |lambda| serde_json::json!({ "method": "soft-targets", "lambda": lambda, "task": 1.0 });
+        assert_eq!(after(&distill(still), &mut Memory::default()), after(&distill(whole), &mut Memory::default()));
+    }
+
+    #[test]
     fn several_losses_and_several_teachers_that_are_one_add_up_to_the_same() {
         let one = |lambda: f64| serde_json::json!({ "method": "soft-targets", "lambda": lambda, "temperature": 2.0 });
         let near = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4);
@@ -223,6 +301,11 @@ mod tests {
         assert_eq!(unknown, "unknown distillation 'soft-target'; did you mean 'soft-targets'?");
         let key = refusal(serde_json::json!({ "method": "soft-targets", "temprature": 2 }));
         assert!(key.starts_with("distill (soft-targets): unknown field `temprature`"), "{key}");
+        let backwards = serde_json::json!({ "from": 4.0, "to": 1.0, "start": 5, "saturate": 4 });
+        let backwards = refusal(serde_json::json!({ "method": "soft-targets", "lambda": backwards }));
+        assert!(backwards.ends_with("a weight that falls from epoch 5 on cannot have fallen by epoch 4"), "{backwards}");
+        let table = refusal(serde_json::json!({ "method": "soft-targets", "lambda": { "from": 4.0 } }));
+        assert!(table.contains("`lambda` is a share in [0, 1], or a table with `from`, `to`, `start` and `saturate`"), "{table}");
         let cold = refusal(serde_json::json!({ "method": "soft-targets", "temperature": 0.5 }));
         assert_eq!(cold, "distill (soft-targets): soft-targets: a temperature is at least 1, not 0.5");
     }

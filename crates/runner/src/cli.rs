@@ -97,6 +97,9 @@ enum Verb {
         /// Tell the time of each layer.
         #[arg(long)]
         layers: bool,
+        /// A data set whose test images it is timed on: networks that decide for each image what they compute need some.
+        #[arg(long, value_name = "NAME")]
+        data: Option<String>,
     },
     /// Renew the latencies of a record from the containers beside it; `cargo xtask remeasure` does so for a page.
     Remeasure {
@@ -223,7 +226,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
         Verb::Data { action: Some(DataAction::Get { name }) } => show(&verbs::get(name, data_dir)?, cli.json)?,
         Verb::Inspect { file, prefix } => show(&verbs::inspect(file, prefix.as_deref())?, cli.json)?,
         Verb::Eval { file, data, split } => show(&verbs::eval(file, data, split, data_dir)?, cli.json)?,
-        Verb::Bench { file, against, batch, layers } => {
+        Verb::Bench { file, against, batch, layers, data } => {
             let mut each = vec![1, rayon::current_num_threads()];
             each.dedup();
             let settings = verbs::Settings {
@@ -231,11 +234,12 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Failure> {
                 batches: batch.iter().map(|batch| *batch as usize).collect(),
                 threads: if cli.threads.is_empty() { each } else { cli.threads.iter().copied().map(usize::from).collect() },
                 layers: *layers,
+                data: data.clone(),
             };
-            show(&verbs::bench(file, settings)?, cli.json)?;
+            show(&verbs::bench(file, settings, data_dir)?, cli.json)?;
         }
         Verb::Remeasure { record } => {
-            let rows = remeasure::remeasure(record)?;
+            let rows = remeasure::remeasure(record, data_dir)?;
             print(&format!("{rows} rows measured"))?;
         }
         Verb::Verify { file } => {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use briquette_core::context::{Event, Host, Saved, StateWriter};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_data::Splits;
+use briquette_data::{Dataset, Splits};
 use burn::tensor::Device;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value};
@@ -71,6 +71,17 @@ impl<'a> RunHost<'a> {
 
     fn state(&self, key: &str) -> Option<PathBuf> {
         Some(self.folder.as_ref()?.join("checkpoint").join(format!("pass{}-{key}.state", self.pass)))
+    }
+
+    /// Where a file or folder lies that the config names: in the run's folder, or beside the config.
+    fn named(&self, name: &str, what: &str, is_one: fn(&Path) -> bool) -> Result<PathBuf> {
+        let base = self.config.path.parent().unwrap_or(Path::new("")).to_path_buf();
+        let tried: Vec<PathBuf> = self.folder.iter().chain([&base]).map(|folder| folder.join(name)).collect();
+        let found = tried.iter().find(|path| is_one(path)).cloned();
+        found.ok_or_else(|| {
+            let tried: Vec<String> = tried.iter().map(|path| path.display().to_string()).collect();
+            Error::Host(format!("no {what} {name}: tried {}", tried.join(", ")))
+        })
     }
 
     /// Where other runs beside this one look, too.
@@ -184,12 +195,11 @@ impl Host for RunHost<'_> {
     }
 
     fn read(&mut self, name: &str) -> Result<Vec<u8>> {
-        let base = self.config.path.parent().unwrap_or(Path::new("")).to_path_buf();
-        let tried: Vec<PathBuf> = self.folder.iter().chain([&base]).map(|folder| folder.join(name)).collect();
-        let found = tried.iter().find(|path| path.is_file()).ok_or_else(|| {
-            let tried: Vec<String> = tried.iter().map(|path| path.display().to_string()).collect();
-            Error::Host(format!("no file {name}: tried {}", tried.join(", ")))
-        })?;
-        std::fs::read(found).map_err(|error| Error::Host(format!("cannot read {}: {error}", found.display())))
+        let found = self.named(name, "file", Path::is_file)?;
+        std::fs::read(&found).map_err(|error| Error::Host(format!("cannot read {}: {error}", found.display())))
+    }
+
+    fn unlabelled(&mut self, folder: &str, shape: [usize; 3]) -> Result<Dataset> {
+        Ok(briquette_data::unlabelled(&self.named(folder, "folder", Path::is_dir)?, shape)?)
     }
 }

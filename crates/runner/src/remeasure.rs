@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use briquette_data::Locations;
 use briquette_runtime::Model;
 
 use crate::files;
 use crate::report::{Metrics, Report};
-use crate::timing::{Times, beside, now};
+use crate::timing::{Inputs, Times, beside, now};
 
 /// The container of a row of a record: `NAME-<row>.brq` beside `NAME.json`.
 pub fn container(record: &Path, row: usize) -> PathBuf {
@@ -16,11 +17,11 @@ pub fn container(record: &Path, row: usize) -> PathBuf {
 }
 
 /// Measures the rows of a report anew and writes it back; how many rows that were. A row without a container loses its latency, which would be of another
-/// engine.
+/// engine. The report's data are opened where a network decides for each image what it computes.
 ///
 /// # Errors
-/// When the report does not read, or the container of its first row, beside which the others are measured, is not there.
-pub fn remeasure(path: &Path) -> Result<usize> {
+/// When the report does not read, the container of its first row, beside which the others are measured, is not there, or data are needed that are not.
+pub fn remeasure(path: &Path, data_dir: Option<&Path>) -> Result<usize> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut report: Report = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
     let first = container(path, 0);
@@ -34,7 +35,14 @@ pub fn remeasure(path: &Path) -> Result<usize> {
     let (baseline, mut measured) = (model(&first)?, 0);
     for (index, row) in report.rows.iter_mut().enumerate() {
         let kept = container(path, index);
-        let times = if kept.exists() { beside(&baseline, &model(&kept)?)? } else { Times::default() };
+        let times = match kept.exists() {
+            true => {
+                let (model, data) =
+                    (model(&kept)?, || Ok(briquette_data::open(&report.data.name, &Locations::from_env(data_dir))?.test));
+                beside(&baseline, &model, &Inputs::between([&baseline, &model], data)?)?
+            }
+            false => Times::default(),
+        };
         measured += usize::from(!times.ms.is_empty());
         times.into_row(row);
     }
@@ -73,14 +81,14 @@ mod tests {
         };
         let before = Report { title: "net".into(), date: "then".into(), rows: (0..3).map(row).collect(), ..Report::default() };
         std::fs::write(&path, serde_json::to_vec(&before).unwrap()).unwrap();
-        let error = remeasure(&path).unwrap_err().to_string();
+        let error = remeasure(&path, None).unwrap_err().to_string();
         assert!(error.contains("net-0.brq is not there"), "{error}");
 
         let arch = Arch::named("lenet300").unwrap();
         let net = arch.build(&Wanted { width: 0.05, ..arch.wanted() }, &Device::flex()).unwrap();
         let bytes = net.to_model(Storage::default()).unwrap().to_bytes().unwrap();
         [0, 2].iter().for_each(|row| std::fs::write(container(&path, *row), &bytes).unwrap());
-        assert_eq!(remeasure(&path).unwrap(), 2);
+        assert_eq!(remeasure(&path, None).unwrap(), 2);
 
         let mut after: Report = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         assert!(after.remeasured.take().is_some());

@@ -12,7 +12,7 @@ use briquette_core::net::Net;
 use briquette_core::promises::Promises;
 use briquette_core::stored::Storage;
 use briquette_core::streams::stream;
-use briquette_runtime::branches::Branch;
+use briquette_data::Dataset;
 use briquette_runtime::{Model, ValueFormat};
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
@@ -100,7 +100,7 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
                 // What is brought along is the baseline of the report.
                 let mut host = RunHost::new(config, &splits, None, 0);
                 let (row, bytes) = measure::row(&net, progress.storage, (0, "import"), &data, &device, &mut host)?;
-                progress.push(row, &bytes, &net, &folder)?;
+                progress.push(row, &bytes, &net, &data.test, &folder)?;
             }
             save_progress(&checkpoint, &progress, &net)?;
             (progress, net)
@@ -150,7 +150,7 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
             tracing::info!("  {}", took.join("; "));
         }
         files::write(&folder.join(MODEL), &bytes)?;
-        progress.push(row, &bytes, &net, &folder).with_context(named)?;
+        progress.push(row, &bytes, &net, &data.test, &folder).with_context(named)?;
         progress.done += 1;
         save_progress(&checkpoint, &progress, &net)?;
         remove_states(&checkpoint, index);
@@ -163,8 +163,9 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
 }
 
 impl Progress {
-    /// Adds a row for the network in this container, its latency measured beside that of the first row's. What `cargo xtask remeasure` needs is kept in `rows/`.
-    fn push(&mut self, mut row: Row, bytes: &[u8], net: &Net, folder: &Path) -> Result<()> {
+    /// Adds a row for the network in this container, its latency measured beside that of the first row's, on test images where an image's way follows from
+    /// what it shows. What `cargo xtask remeasure` needs is kept in `rows/`.
+    fn push(&mut self, mut row: Row, bytes: &[u8], net: &Net, test: &Dataset, folder: &Path) -> Result<()> {
         let baseline = folder.join(BASELINE);
         if self.rows.is_empty() {
             files::write(&baseline, bytes)?;
@@ -172,12 +173,14 @@ impl Progress {
         let first = std::fs::read(&baseline).with_context(|| format!("cannot read {}", baseline.display()))?;
         let first = Model::from_bytes(&first).with_context(|| baseline.display().to_string())?;
         let model = Model::from_bytes(bytes).context("the container that was just written cannot be read back")?;
-        if net.nodes.iter().any(|node| node.op.layer().kind().branch() == Branch::Decides) {
-            row.notes
-                .push("how long an image takes depends on where it leaves; times on real images are not measured yet".into());
-        } else {
-            timing::beside(&first, &model)?.into_row(&mut row);
+        let inputs = timing::Inputs::between([&first, &model], || Ok(test.clone()))?;
+        if timing::decides(&model) {
+            row.notes.push(format!(
+                "how long an image takes depends on where it leaves; times are means over {} test images",
+                inputs.count
+            ));
         }
+        timing::beside(&first, &model, &inputs)?.into_row(&mut row);
         if let Some(kept) = small(net, self.storage, bytes) {
             let rows = folder.join("rows");
             std::fs::create_dir_all(&rows).with_context(|| format!("cannot make {}", rows.display()))?;

@@ -2,12 +2,14 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use briquette_core::task::Task;
+use briquette_data::{Dataset, Locations};
 use briquette_runtime::activations::MAX_ACTIVATIONS_HELD;
 use briquette_runtime::{Engine, Model};
 use serde::Serialize;
 
 use crate::memory::shown;
-use crate::timing::{self, Spread};
+use crate::timing::{self, Inputs, Spread};
 
 /// What is measured of a container.
 #[derive(Debug)]
@@ -20,6 +22,8 @@ pub(crate) struct Settings {
     pub(crate) threads: Vec<usize>,
     /// Whether the time of each layer is told.
     pub(crate) layers: bool,
+    /// The data set whose test images they are timed on; any values without it.
+    pub(crate) data: Option<String>,
 }
 
 /// How long a container takes.
@@ -27,9 +31,19 @@ pub(crate) struct Settings {
 pub(crate) struct Bench {
     file: PathBuf,
     against: Option<PathBuf>,
+    /// The images on which means are taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    images: Option<Images>,
     date: String,
     instructions: String,
     rows: Vec<Row>,
+}
+
+/// Test images of a set.
+#[derive(Debug, Serialize)]
+struct Images {
+    data: String,
+    count: usize,
 }
 
 /// The times of a batch on so many threads.
@@ -70,20 +84,41 @@ struct LayerTime {
 }
 
 /// `bench`.
-pub(crate) fn bench(file: &Path, settings: Settings) -> Result<Bench> {
+pub(crate) fn bench(file: &Path, settings: Settings, data_dir: Option<&Path>) -> Result<Bench> {
     let files: Vec<&Path> = std::iter::once(file).chain(settings.against.as_deref()).collect();
     let models = files.iter().map(|file| super::container(file).map(|(model, _)| model)).collect::<Result<Vec<_>>>()?;
     measurable(&files, &models, &settings.batches)?;
+    let open = |name: &str| briquette_data::open(name, &Locations::from_env(data_dir)).map(|set| set.test);
+    let inputs = inputs(&files, &models, settings.data.as_deref().map(open).transpose()?.as_ref())?;
     let mut rows = Vec::new();
     for &threads in &settings.threads {
         let engine = |(model, file): (_, &&Path)| Engine::new(model, threads).with_context(|| file.display().to_string());
         let engines = models.iter().zip(&files).map(engine).collect::<Result<Vec<_>>>()?;
         for &batch in &settings.batches {
-            rows.push(row(&engines, batch, threads, settings.layers)?);
+            rows.push(row(&engines, (batch, &inputs.batches(batch)), threads, settings.layers)?);
         }
     }
     let (date, instructions) = (timing::now()?, briquette_kernels::instructions());
-    Ok(Bench { file: file.into(), against: settings.against, date, instructions, rows })
+    let images = settings.data.map(|data| Images { data, count: inputs.count });
+    Ok(Bench { file: file.into(), against: settings.against, images, date, instructions, rows })
+}
+
+/// Images of this set; any values without one, unless a network decides by them what it computes.
+fn inputs(files: &[&Path], models: &[Model], images: Option<&Dataset>) -> Result<Inputs> {
+    for (file, model) in files.iter().zip(models) {
+        let shapes = model.check()?;
+        match images {
+            Some(images) => {
+                let task = Task::between(&shapes[0], &shapes[shapes.len() - 1]);
+                task.check(images).with_context(|| file.display().to_string())?;
+            }
+            None if timing::decides(model) => {
+                bail!("{}: how long an image takes depends on where it leaves; name images by `--data NAME`", file.display());
+            }
+            None => {}
+        }
+    }
+    images.map_or_else(|| Ok(Inputs::any(&models[0].check()?[0])), Inputs::of)
 }
 
 /// Refuses what would break off between two measurements: networks that cannot take the same images, and batches that are not held in memory with their
@@ -108,13 +143,13 @@ fn measurable(files: &[&Path], models: &[Model], batches: &[usize]) -> Result<()
 }
 
 /// The first engine, beside the second if there is one.
-fn row(engines: &[Engine], batch: usize, threads: usize, layers: bool) -> Result<Row> {
+fn row(engines: &[Engine], (batch, images): (usize, &[Vec<f32>]), threads: usize, layers: bool) -> Result<Row> {
     let mut steps: Vec<Vec<(String, Vec<f64>)>> = vec![Vec::new(); engines.len()];
     let times = timing::turns(engines.len(), |side| {
         if !layers {
-            return timing::once(&engines[side], batch);
+            return timing::once(&engines[side], batch, images);
         }
-        let (ms, taken) = timing::once_by_step(&engines[side], batch)?;
+        let (ms, taken) = timing::once_by_step(&engines[side], batch, images)?;
         if steps[side].is_empty() {
             // The first turn finds cold caches and is not counted.
             steps[side] = taken.into_iter().map(|(name, _)| (name, Vec::new())).collect();
@@ -150,7 +185,11 @@ impl fmt::Display for Bench {
         if let Some(against) = &self.against {
             write!(f, " in turns with {}", against.display())?;
         }
-        writeln!(f, "; {}; milliseconds of a batch, memory without scratch", self.instructions)?;
+        write!(f, "; {}; milliseconds of a batch", self.instructions)?;
+        if let Some(Images { data, count }) = &self.images {
+            write!(f, ", the mean over {count} test images of {data}")?;
+        }
+        writeln!(f, ", memory without scratch")?;
         let head = ["threads", "median", "min", "max", "memory"].map(|title| format!("{title:>11}")).concat();
         let faster = self.against.as_ref().map_or("", |_| "   the other's time over this one's, in brackets the quartiles");
         writeln!(f, "{:>8}{head}{faster}", "batch")?;
@@ -182,8 +221,10 @@ impl fmt::Display for Taken {
 
 #[cfg(test)]
 mod tests {
+    use briquette_core::builder::Builder;
     use briquette_core::stored::Storage;
     use briquette_core::zoo::{Arch, Wanted};
+    use briquette_runtime::layers::{Gate, Measure, Merge, Route};
     use burn::tensor::Device;
 
     use super::*;
@@ -200,8 +241,9 @@ mod tests {
     fn every_setting_has_its_row_and_every_layer_its_time() {
         let folder = tempfile::tempdir().unwrap();
         let [small, large] = [("small.brq", 0.1), ("large.brq", 0.3)].map(|(name, width)| stored(folder.path(), name, width));
-        let settings = |against: Option<PathBuf>, layers| Settings { against, batches: vec![3, 1], threads: vec![1, 2], layers };
-        let found = bench(&small, settings(Some(large), true)).unwrap();
+        let settings =
+            |against: Option<PathBuf>, layers| Settings { against, batches: vec![3, 1], threads: vec![1, 2], layers, data: None };
+        let found = bench(&small, settings(Some(large), true), None).unwrap();
         let at: Vec<[usize; 2]> = found.rows.iter().map(|row| [row.batch, row.threads]).collect();
         assert_eq!(at, [[3, 1], [1, 1], [3, 2], [1, 2]]);
         for row in &found.rows {
@@ -213,7 +255,7 @@ mod tests {
         }
         let text = found.to_string();
         assert_eq!(text.matches("the other\u{20}\u{20}").count(), 4, "{text}");
-        let alone = bench(&small, settings(None, false)).unwrap();
+        let alone = bench(&small, settings(None, false), None).unwrap();
         assert!(alone.rows.iter().all(|row| row.against.is_none() && row.taken.layers.is_empty()));
         let json = serde_json::to_value(&alone).unwrap();
         assert!(json["rows"][0]["median_ms"].is_number() && json["rows"][0].get("layers").is_none(), "{json}");
@@ -223,8 +265,36 @@ mod tests {
     fn a_batch_that_no_memory_holds_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let file = stored(folder.path(), "small.brq", 0.1);
-        let settings = Settings { against: None, batches: vec![1, 1_000_000], threads: vec![1], layers: false };
-        let error = bench(&file, settings).unwrap_err().to_string();
+        let settings = Settings { against: None, batches: vec![1, 1_000_000], threads: vec![1], layers: false, data: None };
+        let error = bench(&file, settings, None).unwrap_err().to_string();
         assert!(error.contains("takes more than 1 GB with its results; `--batch 338079` is the largest"), "{error}");
+    }
+
+    #[test]
+    fn a_network_that_decides_is_timed_on_images_that_are_named() {
+        let mut b = Builder::new([1, 2, 2], 5, &Device::flex());
+        let x = b.flatten("flatten", b.input());
+        let early = b.linear("early", x, 3);
+        let decision = b.fixed("gate", &[early], Gate { measure: Measure::Confidence, threshold: 0.5 });
+        let leaving = b.fixed("leave", &[early, decision], Route { leaving: true });
+        let on = b.fixed("go-on", &[x, decision], Route { leaving: false });
+        let late = b.linear("late", on, 3);
+        b.fixed("merge", &[leaving, late, decision], Merge);
+        let model = [b.finish().unwrap().to_model(Storage::default()).unwrap()];
+        let data = |classes| Dataset::from_memory("mine", [1, 2, 2], classes, vec![7; 20], vec![0; 5]).unwrap();
+        let timed_on =
+            |images: Option<&Dataset>| inputs(&[Path::new("gated.brq")], &model, images).map_err(|error| format!("{error:#}"));
+        let expected = "gated.brq: how long an image takes depends on where it leaves; name images by `--data NAME`";
+        assert_eq!(timed_on(None).unwrap_err(), expected);
+        assert_eq!(timed_on(Some(&data(3))).unwrap(), Inputs::of(&data(3)).unwrap());
+        let error = timed_on(Some(&data(4))).unwrap_err();
+        assert!(error.starts_with("gated.brq: ") && error.contains("tells 3 classes apart, the data have 4"), "{error}");
+
+        let folder = tempfile::tempdir().unwrap();
+        let file = stored(folder.path(), "small.brq", 0.1);
+        let named = Some("folder:nowhere".into());
+        let settings = Settings { against: None, batches: vec![1], threads: vec![1], layers: false, data: named };
+        let error = bench(&file, settings, None).unwrap_err().to_string();
+        assert!(error.contains("there is no such folder"), "{error}");
     }
 }
