@@ -317,7 +317,6 @@ mod tests {
         assert_eq!(Cost::of(&net).unwrap(), Cost::of(&start).unwrap());
     }
 
-    /// Without the losses that balance them, one or two experts would take all images: the gating begins with no preference, and learns one soon.
     #[test]
     fn experts_share_the_images_after_a_training_and_exactly_k_of_them_compute_each() {
         let at = Locations { glyphs: GlyphCounts { train: 800, test: 10 }, ..Locations::from_env(None) };

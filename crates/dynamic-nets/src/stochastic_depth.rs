@@ -4,7 +4,7 @@
 //! `b_l` of all blocks anew, once for the whole batch, 1 with the probability `p_l = 1 - (l / L) (1 - p_L)`. Where it is 0 the branch is not
 //! computed at all: it has no gradient, so its weights stay, and its batch norms do not see the batch. The network that is validated and handed on
 //! computes `p_l f_l(H) + s_l(H)`, with `p_l` in the parameters of the branch's last batch norm or layer of weights. On the mean a step computes
-//! `L - (1 - p_L) (L + 1) / 2` branches.
+//! `L - (1 - p_L) (L + 1) / 2` branches. Channels that a block puts behind its sum are there, or zeros, with its branch.
 //!
 //! Huang, Sun, Liu, Sedra, Weinberger. "Deep Networks with Stochastic Depth". ECCV 2016. arXiv:1603.09382.
 //! Differs from the paper: weights of a branch that is left out have neither momentum nor decay in that step.
