@@ -4,6 +4,7 @@ use briquette_core::cost::Cost;
 use briquette_core::net::{Net, Node, Op};
 use briquette_core::stored::Storage;
 use briquette_core::zoo::Wanted;
+use briquette_runtime::layers::Arity;
 use briquette_runtime::{Activation, Engine, Layer, Model, Padding, StepGradient, Structure, Window, layers};
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -120,6 +121,8 @@ fn layers() -> Vec<(Layer, bool)> {
         (layers::Regroup { maps: 2, apart: true, back: false }.into(), false),
         (layers::Cyclic::Roll.into(), true),
         (layers::Cyclic::Rms.into(), true),
+        (layers::Experts { experts: 4, chosen: 2, inputs: 4, outputs: 3 }.into(), true),
+        (layers::Noise { epsilon: 1e-2 }.into(), true),
     ]
 }
 
@@ -132,8 +135,10 @@ fn every_layer_computes_on_vectors_as_on_maps_or_refuses_them() {
         for vector in [false, true] {
             // What the layer reads is a node of its own, so that a vector may come from images.
             let before = if vector { Layer::GlobalAvgPool(layers::GlobalAvgPool) } else { Layer::Activation(Activation::Tanh) };
-            let inputs: &[usize] =
-                if matches!(layer, Layer::Add(_) | Layer::Concat(_) | Layer::Multiply(_)) { &[1, 1] } else { &[1] };
+            let inputs: &[usize] = match layer.kind().arity() {
+                Arity::Two | Arity::More => &[1, 1],
+                Arity::Zero | Arity::One | Arity::Three => &[1],
+            };
             let mut rng = ChaCha8Rng::seed_from_u64(8);
             let mut parameter = |name: &'static str, shape: &[usize]| briquette_core::stored::Stored {
                 name,
@@ -150,6 +155,7 @@ fn every_layer_computes_on_vectors_as_on_maps_or_refuses_them() {
                     structure.parameters().iter().map(|p| parameter(p.name, &p.shape)).collect()
                 }
                 Layer::Quantize(_) => vec![parameter("step", &[1])],
+                Layer::Experts(_) => vec![parameter("weights", &[4, 3, 4]), parameter("biases", &[4, 3])],
                 plain => {
                     assert!(plain.kind().tensors().is_empty(), "{plain:?} has parameters, which this test does not make");
                     Vec::new()
@@ -161,7 +167,8 @@ fn every_layer_computes_on_vectors_as_on_maps_or_refuses_them() {
             nodes.push(fixed("flat", &[2], Layer::Flatten(layers::Flatten)));
             let net = Net { nodes };
             // What turns is square.
-            let taken = if vector { takes_vectors } else { !matches!(layer, Layer::Linear(_) | Layer::Cyclic(_)) };
+            let of_vectors = matches!(layer, Layer::Linear(_) | Layer::Cyclic(_) | Layer::Experts(_) | Layer::Noise(_));
+            let taken = if vector { takes_vectors } else { !of_vectors };
             match net.shapes() {
                 Ok(_) => assert!(taken, "{layer:?} on a {}", if vector { "vector" } else { "map" }),
                 Err(error) => {

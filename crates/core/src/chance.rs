@@ -1,4 +1,4 @@
-//! Randomness inside a training step: dropout, stochastic rounding, stochastic depth and pooling. Every thread that trains has its own generator, which the training
+//! Randomness inside a forward pass: dropout, stochastic rounding, stochastic depth and pooling, noise. Every thread that trains has its own generator, which the training
 //! seeds anew in every epoch; Burn's would be one for the whole process, so that two trainings in it disturbed each other.
 
 use std::cell::RefCell;
@@ -6,6 +6,8 @@ use std::cell::RefCell;
 use burn::tensor::{Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+use crate::streams::standard_normal;
 
 thread_local! {
     static GENERATOR: RefCell<ChaCha8Rng> = RefCell::new(ChaCha8Rng::seed_from_u64(0));
@@ -35,26 +37,17 @@ pub fn some(of: usize, count: usize) -> Vec<usize> {
 
 /// Draws from `[0, 1)` for every place of a tensor, without gradients, from this thread's generator: the same on every device.
 pub fn uniform_like<const D: usize>(x: &Tensor<D>) -> Tensor<D> {
-    let shape = x.shape();
-    let draws =
-        GENERATOR.with_borrow_mut(|generator| (0..shape.num_elements()).map(|_| generator.random::<f32>()).collect::<Vec<_>>());
-    Tensor::from_data(TensorData::new(draws, shape), &x.device())
+    drawn_like(x, RngExt::random)
 }
 
-/// Draws from N(0, 1) for every place of a tensor, without gradients, from this thread's generator: the same on every device. Box and Muller's
-/// formula gives two at a time.
+/// Draws from N(0, 1), as [`uniform_like`].
 pub fn normal_like<const D: usize>(x: &Tensor<D>) -> Tensor<D> {
+    drawn_like(x, |generator| standard_normal(generator) as f32)
+}
+
+fn drawn_like<const D: usize>(x: &Tensor<D>, mut draw: impl FnMut(&mut ChaCha8Rng) -> f32) -> Tensor<D> {
     let shape = x.shape();
-    let count = shape.num_elements();
-    let mut draws = Vec::with_capacity(count + 1);
-    GENERATOR.with_borrow_mut(|generator| {
-        while draws.len() < count {
-            let radius = (-2.0 * (1.0 - generator.random::<f32>()).ln()).sqrt();
-            let (sine, cosine) = (std::f32::consts::TAU * generator.random::<f32>()).sin_cos();
-            draws.extend([radius * cosine, radius * sine]);
-        }
-    });
-    draws.truncate(count);
+    let draws = GENERATOR.with_borrow_mut(|generator| (0..shape.num_elements()).map(|_| draw(generator)).collect::<Vec<_>>());
     Tensor::from_data(TensorData::new(draws, shape), &x.device())
 }
 

@@ -14,6 +14,7 @@ pub mod error;
 pub mod extension;
 mod finite;
 mod forward;
+pub mod gating;
 pub mod net;
 pub mod objective;
 pub mod pass;

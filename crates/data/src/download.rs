@@ -20,7 +20,7 @@ use crate::{
 /// `progress` hears bytes done and bytes in all. An interrupted download goes on where it stopped; a damaged file in the cache
 /// folder is fetched again, elsewhere it is an error.
 pub fn get(name: &str, at: &Locations, progress: &mut dyn FnMut(u64, u64)) -> Result<PathBuf, Error> {
-    let (Origin::Files(set) | Origin::Rotated(set)) = Origin::of(name)? else {
+    let (Origin::Files(set) | Origin::Rotated(set) | Origin::Cluttered(set)) = Origin::of(name)? else {
         return Err(Error::Inconsistent { name: name.into(), what: "there is nothing to download".into() });
     };
     if let Ok(found) = find(&set, at) {

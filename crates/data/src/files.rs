@@ -47,7 +47,7 @@ pub fn locate(name: &str, at: &Locations) -> Result<Status, Error> {
         Origin::Glyphs => return Ok(Status::Embedded),
         Origin::Folder(path) => return own(path, folder::HOLDS),
         Origin::Shards(path) => return own(path, shards::HOLDS),
-        Origin::Files(set) | Origin::Rotated(set) => set,
+        Origin::Files(set) | Origin::Rotated(set) | Origin::Cluttered(set) => set,
     };
     Ok(match find(&set, at) {
         Ok(found) => Status::Found(found[0].folder.clone()),

@@ -1,5 +1,5 @@
-//! Image data sets: a synthetic one that needs no files, MNIST, also turned, Fashion-MNIST, CIFAR, folders of images and tar archives of them; batches
-//! with augmentation; downloads with checksums.
+//! Image data sets: a synthetic one that needs no files, MNIST, also turned and cluttered, Fashion-MNIST, CIFAR, folders of images and tar archives of
+//! them; batches with augmentation; downloads with checksums.
 //!
 //! ```
 //! use briquette_data::{Augment, GlyphCounts, Loader, Locations};
@@ -44,6 +44,7 @@
 
 mod augment;
 mod cifar;
+mod cluttered;
 mod dataset;
 mod dice;
 mod download;

@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use crate::{
-    Dataset, Error, Hint, Locations, Manifest, cifar, files, folder, glyphs, idx, jpeg, manifest, manifest::Format,
+    Dataset, Error, Hint, Locations, Manifest, cifar, cluttered, files, folder, glyphs, idx, jpeg, manifest, manifest::Format,
     manifest::MANIFESTS, rotated, shards,
 };
 
@@ -19,7 +19,7 @@ pub struct Splits {
     /// Mean and standard deviation of each channel of the training images, pixels / 255, where they are known already; [`Splits::normalization`] measures
     /// them where not.
     pub moments: Option<(Vec<f32>, Vec<f32>)>,
-    /// SHA-256 of each file read; of each split's pixels where they are drawn or turned, and of the digests of its files and their labels where every
+    /// SHA-256 of each file read, or of each from which images are drawn when they are asked for; of each split's pixels where they are drawn or turned, and of the digests of its files and their labels where every
     /// image has a file of its own.
     pub sha256: Vec<String>,
 }
@@ -53,10 +53,10 @@ impl Splits {
     }
 }
 
-/// Names that [`open`] knows, the one that needs no files first, and last `rotated-mnist`, which is made from MNIST's files. Besides, `folder:PATH` is a
+/// Names that [`open`] knows, the one that needs no files first, and last `rotated-mnist` and `cluttered-mnist`, which are made from MNIST's files. Besides, `folder:PATH` is a
 /// folder of images, and `shards:PATH` one of tar archives of images.
 pub fn names() -> Vec<&'static str> {
-    [glyphs::NAME].into_iter().chain(MANIFESTS.iter().map(|(name, _)| *name)).chain([rotated::NAME]).collect()
+    [glyphs::NAME].into_iter().chain(MANIFESTS.iter().map(|(name, _)| *name)).chain([rotated::NAME, cluttered::NAME]).collect()
 }
 
 /// Opens a data set by name; every file of a public set is checked by length and SHA-256 before it is used.
@@ -72,6 +72,7 @@ pub fn open(name: &str, at: &Locations) -> Result<Splits, Error> {
         Origin::Shards(path) => shards::list(path)?.splits(),
         Origin::Files(set) => read(set, at),
         Origin::Rotated(mnist) => rotated::splits(&read(mnist, at)?),
+        Origin::Cluttered(mnist) => cluttered::splits(read(mnist, at)?),
     }
 }
 
@@ -94,6 +95,7 @@ pub fn outline(name: &str, at: &Locations) -> Result<Outline, Error> {
         Origin::Shards(path) => shards::list(path)?.outline()?,
         Origin::Files(set) => Outline { name: set.name, shape: set.shape, classes: set.classes.len(), counts: set.counts },
         Origin::Rotated(mnist) => rotated::outline(&mnist),
+        Origin::Cluttered(mnist) => cluttered::outline(&mnist),
     })
 }
 
@@ -109,6 +111,8 @@ pub(crate) enum Origin<'a> {
     Files(Manifest),
     /// MNIST's files, turned.
     Rotated(Manifest),
+    /// MNIST's files, strewn.
+    Cluttered(Manifest),
 }
 
 impl<'a> Origin<'a> {
@@ -124,6 +128,7 @@ impl<'a> Origin<'a> {
         match name {
             glyphs::NAME => Ok(Self::Glyphs),
             rotated::NAME => manifest(rotated::OF).map(Self::Rotated).ok_or_else(unknown),
+            cluttered::NAME => manifest(cluttered::OF).map(Self::Cluttered).ok_or_else(unknown),
             _ => manifest(name).map(Self::Files).ok_or_else(unknown),
         }
     }

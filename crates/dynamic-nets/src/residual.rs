@@ -5,36 +5,84 @@ use briquette_core::net::{Net, Op};
 use briquette_core::{Layer, layers};
 use briquette_parts::refuse;
 
-/// A sum of what comes out of some layers and of what goes around them.
+/// A sum of what comes out of some layers and of what goes around them, and perhaps channels that are put behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Block {
-    /// The sum.
-    pub(crate) sum: usize,
-    /// What it reads of the layers.
-    pub(crate) branch: usize,
-    /// What it reads past them: without the branch, this is the block's output.
-    pub(crate) shortcut: usize,
+    /// What is added.
+    pub(crate) branch: Part,
+    /// What is put behind the sum, where the block makes more channels of its own than it adds.
+    pub(crate) more: Option<Part>,
 }
 
-/// The residual blocks of a network, in order: sums of two values of which one comes from more layers than the other, and these serve the sum alone. In
-/// front of both may be anything, such as the norm and the rectifier of a pre-activation that a projection reads as well.
+/// What may be left out of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// Its last node.
+    pub(crate) end: usize,
+    /// What the network is without it.
+    pub(crate) without: Without,
+}
+
+/// What a network is without a part of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Without {
+    /// Who reads the sum reads what goes around.
+    Past {
+        /// The sum.
+        sum: usize,
+        /// What goes around.
+        shortcut: usize,
+    },
+    /// There are channels of zeros in its place.
+    Zeros {
+        /// Who puts the part's channels behind the sum.
+        concat: usize,
+    },
+}
+
+impl Block {
+    /// Its parts.
+    pub(crate) fn parts(self) -> impl Iterator<Item = Part> {
+        [Some(self.branch), self.more].into_iter().flatten()
+    }
+}
+
+/// The residual blocks of a network, in order: sums of two values of which one comes from more layers than the other, and these serve the sum alone, or it
+/// and the channels that a concatenation puts behind it. In front of both may be anything, such as the norm and the rectifier of a pre-activation that a
+/// projection reads as well.
 pub(crate) fn blocks(net: &Net) -> Vec<Block> {
-    let block = |sum: usize| {
-        let (Layer::Add(layers::Add), &[a, b]) = (net.nodes[sum].op.layer(), &net.nodes[sum].inputs[..]) else { return None };
-        let [of_a, of_b] = [a, b].map(|end| before(net, end));
-        let own = |of: &[bool], other: &[bool]| -> Vec<usize> { (0..sum).filter(|node| of[*node] && !other[*node]).collect() };
-        let weighted = |nodes: &[usize]| nodes.iter().filter(|node| net.nodes[**node].dense().is_some()).count();
-        let (own_a, own_b) = (own(&of_a, &of_b), own(&of_b, &of_a));
-        let (branch, shortcut, own) = match weighted(&own_a).cmp(&weighted(&own_b)) {
-            std::cmp::Ordering::Greater => (a, b, own_a),
-            std::cmp::Ordering::Less => (b, a, own_b),
-            std::cmp::Ordering::Equal => return None,
-        };
-        let serves = |reader: usize| reader == sum || own.contains(&reader);
-        let reads = |node: usize| net.nodes[node].inputs.iter().any(|input| own.contains(input));
-        (0..net.nodes.len()).all(|node| !reads(node) || serves(node)).then_some(Block { sum, branch, shortcut })
+    (0..net.nodes.len()).filter_map(|sum| block(net, sum)).collect()
+}
+
+fn block(net: &Net, sum: usize) -> Option<Block> {
+    let (Layer::Add(layers::Add), &[a, b]) = (net.nodes[sum].op.layer(), &net.nodes[sum].inputs[..]) else { return None };
+    let weighted = |nodes: &[usize]| nodes.iter().filter(|node| net.nodes[**node].dense().is_some()).count();
+    let (own_a, own_b) = (beyond(net, a, b), beyond(net, b, a));
+    let (end, shortcut, own) = match weighted(&own_a).cmp(&weighted(&own_b)) {
+        std::cmp::Ordering::Greater => (a, b, own_a),
+        std::cmp::Ordering::Less => (b, a, own_b),
+        std::cmp::Ordering::Equal => return None,
     };
-    (0..net.nodes.len()).filter_map(block).collect()
+    let serve = |own: &[usize], ends: &[usize]| {
+        let reads = |node: usize| net.nodes[node].inputs.iter().any(|input| own.contains(input));
+        (0..net.nodes.len()).all(|node| !reads(node) || own.contains(&node) || ends.contains(&node))
+    };
+    let more = (sum + 1..net.nodes.len()).find_map(|concat| {
+        let (Layer::Concat(layers::Concat), &[first, end]) = (net.nodes[concat].op.layer(), &net.nodes[concat].inputs[..]) else {
+            return None;
+        };
+        let all: Vec<usize> = own.iter().copied().chain(beyond(net, end, shortcut)).collect();
+        let found = first == sum && !all.contains(&sum) && serve(&all, &[sum, concat]);
+        found.then_some(Part { end, without: Without::Zeros { concat } })
+    });
+    let branch = Part { end, without: Without::Past { sum, shortcut } };
+    (more.is_some() || serve(&own, &[sum])).then_some(Block { branch, more })
+}
+
+/// What a node depends on, itself among it, and the other does not.
+fn beyond(net: &Net, end: usize, other: usize) -> Vec<usize> {
+    let [own, others] = [end, other].map(|end| before(net, end));
+    (0..net.nodes.len()).filter(|node| own[*node] && !others[*node]).collect()
 }
 
 /// The node and all that it depends on.
@@ -49,12 +97,13 @@ fn before(net: &Net, end: usize) -> Vec<bool> {
     found
 }
 
-/// The last batch norm or layer of weights on the branch, whose factor is the branch's: behind it nothing stands but what keeps positive factors.
+/// The last batch norm or layer of weights on a branch that ends at this node, whose factor is the branch's: behind it nothing stands but what keeps
+/// positive factors.
 ///
 /// # Errors
 /// Names the node that does not, and a layer whose weights an earlier pass shares; `method` is who asks.
-pub(crate) fn scaling(net: &Net, block: &Block, method: &str) -> Result<usize> {
-    let mut at = block.branch;
+pub(crate) fn scaling(net: &Net, end: usize, method: &str) -> Result<usize> {
+    let mut at = end;
     loop {
         let node = &net.nodes[at];
         let alone = net.nodes.iter().filter(|reader| reader.inputs.contains(&at)).count() == 1;
@@ -115,13 +164,15 @@ mod tests {
             let net = narrow(name);
             let found = blocks(&net);
             assert_eq!(found.len(), count, "{name}");
-            for block in found {
-                scaling(&net, &block, "this").unwrap();
+            for part in found.into_iter().flat_map(Block::parts) {
+                scaling(&net, part.end, "this").unwrap();
             }
         }
         let net = narrow("resnet18");
-        let named = |block: &Block| [block.sum, block.branch, block.shortcut].map(|node| net.nodes[node].name.clone());
-        assert_eq!(named(&blocks(&net)[2]), ["layer2.0.add", "layer2.0.conv2.norm", "layer2.0.shortcut.norm"]);
+        let index = |name: &str| net.index(name).unwrap();
+        let without = Without::Past { sum: index("layer2.0.add"), shortcut: index("layer2.0.shortcut.norm") };
+        let branch = Part { end: index("layer2.0.conv2.norm"), without };
+        assert_eq!(blocks(&net)[2], Block { branch, more: None });
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! `b_l` of all blocks anew, once for the whole batch, 1 with the probability `p_l = 1 - (l / L) (1 - p_L)`. Where it is 0 the branch is not
 //! computed at all: it has no gradient, so its weights stay, and its batch norms do not see the batch. The network that is validated and handed on
 //! computes `p_l f_l(H) + s_l(H)`, with `p_l` in the parameters of the branch's last batch norm or layer of weights. On the mean a step computes
-//! `L - (1 - p_L) (L + 1) / 2` branches.
+//! `L - (1 - p_L) (L + 1) / 2` branches. Channels that a block puts behind its sum are there, or zeros, with its branch.
 //!
 //! Huang, Sun, Liu, Sedra, Weinberger. "Deep Networks with Stochastic Depth". ECCV 2016. arXiv:1603.09382.
 //! Differs from the paper: weights of a branch that is left out have neither momentum nor decay in that step.
@@ -23,18 +23,17 @@
 //! assert!(plan("resnet56").is_ok() && plan("lenet5").is_err());
 //! ```
 
-use briquette_core::chance;
 use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
-use briquette_core::objective::Taps;
 use briquette_core::pass::{Method, Pass};
-use briquette_core::training::{Extras, Forward, Recipe, Settle, fit};
+use briquette_core::training::Recipe;
 use briquette_core::types::Ratio;
-use burn::tensor::Tensor;
 use serde::Deserialize;
 
-use crate::residual::{Block, blocks, scaled, scaling};
+pub use crate::dropping::survival;
+use crate::dropping::{Gate, Gates, half};
+use crate::residual::{Block, blocks};
 
 /// Trains with residual blocks left out at random.
 #[derive(Debug, Deserialize)]
@@ -47,10 +46,6 @@ pub struct StochasticDepth {
     train: Recipe,
 }
 
-fn half() -> Ratio {
-    Ratio::try_from(0.5).expect("a share")
-}
-
 impl Method for StochasticDepth {
     const NAME: &'static str = "stochastic-depth";
     const FAMILY: &'static str = "dynamic networks";
@@ -60,62 +55,25 @@ impl Method for StochasticDepth {
 
 impl Pass for StochasticDepth {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        let depth = self.depth(&net)?;
-        let extras = Extras { forward: Some(&depth), settle: Some(&depth), ..Extras::default() };
-        let net = fit(net, &self.train, extras, cx)?;
-        let expected: f64 = depth.0.iter().map(|(_, survival)| survival).sum();
-        cx.note(format!("a step computed {expected:.2} of {} residual branches on the mean", depth.0.len()));
-        depth.settle(net, cx)
+        self.gates(&net)?.train(net, &self.train, cx)
     }
 
     fn plan(&self, net: Net) -> Result<Net> {
-        self.depth(&net)?;
+        self.gates(&net)?;
         Ok(net)
     }
 }
 
 impl StochasticDepth {
-    fn depth(&self, net: &Net) -> Result<Depth> {
-        self.train.check()?;
-        if self.train.epochs == 0 {
-            return Err(Error::Invalid(
-                "stochastic-depth: `train` needs an epoch, for branches are scaled by how often they were there".into(),
-            ));
-        }
+    /// One for each block.
+    fn gates(&self, net: &Net) -> Result<Gates> {
         let blocks = blocks(net);
         if blocks.is_empty() {
             return Err(Error::Invalid("the network has no residual blocks, of which any could be left out".into()));
         }
-        blocks.iter().try_for_each(|block| scaling(net, block, Self::NAME).map(drop))?;
         let survival = survival(blocks.len(), self.survival.get());
-        Ok(Depth(blocks.into_iter().zip(survival).collect()))
-    }
-}
-
-/// `p_l = 1 - (l / L) (1 - p_L)` for `l = 1 .. L`.
-pub fn survival(blocks: usize, last: f64) -> Vec<f64> {
-    (1..=blocks).map(|block| 1.0 - block as f64 / blocks as f64 * (1.0 - last)).collect()
-}
-
-/// Blocks and how probable it is that they are there.
-#[derive(Debug)]
-struct Depth(Vec<(Block, f64)>);
-
-impl Forward for Depth {
-    fn forward(&self, net: &Net, images: Tensor<4>, taps: &mut Taps) -> Tensor<2> {
-        let shut = self.0.iter().filter(|(_, survival)| chance::uniform() >= *survival);
-        let shut: Vec<(usize, usize)> = shut.map(|(block, _)| (block.sum, block.shortcut)).collect();
-        let around = net.tapped_around(images.clone(), &shut, taps).expect("a block's shortcut has the shape of its sum");
-        // A loss that looks into a branch needs it: then this step computes them all.
-        if taps.complete() { around } else { net.tapped(images, taps) }
-    }
-}
-
-impl Settle for Depth {
-    fn settle(&self, net: Net, _: &mut Context<'_>) -> Result<Net> {
-        let factor = |(block, survival): &(Block, f64)| Ok((scaling(&net, block, StochasticDepth::NAME)?, *survival));
-        let factors = self.0.iter().map(factor).collect::<Result<Vec<_>>>()?;
-        scaled(net, &factors)
+        let gate = |(block, survival): (Block, f64)| Gate { parts: block.parts().collect(), survival };
+        Gates::new(net, Self::NAME, &self.train, blocks.into_iter().zip(survival).map(gate).collect())
     }
 }
 
@@ -123,15 +81,18 @@ impl Settle for Depth {
 mod tests {
     use briquette_core::builder::Builder;
     use briquette_core::coding::floats;
-    use briquette_core::training::cross_entropy;
+    use briquette_core::objective::Taps;
+    use briquette_core::training::{Settle as _, cross_entropy};
     use briquette_core::zoo::{Arch, Wanted};
     use briquette_handmade::{get, refusal, set, small};
     use burn::module::Module;
     use burn::optim::GradientsParams;
-    use burn::tensor::{Device, TensorData};
+    use burn::tensor::{Device, Tensor, TensorData};
     use serde_json::json;
 
     use super::*;
+    use crate::dropping::around;
+    use crate::residual::Part;
 
     /// `stochastic-depth-survival` of the reference values.
     #[test]
@@ -185,13 +146,13 @@ mod tests {
             let values = vec![-0.633_f32, -0.619, 0.64, 0.263, 0.002, 0.746];
             Tensor::<4>::from_data(TensorData::new(values, [2, 3, 1, 1]), &Device::flex())
         };
-        let depth = method().depth(&net).unwrap();
-        let open = |gates: [bool; 4]| {
-            let shut = depth.0.iter().zip(gates).filter(|(_, open)| !open).map(|((block, _), _)| (block.sum, block.shortcut));
-            floats(net.tapped_around(x(), &shut.collect::<Vec<_>>(), &mut Taps::default()).unwrap())
+        let gates = method().gates(&net).unwrap();
+        let open = |open: [bool; 4]| {
+            let shut: Vec<Part> = parts(&gates).into_iter().zip(open).filter(|(_, open)| !open).map(|(part, _)| part).collect();
+            floats(around(&net, &shut, x(), &mut Taps::default()).unwrap())
         };
         let (data, mut silent) = (briquette_handmade::images(), briquette_core::context::Silent);
-        let settled = depth.settle(net.deep_clone(), &mut briquette_handmade::context(&data, &mut silent)).unwrap();
+        let settled = gates.settle(net.deep_clone(), &mut briquette_handmade::context(&data, &mut silent)).unwrap();
         let near = |found: Vec<f32>, expected: [f32; 6]| {
             assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 2e-5), "{found:?} {expected:?}");
         };
@@ -199,6 +160,15 @@ mod tests {
         near(open([true, false, true, true]), [0.0, 0.807_215, 0.192_695_65, 0.0, 2.096_098_2, 0.488_071_6]);
         near(open([false; 4]), [0.0, 0.0, 0.64, 0.263, 0.002, 0.746]);
         near(floats(settled.forward(x())), [0.0, 0.704_353_2, 0.169_204_64, 0.0, 1.608_427_2, 0.380_586_74]);
+    }
+
+    fn parts(gates: &Gates) -> Vec<Part> {
+        gates.gates.iter().flat_map(|gate| gate.parts.iter().copied()).collect()
+    }
+
+    /// The second block's, and its sum.
+    fn second(net: &Net) -> (Part, usize) {
+        (parts(&method().gates(net).unwrap())[1], net.index("layer1.1.add").unwrap())
     }
 
     fn resnet() -> Net {
@@ -210,13 +180,13 @@ mod tests {
     #[test]
     fn a_shut_branch_is_not_computed() {
         let net = resnet().train();
-        let block = method().depth(&net).unwrap().0[1].0;
+        let (part, sum) = second(&net);
         let device = Device::flex().autodiff();
         let images: Vec<f32> = (0..2 * 3072).map(|i| ((i * i * 7) % 251) as f32 / 250.0).collect();
         let images = Tensor::<4>::from_data(TensorData::new(images, [2, 3, 32, 32]), &device);
-        let wanted = [block.sum, block.sum - 1, net.index("layer1.0.relu2").unwrap()];
+        let wanted = [sum, sum - 1, net.index("layer1.0.relu2").unwrap()];
         let mut taps = Taps::of(vec![wanted[0], wanted[2]]);
-        let logits = net.tapped_around(images, &[(block.sum, block.shortcut)], &mut taps).unwrap();
+        let logits = around(&net, &[part], images, &mut taps).unwrap();
         let grads = GradientsParams::from_grads(cross_entropy(logits, &[1, 2], 0.0).backward(), &net);
         let has = |name: &str| match &net.nodes[net.index(name).unwrap()].op {
             briquette_core::net::Op::Conv2d(conv) => grads.get::<4>(conv.weight.id).is_some(),
@@ -232,11 +202,11 @@ mod tests {
     #[test]
     fn other_nodes_are_tapped_where_they_were() {
         let net = resnet();
-        let block = method().depth(&net).unwrap().0[1].0;
+        let (part, sum) = second(&net);
         let (relu, last) = (net.index("layer1.0.relu2").unwrap(), net.index("fc").unwrap());
-        let mut taps = Taps::of(vec![block.sum, relu, last]);
+        let mut taps = Taps::of(vec![sum, relu, last]);
         let images = Tensor::<4>::ones([1, 3, 32, 32], &Device::flex());
-        let logits = net.tapped_around(images, &[(block.sum, block.shortcut)], &mut taps).unwrap();
+        let logits = around(&net, &[part], images, &mut taps).unwrap();
         let [sum, relu, last] = <[_; 3]>::try_from(taps.values().unwrap()).unwrap();
         assert_eq!(floats(sum.map()), floats(relu.map()));
         assert_eq!(floats(last.vector()), floats(logits));

@@ -41,7 +41,7 @@ pub fn methods() -> Vec<&'static Entry> {
 
 /// The networks of every crate.
 pub fn zoo() -> impl Iterator<Item = &'static Arch> + Clone {
-    briquette_core::zoo::ZOO.iter().chain(briquette_compact_filters::ZOO)
+    briquette_core::zoo::ZOO.iter().chain(briquette_compact_filters::ZOO).chain(briquette_dynamic_nets::ZOO)
 }
 
 /// The README's examples are run as tests.

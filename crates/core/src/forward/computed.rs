@@ -47,6 +47,8 @@ impl<'a> Computed<'a> {
             Layer::Cyclic(layer) => Computed::Fixed(layer),
             Layer::SpatialSampling(layer) => Computed::Fixed(layer),
             Layer::DetailPreservingPool(layer) => Computed::Tensors(layer),
+            Layer::Experts(layer) => Computed::Tensors(layer),
+            Layer::Noise(layer) => Computed::Fixed(layer),
             Layer::Structured(layer) => Computed::Tensors(layer),
             Layer::Quantize(layer) => Computed::Tensors(layer),
             Layer::Input(_) | Layer::Conv2d(_) | Layer::Linear(_) | Layer::BatchNorm(_) => Computed::Elsewhere,

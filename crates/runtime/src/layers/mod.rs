@@ -18,6 +18,7 @@ mod conv2d;
 mod cyclic;
 mod detail_preserving_pool;
 mod dropout;
+mod experts;
 mod flatten;
 mod gate;
 mod global_avg_pool;
@@ -29,6 +30,7 @@ mod mean_magnitude;
 mod merge;
 mod multiply;
 mod negate;
+mod noise;
 mod normalize;
 mod pad;
 mod pad_shortcut;
@@ -59,6 +61,7 @@ pub(crate) use cyclic::before_turns;
 pub use cyclic::{Cyclic, TINY};
 pub use detail_preserving_pool::DetailPreservingPool;
 pub use dropout::Dropout;
+pub use experts::{Experts, largest};
 pub use flatten::Flatten;
 pub use gate::{Gate, Measure};
 pub use global_avg_pool::GlobalAvgPool;
@@ -70,6 +73,7 @@ pub use mean_magnitude::MeanMagnitude;
 pub use merge::Merge;
 pub use multiply::Multiply;
 pub use negate::Negate;
+pub use noise::Noise;
 pub use normalize::Normalize;
 pub use pad::Pad;
 pub use pad_shortcut::PadShortcut;
@@ -175,6 +179,8 @@ layers! {
     32 Permute,
     33 SpatialSampling,
     34 DetailPreservingPool,
+    35 Experts,
+    36 Noise,
 }
 
 /// What a layer answers for.

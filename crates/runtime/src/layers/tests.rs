@@ -39,6 +39,8 @@ fn every_layer_comes_back() {
         SpatialSampling { stride: 2, grid: 300 }.into(),
         DetailPreservingPool { symmetric: true }.into(),
         DetailPreservingPool { symmetric: false }.into(),
+        Experts { experts: 300, chosen: 2, inputs: 784, outputs: 10 }.into(),
+        Noise { epsilon: 1e-2 }.into(),
         ChannelPool { grid: [3, 300], window: [2, 5], reduction: Reduction::Max }.into(),
         ChannelPool { grid: [1, 8], window: [1, 8], reduction: Reduction::Mean }.into(),
         Regroup { maps: 300, apart: false, back: true }.into(),

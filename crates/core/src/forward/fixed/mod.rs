@@ -19,6 +19,7 @@ mod mean_magnitude;
 mod merge;
 mod multiply;
 mod negate;
+mod noise;
 mod normalize;
 mod pad;
 mod pad_shortcut;

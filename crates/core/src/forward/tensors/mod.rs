@@ -2,6 +2,7 @@
 
 mod affine;
 mod detail_preserving_pool;
+mod experts;
 mod quantize;
 mod structured;
 
