@@ -181,7 +181,7 @@ mod tests {
 
     const SMALL: Learning = Learning { hidden: 32, explore: 30, decay: 0.97, memory: 400 };
 
-    /// Rewards of the public code of both papers.
+    /// Deviations in the public code of both papers.
     #[test]
     fn noise_falls_as_published() {
         let amc = Learning { explore: 100, decay: 0.95, ..SMALL };

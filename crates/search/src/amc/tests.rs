@@ -32,15 +32,14 @@ fn actions_are_cut_down_as_published() {
     ];
     for (actions, preserved, clipped, ratio) in golden {
         let mut units = [(0.2 * unit) as usize; 5];
-        for at in 1..5 {
-            let (wanted, least) = ((actions[at] * unit) as usize, units[at]);
-            units[at] = clip(wanted, least, |more| {
+        for (at, (action, expected)) in actions.into_iter().zip(clipped).enumerate().skip(1) {
+            let found = clip((action * unit) as usize, units[at], |more| {
                 let mut tried = units;
                 tried[at] = more;
                 Ok(cost(&tried) <= preserved * whole)
-            })
-            .unwrap();
-            assert!((units[at] as f64 / unit - clipped[at]).abs() < 1e-8, "{at}: {units:?}");
+            });
+            units[at] = found.unwrap();
+            assert!((units[at] as f64 / unit - expected).abs() < 1e-8, "{at}: {units:?}");
         }
         assert!((cost(&units) / whole - ratio).abs() < 1e-8);
     }

@@ -24,8 +24,8 @@ impl Perceptron {
     /// With weights and biases uniform within `1 / sqrt(inputs)`.
     pub(super) fn new(sizes: [usize; 4], rng: &mut ChaCha8Rng) -> Self {
         let mut values = Vec::new();
-        for layer in 0..3 {
-            let (inputs, outputs) = (sizes[layer], sizes[layer + 1]);
+        for pair in sizes.windows(2) {
+            let (inputs, outputs) = (pair[0], pair[1]);
             let reach = 1.0 / (inputs as f32).sqrt();
             values.extend((0..(inputs + 1) * outputs).map(|_| reach * (2.0 * rng.random::<f32>() - 1.0)));
         }
@@ -134,21 +134,21 @@ mod tests {
             let near = |side: f64| (f64::from(found) - side).abs() < 5e-3 * side.abs().max(0.1);
             assert!(sides.into_iter().any(near), "{found} and {sides:?}");
         };
-        for at in 0..net.values.len() {
+        for (at, found) in gradient.iter().enumerate() {
             let moved = |by: f32| {
                 let mut net = net.clone();
                 net.values[at] += by;
                 sum(&net, &inputs)
             };
-            slope(gradient[at], &moved);
+            slope(*found, &moved);
         }
-        for at in 0..inputs.len() {
+        for (at, found) in of_inputs.iter().enumerate() {
             let moved = |by: f32| {
                 let mut inputs = inputs.clone();
                 inputs[at] += by;
                 sum(&net, &inputs)
             };
-            slope(of_inputs[at], &moved);
+            slope(*found, &moved);
         }
     }
 }
