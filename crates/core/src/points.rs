@@ -1,19 +1,22 @@
-//! Points at which a network was measured, for as long as the run's states are kept.
+//! What was measured once, for as long as the run's states are kept.
 
 use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::context::{Context, Host, Saved};
 use crate::error::{Error, Result};
 use crate::scan::Measured;
 
-/// What the network does at each point, or why a method refuses the layer.
+/// What was found at each point, such as what a network does or how long it takes, or why a method refuses it.
 #[derive(Debug)]
-pub struct Points {
+pub struct Points<T = Measured> {
     key: String,
-    points: BTreeMap<String, std::result::Result<Measured, String>>,
+    points: BTreeMap<String, std::result::Result<T, String>>,
 }
 
-impl Points {
+impl<T: Clone + Serialize + DeserializeOwned> Points<T> {
     /// Those that are kept under this key.
     ///
     /// # Errors
@@ -39,8 +42,8 @@ impl Points {
         &mut self,
         name: &str,
         cx: &mut Context<'_>,
-        measure: impl FnOnce(&mut Context<'_>) -> Result<Measured>,
-    ) -> Result<std::result::Result<Measured, String>> {
+        measure: impl FnOnce(&mut Context<'_>) -> Result<T>,
+    ) -> Result<std::result::Result<T, String>> {
         if let Some(known) = self.points.get(name) {
             return Ok(known.clone());
         }

@@ -4,10 +4,10 @@ use briquette_core::coding::Coding;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Node, Op};
 use briquette_core::stored::Stored;
+use briquette_parts::clock;
 use briquette_runtime::{Layer as Described, Padding, layers};
 use burn::tensor::Device;
 
-use crate::clock;
 use crate::kernel::Kernel;
 
 /// One group of a convolution, or a fully connected layer as a convolution of one pixel.

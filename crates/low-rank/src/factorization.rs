@@ -13,6 +13,7 @@ use briquette_core::streams::stream;
 use briquette_core::training::{Recipe, tune};
 use briquette_core::types::Layers;
 use briquette_kernels::Structure;
+use briquette_parts::clock;
 use briquette_parts::refuse;
 use briquette_runtime::layers;
 use burn::tensor::Device;
@@ -20,7 +21,6 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::chain::{Layer, Link, any};
-use crate::clock;
 use crate::kernel::Kernel;
 use crate::norm::{self, Norm};
 use crate::ranks::{Budget, Ranks, Spectrum};

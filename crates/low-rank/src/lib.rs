@@ -4,7 +4,6 @@
 pub mod bicluster;
 pub mod bn_low_rank;
 pub mod chain;
-mod clock;
 pub mod compose;
 pub mod cp;
 pub mod evbmf;

@@ -11,7 +11,8 @@
 //!
 //! A budget goes where the most energy is gained for it. With `on = "accuracy"` it goes by what the network does: its accuracy on validation
 //! images, or the first `images` of them, is measured with one layer at a time at shares of 0.1, 0.2, .. 0.9 of the limits, and the least
-//! accuracy of the chosen ranks is as high as the budget allows, each layer at the cheapest ranks that reach it; see [`by_accuracy`]. A
+//! accuracy of the chosen ranks is as high as the budget allows, each layer at the cheapest ranks that reach it; see
+//! [`by_accuracy`](briquette_parts::allocation::by_accuracy). A
 //! network of `L` layers takes up to `10 L + 1` evaluations, which the run keeps with its states.
 //!
 //! Each rule may have a `floor`, 1 if not given, and a `multiple`: found ranks are raised to the floor, rounded up to the multiple and
@@ -33,10 +34,8 @@ use serde_json::{Map, Value};
 use crate::algebra::{Matrix, spectrum};
 use crate::evbmf::evbmf;
 
-mod accuracy;
 mod greedy;
 
-pub use accuracy::{Selection, Trial, by_accuracy};
 pub use greedy::{Allocation, Candidate, greedy};
 
 /// The ranks of all layers.
@@ -54,7 +53,7 @@ pub enum Ranks {
 pub enum On {
     /// The energy of their weights, by [`greedy`].
     Energy,
-    /// The network's accuracy on so many validation images or all, by [`by_accuracy`].
+    /// The network's accuracy on so many validation images or all, by [`by_accuracy`](briquette_parts::allocation::by_accuracy).
     Accuracy(Option<NonZeroUsize>),
 }
 

@@ -5,9 +5,9 @@ use briquette_core::cost::Cost;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::price::{Bytes, Price as _};
+use briquette_parts::clock;
 
 use crate::chain::Layer;
-use crate::clock;
 use crate::ranks::{Budget, Candidate, On, Ranks, Rounding, Rule, Spectrum, greedy};
 use crate::trials::{Trials, Tried};
 

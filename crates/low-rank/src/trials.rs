@@ -7,8 +7,8 @@ use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::points::Points;
 use briquette_core::training::evaluate;
+use briquette_parts::allocation::{Trial, by_accuracy, sum};
 
-use crate::ranks::{Trial, by_accuracy};
 use crate::resolve::{Able, Form};
 
 /// Accuracies on validation images, each measured once.
@@ -55,7 +55,7 @@ impl Trials {
             };
             table.push(options.iter().map(&mut trial).collect::<Result<Vec<Trial>>>()?);
         }
-        let found = by_accuracy(&table, budget)?;
+        let found = by_accuracy(&table, |choice| Ok(sum(&table, choice)), budget)?;
         Ok(found.choice.into_iter().zip(&mut options).map(|(at, options)| options.swap_remove(at).ranks).collect())
     }
 

@@ -42,17 +42,7 @@ impl Channels {
     /// # Errors
     /// When `layers` or `except` names what is not there, or `layers` what cannot be cut.
     pub fn groups(&self, net: &Net) -> Result<Vec<ChannelGroup>> {
-        let (chosen, spared) = (self.chosen(net)?, self.except.nodes(net)?);
-        let free = |group: &ChannelGroup| {
-            let mut producers = group.producers();
-            group.frozen.is_none()
-                && producers.any(|node| chosen.contains(&node))
-                && !group.producers().any(|node| spared.contains(&node))
-        };
-        let groups: Vec<ChannelGroup> = net.channel_groups()?.into_iter().filter(free).collect();
-        let cut: BTreeSet<usize> = groups.iter().flat_map(ChannelGroup::producers).collect();
-        self.layers.all_done(net, |node| cut.contains(&node), UNCUTTABLE)?;
-        Ok(groups)
+        groups(net, &self.layers, &self.except)
     }
 
     /// The groups that may be cut and of which `fits` holds.
@@ -204,6 +194,24 @@ impl Channels {
             Err(Error::Invalid(format!("{method} takes exactly one of `ratio`, `budget` and `global`")))
         }
     }
+}
+
+/// The groups of channels that may be cut: those of which `layers`, or nothing, names a layer that makes them, and `except` names none.
+///
+/// # Errors
+/// When `layers` or `except` names what is not there, or `layers` what cannot be cut.
+pub fn groups(net: &Net, layers: &Layers, except: &Layers) -> Result<Vec<ChannelGroup>> {
+    let (chosen, spared) = (layers.without(except, net)?, except.nodes(net)?);
+    let free = |group: &ChannelGroup| {
+        let mut producers = group.producers();
+        group.frozen.is_none()
+            && producers.any(|node| chosen.contains(&node))
+            && !group.producers().any(|node| spared.contains(&node))
+    };
+    let groups: Vec<ChannelGroup> = net.channel_groups()?.into_iter().filter(free).collect();
+    let cut: BTreeSet<usize> = groups.iter().flat_map(ChannelGroup::producers).collect();
+    layers.all_done(net, |node| cut.contains(&node), UNCUTTABLE)?;
+    Ok(groups)
 }
 
 /// A score for each filter of each layer, by node.

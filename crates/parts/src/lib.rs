@@ -1,10 +1,12 @@
 //! What methods of several schemes are made of: which channels go together, masks, codebooks and the clustering that finds them, curvature of
 //! the loss, the range of activations and the quantizers that keep it, what a layer reads and computes at sampled places, decompositions of
-//! matrices.
+//! matrices, how long a layer takes, and choices under a budget.
 
 pub mod algebra;
+pub mod allocation;
 pub mod blocks;
 pub mod channels;
+pub mod clock;
 pub mod codebooks;
 pub mod curvature;
 pub mod equalize;

@@ -36,12 +36,6 @@
 //! # }
 //! ```
 
-mod fingerprint;
-mod probe;
-
-use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
-
 use briquette_core::context::{Context, Event, Finding};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
@@ -52,16 +46,19 @@ use briquette_core::training::evaluate;
 use briquette_core::types::Layers;
 use serde::Deserialize;
 use serde::de::Error as _;
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Value};
 
-use fingerprint::fingerprint;
-use probe::Probe;
+use crate::fingerprint::fingerprint;
+use crate::images::Images;
+use crate::probe::{Probe, Sweep};
 
 /// Tries a method on each layer alone and measures the accuracy.
 #[derive(Debug)]
 pub struct Sensitivity {
     probe: Probe,
     settings: Settings,
+    /// How often one application goes through its recipes.
+    rounds: usize,
 }
 
 #[derive(Debug, Deserialize)]
@@ -70,7 +67,7 @@ struct Settings {
     /// The name of the method and its settings, but for one.
     probe: Map<String, Value>,
     /// That setting, which must take a value for each layer, and the values to try.
-    sweep: BTreeMap<String, Vec<Number>>,
+    sweep: Sweep,
     /// Layers to try; without it all that hold weights, those left out that the method refuses.
     #[serde(default)]
     layers: Layers,
@@ -78,7 +75,8 @@ struct Settings {
     #[serde(default)]
     except: Layers,
     /// Validation images to measure on; all without it.
-    images: Option<NonZeroUsize>,
+    #[serde(default)]
+    images: Images,
     /// Name of the table (`.csv`) and of a plot (`.svg`).
     #[serde(default = "file")]
     file: String,
@@ -95,8 +93,13 @@ impl Search for Sensitivity {
     fn read(settings: Value, methods: Catalogue) -> std::result::Result<Self, serde_json::Error> {
         let mut settings: Settings = serde_json::from_value(settings)?;
         let probe = std::mem::take(&mut settings.probe);
-        let probe = Probe::of(probe, std::mem::take(&mut settings.sweep), methods).map_err(serde_json::Error::custom)?;
-        Ok(Self { probe, settings })
+        let probe = Probe::of(probe, &[&settings.sweep.key], methods).map_err(serde_json::Error::custom)?;
+        let mut rounds = 1;
+        for value in &settings.sweep.values {
+            let tried = probe.with(&settings.sweep.table([("rest", value)])).map_err(serde_json::Error::custom)?;
+            rounds = tried.rounds();
+        }
+        Ok(Self { probe, settings, rounds })
     }
 }
 
@@ -104,18 +107,19 @@ impl Pass for Sensitivity {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
         let net = self.plan(net)?;
         let layers = self.layers(&net)?;
-        let images = cx.data.valid.take(self.settings.images.map_or(usize::MAX, NonZeroUsize::get));
-        let settings = format!("{} {} {}", self.probe.settings(), images.len(), cx.seed);
-        let mut points = Points::load(format!("sensitivity-{}", fingerprint(&net, &settings)), cx.host)?;
+        let images = self.settings.images.of(cx)?;
+        let sweep = &self.settings.sweep;
+        let settings = format!("{} {sweep} {} {}", self.probe.settings(), images.len(), cx.seed);
+        let mut points: Points = Points::load(format!("sensitivity-{}", fingerprint(&net, &settings)), cx.host)?;
         let baseline = points.get("", cx, |cx| evaluate(&net, &images, &cx.device, cx.host).map(Into::into))?;
-        let mut scan = Scan { method: self.probe.name().into(), key: self.probe.key.clone(), ..Scan::default() };
+        let mut scan = Scan { method: self.probe.name().into(), key: sweep.to_string(), ..Scan::default() };
         scan.baseline = baseline.map_err(Error::Invalid)?;
-        let (mut done, total, mut refusal) = (0, layers.len() * self.probe.values.len(), String::new());
+        let (mut done, total, mut refusal) = (0, layers.len() * sweep.values.len(), String::new());
         for layer in &layers {
-            for value in &self.probe.values {
-                let point = self.probe.point(layer, value);
+            for value in &sweep.values {
+                let point = sweep.point(layer, value);
                 let measured = points.get(&point, cx, |cx| {
-                    let changed = self.probe.apply(&net, layer, value, cx)?;
+                    let changed = self.probe.apply(&net, &sweep.table([(layer.as_str(), value)]), cx)?;
                     evaluate(&changed, &images, &cx.device, cx.host).map(Into::into)
                 })?;
                 done += 1;
@@ -144,16 +148,16 @@ impl Pass for Sensitivity {
 
     /// Each value on each layer that is named; of the others one has to take one.
     fn plan(&self, net: Net) -> Result<Net> {
-        let (mut taken, mut refusal) = (false, String::new());
+        let (mut taken, mut refusal, sweep) = (false, String::new(), &self.settings.sweep);
         for layer in &self.layers(&net)? {
-            for value in &self.probe.values {
+            for value in &sweep.values {
                 if taken && !self.settings.layers.given() {
                     return Ok(net);
                 }
-                match self.probe.on(layer, value)?.plan(net.deep_clone()) {
+                match self.probe.with(&sweep.table([(layer.as_str(), value)]))?.plan(net.deep_clone()) {
                     Ok(_) => taken = true,
                     Err(failure) if !failure.refuses() => return Err(failure),
-                    Err(refused) => refusal = self.left_out(&self.probe.point(layer, value), &refused.to_string())?,
+                    Err(refused) => refusal = self.left_out(&sweep.point(layer, value), &refused.to_string())?,
                 }
             }
         }
@@ -170,18 +174,14 @@ impl Pass for Sensitivity {
 
     /// Those of one layer for each selector, for the network is not known here.
     fn rounds(&self) -> usize {
-        self.settings.layers.len().max(1) * self.probe.values.len() * self.probe.rounds
+        self.settings.layers.len().max(1) * self.settings.sweep.values.len() * self.rounds
     }
 
     fn shorten(&mut self) {
-        let images = &mut self.settings.images;
-        *images = Some(images.map_or(TRIAL_IMAGES, |images| images.min(TRIAL_IMAGES)));
+        self.settings.images.shorten();
         self.probe.trial = true;
     }
 }
-
-/// Images that a trial run measures on at most.
-const TRIAL_IMAGES: NonZeroUsize = NonZeroUsize::new(200).unwrap();
 
 impl Sensitivity {
     fn layers(&self, net: &Net) -> Result<Vec<String>> {
@@ -373,7 +373,7 @@ mod tests {
         let cases = [
             (probe(json!({ "method": "magnitud" })), "unknown method 'magnitud'; did you mean 'magnitude'?"),
             (probe(json!({})), "`probe` has no `method`"),
-            (probe(json!({ "method": "magnitude", "keep": 0.5 })), "`keep` stands in `probe` and in `sweep`"),
+            (probe(json!({ "method": "magnitude", "keep": 0.5 })), "`keep` stands in `probe`, but is what is tried"),
             (sweep(json!({ "keep": [0.5, 1.5] })), "a ratio lies in [0, 1], not 1.5"),
             (sweep(json!({ "kep": [0.5] })), "unknown field `kep`"),
             (sweep(json!({ "rounds": [2] })), "it takes no value for each layer"),

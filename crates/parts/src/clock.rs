@@ -1,4 +1,4 @@
-//! How long a layer takes in the engine, beside the chain that may come in its place.
+//! How long a layer takes in the engine, beside what may come in its place.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use briquette_runtime::{Engine, layers};
 ///
 /// # Errors
 /// When a network cannot be stored or the engine refuses it.
-pub(crate) fn turns(nets: &[Net]) -> Result<Vec<f64>> {
+pub fn turns(nets: &[Net]) -> Result<Vec<f64>> {
     let engines =
         nets.iter().map(|net| Ok(Engine::new(&net.to_model(Storage::default())?, 1)?)).collect::<Result<Vec<Engine>>>()?;
     let mut times = vec![Vec::new(); nets.len()];
@@ -28,7 +28,7 @@ pub(crate) fn turns(nets: &[Net]) -> Result<Vec<f64>> {
 }
 
 /// A network of these operations in a row, on maps `[channels, height, width]` or on as many features, and the mean of what they compute.
-pub(crate) fn alone(input: [usize; 3], connected: bool, operations: Vec<Op>) -> Net {
+pub fn alone(input: [usize; 3], connected: bool, operations: Vec<Op>) -> Net {
     // A fully connected layer reads a vector, and makes one.
     let (before, after) =
         if connected { (Some(Op::fixed(layers::Flatten)), None) } else { (None, Some(Op::fixed(layers::GlobalAvgPool))) };

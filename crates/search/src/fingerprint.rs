@@ -1,4 +1,4 @@
-//! What tells one scan from another.
+//! What tells the measurements of one pass from those of another.
 
 use std::io::Write;
 
@@ -6,7 +6,7 @@ use briquette_core::net::Net;
 use sha2::{Digest, Sha256};
 
 /// Hash of a network and of the settings that a point depends on beside its layer and value.
-pub(super) fn fingerprint(net: &Net, settings: &str) -> String {
+pub(crate) fn fingerprint(net: &Net, settings: &str) -> String {
     let mut hasher = Sha256::new();
     hasher.update(settings.as_bytes());
     net.write_state(&mut Hashing(&mut hasher)).expect("a hash takes all bytes");

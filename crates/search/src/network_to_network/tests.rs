@@ -1,0 +1,94 @@
+use briquette_core::builder::{Builder, Conv};
+use briquette_core::context::{Data, Host, Memory, Silent};
+use briquette_handmade::{context, images, small};
+use burn::tensor::Device;
+
+use super::*;
+
+const METHODS: Catalogue = Catalogue::of(&[briquette_pruning_sharing::METHODS]);
+
+fn read(settings: Value) -> NetworkToNetwork {
+    NetworkToNetwork::read(settings, METHODS).unwrap()
+}
+
+/// Three convolutions of as many channels, the second with a batch norm.
+fn deep() -> Net {
+    let mut b = Builder::new([1, 4, 4], 11, &Device::flex());
+    let mut x = b.conv("conv1", b.input(), Conv::new(4, 3).same());
+    x = b.relu("relu1", x);
+    x = b.conv("conv2", x, Conv::new(4, 3).same().no_bias());
+    x = b.batch_norm("norm2", x);
+    x = b.relu("relu2", x);
+    x = b.conv("conv3", x, Conv::new(4, 3).same());
+    x = b.relu("relu3", x);
+    x = b.flatten("flatten", x);
+    b.linear("fc", x, 3);
+    b.finish().unwrap()
+}
+
+fn run(settings: Value, data: &Data, host: &mut dyn Host) -> Result<Net> {
+    read(settings).run(deep(), &mut context(data, host))
+}
+
+fn params(net: &Net) -> f64 {
+    Cost::of(net).unwrap().params() as f64
+}
+
+/// What the public code rewards, but after iteration 15, where it would forget the constraint.
+#[test]
+fn rewards_are_as_published() {
+    let of = |accuracy: f64, params: f64| reward(accuracy / 0.92, params / 1e6);
+    for (accuracy, params, golden) in
+        [(0.92, 1e5, 0.99), (0.9, 5e4, 0.975_815_217_4), (0.8, 1e4, 0.869_478_260_9), (0.93, 9e5, 0.192_065_217_4)]
+    {
+        assert!((of(accuracy, params) - golden).abs() < 1e-8);
+    }
+    let violating = of(0.9, 3e5);
+    for (iteration, golden) in [(0, 0.890_217_391_3), (5, -0.626_623_725_2), (10, -0.976_663_982_8), (15, -1.0), (30, -1.0)] {
+        assert!((constrained(violating, iteration) - golden).abs() < 1e-8, "{iteration}");
+    }
+    assert_eq!(of(0.99, 1e6), -1.0);
+}
+
+#[test]
+fn inner_layers_that_keep_their_shape_can_go_with_what_follows_them() {
+    let (net, method) = (deep(), read(json!({ "train": {} })));
+    let removable = method.removable(&net).unwrap();
+    let names = |pair: &(usize, usize)| [pair.0, pair.1].map(|node| net.nodes[node].name.clone());
+    assert_eq!(removable.iter().map(names).collect::<Vec<_>>(), [["conv2", "relu2"], ["conv3", "relu3"]]);
+    let pairs: Vec<(usize, usize)> = removable.iter().map(|(node, end)| (*end, net.nodes[*node].inputs[0])).collect();
+    let left = net.bypass_all(&pairs).unwrap().0;
+    assert_eq!(left.own_weights().map(|(_, node)| node.name.as_str()).collect::<Vec<_>>(), ["conv1", "fc"]);
+    assert!(method.removable(&small()).unwrap().is_empty(), "its convolutions change their maps");
+}
+
+#[test]
+fn the_best_child_is_smaller_within_the_budget_and_found_again() {
+    let train = json!({ "epochs": 1, "batch": 20 });
+    let settings = json!({ "train": train, "episodes": 3, "rollouts": 3, "floor": 1, "budget": { "bytes": 0.9 } });
+    let (data, mut host) = (images(), Memory::default());
+    let net = run(settings.clone(), &data, &mut host).unwrap();
+    assert!(params(&net) < params(&deep()));
+    let (key, state) = host.states.iter().find(|(key, _)| key.starts_with("network-to-network")).unwrap();
+    let mut kept: std::collections::BTreeMap<String, Value> = serde_json::from_slice(state).unwrap();
+    let all = kept.len();
+    while kept.len() > all / 2 {
+        kept.pop_first();
+    }
+    let mut resumed = Memory::default();
+    resumed.states.insert(key.clone(), serde_json::to_vec(&kept).unwrap());
+    assert!(run(settings, &data, &mut resumed).unwrap().to_state() == net.to_state());
+}
+
+#[test]
+fn what_leaves_nothing_to_choose_is_refused() {
+    let refused = |settings: Value| {
+        let ran = run(settings.clone(), &images(), &mut Silent).unwrap_err().to_string();
+        assert_eq!(read(settings).plan(deep()).unwrap_err().to_string(), ran);
+        ran
+    };
+    let nothing = refused(json!({ "train": {}, "layers": ["conv1"], "floor": 4 }));
+    assert_eq!(nothing, "network-to-network: neither layers nor channels can go");
+    let ran = run(json!({ "train": { "epochs": 1 }, "episodes": 1, "budget": { "bytes": 10 } }), &images(), &mut Silent);
+    assert!(ran.unwrap_err().to_string().contains("no child is smaller and within the budget"));
+}
