@@ -3,7 +3,10 @@
 //!
 //! Beside the methods, convolutions by other algorithms: [`winograd`] and [`fft_conv`].
 
+mod balance;
+pub mod block_drop;
 pub mod detail_preserving_pooling;
+pub mod dynamic_network;
 pub mod early_exit;
 pub mod fft_conv;
 pub mod global_average_pooling;
@@ -12,12 +15,15 @@ mod residual;
 pub mod s3pool;
 pub mod stochastic_depth;
 pub mod winograd;
+mod wiring;
 
 use briquette_core::pass::Entry;
 
 /// The methods of this crate.
 pub const METHODS: &[Entry] = &[
+    Entry::of::<block_drop::BlockDrop>("dynamic-nets"),
     Entry::of::<detail_preserving_pooling::DetailPreservingPooling>("dynamic-nets"),
+    Entry::of::<dynamic_network::DynamicNetwork>("dynamic-nets"),
     Entry::of::<early_exit::EarlyExit>("dynamic-nets"),
     Entry::of::<global_average_pooling::GlobalAveragePooling>("dynamic-nets"),
     Entry::of::<s3pool::S3Pool>("dynamic-nets"),
