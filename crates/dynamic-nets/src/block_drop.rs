@@ -93,19 +93,16 @@ impl Method for BlockDrop {
 
 impl Pass for BlockDrop {
     fn run(&self, net: Net, cx: &mut Context<'_>) -> Result<Net> {
-        let Parted { net, logits, gates, reached } = self.parted(net, cx.seed)?;
+        let Parted { mut net, logits, gates, reached } = self.parted(net, cx.seed)?;
         net.finite()?;
         let stages = [(Some(&self.train), Stage::Alone { epochs: self.train.epochs }), (self.tune.as_ref(), Stage::Joint)];
-        let trainings = stages.into_iter().zip(self.penalty);
-        let net = trainings.filter_map(|((recipe, stage), penalty)| Some((recipe?, stage, penalty))).try_fold(
-            net,
-            |net, (recipe, stage, penalty)| {
-                let learning = Learning { logits: logits.clone(), gates: gates.clone(), stage, penalty };
-                let mut objective = learning.clone();
-                let extras = Extras { objectives: vec![&mut objective], forward: Some(&learning), ..Extras::default() };
-                fit(net, recipe, extras, cx)
-            },
-        )?;
+        for ((recipe, stage), penalty) in stages.into_iter().zip(self.penalty) {
+            let Some(recipe) = recipe else { continue };
+            let learning = Learning { logits: logits.clone(), gates: gates.clone(), stage, penalty };
+            let mut objective = learning.clone();
+            let extras = Extras { objectives: vec![&mut objective], forward: Some(&learning), ..Extras::default() };
+            net = fit(net, recipe, extras, cx)?;
+        }
         if let Some(shares) = tell(Self::NAME, &net, &gates, cx)? {
             let run: Vec<f64> = reached.iter().map(|step| shares[step]).collect();
             let each: Vec<String> = run.iter().map(|share| format!("{:.0}", 100.0 * share)).collect();
@@ -155,7 +152,7 @@ impl BlockDrop {
             instead: block.shortcut,
             detour: Vec::new(),
         });
-        let parts = parts.collect();
+        let parts: Vec<Part> = parts.collect();
         part(net, Control { behind, nodes: policy }, parts, EVEN)
     }
 }

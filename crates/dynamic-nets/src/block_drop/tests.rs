@@ -1,11 +1,11 @@
 use std::collections::BTreeMap;
 
+use briquette_core::builder::Conv;
 use briquette_core::coding::floats;
-use briquette_core::context::Data;
-use briquette_core::context::{Finding, Silent};
+use briquette_core::context::{Data, Finding, Silent};
 use briquette_core::cost::Cost;
 use briquette_core::stored::Storage;
-use briquette_core::training::hits;
+use briquette_core::training::evaluate_counted;
 use briquette_data::Dataset;
 use briquette_handmade::{get, refusal, set, small};
 use briquette_runtime::{Engine, Model};
@@ -189,27 +189,24 @@ fn the_container_says_what_burn_says_and_computes_what_is_not_dropped_alone() {
     assert!(cost.expected_macs(share).unwrap() < cost.macs() as f64);
 }
 
-/// Images of two classes, by the first half of their pixels, for a network of two blocks.
-fn blocks_of_two() -> (Net, Data) {
+fn two_blocks() -> Net {
     let mut b = Builder::new([1, 4, 4], 5, &Device::flex());
-    let mut x = b.conv("stem", b.input(), briquette_core::builder::Conv::new(4, 3).same());
+    let mut x = b.conv("stem", b.input(), Conv::new(4, 3).same());
+    x = b.relu("relu", x);
     for block in ["a", "b"] {
-        let branch = b.conv(block, x, briquette_core::builder::Conv::new(4, 3).same().no_bias());
+        let branch = b.conv(block, x, Conv::new(4, 3).same().no_bias());
         let branch = b.batch_norm(&format!("{block}.norm"), branch);
         x = b.add(&format!("{block}.add"), &[branch, x]);
         x = b.relu(&format!("{block}.relu"), x);
     }
     x = b.flatten("flatten", x);
     b.linear("fc", x, 3);
-    let labels = (0..40).map(|i| i % 3).collect();
-    let pixels = (0..40_usize * 16).map(|i| (i * i * 31 % 251) as u8).collect();
-    let all = Dataset::from_memory("handmade", [1, 4, 4], 3, pixels, labels).unwrap();
-    (b.finish().unwrap(), Data { train: all.clone(), valid: all.clone(), test: all })
+    b.finish().unwrap()
 }
 
 #[test]
 fn the_policy_learns_alone_and_then_with_everything() {
-    let (net, data) = blocks_of_two();
+    let (net, data) = (two_blocks(), briquette_handmade::images());
     let trained = |tune: serde_json::Value| {
         let mut silent = Silent;
         let mut cx = briquette_handmade::context(&data, &mut silent);
@@ -237,24 +234,21 @@ fn the_policy_learns_alone_and_then_with_everything() {
     }
 }
 
-/// Where nothing is found whatever runs, a policy earns nothing by running blocks; where one block decides, it is kept.
 #[test]
 fn what_does_not_help_is_dropped() {
-    let (net, data) = blocks_of_two();
     // The branches give nothing, so that all classes are found without them.
-    let net = set(set(net, "a.norm", "gamma", &[0.0; 4]), "b.norm", "gamma", &[0.0; 4]);
-    let images = batch(&net, (0..40_usize * 16).map(|i| (i * i * 31 % 251) as f32 / 255.0).collect());
-    let logits = floats(net.forward(images));
-    let labels: Vec<u16> = logits.chunks(3).map(|row| (0..3).find(|label| hits(row, &[*label], 1) == 1).unwrap()).collect();
-    let pixels = (0..40_usize * 16).map(|i| (i * i * 31 % 251) as u8).collect();
-    let all = Dataset::from_memory("found", [1, 4, 4], 3, pixels, labels).unwrap();
-    let data = Data { train: all.clone(), valid: all, ..data };
+    let net = set(set(two_blocks(), "a.norm", "gamma", &[0.0; 4]), "b.norm", "gamma", &[0.0; 4]);
+    let pixels: Vec<u8> = (0..40_usize * 16).map(|i| (i * i * 31 % 251) as u8).collect();
+    let logits = floats(net.forward(batch(&net, pixels.iter().map(|v| f32::from(*v) / 255.0).collect())));
+    let largest = |row: &[f32]| (0..3).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap() as u16;
+    let all = Dataset::from_memory("found", [1, 4, 4], 3, pixels, logits.chunks(3).map(largest).collect()).unwrap();
+    let data = Data { train: all.clone(), valid: all.clone(), test: all };
     let mut silent = Silent;
     let mut cx = briquette_handmade::context(&data, &mut silent);
     let train = json!({ "epochs": 12, "batch": 10, "lr": 0.05, "schedule": "constant", "choose": "last" });
     let method: BlockDrop = serde_json::from_value(json!({ "width": 0.25, "train": train })).unwrap();
     let out = method.run(net, &mut cx).unwrap();
-    let (score, reached) = briquette_core::training::evaluate_counted(&out, &data.valid, &Device::flex(), &mut Silent).unwrap();
+    let (score, reached) = evaluate_counted(&out, &data.valid, &Device::flex(), &mut Silent).unwrap();
     assert!(score.accuracy > 0.9 && reached["a"] + reached["b"] < 0.5, "{score:?} {reached:?}");
 }
 
@@ -273,7 +267,7 @@ fn what_has_no_blocks_or_cannot_learn_is_refused() {
     );
     let distill = json!({ "choose": "last", "distill": { "method": "soft-targets" } });
     assert!(refuse(json!({ "train": distill })).contains("put `distill` into `tune`"));
-    let (net, _) = blocks_of_two();
+    let net = two_blocks();
     let twice = refusal::<BlockDrop>(method().plan(net).unwrap(), json!({ "train": train }));
     assert_eq!(
         twice,
