@@ -154,7 +154,9 @@ fn a_dropped_block_is_its_shortcut_without_the_rectifier_and_all_blocks_are_the_
             let dropped = floats(parted.net.forward_decided(images(), decisions).unwrap());
             let end = *members(&net, found).last().unwrap();
             let (around, _) = net.clone().bypass_all(&[(end, found.shortcut)]).unwrap();
-            assert_eq!(dropped, floats(around.forward(images())), "{name}, block {block}");
+            let expected = floats(around.forward(images()));
+            let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-5 * (1.0 + b.abs());
+            assert!(dropped.iter().zip(&expected).all(near), "{name}, block {block}");
         }
     }
 }
