@@ -31,8 +31,10 @@ use burn::tensor::{Device, Tensor};
 /// Methods after which a network may cost more than before, and why.
 const DEARER: &[(&str, &str)] = &[
     ("acdc", "its transforms are as long as the larger side of the layer, 784 inputs for 60 outputs"),
+    ("block-drop", "its policy is a network of its own"),
     ("cyclic", "it rounds six filters up to two for each of four views"),
     ("detail-preserving-pooling", "its pools have parameters"),
+    ("dynamic-network", "its low branch and its control node come on top"),
     ("early-exit", "its exits have heads of their own"),
     ("group-equivariant", "with as many weights there are twice as many filters of twice as many channels"),
     ("low-displacement", "its transforms are as long as the larger side of the layer, 784 inputs for 60 outputs"),
@@ -43,6 +45,8 @@ const DEARER: &[(&str, &str)] = &[
 
 /// Parameters of methods that the gradient of the loss may leave alone, by the end of their path, and why.
 const STILL: &[(&str, &str, &str)] = &[
+    ("block-drop", "", "rewards teach the policy, and the output's loss the blocks that it runs, which may be none"),
+    ("dynamic-network", "", "rewards teach the control node, and the output's loss the branch that it chooses"),
     (
         "early-exit",
         "",

@@ -162,7 +162,7 @@ fn exits_are_the_same_at_any_batch_and_with_any_threads_and_are_counted() {
             assert_eq!(["conv2", "exit2"].map(|step| count(&found.1, step)), [on, on]);
         }
     }
-    // Burn, which skips nothing, says the same; every row is that of its exit.
+    // Burn says the same; every row is that of its exit.
     let batch = Loader::ordered(&data.test, total).next().unwrap().unwrap();
     let burn = floats(net.forward(images(&batch, data.test.shape, &Device::flex())));
     let size = burn.iter().fold(0.0_f32, |most, v| most.max(v.abs()));

@@ -2,10 +2,12 @@
 //!
 //! On our kernels, feature maps lie channels last from the first node that wants them so to the last; [`Flow`] keeps track of it. Nodes that
 //! follow each other are computed in one step where nobody looks between: normalization, a residual sum and a rectifier, a convolution and
-//! its rectifier, and outside training a convolution and its normalization.
+//! its rectifier, and outside training a convolution and its normalization. In an evaluation each sample takes its own branches (`packed.rs`); in a
+//! training, and where each node is looked at, all take all.
 
 mod computed;
 mod fixed;
+mod packed;
 mod steps;
 mod tensors;
 
@@ -15,6 +17,8 @@ use burn::tensor::Tensor;
 use crate::extension::{self, takes};
 use crate::net::{Net, Op, Value};
 pub(crate) use computed::Computed;
+use packed::Packed;
+pub use packed::{Decisions, StepSamples};
 use steps::{Step, steps};
 
 /// An activation on its way, and how it lies.
@@ -29,14 +33,17 @@ pub(crate) enum Flow {
 }
 
 impl Net {
-    /// Output of the last node for the input `[batch, channels, height, width]`: `[batch, classes]`.
+    /// Output of the last node for the input `[batch, channels, height, width]`: `[batch, classes]`. Of a network that skips work, an input without
+    /// gradients has each node compute for those samples alone that the gates send there, and not at all where there are none; with gradients every
+    /// sample takes every branch.
     pub fn forward(&self, input: Tensor<4>) -> Tensor<2> {
-        let fused = takes(&input).then(|| input.device().is_autodiff());
-        self.run(input, &steps(self, fused), |_, flow| flow).vector()
+        let packed = (!input.device().is_autodiff()).then(|| Packed::new(&input, Decisions::new()));
+        let steps = self.fused(&input);
+        self.run(input, &steps, packed, |_, flow| flow).vector()
     }
 
     /// Runs the network and hands every activation to `tap` together with its node's index; what `tap` returns goes on in its place.
-    /// Activations are dropped after their last use.
+    /// Activations are dropped after their last use. They are those of the whole batch: every sample takes every branch.
     pub fn trace(&self, input: Tensor<4>, mut tap: impl FnMut(usize, Value) -> Value) -> Value {
         let shown = |index: usize, flow: Flow| match flow {
             // A view of what lies channels last, and back: nothing is copied.
@@ -47,20 +54,33 @@ impl Net {
             Flow::First(x) => Flow::of(tap(index, Value::Map(x))),
             Flow::Vector(x) => Flow::of(tap(index, Value::Vector(x))),
         };
-        self.run(input, &steps(self, None), shown).value()
+        self.run(input, &steps(self, None), None, shown).value()
     }
 
-    fn run(&self, input: Tensor<4>, steps: &[Step], mut show: impl FnMut(usize, Flow) -> Flow) -> Flow {
+    /// Runs the steps, for the samples that reach each where they are `packed`, else for all.
+    fn run(
+        &self,
+        input: Tensor<4>,
+        steps: &[Step],
+        mut packed: Option<Packed>,
+        mut show: impl FnMut(usize, Flow) -> Flow,
+    ) -> Flow {
         let mut values: Vec<Option<Flow>> = vec![None; self.nodes.len()];
         values[0] = Some(show(0, Flow::First(input)));
         for step in steps {
-            let live = |index: usize| values[index].clone().expect("an activation lives until its last use");
-            let inputs: Vec<Flow> = step.inputs.iter().map(|&index| live(index)).collect();
-            let residual = step.residual.map(live);
+            let inputs: Vec<Option<Flow>> = step.inputs.iter().map(|&index| values[index].clone()).collect();
+            let residual = step.residual.and_then(|index| values[index].clone());
             for &index in &step.last_uses {
                 values[index] = None;
             }
-            values[step.output] = Some(show(step.output, self.take(step, inputs, residual)));
+            let output = match &mut packed {
+                Some(packed) => packed.take(self, step, inputs, residual),
+                None => {
+                    let live = |input: Option<Flow>| input.expect("an activation lives until its last use");
+                    Some(self.take(step, inputs.into_iter().map(live).collect(), residual))
+                }
+            };
+            values[step.output] = output.map(|flow| show(step.output, flow));
         }
         values.pop().flatten().expect("a network has an output")
     }

@@ -13,7 +13,7 @@ pub mod dense;
 pub mod error;
 pub mod extension;
 mod finite;
-mod forward;
+pub mod forward;
 pub mod gating;
 pub mod net;
 pub mod objective;

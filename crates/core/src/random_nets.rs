@@ -57,7 +57,8 @@ pub(crate) fn random_net(rng: &mut ChaCha8Rng) -> Net {
     for block in 0..blocks {
         if early.is_none() && rng.random_ratio(1, 20) {
             let logits = random_logits(&mut b, x, "early", 3);
-            let decision = b.fixed("early-gate", &[logits], random_gate(rng));
+            let measure = if rng.random() { Measure::Entropy } else { Measure::Confidence };
+            let decision = b.fixed("early-gate", &[logits], Gate { measure, threshold: rng.random_range(0.4..0.9) });
             x = b.fixed("go-on", &[x, decision], Route { leaving: false });
             early = Some((b.fixed("leave", &[logits, decision], Route { leaving: true }), decision));
         }
@@ -278,8 +279,10 @@ fn random_unit(b: &mut Builder, x: At, name: &str, conv: Conv, rng: &mut ChaCha8
 /// Two branches behind a gate, each of `out` channels, and of at most so many gates one behind the other.
 fn random_branches(b: &mut Builder, x: At, name: &str, out: usize, gates: usize, rng: &mut ChaCha8Rng) -> At {
     let sub = |part: &str| format!("{name}.{part}");
-    let logits = random_logits(b, x, &sub("logits"), rng.random_range(2..5));
-    let decision = b.fixed(&sub("gate"), &[logits], random_gate(rng));
+    let measure = [Measure::Entropy, Measure::Confidence, Measure::Sigmoid][rng.random_range(0..3)];
+    let count = if measure == Measure::Sigmoid { 1 } else { rng.random_range(2..5) };
+    let logits = random_logits(b, x, &sub("logits"), count);
+    let decision = b.fixed(&sub("gate"), &[logits], Gate { measure, threshold: rng.random_range(0.4..0.9) });
     // What was computed before the gate may be read behind it.
     let wide = random_unit(b, x, &sub("before"), Conv::new(out, 1), rng);
     let [left, on] = [true, false].map(|leaving| {
@@ -309,11 +312,6 @@ fn random_logits(b: &mut Builder, x: At, name: &str, classes: usize) -> At {
     // What is pooled is much the same for all noise, and few gates would part it.
     let flat = b.flatten(&format!("{name}-flat"), x);
     b.linear(name, flat, classes)
-}
-
-fn random_gate(rng: &mut ChaCha8Rng) -> Gate {
-    let measure = if rng.random() { Measure::Entropy } else { Measure::Confidence };
-    Gate { measure, threshold: rng.random_range(0.4..0.9) }
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod tally;
 mod tests;
 mod watched;
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use briquette_data::{Batch, Dataset, Loader};
@@ -272,13 +273,30 @@ pub fn tune(net: Net, recipe: Option<&Recipe>, cx: &mut Context<'_>) -> Result<N
 /// # Errors
 /// [`Error::Stopped`] when the host asks to stop. Data of other images or classes than the network's, and images that cannot be read.
 pub fn evaluate(net: &Net, data: &Dataset, device: &Device, host: &mut dyn Host) -> Result<Score> {
-    let mut tally = Tally::new(device, [1, 5]);
-    predict(net, data, (device, host), &[], |batch, logits, _| {
+    Ok(evaluate_counted(net, data, device, host)?.0)
+}
+
+/// [`evaluate`], and the share of the images that reached each step of the forward pass, by the name of its first node: what
+/// [`Cost::expected_macs`](crate::cost::Cost::expected_macs) asks for. No shares of no images.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn evaluate_counted(
+    net: &Net,
+    data: &Dataset,
+    device: &Device,
+    host: &mut dyn Host,
+) -> Result<(Score, BTreeMap<String, f64>)> {
+    let (mut tally, mut reached) = (Tally::new(device, [1, 5]), BTreeMap::<String, usize>::new());
+    over(net, data, (device, host), |net, batch, images| {
+        let (logits, samples) = net.forward_counted(images);
+        samples.into_iter().for_each(|(step, samples)| *reached.entry(step).or_default() += samples);
         tally.add(&logits, &batch.labels, cross_entropy(logits.clone(), &batch.labels, 0.0));
-        tally.loss_so_far()
+        Ok(tally.loss_so_far())
     })?;
     let (loss, [accuracy, top5]) = tally.means();
-    Ok(Score { accuracy, top5, loss })
+    let share = |(step, samples)| (step, samples as f64 / data.len() as f64);
+    Ok((Score { accuracy, top5, loss }, reached.into_iter().map(share).collect()))
 }
 
 /// Shows `see` each batch of `data` in order, with its logits and the outputs of the nodes `wanted` in evaluation form; it says the loss so far.
@@ -292,6 +310,20 @@ pub fn predict(
     wanted: &[usize],
     mut see: impl FnMut(&Batch, Tensor<2>, Vec<Value>) -> f64,
 ) -> Result<()> {
+    over(net, data, (device, host), |net, batch, images| {
+        let mut taps = Taps::of(wanted.to_vec());
+        let logits = net.tapped(images, &mut taps);
+        Ok(see(batch, logits, taps.values()?))
+    })
+}
+
+/// Has `see` run the network, in evaluation form, on each batch of `data` in order; it says the loss so far.
+fn over(
+    net: &Net,
+    data: &Dataset,
+    (device, host): (&Device, &mut dyn Host),
+    mut see: impl FnMut(&Net, &Batch, Tensor<4>) -> Result<f64>,
+) -> Result<()> {
     Task::of(net)?.check(data)?;
     let batch = samples_together(net.fullest(&net.shapes()?)?, EVALUATION_BATCH);
     let (net, mut seen) = (net.valid(), 0);
@@ -300,9 +332,7 @@ pub fn predict(
             return Err(Error::Stopped);
         }
         let batch = batch?;
-        let mut taps = Taps::of(wanted.to_vec());
-        let logits = net.tapped(images(&batch, data.shape, device), &mut taps);
-        let loss = see(&batch, logits, taps.values()?);
+        let loss = see(&net, &batch, images(&batch, data.shape, device))?;
         seen += batch.len;
         host.event(Event::Step { what: "evaluation", done: seen, total: data.len(), loss });
     }

@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::net::Net;
 
 pub use self::mobilenet_v2::inverted_residual;
+pub use self::resnet::{cifar_features, imagenet_features};
 pub use self::squeezenet::fire;
 
 /// A network that a config can name.

@@ -156,6 +156,9 @@ impl EarlyExit {
     /// The network with exits at which none leaves.
     fn wired(&self, net: Net, seed: u64) -> Result<Wired> {
         self.train.check()?;
+        if self.measure == Measure::Sigmoid {
+            return Err(Error::Invalid("`measure` is of logits of all classes: `entropy` or `confidence`".into()));
+        }
         let classes = Task::of(&net)?.classes;
         let gate = Gate { measure: self.measure, threshold: never(self.measure) };
         let wired = wiring::wire(net, &self.exits, gate, seed)?;
@@ -209,7 +212,7 @@ impl EarlyExit {
     fn largest(&self, classes: usize) -> f64 {
         match self.measure {
             Measure::Entropy => (classes as f64).ln(),
-            Measure::Confidence => 1.0,
+            Measure::Confidence | Measure::Sigmoid => 1.0,
         }
     }
 
@@ -234,7 +237,7 @@ impl EarlyExit {
             let percent = |part: usize, of: usize| 100.0 * part as f64 / of.max(1) as f64;
             let rule = match (thresholds.get(exit), self.measure) {
                 (Some(threshold), Measure::Entropy) => format!("entropy below {:.4} nats", f64::from(*threshold) * largest),
-                (Some(threshold), Measure::Confidence) => format!("confidence above {threshold:.4}"),
+                (Some(threshold), Measure::Confidence | Measure::Sigmoid) => format!("confidence above {threshold:.4}"),
                 (None, _) => "all others".into(),
             };
             let share = match here {
@@ -262,7 +265,7 @@ impl EarlyExit {
 fn never(measure: Measure) -> f32 {
     match measure {
         Measure::Entropy => 0.0,
-        Measure::Confidence => 1.0,
+        Measure::Confidence | Measure::Sigmoid => 1.0,
     }
 }
 

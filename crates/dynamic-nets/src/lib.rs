@@ -3,8 +3,11 @@
 //!
 //! Beside the methods, convolutions by other algorithms: [`winograd`] and [`fft_conv`].
 
+mod balance;
+pub mod block_drop;
 pub mod detail_preserving_pooling;
 mod dropping;
+pub mod dynamic_network;
 pub mod early_exit;
 pub mod fft_conv;
 pub mod global_average_pooling;
@@ -15,6 +18,7 @@ mod residual;
 pub mod s3pool;
 pub mod stochastic_depth;
 pub mod winograd;
+mod wiring;
 mod zoo;
 
 use briquette_core::pass::Entry;
@@ -22,7 +26,9 @@ use briquette_core::zoo::Arch;
 
 /// The methods of this crate.
 pub const METHODS: &[Entry] = &[
+    Entry::of::<block_drop::BlockDrop>("dynamic-nets"),
     Entry::of::<detail_preserving_pooling::DetailPreservingPooling>("dynamic-nets"),
+    Entry::of::<dynamic_network::DynamicNetwork>("dynamic-nets"),
     Entry::of::<early_exit::EarlyExit>("dynamic-nets"),
     Entry::of::<global_average_pooling::GlobalAveragePooling>("dynamic-nets"),
     Entry::of::<mixture_of_experts::MixtureOfExperts>("dynamic-nets"),

@@ -2,7 +2,7 @@
 
 use briquette_core::error::{Error, Result};
 use briquette_core::net::{Net, Op};
-use briquette_core::{Layer, layers};
+use briquette_core::{Activation, Layer, layers};
 use briquette_parts::refuse;
 
 /// A sum of what comes out of some layers and of what goes around them, and perhaps channels that are put behind it.
@@ -83,6 +83,18 @@ fn block(net: &Net, sum: usize) -> Option<Block> {
 fn beyond(net: &Net, end: usize, other: usize) -> Vec<usize> {
     let [own, others] = [end, other].map(|end| before(net, end));
     (0..net.nodes.len()).filter(|node| own[*node] && !others[*node]).collect()
+}
+
+/// The nodes that a sample does not need that takes the shortcut alone, in order: the branch, the sum, and a rectifier that alone reads the sum.
+pub(crate) fn members(net: &Net, block: &Block) -> Vec<usize> {
+    let [branch, shortcut] = [block.branch, block.shortcut].map(|end| before(net, end));
+    let own = (0..block.sum).filter(|node| branch[*node] && !shortcut[*node]);
+    let readers: Vec<usize> = (0..net.nodes.len()).filter(|node| net.nodes[*node].inputs.contains(&block.sum)).collect();
+    let rectifier = match readers[..] {
+        [only] if matches!(net.nodes[only].op.layer(), Layer::Activation(Activation::Relu)) => Some(only),
+        _ => None,
+    };
+    own.chain([block.sum]).chain(rectifier).collect()
 }
 
 /// The node and all that it depends on.

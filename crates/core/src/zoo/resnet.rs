@@ -50,6 +50,12 @@ imagenet! {
 }
 
 fn cifar(b: &mut Builder, x: At, wanted: &Wanted, blocks: usize) -> At {
+    let x = cifar_features(b, x, wanted, blocks);
+    b.linear("fc", x, wanted.classes)
+}
+
+/// The pooled features of a CIFAR net with so many blocks in each of its three stages.
+pub fn cifar_features(b: &mut Builder, x: At, wanted: &Wanted, blocks: usize) -> At {
     let mut x = conv_norm(b, "conv1", x, Conv::new(wanted.scaled(16), 3).same());
     x = b.relu("relu1", x);
     for (stage, filters) in [16, 32, 64].map(|filters| wanted.scaled(filters)).into_iter().enumerate() {
@@ -68,17 +74,22 @@ fn cifar(b: &mut Builder, x: At, wanted: &Wanted, blocks: usize) -> At {
             x = b.relu(&format!("{name}.relu2"), x);
         }
     }
-    x = b.global_avg_pool("pool", x);
+    b.global_avg_pool("pool", x)
+}
+
+type Body = fn(&mut Builder, &str, At, usize, usize) -> At;
+
+fn imagenet(b: &mut Builder, x: At, wanted: &Wanted, body: Body, blocks: [usize; 4]) -> At {
+    let x = stages(b, x, wanted, body, blocks);
     b.linear("fc", x, wanted.classes)
 }
 
-fn imagenet(
-    b: &mut Builder,
-    x: At,
-    wanted: &Wanted,
-    body: fn(&mut Builder, &str, At, usize, usize) -> At,
-    blocks: [usize; 4],
-) -> At {
+/// The pooled features of an ImageNet net with so many basic blocks in each of its four stages.
+pub fn imagenet_features(b: &mut Builder, x: At, wanted: &Wanted, blocks: [usize; 4]) -> At {
+    stages(b, x, wanted, basic, blocks)
+}
+
+fn stages(b: &mut Builder, x: At, wanted: &Wanted, body: Body, blocks: [usize; 4]) -> At {
     let mut x = conv_norm(b, "conv1", x, Conv { padding: Padding::all(3), ..Conv::new(wanted.scaled(64), 7).stride(2) });
     x = b.relu("relu1", x);
     x = b.max_pool("pool1", x, Window { padding: Padding::all(1), ..Window::new([3, 3], [2, 2]) });
@@ -97,8 +108,7 @@ fn imagenet(
             x = b.relu(&format!("{name}.relu"), x);
         }
     }
-    x = b.global_avg_pool("pool", x);
-    b.linear("fc", x, wanted.classes)
+    b.global_avg_pool("pool", x)
 }
 
 fn basic(b: &mut Builder, name: &str, x: At, filters: usize, stride: usize) -> At {

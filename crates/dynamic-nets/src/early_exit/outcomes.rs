@@ -120,7 +120,7 @@ impl Outcomes {
         sure.retain(|sure| !sure.is_nan());
         match self.measure {
             Measure::Entropy => sure.sort_by(f32::total_cmp),
-            Measure::Confidence => sure.sort_by(|a, b| b.total_cmp(a)),
+            Measure::Confidence | Measure::Sigmoid => sure.sort_by(|a, b| b.total_cmp(a)),
         }
         sure
     }

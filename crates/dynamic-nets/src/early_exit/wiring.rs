@@ -1,14 +1,14 @@
 //! Where the exits branch off.
 
-use briquette_core::builder::{Builder, Conv};
+use briquette_core::builder::Conv;
 use briquette_core::error::{Error, Result};
 use briquette_core::layers::{Gate, Merge, Route};
-use briquette_core::net::{Net, Node, Op};
+use briquette_core::net::{Net, Node};
 use briquette_core::{Layer, layers};
-use briquette_runtime::branches::Branch;
 use burn::tensor::Device;
 
 use super::{Exits, Head};
+use crate::wiring::{Wiring, beside, ungated};
 
 /// A network with exits.
 #[derive(Debug)]
@@ -30,44 +30,33 @@ pub(super) fn wire(net: Net, exits: &Exits, gate: Gate, seed: u64) -> Result<Wir
     let read_last =
         (0..net.nodes.len()).map(|index| net.nodes.iter().rposition(|node| node.inputs.contains(&index))).collect::<Vec<_>>();
     let output = net.nodes[last].name.clone();
-    let (mut nodes, mut now, mut made) = (Vec::<Node>::new(), Vec::<usize>::new(), Vec::new());
+    let (mut wiring, mut made) = (Wiring::default(), Vec::new());
     for (index, node) in net.nodes.into_iter().enumerate() {
         let name = node.name.clone();
-        nodes.push(Node { inputs: node.inputs.iter().map(|input| now[*input]).collect(), ..node });
-        now.push(nodes.len() - 1);
+        wiring.copy(node, |wiring, input| wiring.now(input));
         let Some(exit) = after.iter().position(|place| *place == index) else { continue };
         let exit = format!("exit{}", exit + 1);
         let named = |part: &str| format!("{exit}.{part}");
         let head = head(&exit, exits.head, &shapes[index], classes, seed, &device)
             .map_err(|error| Error::node(&name, error.to_string()))?;
-        let (begin, read) = (nodes.len(), now[index]);
-        let place = |input: usize| if input == 0 { read } else { begin + input - 1 };
-        nodes.extend(
-            head.into_iter().map(|node| Node { inputs: node.inputs.iter().map(|input| place(*input)).collect(), ..node }),
-        );
-        let logits = nodes.len() - 1;
-        let mut push = |name: String, inputs: Vec<usize>, layer: Layer| {
-            nodes.push(Node { op: Op::fixed(layer), name, inputs });
-            nodes.len() - 1
-        };
-        let gate = push(named("gate"), vec![logits], gate.into());
-        let leave = push(named("leave"), vec![logits, gate], Route { leaving: true }.into());
+        wiring.append(head, wiring.now(index));
+        let logits = wiring.last();
+        let gate = wiring.push(named("gate"), vec![logits], gate);
+        let leave = wiring.push(named("leave"), vec![logits, gate], Route { leaving: true });
         for earlier in (0..=index).filter(|earlier| read_last[*earlier] > Some(index)) {
-            let name = format!("{exit}.on{earlier}");
-            now[earlier] = push(name, vec![now[earlier], gate], Route { leaving: false }.into());
+            let inputs = vec![wiring.now(earlier), gate];
+            let on = wiring.push(format!("{exit}.on{earlier}"), inputs, Route { leaving: false });
+            wiring.redirect(earlier, on);
         }
         made.push((named("fc"), gate, leave));
     }
-    let mut out = nodes.len() - 1;
+    let mut out = wiring.last();
     for (exit, (_, gate, leave)) in made.iter().enumerate().rev() {
-        nodes.push(Node { op: Op::fixed(Merge), name: format!("exit{}.merge", exit + 1), inputs: vec![*leave, out, *gate] });
-        out = nodes.len() - 1;
+        out = wiring.push(format!("exit{}.merge", exit + 1), vec![*leave, out, *gate], Merge);
     }
     let gates = made.iter().map(|(_, gate, _)| *gate).collect();
     let logits = made.into_iter().map(|(logits, _, _)| logits).chain([output]).collect();
-    let net = Net { nodes };
-    net.shapes()?;
-    Ok(Wired { net, logits, gates })
+    Ok(Wired { net: wiring.finish()?, logits, gates })
 }
 
 /// The nodes that are meant, in order.
@@ -77,9 +66,7 @@ fn places(net: &Net, after: &[String]) -> Result<Vec<usize>> {
         return Err(Error::Invalid("`after` of `exits` names no node".into()));
     }
     let last = net.nodes.len() - 1;
-    if let Some(gate) = net.nodes.iter().find(|node| node.op.layer().kind().branch() == Branch::Decides) {
-        return refuse(&gate.name, "already decides which samples go on; name all exits in one pass");
-    }
+    ungated(net, "name all exits in one pass")?;
     if let Layer::Softmax(_) = net.nodes[last].op.layer() {
         return refuse(&net.nodes[last].name, "gives probabilities, where the exits give logits; leave it out of the network");
     }
@@ -104,24 +91,16 @@ fn places(net: &Net, after: &[String]) -> Result<Vec<usize>> {
 
 /// The nodes of a head, which read one another by their place behind the node that it reads, 0.
 fn head(exit: &str, form: Head, shape: &[usize], classes: usize, seed: u64, device: &Device) -> Result<Vec<Node>> {
-    let (input, flat) = match *shape {
-        [channels, height, width] => ([channels, height, width], 0),
-        _ => ([shape.iter().product(), 1, 1], 1),
-    };
-    let mut b = Builder::new(input, seed, device);
-    let mut x = b.input();
     let named = |part: &str| format!("{exit}.{part}");
-    if flat == 1 {
-        x = b.flatten("flat", x);
-    } else {
-        if form == Head::Conv {
-            x = b.conv(&named("conv"), x, Conv::new(input[0], 3).same().no_bias());
-            x = b.batch_norm(&named("norm"), x);
-            x = b.relu(&named("relu"), x);
+    beside(shape, seed, device, |b, mut x| {
+        if let &[channels, _, _] = shape {
+            if form == Head::Conv {
+                x = b.conv(&named("conv"), x, Conv::new(channels, 3).same().no_bias());
+                x = b.batch_norm(&named("norm"), x);
+                x = b.relu(&named("relu"), x);
+            }
+            x = b.fixed(&named("pool"), &[x], layers::GlobalAvgPool);
         }
-        x = b.fixed(&named("pool"), &[x], layers::GlobalAvgPool);
-    }
-    b.linear(&named("fc"), x, classes);
-    let nodes = b.finish()?.nodes.into_iter().skip(1 + flat);
-    Ok(nodes.map(|node| Node { inputs: node.inputs.iter().map(|input| input - flat).collect(), ..node }).collect())
+        b.linear(&named("fc"), x, classes)
+    })
 }

@@ -6,7 +6,7 @@ use crate::bytes::{Put as _, Reader};
 use crate::engine::{Operation, Threads};
 use crate::{Error, Node};
 
-/// 1 for samples that leave here, 0 for those that go on, by how sure the logits are. [`Route`](super::Route) and
+/// 1 for samples that leave here, 0 for those that go on, by how sure the logits are, or by one logit. [`Route`](super::Route) and
 /// [`Merge`](super::Merge) go by it.
 ///
 /// The loss of the output alone teaches an exit by the samples that leave there. For an exit to learn from all samples, an objective has to tap it.
@@ -21,7 +21,7 @@ pub struct Gate {
     pub threshold: f32,
 }
 
-/// How sure logits `z` of `K` classes are, of `p = softmax(z)`.
+/// What is read from logits `z`: how sure those of `K` classes are, of `p = softmax(z)`, or how probable a single one says that it is to leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Measure {
@@ -29,6 +29,9 @@ pub enum Measure {
     Entropy,
     /// A sample leaves where the largest `p_k` is above the threshold: all at 0, none at 1.
     Confidence,
+    /// A sample leaves where the sigmoid of the one logit there is, `1 / (1 + e^-z)`, reaches the threshold `t`, which is where `z >= ln(t / (1 - t))`: all
+    /// at 0, none at 1.
+    Sigmoid,
 }
 
 impl Measure {
@@ -38,6 +41,7 @@ impl Measure {
         let sum: f32 = logits.iter().map(|z| (z - largest).exp()).sum();
         match self {
             Measure::Confidence => 1.0 / sum,
+            Measure::Sigmoid => 1.0 / (1.0 + (-logits[0]).exp()),
             Measure::Entropy => {
                 let of = |z: &f32| {
                     let p = (z - largest).exp() / sum;
@@ -52,13 +56,23 @@ impl Measure {
 impl Gate {
     /// Whether a sample with these logits leaves; not where they are not numbers.
     pub fn leaves(&self, logits: &[f32]) -> bool {
-        self.lets(self.measure.of(logits))
+        match self.measure {
+            Measure::Entropy | Measure::Confidence => self.lets(self.measure.of(logits)),
+            Measure::Sigmoid => logits[0] >= self.logit(),
+        }
+    }
+
+    /// `ln(t / (1 - t))` of the threshold `t`: the logit at which the sigmoid reaches it. Who compares logits rounds nowhere, and decides alike on every
+    /// machine.
+    pub fn logit(&self) -> f32 {
+        (self.threshold / (1.0 - self.threshold)).ln()
     }
 
     /// Whether a sample leaves that is so sure.
     pub fn lets(&self, sure: f32) -> bool {
         match self.measure {
             Measure::Confidence => sure > self.threshold,
+            Measure::Sigmoid => sure >= self.threshold && self.threshold < 1.0,
             // Rounding may take the largest entropy there is beyond 1.
             Measure::Entropy => sure < self.threshold || (sure >= 0.0 && self.threshold >= 1.0),
         }
@@ -78,9 +92,13 @@ impl Kind for Gate {
     }
 
     fn shape(&self, inputs: &[&[usize]], _: Option<&[usize]>) -> Result<Vec<usize>, String> {
-        match inputs[0] {
-            [classes] if *classes >= 2 => Ok(vec![1]),
-            other => Err(format!("it decides by logits of two classes or more, not by {other:?}")),
+        match (self.measure, inputs[0]) {
+            (Measure::Entropy | Measure::Confidence, [classes]) if *classes >= 2 => Ok(vec![1]),
+            (Measure::Sigmoid, [1]) => Ok(vec![1]),
+            (Measure::Entropy | Measure::Confidence, other) => {
+                Err(format!("it decides by logits of two classes or more, not by {other:?}"))
+            }
+            (Measure::Sigmoid, other) => Err(format!("it decides by one logit, not by {other:?}")),
         }
     }
 
@@ -110,12 +128,18 @@ impl Storable for Gate {
         out.push(match self.measure {
             Measure::Entropy => 0,
             Measure::Confidence => 1,
+            Measure::Sigmoid => 2,
         });
         out.put_f32(self.threshold);
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<Self, Error> {
-        let measure = if reader.truth()? { Measure::Confidence } else { Measure::Entropy };
+        let measure = match reader.byte()? {
+            0 => Measure::Entropy,
+            1 => Measure::Confidence,
+            2 => Measure::Sigmoid,
+            other => return Err(Error::corrupt(format!("measure {other} of a gate"))),
+        };
         Ok(Self { measure, threshold: reader.f32()? })
     }
 }

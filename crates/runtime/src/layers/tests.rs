@@ -33,6 +33,7 @@ fn every_layer_comes_back() {
         Clip { low: Some(-0.5), high: None }.into(),
         Gate { measure: Measure::Entropy, threshold: 0.25 }.into(),
         Gate { measure: Measure::Confidence, threshold: 0.5 }.into(),
+        Gate { measure: Measure::Sigmoid, threshold: 0.5 }.into(),
         Route { leaving: true }.into(),
         Merge.into(),
         Affine.into(),

@@ -22,10 +22,11 @@ impl Wiring<'_> {
 
     fn gate(&mut self, x: usize) -> usize {
         let pooled = self.push(&[x], layers::GlobalAvgPool, &[]);
-        let weight: Vec<f32> = values(12, pooled, 0).iter().map(|w| 4.0 * w).collect();
-        let logits = self.push(&[pooled], layers::Linear, &[("weight", &[3, 4], &weight)]);
+        let measure = [Measure::Confidence, Measure::Entropy, Measure::Sigmoid][self.draw(3)];
+        let count = if measure == Measure::Sigmoid { 1 } else { 3 };
+        let weight: Vec<f32> = values(4 * count, pooled, 0).iter().map(|w| 4.0 * w).collect();
+        let logits = self.push(&[pooled], layers::Linear, &[("weight", &[count, 4], &weight)]);
         let threshold = [0.0, 0.35, 0.4, 0.5, 1.0][self.draw(5)];
-        let measure = if self.draw(2) == 0 { Measure::Confidence } else { Measure::Entropy };
         self.push(&[logits], Gate { measure, threshold }, &[])
     }
 
