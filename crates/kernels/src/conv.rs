@@ -15,6 +15,7 @@
 mod depthwise;
 mod geometry;
 mod pack;
+mod packed;
 mod products;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use crate::{Error, Padding, count};
 use geometry::View;
 
 pub(crate) use geometry::Segment;
+pub use packed::Packed;
 pub use products::Epilogue;
 pub(crate) use products::{Correlation, FilterPanel, packed_len, panels, read, write};
 pub(crate) use weights::{Job, Outer, jobs, parts};

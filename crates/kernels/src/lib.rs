@@ -21,6 +21,7 @@ mod panels;
 mod peak;
 pub mod pointwise;
 pub mod pool;
+pub mod sparse;
 pub mod structured;
 mod windows;
 mod words;

@@ -158,7 +158,7 @@ fn product<O: Operand>(
     let write = |to: Target<'_>| {
         jobs.into_par_iter().for_each(|(row, panels)| {
             let some = ROWS.min(count - row);
-            isa.run(Correlation::<O> {
+            let correlation = Correlation::<O> {
                 source: &from[row * depth..],
                 pixels: vec![(&bases[..some], &places[..some], &segments)],
                 start: row,
@@ -169,7 +169,8 @@ fn product<O: Operand>(
                 filter: 0,
                 row: width,
                 to,
-            });
+            };
+            correlation.on(isa);
         });
     };
     #[allow(unsafe_code)]

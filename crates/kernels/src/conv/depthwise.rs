@@ -11,7 +11,7 @@ use crate::buffer::Target;
 use crate::lanes::{Isa, Lanes, Work};
 
 /// For every target row or column, the source rows or columns that reach it and by which tap.
-type Axis = Vec<Vec<(usize, usize)>>;
+pub(super) type Axis = Vec<Vec<(usize, usize)>>;
 
 /// Vectors of channels whose sums are in registers together.
 const VECTORS: usize = 4;
@@ -21,7 +21,7 @@ const PARTS: usize = 16;
 
 impl Conv2d {
     /// As the output sees the input, or, turned around, as the gradient of the input sees that of the output.
-    fn axis(&self, axis: usize, turned: bool, out: usize) -> Axis {
+    pub(super) fn axis(&self, axis: usize, turned: bool, out: usize) -> Axis {
         let mut seen = vec![Vec::new(); if turned { self.input[axis] } else { out }];
         for (place, tap) in (0..out).flat_map(|place| (0..self.kernel[axis]).map(move |tap| (place, tap))) {
             let source = (place * self.stride[axis] + tap * self.dilation[axis]).checked_sub(self.padding.before(axis));
@@ -36,30 +36,33 @@ impl Conv2d {
     pub(super) fn depthwise_forward(&self, isa: Isa, x: &[f32], w: &[f32], epilogue: &Epilogue<'_>, to: Target<'_>) {
         let out = self.output().expect("the shapes were checked");
         let axes = [self.axis(0, false, out[0]), self.axis(1, false, out[1])];
-        self.gather(isa, x, [self.input[0], self.input[1]], &axes, w, epilogue, to);
+        let weights = transposed(w, self.filters);
+        self.gather(isa, self.batch, x, [self.input[0], self.input[1]], &axes, &weights, epilogue, to, true);
     }
 
     pub(super) fn depthwise_input_gradient(&self, isa: Isa, dy: &[f32], w: &[f32], to: Target<'_>) {
         let out = self.output().expect("the shapes were checked");
         let axes = [self.axis(0, true, out[0]), self.axis(1, true, out[1])];
-        self.gather(isa, dy, [out[0], out[1]], &axes, w, &Epilogue::default(), to);
+        let weights = transposed(w, self.filters);
+        self.gather(isa, self.batch, dy, [out[0], out[1]], &axes, &weights, &Epilogue::default(), to, true);
     }
 
-    /// Every target pixel from the source pixels that reach it.
+    /// Every target pixel from the source pixels that reach it, by weights `[taps, channels]`.
     #[allow(clippy::too_many_arguments)]
-    fn gather(
+    pub(super) fn gather(
         &self,
         isa: Isa,
+        batch: usize,
         from: &[f32],
         size: [usize; 2],
         axes: &[Axis; 2],
-        w: &[f32],
+        weights: &[f32],
         epilogue: &Epilogue<'_>,
         to: Target<'_>,
+        parallel: bool,
     ) {
         let channels = self.filters;
-        let weights = transposed(w, channels);
-        (0..self.batch * axes[0].len()).into_par_iter().for_each(|row| {
+        let of_row = |row: usize| {
             let (image, row) = (row / axes[0].len(), row % axes[0].len());
             let source = &from[image * size[0] * size[1] * channels..][..size[0] * size[1] * channels];
             let first = (image * axes[0].len() + row) * axes[1].len();
@@ -69,13 +72,15 @@ impl Conv2d {
                 rows: &axes[0][row],
                 columns: &axes[1],
                 kernel_width: self.kernel[1],
-                weights: &weights,
+                weights,
                 channels,
                 epilogue,
                 first,
                 to,
             });
-        });
+        };
+        let rows = 0..batch * axes[0].len();
+        if parallel { rows.into_par_iter().for_each(of_row) } else { rows.for_each(of_row) }
     }
 
     pub(super) fn depthwise_weight_gradient(&self, isa: Isa, x: &[f32], dy: &[f32]) -> Vec<f32> {
@@ -102,7 +107,7 @@ impl Conv2d {
 }
 
 /// `[channels, taps]` to `[taps, channels]`.
-fn transposed(w: &[f32], channels: usize) -> Vec<f32> {
+pub(super) fn transposed(w: &[f32], channels: usize) -> Vec<f32> {
     let area = w.len() / channels.max(1);
     (0..w.len()).map(|place| w[place % channels * area + place / channels]).collect()
 }

@@ -77,6 +77,13 @@ pub(super) struct Task {
     pub(super) table: usize,
 }
 
+/// How a batch is cut: a table of pixels for each piece of an image, and the tasks.
+#[derive(Debug)]
+pub(super) struct Cut {
+    pub(super) tables: Vec<Vec<Pixels>>,
+    pub(super) tasks: Vec<Task>,
+}
+
 /// How large a task may be.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Size {
@@ -141,7 +148,7 @@ impl View {
     /// Cuts a batch into tasks, by shapes alone: some images whole, or some rows of one; and for each piece of an image a table of its
     /// pixels. A task of fewer images has the first pixels of each kind. Each task may be shared among jobs for some of so many `panels`, and
     /// `per` weights share a place.
-    pub(super) fn tasks(&self, batch: usize, panels: usize, size: Size, per: usize) -> (Vec<Vec<Pixels>>, Vec<Task>) {
+    pub(super) fn tasks(&self, batch: usize, panels: usize, size: Size, per: usize) -> Cut {
         let image = self.source.iter().product::<usize>() * self.channels * self.groups;
         let (rows, pixels) = (self.target[0], self.target.iter().product::<usize>());
         let wanted = TASKS.div_ceil((panels * self.groups).max(1));
@@ -156,7 +163,7 @@ impl View {
             (0..tables.len()).map(move |table| Task { images: images.clone(), table })
         };
         let tasks = (0..batch).step_by(images).flat_map(task).collect();
-        (tables, tasks)
+        Cut { tables, tasks }
     }
 
     /// The pixels of some rows of the first images of a batch, by what they reach.
@@ -190,6 +197,11 @@ impl View {
             pixels
         };
         pairs.map(of_pair).filter(|pixels| pixels.each > 0).collect()
+    }
+
+    /// Pixels of a target image.
+    pub(super) fn pixels_of_target(&self) -> usize {
+        self.target.iter().product()
     }
 
     /// The place of a tap among the packed weights.

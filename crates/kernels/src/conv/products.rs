@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use super::geometry::{Segment, Size, Task, View};
+use super::geometry::{Cut, Segment, Size, Task, View};
 use super::pack::pack;
 use crate::Error;
 use crate::buffer::Target;
@@ -107,6 +107,9 @@ const DEPTH: usize = 256;
 /// The source stays in the second-level cache beside weights and results.
 const SIZE: Size = Size { floats: 64 * 1024, pixels: 768 };
 
+/// Panels that a single pixel goes through at a time: eight sums hide the latency of the additions.
+const ABREAST: usize = 4;
+
 /// A task's share of a product.
 pub(crate) struct Correlation<'a, O: Operand> {
     pub(crate) source: &'a [O::Value],
@@ -136,7 +139,22 @@ impl<O: Operand> Work for Correlation<'_, O> {
             assert!(*base as usize + reach <= self.source.len() && last <= self.depth, "a tap lies outside its buffer");
             assert_eq!(bases.len(), places.len());
             let blocks = blocks(segments, O::PER);
-            for panel in self.panels {
+            // A single pixel leaves room in registers for panels side by side.
+            let whole = self.panels.iter().take_while(|panel| panel.filters == 2 * L::COUNT).count();
+            let (fours, others) = self.panels.split_at(if bases.len() == 1 { whole - whole % ABREAST } else { 0 });
+            for four in fours.chunks_exact(ABREAST) {
+                let (first, filters) = (self.filter + four[0].first, ABREAST * 2 * L::COUNT);
+                let weights = &self.weights[four[0].first * self.depth..][..filters * self.depth];
+                assert!(first + filters <= self.row, "no such filters");
+                let to = self.to.at((self.start + places[0] as usize) * self.row + first, filters);
+                for (index, segments) in blocks.iter().enumerate() {
+                    let ends = [index == 0, index + 1 == blocks.len()];
+                    let share = Share { bases, places, segments, weights, filters, first, ends };
+                    // SAFETY: the farthest run, its weights in each of the panels, and all of their results were checked.
+                    unsafe { self.abreast::<L>(&share, to) };
+                }
+            }
+            for panel in others {
                 let weights = &self.weights[panel.first * self.depth..][..panel.vectors * L::COUNT * self.depth];
                 let first = self.filter + panel.first;
                 assert!(first + panel.filters <= self.row, "no such filters");
@@ -188,14 +206,34 @@ impl<O: Operand> Correlation<'_, O> {
             // SAFETY: as the caller vouches.
             unsafe { self.tile::<L, P, V, WHOLE>(share, bases, places, to) };
         }
-        if let Some(last) = bases.1.len().checked_sub(1) {
-            // The last tile computes its last pixel several times: each time the same result goes to the same place.
-            let (mut some_bases, mut some_places) = ([bases.1[last]; P], [places.1[last]; P]);
-            some_bases[..last].copy_from_slice(&bases.1[..last]);
-            some_places[..last].copy_from_slice(&places.1[..last]);
-            // SAFETY: as the caller vouches.
-            unsafe { self.tile::<L, P, V, WHOLE>(share, &some_bases, &some_places, to) };
+        // SAFETY: as the caller vouches.
+        unsafe {
+            match bases.1.len() {
+                0 => {}
+                1 => self.last::<L, 1, V, WHOLE>(share, bases.1, places.1, to),
+                2 => self.last::<L, 2, V, WHOLE>(share, bases.1, places.1, to),
+                3 | 4 => self.last::<L, 4, V, WHOLE>(share, bases.1, places.1, to),
+                _ => self.last::<L, P, V, WHOLE>(share, bases.1, places.1, to),
+            }
         }
+    }
+
+    /// A tile of at most `P` pixels, of which the last is computed several times: each time the same result goes to the same place.
+    ///
+    /// # Safety
+    /// As for [`Correlation::tiles`]; there is a pixel.
+    #[inline(always)]
+    unsafe fn last<L: Lanes, const P: usize, const V: usize, const WHOLE: bool>(
+        &self,
+        share: &Share<'_, O>,
+        bases: &[u32],
+        places: &[u32],
+        to: *mut f32,
+    ) {
+        let pixel = |i: usize| i.min(bases.len() - 1);
+        let (bases, places) = (std::array::from_fn(|i| bases[pixel(i)]), std::array::from_fn(|i| places[pixel(i)]));
+        // SAFETY: as the caller vouches.
+        unsafe { self.tile::<L, P, V, WHOLE>(share, &bases, &places, to) };
     }
 
     /// # Safety
@@ -220,25 +258,93 @@ impl<O: Operand> Correlation<'_, O> {
         // SAFETY: as the caller vouches.
         let mut sums = unsafe { products::<O, L, P, V>(starts, share.segments, share.weights.as_ptr()) };
         if !share.ends[0] {
+            // All are read before one is written, for pixels may repeat.
             for i in 0..P {
                 // SAFETY: the block before wrote the panel's results.
-                let before: [L; V] = unsafe { read(results[i], filters) };
-                for v in 0..V {
-                    sums[i][v] = before[v].add(sums[i][v]);
-                }
-            }
-        }
-        if share.ends[1] && !self.epilogue.is_plain() {
-            for i in 0..P {
-                let place = (self.start + places[i] as usize) * self.row;
-                sums[i] = self.epilogue.finish(sums[i], place, share.first, filters);
+                sums[i] = unsafe { resumed(sums[i], results[i], filters) };
             }
         }
         for i in 0..P {
             // SAFETY: as the caller vouches.
-            unsafe { write(results[i], filters, sums[i]) };
+            unsafe { self.put(share, places[i], share.first, filters, results[i], sums[i]) };
         }
     }
+
+    /// One pixel by [`ABREAST`] whole panels of two vectors, which follow each other.
+    ///
+    /// # Safety
+    /// As for [`Correlation::tiles`], with the first panel's results at `to`.
+    #[inline(always)]
+    unsafe fn abreast<L: Lanes>(&self, share: &Share<'_, O>, to: *mut f32) {
+        let mut sums = [[L::splat(0.0); 2]; ABREAST];
+        let panel = 2 * L::COUNT * self.depth;
+        for segment in share.segments {
+            // SAFETY: the caller vouches for every run and its weights in every panel.
+            unsafe {
+                let from = self.source.as_ptr().add(share.bases[0] as usize + segment.offset);
+                let weights = share.weights.as_ptr().add(segment.weight * 2 * L::COUNT);
+                for k in 0..segment.len.div_ceil(O::PER) {
+                    let x = O::splat::<L>(from.add(k * O::PER));
+                    for (number, sums) in sums.iter_mut().enumerate() {
+                        let weights = weights.add(number * panel + k * 2 * L::COUNT);
+                        sums[0] = O::multiply_add(O::load::<L>(weights), x, sums[0]);
+                        sums[1] = O::multiply_add(O::load::<L>(weights.add(L::COUNT)), x, sums[1]);
+                    }
+                }
+            }
+        }
+        for (number, mut sums) in sums.into_iter().enumerate() {
+            let (offset, count) = (number * 2 * L::COUNT, 2 * L::COUNT);
+            // SAFETY: the caller vouches for the results of every panel, which the block before wrote.
+            unsafe {
+                if !share.ends[0] {
+                    sums = resumed(sums, to.add(offset), count);
+                }
+                self.put(share, share.places[0], share.first + offset, count, to.add(offset), sums);
+            }
+        }
+    }
+
+    /// Puts the sums for the filters `first .. first + count` of a pixel where its results are, finished after the last block.
+    ///
+    /// # Safety
+    /// They are writable at `to`.
+    #[inline(always)]
+    unsafe fn put<L: Lanes, const V: usize>(
+        &self,
+        share: &Share<'_, O>,
+        place: u32,
+        first: usize,
+        count: usize,
+        to: *mut f32,
+        mut sums: [L; V],
+    ) {
+        if share.ends[1] && !self.epilogue.is_plain() {
+            sums = self.epilogue.finish(sums, (self.start + place as usize) * self.row, first, count);
+        }
+        // SAFETY: as the caller vouches.
+        unsafe { write(to, count, sums) };
+    }
+
+    /// Computes on these instructions. One place for all products: their loops are long to compile.
+    #[inline(never)]
+    pub(crate) fn on(self, isa: Isa) {
+        isa.run(self);
+    }
+}
+
+/// `sums` added to what a block before wrote.
+///
+/// # Safety
+/// As for [`read`].
+#[inline(always)]
+unsafe fn resumed<L: Lanes, const V: usize>(mut sums: [L; V], from: *const f32, count: usize) -> [L; V] {
+    // SAFETY: as the caller vouches.
+    let before: [L; V] = unsafe { read(from, count) };
+    for v in 0..V {
+        sums[v] = before[v].add(sums[v]);
+    }
+    sums
 }
 
 /// The products of `segments` with the weights, for `P` pixels.
@@ -361,18 +467,32 @@ impl View {
     ) {
         let lanes = isa.lanes();
         let (panels, weights) = (panels(self.filters, lanes), pack::<O>(self, w, lanes));
-        let (tables, tasks) = self.tasks(batch, panels.len(), SIZE, O::PER);
-        let from = O::values(from);
-        // Few tasks share the panels of each.
-        let some = panels.len().div_ceil(super::geometry::shares(tasks.len() * self.groups)).max(1);
-        let jobs: Vec<(&Task, usize, &[FilterPanel])> = (tasks.iter())
-            .flat_map(|task| (0..self.groups).map(move |group| (task, group)))
-            .flat_map(|(task, group)| panels.chunks(some).map(move |panels| (task, group, panels)))
-            .collect();
+        let cut = self.cut(batch, panels.len(), O::PER);
+        self.products::<O>(isa, &O::values(from), (&panels, &weights), &cut, epilogue, to, true);
+    }
+
+    /// How a batch is cut for so many panels.
+    pub(super) fn cut(&self, batch: usize, panels: usize, per: usize) -> Cut {
+        self.tasks(batch, panels, SIZE, per)
+    }
+
+    /// [`View::correlate`] on packed weights.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn products<O: Operand>(
+        &self,
+        isa: Isa,
+        from: &[O::Value],
+        (panels, weights): (&[FilterPanel], &[O::Weight]),
+        cut: &Cut,
+        epilogue: &Epilogue<'_>,
+        to: Target<'_>,
+        parallel: bool,
+    ) {
+        let Cut { tables, tasks } = cut;
         let each = weights.len() / self.groups;
-        jobs.into_par_iter().for_each(|(task, group, panels)| {
-            let (source, start) = self.start(task, group, &from);
-            isa.run(Correlation::<O> {
+        let job = |(task, group, panels): (&Task, usize, &[FilterPanel])| {
+            let (source, start) = self.start(task, group, from);
+            let correlation = Correlation::<O> {
                 source,
                 pixels: tables[task.table].iter().map(|kind| kind.of(task.images.len())).collect(),
                 start,
@@ -383,7 +503,20 @@ impl View {
                 filter: group * self.filters,
                 row: self.filters * self.groups,
                 to,
-            });
-        });
+            };
+            correlation.on(isa);
+        };
+        // Few tasks share the panels of each.
+        let shares = if parallel { super::geometry::shares(tasks.len() * self.groups) } else { 1 };
+        let least = if self.pixels_of_target() == 1 { ABREAST } else { 1 };
+        let some = panels.len().div_ceil(shares).max(least);
+        let jobs = (tasks.iter())
+            .flat_map(|task| (0..self.groups).map(move |group| (task, group)))
+            .flat_map(|(task, group)| panels.chunks(some).map(move |panels| (task, group, panels)));
+        if parallel {
+            jobs.collect::<Vec<_>>().into_par_iter().for_each(job);
+        } else {
+            jobs.for_each(job);
+        }
     }
 }

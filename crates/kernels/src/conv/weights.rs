@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use super::geometry::{Segment, Size, Task, View};
+use super::geometry::{Cut, Segment, Size, Task, View};
 use super::pack::unpack;
 use super::products::{FilterPanel, packed_len, panels, read, write};
 use crate::lanes::{Isa, Lanes, Work};
@@ -192,7 +192,7 @@ impl View {
         let (lanes, depth, filters) = (isa.lanes(), self.depth(1), self.filters * self.groups);
         let mut dw = vec![0.0; filters * depth];
         let panels = panels(self.filters, lanes);
-        let (tables, tasks) = self.tasks(batch, panels.len(), SIZE, 1);
+        let Cut { tables, tasks } = self.tasks(batch, panels.len(), SIZE, 1);
         let x = O::values(x);
         let total = self.groups * packed_len(self.filters, lanes, depth);
         let parts = parts(total, tasks.len());

@@ -1,5 +1,6 @@
 //! Convolutions and fully connected layers: a product of the weights with the columns that the windows see.
 
+use super::kernel::Kernel;
 use super::matrix::Matrix;
 use super::operation::Operation;
 use super::threads::Threads;
@@ -59,8 +60,14 @@ pub(crate) struct Geometry {
 }
 
 impl Geometry {
-    fn positions(&self) -> usize {
+    pub(super) fn positions(&self) -> usize {
         self.output[0] * self.output[1]
+    }
+
+    /// Pixels of the output as one line over the rows of the padded input, every `stride`th of its columns.
+    fn line(&self) -> usize {
+        let width = self.padding.around(1, self.input[1]).unwrap_or(usize::MAX).div_ceil(self.stride[1]);
+        (self.output[0] - 1).saturating_mul(width).saturating_add(self.output[1])
     }
 
     /// Where tap `tap` of output `position` reads along an axis, if inside the input.
@@ -79,14 +86,53 @@ impl Geometry {
     }
 }
 
+/// What computes a convolution, or a fully connected layer as one of a single pixel, of this weight `[out, in / groups * kh * kw]`.
+pub(crate) fn product(geometry: Geometry, weight: &[f32], epilogue: Epilogue, out: usize) -> Box<dyn Operation> {
+    let kept = weight.iter().filter(|weight| **weight != 0.0).count();
+    let below = |share: f64| (kept as f64) < share * weight.len() as f64;
+    if geometry.input == [1, 1] && geometry.kernel == [1, 1] && geometry.groups == 1 {
+        return match Kernel::dense(&geometry, weight, &epilogue, out) {
+            Some(dense) if !below(Dense::SPARSE_BELOW) => Box::new(dense),
+            _ => Box::new(Dense::new(out, geometry.channels, weight.to_vec(), epilogue)),
+        };
+    }
+    let depth = weight.len() / out;
+    let live: usize = weight.chunks(out / geometry.groups * depth).map(|weight| live_taps(weight, depth).len()).sum();
+    let thin = live as f64 <= THIN_BELOW * (depth * geometry.groups) as f64;
+    // What a line has beyond its pixels is computed for nothing.
+    let lines = geometry.positions() as f64 / geometry.line() as f64;
+    let short = geometry.kernel[1] * geometry.channels / geometry.groups < SHORT;
+    let sparse_below = if short { 1.0 } else { SPARSE_BELOW } * lines;
+    let sparse = || below(sparse_below).then(|| Kernel::sparse(&geometry, weight, &epilogue, out)).flatten();
+    let dense = || (!thin).then(|| Kernel::dense(&geometry, weight, &epilogue, out)).flatten();
+    match sparse().or_else(dense) {
+        Some(kernel) => Box::new(kernel),
+        None => Box::new(Convolution::new(geometry, weight, epilogue, out)),
+    }
+}
+
+/// Share of weights, in lines that are all pixels, below which one by one they are faster than all of them in panels.
+const SPARSE_BELOW: f64 = 0.5;
+
+/// Runs of a row of a filter so short that panels are half as fast.
+const SHORT: usize = 16;
+
+/// Share of taps up to which leaving out the others is faster than panels of all.
+const THIN_BELOW: f64 = 0.5;
+
+/// Which taps are not zero in all filters.
+fn live_taps(weight: &[f32], depth: usize) -> Vec<usize> {
+    (0..depth).filter(|tap| weight.chunks(depth).any(|row| row[*tap] != 0.0)).collect()
+}
+
 /// A convolution by unfolding windows into columns, tile by tile.
 #[derive(Debug)]
-pub(crate) struct Convolution {
-    pub(crate) geometry: Geometry,
+struct Convolution {
+    geometry: Geometry,
     /// One for each group of channels.
     parts: Vec<Part>,
-    pub(crate) epilogue: Epilogue,
-    pub(crate) out: usize,
+    epilogue: Epilogue,
+    out: usize,
 }
 
 /// The filters of one group of channels.
@@ -101,22 +147,18 @@ struct Part {
 impl Part {
     /// From the weight `[out / groups, depth]`.
     fn new(weight: &[f32], depth: usize) -> Self {
-        let mut taps: Vec<usize> = (0..depth).filter(|tap| weight.chunks(depth).any(|row| row[*tap] != 0.0)).collect();
+        let mut taps = live_taps(weight, depth);
         if taps.is_empty() {
             taps.push(0);
         }
         let kept = weight.chunks(depth).flat_map(|row| taps.iter().map(|tap| row[*tap])).collect();
-        Self { weight: Matrix::new(weight.len() / depth, taps.len(), kept, Convolution::SPARSE_BELOW), taps }
+        Self { weight: Matrix::new(weight.len() / depth, taps.len(), kept, 0.0), taps }
     }
 }
 
 impl Convolution {
-    /// Share of non-zeros below which leaving out the zeros is faster: against a dense product with AVX2 it breaks even at about
-    /// an eighth.
-    pub(crate) const SPARSE_BELOW: f64 = 0.125;
-
     /// From the weight `[out, in / groups * kh * kw]`; taps that are zero in all filters of a group are left out there.
-    pub(crate) fn new(geometry: Geometry, weight: &[f32], epilogue: Epilogue, out: usize) -> Self {
+    fn new(geometry: Geometry, weight: &[f32], epilogue: Epilogue, out: usize) -> Self {
         let depth = weight.len() / out;
         let parts = weight.chunks(out / geometry.groups * depth).map(|weight| Part::new(weight, depth)).collect();
         Self { geometry, parts, epilogue, out }
@@ -193,65 +235,9 @@ impl Operation for Convolution {
     }
 }
 
-/// A convolution whose groups have one input channel each.
+/// A fully connected layer of few weights.
 #[derive(Debug)]
-pub(crate) struct Depthwise {
-    pub(crate) geometry: Geometry,
-    /// `[out, kh, kw]`.
-    pub(crate) weight: Vec<f32>,
-    pub(crate) epilogue: Epilogue,
-    pub(crate) out: usize,
-}
-
-impl Operation for Depthwise {
-    fn bytes(&self) -> usize {
-        4 * (self.weight.len() + self.epilogue.bias.len())
-    }
-
-    fn activation(&mut self) -> Option<&mut Option<Activation>> {
-        Some(&mut self.epilogue.activation)
-    }
-
-    fn fold(&mut self, scale: &[f32], shift: &[f32]) -> bool {
-        let Some(scale) = self.epilogue.fold(self.out, scale, shift) else { return false };
-        let taps = self.weight.len() / self.out;
-        self.weight.chunks_mut(taps).zip(scale).for_each(|(taps, scale)| taps.iter_mut().for_each(|tap| *tap *= scale));
-        true
-    }
-
-    /// `[batch, channels, h, w]` to `[batch, out, oh, ow]`.
-    fn run(&self, inputs: &[&[f32]], _: usize, output: &mut [f32], threads: &Threads) {
-        let g = &self.geometry;
-        let area = g.input[0] * g.input[1];
-        let taps = g.kernel[0] * g.kernel[1];
-        threads.pieces(output, g.positions(), |number, plane| {
-            let (sample, channel) = (number / self.out, number % self.out);
-            let source = sample * g.channels + channel / (self.out / g.groups);
-            let input = &inputs[0][source * area..][..area];
-            plane.fill(0.0);
-            for (tap, weight) in self.weight[channel * taps..][..taps].iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
-                let (ky, kx) = (tap / g.kernel[1], tap % g.kernel[1]);
-                let inside = g.inside(kx);
-                for (oy, out) in plane.chunks_mut(g.output[1]).enumerate() {
-                    let Some(iy) = g.source(0, oy, ky).filter(|_| !inside.is_empty()) else { continue };
-                    let first = inside.start * g.stride[1] + kx * g.dilation[1] - g.padding.before(1);
-                    let row = &input[iy * g.input[1] + first..(iy + 1) * g.input[1]];
-                    let out = &mut out[inside.clone()];
-                    if g.stride[1] == 1 {
-                        out.iter_mut().zip(row).for_each(|(out, value)| *out += weight * value);
-                    } else {
-                        out.iter_mut().zip(row.iter().step_by(g.stride[1])).for_each(|(out, value)| *out += weight * value);
-                    }
-                }
-            }
-            self.epilogue.apply(channel, plane);
-        });
-    }
-}
-
-/// A fully connected layer.
-#[derive(Debug)]
-pub(crate) struct Dense {
+struct Dense {
     /// `[out, in]`.
     weight: Matrix,
     epilogue: Epilogue,
@@ -263,7 +249,7 @@ impl Dense {
     const SPARSE_BELOW: f64 = 0.2;
 
     /// The layer with this weight `[out, fan_in]`.
-    pub(crate) fn new(out: usize, fan_in: usize, weight: Vec<f32>, epilogue: Epilogue) -> Self {
+    fn new(out: usize, fan_in: usize, weight: Vec<f32>, epilogue: Epilogue) -> Self {
         Self { weight: Matrix::new(out, fan_in, weight, Self::SPARSE_BELOW), epilogue, out }
     }
 

@@ -1,12 +1,13 @@
 //! From a model to the steps that run it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::Around;
 use super::convolve::Epilogue;
-use super::operation::{Codes, Operation, decoded};
+use super::operation::{Codes, Lies, Operation, decoded};
 use super::quantized::Quantized;
 use super::threads::Threads;
+use super::turn::Turn;
 use crate::branches::Branch;
 use crate::{Grid, Layer, Model};
 
@@ -18,6 +19,21 @@ pub(crate) struct Program {
     sizes: Vec<usize>,
     /// The value that is the network's output.
     output: usize,
+}
+
+/// How values lie, while a model is lowered.
+#[derive(Debug)]
+struct Lying {
+    /// Of each value the channels, where it lies channels last and that is another thing than channels first.
+    last: Vec<Option<usize>>,
+    /// The values that are others turned around, by these and how they lie.
+    turned: HashMap<(usize, Option<usize>), usize>,
+}
+
+/// The channels of a map of several channels and several pixels; others lie alike channels first and last.
+fn channels_apart(shape: &[usize]) -> Option<usize> {
+    let pixels: usize = shape[1..].iter().product();
+    (shape[0] > 1 && pixels > 1).then_some(shape[0])
 }
 
 /// One operation on values.
@@ -40,8 +56,8 @@ impl Program {
         let exclusive = exclusive(model, &identity);
         let mut integers = if fuse { integers(model, shapes) } else { BTreeMap::new() };
         let quantized = read_by_integers(model, &identity, &integers);
-        let size = |node: usize| shapes[node].iter().product::<usize>();
-        let mut program = Self { steps: Vec::new(), sizes: vec![size(0)], output: 0 };
+        let mut program = Self { steps: Vec::new(), sizes: vec![shapes[0].iter().product()], output: 0 };
+        let mut lying = Lying { last: vec![None], turned: HashMap::new() };
         let mut values = vec![0; model.nodes.len()];
         for (position, node) in model.nodes.iter().enumerate().skip(1) {
             let inputs: Vec<usize> = node.inputs.iter().map(|input| values[*input]).collect();
@@ -56,18 +72,91 @@ impl Program {
                 values[position] = inputs[0];
                 continue;
             }
-            let operation: Box<dyn Operation> = match integers.remove(&position) {
+            if fuse
+                && matches!(node.layer, Layer::Add(_))
+                && let [a, b] = node.inputs[..]
+                && let Some(sum) =
+                    program.add_to([a, b].map(|input| (values[input], exclusive[input])), &shapes[position], &mut lying)
+            {
+                values[position] = sum;
+                continue;
+            }
+            let mut operation: Box<dyn Operation> = match integers.remove(&position) {
                 Some(in_integers) => Box::new(in_integers),
                 None => node.layer.runnable().operation(node, &shapes[node.inputs[0]], &shapes[position]),
             };
+            let last = match operation.lies() {
+                Lies::First => false,
+                Lies::Last => true,
+                Lies::Either => inputs.iter().any(|input| lying.last[*input].is_some()),
+            };
+            if last {
+                operation.lie_last();
+            }
+            let as_they_lie = |(value, node): (usize, &usize)| match last {
+                true => program.last(value, &shapes[*node], &mut lying),
+                false => program.first(value, &mut lying),
+            };
+            let inputs = inputs.into_iter().zip(&node.inputs).map(as_they_lie).collect();
             let branch = node.layer.kind().branch();
             program.steps.push(Step { name: node.name.clone(), inputs, branch, operation, dead: Vec::new() });
-            program.sizes.push(size(position));
+            program.sizes.push(shapes[position].iter().product());
+            lying.last.push(if last { channels_apart(&shapes[position]) } else { None });
             values[position] = program.steps.len();
         }
-        program.output = values[values.len() - 1];
+        program.output = program.first(values[values.len() - 1], &mut lying);
         program.find_deaths();
         program
+    }
+
+    /// The value channels first, as vectors of its values lie.
+    fn first(&mut self, value: usize, lying: &mut Lying) -> usize {
+        match lying.last[value] {
+            None => value,
+            Some(channels) => self.turn(value, self.sizes[value] / channels, None, lying),
+        }
+    }
+
+    /// The value as a map of this shape, channels last.
+    fn last(&mut self, value: usize, shape: &[usize], lying: &mut Lying) -> usize {
+        let wanted = channels_apart(shape);
+        if lying.last[value] == wanted {
+            return value;
+        }
+        let first = self.first(value, lying);
+        wanted.map_or(first, |channels| self.turn(first, channels, wanted, lying))
+    }
+
+    /// The value turned around, as a matrix of so many rows.
+    fn turn(&mut self, value: usize, rows: usize, last: Option<usize>, lying: &mut Lying) -> usize {
+        if let Some(turned) = lying.turned.get(&(value, last)) {
+            return *turned;
+        }
+        let name = match value.checked_sub(1) {
+            Some(step) => format!("{}, turned", self.steps[step].name),
+            None => "input, turned".into(),
+        };
+        let step =
+            Step { name, inputs: vec![value], branch: Branch::Stays, operation: Box::new(Turn { rows }), dead: Vec::new() };
+        self.steps.push(step);
+        self.sizes.push(self.sizes[value]);
+        lying.last.push(last);
+        lying.turned.insert((value, last), self.steps.len());
+        self.steps.len()
+    }
+
+    /// Has the later of two values, of this shape and seen by nobody else, computed with the other one added; none where its step cannot.
+    fn add_to(&mut self, values: [(usize, bool); 2], shape: &[usize], lying: &mut Lying) -> Option<usize> {
+        let [(early, _), (late, alone)] = if values[0].0 < values[1].0 { values } else { [values[1], values[0]] };
+        let apart = channels_apart(shape);
+        let step = self.steps.get_mut(late.checked_sub(1)?)?;
+        // What has to be turned around first would come too late.
+        let ready = lying.last[early] == apart && lying.last[late] == apart;
+        if early == late || !alone || !ready || !step.operation.adds() {
+            return None;
+        }
+        step.inputs.push(early);
+        Some(late)
     }
 
     /// Runs `batch` samples; buffers come from and return to `free`.

@@ -4,6 +4,7 @@
 //! size does not depend on the number of threads: every thread count gives the same bits.
 
 mod convolve;
+mod kernel;
 mod lower;
 mod matrix;
 mod operation;
@@ -11,11 +12,12 @@ mod pool;
 mod quantized;
 mod structured;
 mod threads;
+mod turn;
 
 use std::time::Instant;
 
-pub(crate) use self::convolve::{Convolution, Dense, Depthwise, Epilogue, Geometry};
-pub(crate) use self::operation::{Codes, Operation, PIECE, decoded};
+pub(crate) use self::convolve::{Epilogue, Geometry, product};
+pub(crate) use self::operation::{Codes, Lies, Operation, PIECE, decoded};
 pub(crate) use self::pool::Pool;
 pub(crate) use self::structured::StructuredProduct;
 pub(crate) use self::threads::Threads;

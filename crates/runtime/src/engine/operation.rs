@@ -9,8 +9,32 @@ use crate::{Activation, Coded, Grid, Node};
 /// Floats of an element-wise task.
 pub(crate) const PIECE: usize = 1 << 14;
 
+/// How maps lie that an operation takes and makes. Vectors, and maps of one pixel or one channel, lie alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lies {
+    /// `[channels, height, width]`.
+    First,
+    /// `[height, width, channels]`.
+    Last,
+    /// All the one way or all the other.
+    Either,
+}
+
 /// An operation with its weights.
 pub(crate) trait Operation: Debug + Send + Sync {
+    /// How its maps lie.
+    fn lies(&self) -> Lies {
+        Lies::First
+    }
+
+    /// Told, where they may lie [either](Lies::Either) way, that they lie channels last.
+    fn lie_last(&mut self) {}
+
+    /// Has it add a second input to what it computes; false when it cannot.
+    fn adds(&mut self) -> bool {
+        false
+    }
+
     /// Whether it changes its first input in place.
     fn in_place(&self) -> bool {
         false

@@ -2,7 +2,7 @@
 
 use super::{Channels, Constants, Kind, Parameters, Runnable, Setting, Sign, Storable};
 use crate::bytes::{Put as _, Reader};
-use crate::engine::{Operation, PIECE, Threads};
+use crate::engine::{Lies, Operation, PIECE, Threads};
 use crate::{Error, Node};
 
 /// Element-wise functions.
@@ -146,6 +146,10 @@ impl Runnable for Activation {
 }
 
 impl Operation for Activation {
+    fn lies(&self) -> Lies {
+        Lies::Either
+    }
+
     fn in_place(&self) -> bool {
         true
     }

@@ -2,7 +2,7 @@
 
 use super::{Activation, Arity, Channels, Constants, Kind, Parameters, Runnable, Sign, Storable};
 use crate::bytes::Reader;
-use crate::engine::{Operation, PIECE, Threads};
+use crate::engine::{Lies, Operation, PIECE, Threads};
 use crate::{Error, Node};
 
 /// Sum of all inputs, which have one shape.
@@ -58,6 +58,10 @@ struct Sum {
 }
 
 impl Operation for Sum {
+    fn lies(&self) -> Lies {
+        Lies::Either
+    }
+
     fn in_place(&self) -> bool {
         true
     }

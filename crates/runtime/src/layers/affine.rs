@@ -2,7 +2,7 @@
 
 use super::{Channels, Constants, Extent, Kind, Parameters, Role, Runnable, Sign, Storable, Tensor};
 use crate::bytes::Reader;
-use crate::engine::{Operation, Threads, decoded};
+use crate::engine::{Lies, Operation, Threads, decoded};
 use crate::{Activation, Error, Node};
 
 /// `y_c = scale_c x_c + shift_c` for each channel `c`; tensors `shift` `[channels]` and optionally `scale` `[channels]`, without which it
@@ -56,7 +56,7 @@ impl Storable for Affine {
 impl Runnable for Affine {
     fn operation(&self, node: &Node, _: &[usize], _: &[usize]) -> Box<dyn Operation> {
         let [scale, shift] = scale_and_shift(node);
-        Box::new(ScaleShift { scale, shift, activation: None })
+        Box::new(ScaleShift { scale, shift, activation: None, last: false })
     }
 
     fn merge(&self, node: &Node, before: &mut dyn Operation) -> bool {
@@ -77,9 +77,19 @@ pub(super) struct ScaleShift {
     pub(super) scale: Vec<f32>,
     pub(super) shift: Vec<f32>,
     pub(super) activation: Option<Activation>,
+    /// Whether maps lie channels last.
+    pub(super) last: bool,
 }
 
 impl Operation for ScaleShift {
+    fn lies(&self) -> Lies {
+        Lies::Either
+    }
+
+    fn lie_last(&mut self) {
+        self.last = true;
+    }
+
     fn in_place(&self) -> bool {
         true
     }
@@ -95,9 +105,16 @@ impl Operation for ScaleShift {
     fn run(&self, _: &[&[f32]], batch: usize, output: &mut [f32], threads: &Threads) {
         let sample = output.len() / batch;
         threads.pieces(output, sample, |_, out| {
-            let area = out.len() / self.scale.len();
-            for ((scale, shift), values) in self.scale.iter().zip(&self.shift).zip(out.chunks_mut(area)) {
-                values.iter_mut().for_each(|x| *x = *x * scale + shift);
+            let channels = self.scale.len();
+            if self.last {
+                for pixel in out.chunks_mut(channels) {
+                    pixel.iter_mut().zip(&self.scale).zip(&self.shift).for_each(|((x, scale), shift)| *x = *x * scale + shift);
+                }
+            } else {
+                let area = out.len() / channels;
+                for ((scale, shift), values) in self.scale.iter().zip(&self.shift).zip(out.chunks_mut(area)) {
+                    values.iter_mut().for_each(|x| *x = *x * scale + shift);
+                }
             }
             if let Some(activation) = self.activation {
                 activation.apply(out);

@@ -77,7 +77,7 @@ impl Storable for BatchNorm {
 impl Runnable for BatchNorm {
     fn operation(&self, node: &Node, _: &[usize], _: &[usize]) -> Box<dyn Operation> {
         let (scale, shift) = self.scale_and_shift(node);
-        Box::new(ScaleShift { scale, shift, activation: None })
+        Box::new(ScaleShift { scale, shift, activation: None, last: false })
     }
 
     fn merge(&self, node: &Node, before: &mut dyn Operation) -> bool {

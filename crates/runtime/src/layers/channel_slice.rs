@@ -3,7 +3,7 @@
 use super::shape::with_channels;
 use super::{Channels, Constants, Kind, Layer, Parameters, Runnable, Sign, Storable};
 use crate::bytes::{Put as _, Reader};
-use crate::engine::{Operation, Threads};
+use crate::engine::{Lies, Operation, Threads};
 use crate::{Error, Node};
 
 /// Channels `start .. start + len` of the input.
@@ -58,21 +58,33 @@ impl Storable for ChannelSlice {
 
 impl Runnable for ChannelSlice {
     fn operation(&self, _: &Node, input: &[usize], _: &[usize]) -> Box<dyn Operation> {
-        Box::new(Slice { start: self.start * input[1..].iter().product::<usize>() })
+        Box::new(Slice { start: self.start, pixels: input[1..].iter().product(), last: false })
     }
 }
 
-/// Copies floats of each sample from `start` on.
+/// Copies channels of each sample from `start` on.
 #[derive(Debug)]
 struct Slice {
     start: usize,
+    pixels: usize,
+    /// Whether maps lie channels last: then of each pixel.
+    last: bool,
 }
 
 impl Operation for Slice {
+    fn lies(&self) -> Lies {
+        Lies::Either
+    }
+
+    fn lie_last(&mut self) {
+        self.last = true;
+    }
+
     fn run(&self, inputs: &[&[f32]], batch: usize, output: &mut [f32], _: &Threads) {
-        let (sample, size) = (output.len() / batch, inputs[0].len() / batch);
-        for (out, input) in output.chunks_mut(sample).zip(inputs[0].chunks(size)) {
-            out.copy_from_slice(&input[self.start..][..sample]);
+        let (rows, start) = if self.last { (batch * self.pixels, self.start) } else { (batch, self.start * self.pixels) };
+        let (some, size) = (output.len() / rows, inputs[0].len() / rows);
+        for (out, input) in output.chunks_mut(some).zip(inputs[0].chunks(size)) {
+            out.copy_from_slice(&input[start..][..some]);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Channels, Constants, Kind, Parameters, Runnable, Sign, Storable};
 use crate::bytes::{Put as _, Reader};
-use crate::engine::{Operation, PIECE, Threads};
+use crate::engine::{Lies, Operation, PIECE, Threads};
 use crate::{Error, Node};
 
 /// `y = min(max(x, low), high)`, where there are bounds.
@@ -83,6 +83,10 @@ impl Runnable for Clip {
 }
 
 impl Operation for Clip {
+    fn lies(&self) -> Lies {
+        Lies::Either
+    }
+
     fn in_place(&self) -> bool {
         true
     }

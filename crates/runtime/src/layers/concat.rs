@@ -3,7 +3,7 @@
 use super::shape::with_channels;
 use super::{Arity, Channels, Constants, Kind, Parameters, Runnable, Sign, Storable};
 use crate::bytes::Reader;
-use crate::engine::{Operation, Threads};
+use crate::engine::{Lies, Operation, Threads};
 use crate::{Error, Node};
 
 /// Concatenation along the channels.
@@ -50,18 +50,34 @@ impl Storable for Concat {
 }
 
 impl Runnable for Concat {
-    fn operation(&self, _: &Node, _: &[usize], _: &[usize]) -> Box<dyn Operation> {
-        Box::new(*self)
+    fn operation(&self, _: &Node, _: &[usize], output: &[usize]) -> Box<dyn Operation> {
+        Box::new(Joined { pixels: output[1..].iter().product(), last: false })
     }
 }
 
-impl Operation for Concat {
+/// The channels of several inputs behind each other.
+#[derive(Debug)]
+struct Joined {
+    pixels: usize,
+    /// Whether maps lie channels last: then pixel by pixel.
+    last: bool,
+}
+
+impl Operation for Joined {
+    fn lies(&self) -> Lies {
+        Lies::Either
+    }
+
+    fn lie_last(&mut self) {
+        self.last = true;
+    }
+
     fn run(&self, inputs: &[&[f32]], batch: usize, output: &mut [f32], _: &Threads) {
-        let sample = output.len() / batch;
-        for (number, out) in output.chunks_mut(sample).enumerate() {
+        let rows = if self.last { batch * self.pixels } else { batch };
+        for (number, out) in output.chunks_mut(output.len() / rows).enumerate() {
             let mut rest = out;
             for input in inputs {
-                let size = input.len() / batch;
+                let size = input.len() / rows;
                 let (piece, after) = rest.split_at_mut(size);
                 piece.copy_from_slice(&input[number * size..][..size]);
                 rest = after;

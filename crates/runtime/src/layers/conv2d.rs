@@ -3,7 +3,7 @@
 use super::shape::{extent, map, padded};
 use super::{Channels, Constants, Extent, Kind, Layer, Parameters, Role, Runnable, Sign, Storable, Tensor};
 use crate::bytes::{Put as _, Reader};
-use crate::engine::{Codes, Convolution, Depthwise, Epilogue, Geometry, Operation, decoded};
+use crate::engine::{Codes, Epilogue, Geometry, Operation, decoded, product};
 use crate::{Coded, Error, Node, Padding};
 
 /// Cross-correlation; tensors `weight` `[out, in / groups, kh, kw]` and optionally `bias` `[out]`.
@@ -100,11 +100,7 @@ impl Storable for Conv2d {
 impl Runnable for Conv2d {
     fn operation(&self, node: &Node, input: &[usize], output: &[usize]) -> Box<dyn Operation> {
         let epilogue = Epilogue { bias: decoded(node, "bias"), activation: None };
-        let (geometry, weight, out) = (self.geometry(node, input, output), decoded(node, "weight"), output[0]);
-        if input[0] == self.groups && self.groups > 1 {
-            return Box::new(Depthwise { geometry, weight, epilogue, out });
-        }
-        Box::new(Convolution::new(geometry, &weight, epilogue, out))
+        product(self.geometry(node, input, output), &decoded(node, "weight"), epilogue, output[0])
     }
 
     fn codes(&self, node: &Node, input: &[usize], output: &[usize]) -> Codes {

@@ -3,7 +3,7 @@
 use super::conv2d::of_filters;
 use super::{Channels, Constants, Extent, Kind, Parameters, Role, Runnable, Sign, Storable, Tensor};
 use crate::bytes::Reader;
-use crate::engine::{Codes, Dense, Epilogue, Geometry, Operation, decoded};
+use crate::engine::{Codes, Epilogue, Geometry, Operation, decoded, product};
 use crate::{Error, Node, Padding};
 
 /// `y = W x + b`; tensors `weight` `[out, in]` and optionally `bias` `[out]`.
@@ -53,20 +53,16 @@ impl Storable for Linear {
 impl Runnable for Linear {
     fn operation(&self, node: &Node, input: &[usize], output: &[usize]) -> Box<dyn Operation> {
         let epilogue = Epilogue { bias: decoded(node, "bias"), activation: None };
-        Box::new(Dense::new(output[0], input[0], decoded(node, "weight"), epilogue))
+        product(pixel(input[0]), &decoded(node, "weight"), epilogue, output[0])
     }
 
-    /// A convolution of a single pixel.
     fn codes(&self, _: &Node, input: &[usize], _: &[usize]) -> Codes {
-        Codes::Taken(Geometry {
-            channels: input[0],
-            input: [1, 1],
-            output: [1, 1],
-            kernel: [1, 1],
-            stride: [1, 1],
-            padding: Padding::NONE,
-            dilation: [1, 1],
-            groups: 1,
-        })
+        Codes::Taken(pixel(input[0]))
     }
+}
+
+/// A fully connected layer is a convolution of a single pixel.
+fn pixel(channels: usize) -> Geometry {
+    let one = [1, 1];
+    Geometry { channels, input: one, output: one, kernel: one, stride: one, padding: Padding::NONE, dilation: one, groups: 1 }
 }

@@ -3,7 +3,7 @@
 use super::{Arity, Channels, Constants, Kind, Parameters, Runnable, Sign, Storable};
 use crate::branches::Branch;
 use crate::bytes::Reader;
-use crate::engine::{Codes, Operation, Threads};
+use crate::engine::{Codes, Lies, Operation, Threads};
 use crate::{Error, Node};
 
 /// The samples of its first input, which left, and of its second, which went on, in the order in which its third, a
@@ -63,6 +63,10 @@ impl Runnable for Merge {
 }
 
 impl Operation for Merge {
+    fn lies(&self) -> Lies {
+        Lies::Either
+    }
+
     fn run(&self, inputs: &[&[f32]], batch: usize, output: &mut [f32], _: &Threads) {
         let size = output.len() / batch;
         let [mut left, mut on] = [inputs[0].chunks(size), inputs[1].chunks(size)];

@@ -2,7 +2,7 @@
 
 use super::{Channels, Constants, Kind, Parameters, Runnable, Sign, Storable};
 use crate::bytes::Reader;
-use crate::engine::{Operation, PIECE, Threads};
+use crate::engine::{Lies, Operation, PIECE, Threads};
 use crate::{Error, Node};
 
 /// `y = -x`.
@@ -50,6 +50,10 @@ impl Runnable for Negate {
 }
 
 impl Operation for Negate {
+    fn lies(&self) -> Lies {
+        Lies::Either
+    }
+
     fn in_place(&self) -> bool {
         true
     }

@@ -3,7 +3,7 @@
 use super::shape::map;
 use super::{Channels, Constants, Kind, Layer, Parameters, Runnable, Sign, Storable};
 use crate::bytes::{Put as _, Reader};
-use crate::engine::{Operation, Threads};
+use crate::engine::{Lies, Operation, Threads};
 use crate::{Error, Node};
 
 /// Parameter-free shortcut (option A of He et al. 2016): keeps every `stride`-th row and column and surrounds the channels with
@@ -68,6 +68,7 @@ impl Runnable for PadShortcut {
             output: [output[1], output[2]],
             stride: self.stride,
             before: self.before,
+            last: false,
         })
     }
 }
@@ -80,9 +81,19 @@ struct Shortcut {
     output: [usize; 2],
     stride: usize,
     before: usize,
+    /// Whether maps lie channels last.
+    last: bool,
 }
 
 impl Operation for Shortcut {
+    fn lies(&self) -> Lies {
+        Lies::Either
+    }
+
+    fn lie_last(&mut self) {
+        self.last = true;
+    }
+
     fn run(&self, inputs: &[&[f32]], batch: usize, output: &mut [f32], threads: &Threads) {
         let [channels, height, width] = self.input;
         let [out_height, out_width] = self.output;
@@ -90,6 +101,16 @@ impl Operation for Shortcut {
         threads.pieces(output, output.len() / batch, |number, out| {
             out.fill(0.0);
             let input = &inputs[0][number * size..][..size];
+            if self.last {
+                let all = out.len() / (out_height * out_width);
+                for (row, out) in out.chunks_mut(out_width * all).enumerate() {
+                    let input = &input[row * self.stride * width * channels..][..width * channels];
+                    for (pixel, input) in out.chunks_mut(all).zip(input.chunks(channels).step_by(self.stride)) {
+                        pixel[self.before..][..channels].copy_from_slice(input);
+                    }
+                }
+                return;
+            }
             let planes = out.chunks_mut(out_height * out_width).skip(self.before).take(channels);
             for (plane, input) in planes.zip(input.chunks(height * width)) {
                 for (row, input) in plane.chunks_mut(out_width).zip(input.chunks(width).step_by(self.stride)) {

@@ -2,7 +2,7 @@
 
 use super::{Channels, Constants, Extent, Kind, Parameters, Role, Runnable, Sign, Storable, Tensor};
 use crate::bytes::{Put as _, Reader};
-use crate::engine::{Codes, Operation, PIECE, Threads, decoded};
+use crate::engine::{Codes, Lies, Operation, PIECE, Threads, decoded};
 use crate::{Error, Grid, Node};
 
 /// `y = step (q - zero)` with the code `q = floor(clamp(x / step + zero, 0, levels - 1) + 1/2)`: activations on a uniform grid; tensor
@@ -145,6 +145,10 @@ impl Grid {
 }
 
 impl Operation for Grid {
+    fn lies(&self) -> Lies {
+        Lies::Either
+    }
+
     fn in_place(&self) -> bool {
         true
     }

@@ -3,7 +3,7 @@
 use super::{Arity, Channels, Constants, Kind, Parameters, Runnable, Sign, Storable};
 use crate::branches::Branch;
 use crate::bytes::Reader;
-use crate::engine::{Codes, Operation, Threads};
+use crate::engine::{Codes, Lies, Operation, Threads};
 use crate::{Error, Node};
 
 /// Of its first input the samples for which its second, a [`Gate`](super::Gate), decided so; nothing is computed for the others until
@@ -68,6 +68,10 @@ impl Runnable for Route {
 }
 
 impl Operation for Route {
+    fn lies(&self) -> Lies {
+        Lies::Either
+    }
+
     fn run(&self, inputs: &[&[f32]], batch: usize, output: &mut [f32], _: &Threads) {
         let size = inputs[0].len() / batch;
         let rows = inputs[0].chunks(size).zip(inputs[1]).filter(|(_, leaves)| (**leaves != 0.0) == self.leaving);

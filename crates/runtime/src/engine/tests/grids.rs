@@ -90,7 +90,7 @@ fn eight_bits_and_single_bits_take_the_place_of_floats() {
     let case = OnGrids { weights: (255, 127.0), rows: true, inputs: (256, 0.0), groups: 1, padding: Padding::all(1), seed: 1 };
     assert_eq!(names(&case).0, ["conv", "fc"]);
     let border = OnGrids { inputs: (16, 7.5), ..case.clone() };
-    assert_eq!(names(&border).0, ["first", "conv", "fc"], "the border has no code");
+    assert_eq!(names(&border).0, ["first", "first, turned", "conv", "conv, turned", "fc"], "the border has no code");
     let shape = [256, 512];
     let bytes = |levels: u32, zero: f32| {
         let grid = Grid::uniform(levels, 1.0, zero);
