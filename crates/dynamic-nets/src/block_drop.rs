@@ -145,14 +145,18 @@ impl BlockDrop {
         let (shapes, device, behind) = (net.shapes()?, net.device(), images(&net));
         let policy = policy(&shapes[behind], blocks.len(), self.width, seed, &device)?;
         let first = policy.len() + 1 - blocks.len();
-        let parts = blocks.iter().enumerate().map(|(index, block)| Part {
-            name: format!("policy.block{index}"),
-            logit: first + index,
-            nodes: members(&net, block),
-            instead: block.shortcut,
-            detour: Vec::new(),
+        let parts = blocks.iter().enumerate().map(|(index, block)| {
+            let Some((sum, shortcut)) = block.detour() else {
+                let end = &net.nodes[block.branch.end].name;
+                return Err(Error::node(
+                    end,
+                    "belongs to a block that puts channels behind its sum, which images that drop it would lack",
+                ));
+            };
+            let nodes = members(&net, block.branch.end, sum, shortcut);
+            Ok(Part { name: format!("policy.block{index}"), logit: first + index, nodes, instead: shortcut, detour: Vec::new() })
         });
-        let parts: Vec<Part> = parts.collect();
+        let parts: Vec<Part> = parts.collect::<Result<_>>()?;
         part(net, Control { behind, nodes: policy }, parts, EVEN)
     }
 }

@@ -45,6 +45,14 @@ impl Block {
     pub(crate) fn parts(self) -> impl Iterator<Item = Part> {
         [Some(self.branch), self.more].into_iter().flatten()
     }
+
+    /// Its sum, and what goes around it, where that is all of the block's output without the branch.
+    pub(crate) fn detour(self) -> Option<(usize, usize)> {
+        match (self.branch.without, self.more) {
+            (Without::Past { sum, shortcut }, None) => Some((sum, shortcut)),
+            (Without::Past { .. } | Without::Zeros { .. }, _) => None,
+        }
+    }
 }
 
 /// The residual blocks of a network, in order: sums of two values of which one comes from more layers than the other, and these serve the sum alone, or it
@@ -86,15 +94,13 @@ fn beyond(net: &Net, end: usize, other: usize) -> Vec<usize> {
 }
 
 /// The nodes that a sample does not need that takes the shortcut alone, in order: the branch, the sum, and a rectifier that alone reads the sum.
-pub(crate) fn members(net: &Net, block: &Block) -> Vec<usize> {
-    let [branch, shortcut] = [block.branch, block.shortcut].map(|end| before(net, end));
-    let own = (0..block.sum).filter(|node| branch[*node] && !shortcut[*node]);
-    let readers: Vec<usize> = (0..net.nodes.len()).filter(|node| net.nodes[*node].inputs.contains(&block.sum)).collect();
+pub(crate) fn members(net: &Net, end: usize, sum: usize, shortcut: usize) -> Vec<usize> {
+    let readers: Vec<usize> = (0..net.nodes.len()).filter(|node| net.nodes[*node].inputs.contains(&sum)).collect();
     let rectifier = match readers[..] {
         [only] if matches!(net.nodes[only].op.layer(), Layer::Activation(Activation::Relu)) => Some(only),
         _ => None,
     };
-    own.chain([block.sum]).chain(rectifier).collect()
+    beyond(net, end, shortcut).into_iter().chain([sum]).chain(rectifier).collect()
 }
 
 /// The node and all that it depends on.

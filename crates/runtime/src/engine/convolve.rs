@@ -60,6 +60,12 @@ pub(crate) struct Geometry {
 }
 
 impl Geometry {
+    /// Of a fully connected layer, which is a convolution of a single pixel.
+    pub(crate) fn pixel(channels: usize) -> Self {
+        let one = [1, 1];
+        Self { channels, input: one, output: one, kernel: one, stride: one, padding: Padding::NONE, dilation: one, groups: 1 }
+    }
+
     pub(super) fn positions(&self) -> usize {
         self.output[0] * self.output[1]
     }

@@ -2,7 +2,7 @@
 
 use super::{Arity, Channels, Constants, Extent, Kind, Parameters, Role, Runnable, Sign, Storable, Tensor};
 use crate::bytes::{Put as _, Reader};
-use crate::engine::{Dense, Epilogue, Operation, Threads, decoded};
+use crate::engine::{Epilogue, Geometry, Operation, Threads, decoded, product};
 use crate::{Error, Node};
 
 /// Of `n` fully connected layers, the experts, the `k` with the largest logits: with the two inputs `x` `[inputs]` and `h` `[n]`,
@@ -117,7 +117,7 @@ impl Runnable for Experts {
         let biases = decoded(node, "biases");
         let expert = |(number, weight): (usize, &[f32])| {
             let bias = biases.chunks(self.outputs).nth(number).unwrap_or_default().to_vec();
-            Dense::new(self.outputs, self.inputs, weight.to_vec(), Epilogue { bias, activation: None })
+            product(Geometry::pixel(self.inputs), weight, Epilogue { bias, activation: None }, self.outputs)
         };
         let weights = decoded(node, "weights");
         Box::new(Mixture { layer: *self, experts: weights.chunks(self.outputs * self.inputs).enumerate().map(expert).collect() })
@@ -127,12 +127,12 @@ impl Runnable for Experts {
 #[derive(Debug)]
 struct Mixture {
     layer: Experts,
-    experts: Vec<Dense>,
+    experts: Vec<Box<dyn Operation>>,
 }
 
 impl Operation for Mixture {
     fn bytes(&self) -> usize {
-        self.experts.iter().map(Dense::bytes).sum()
+        self.experts.iter().map(|expert| expert.bytes()).sum()
     }
 
     /// Each expert computes the samples that chose it, together.

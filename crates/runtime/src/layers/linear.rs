@@ -4,7 +4,7 @@ use super::conv2d::of_filters;
 use super::{Channels, Constants, Extent, Kind, Parameters, Role, Runnable, Sign, Storable, Tensor};
 use crate::bytes::Reader;
 use crate::engine::{Codes, Epilogue, Geometry, Operation, decoded, product};
-use crate::{Error, Node, Padding};
+use crate::{Error, Node};
 
 /// `y = W x + b`; tensors `weight` `[out, in]` and optionally `bias` `[out]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -53,16 +53,10 @@ impl Storable for Linear {
 impl Runnable for Linear {
     fn operation(&self, node: &Node, input: &[usize], output: &[usize]) -> Box<dyn Operation> {
         let epilogue = Epilogue { bias: decoded(node, "bias"), activation: None };
-        product(pixel(input[0]), &decoded(node, "weight"), epilogue, output[0])
+        product(Geometry::pixel(input[0]), &decoded(node, "weight"), epilogue, output[0])
     }
 
     fn codes(&self, _: &Node, input: &[usize], _: &[usize]) -> Codes {
-        Codes::Taken(pixel(input[0]))
+        Codes::Taken(Geometry::pixel(input[0]))
     }
-}
-
-/// A fully connected layer is a convolution of a single pixel.
-fn pixel(channels: usize) -> Geometry {
-    let one = [1, 1];
-    Geometry { channels, input: one, output: one, kernel: one, stride: one, padding: Padding::NONE, dilation: one, groups: 1 }
 }
