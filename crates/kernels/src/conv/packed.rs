@@ -6,7 +6,7 @@ use super::Conv2d;
 use super::depthwise::{Axis, transposed};
 use super::geometry::{Cut, View};
 use super::pack::pack;
-use super::products::{Epilogue, FilterPanel, panels};
+use super::products::{Epilogue, FilterPanel, packed_len, panels};
 use crate::buffer::Target;
 use crate::lanes::Isa;
 use crate::operand::{Precision, Single};
@@ -26,26 +26,40 @@ pub struct Packed {
 
 #[derive(Debug)]
 enum Form {
-    Panels {
-        view: View,
-        panels: Vec<FilterPanel>,
-        /// Those of each group, one after the other.
-        weights: Vec<f32>,
-        /// How batches of 1, 2, ... images are cut, each made when it first comes.
-        cuts: Box<[OnceLock<Cut>]>,
-    },
+    Panels(Box<Panels>),
     /// A filter for each channel, `[taps, channels]`.
-    Depthwise { axes: [Axis; 2], weights: Vec<f32> },
+    Depthwise {
+        axes: [Axis; 2],
+        weights: Vec<f32>,
+    },
 }
 
-/// Batches whose cuts are kept.
-const KEPT: usize = 32;
+#[derive(Debug)]
+struct Panels {
+    view: View,
+    panels: Vec<FilterPanel>,
+    /// Those of each group, one after the other.
+    weights: Vec<f32>,
+    /// How one image is cut, and the first batch of several; each is made when it comes.
+    one: OnceLock<Cut>,
+    several: OnceLock<(usize, Cut)>,
+}
+
+/// Pixels of an output of which tables are kept from run to run.
+const KEPT: usize = 1 << 16;
+
+/// What the pixels of an image may reach: taps from all rows, or all columns, and from all kinds of pixels. Others are more than tables should hold.
+const REACHES: [usize; 2] = [1 << 22, 1 << 24];
+
+/// Packed weights that there may be beside two for each weight.
+const PADDED: usize = 1 << 20;
 
 impl Packed {
     /// Packs the weights `[filters, channels / groups, kh, kw]`; the number of images is each run's own.
     ///
     /// # Errors
-    /// When they have not the length that the shapes ask for, and for factors of less than single precision.
+    /// When they have not the length that the shapes ask for, for factors of less than single precision, filters so few that vectors would be nearly
+    /// empty, and kernels so large that tables of what they reach would be.
     pub fn new(conv: Conv2d, w: &[f32]) -> Result<Self, Error> {
         Self::new_on(Isa::of_this_machine(), conv, w)
     }
@@ -56,13 +70,25 @@ impl Packed {
         if w.len() != weights || conv.precision != Precision::F32 {
             return Err(Error(format!("{} weights, {conv:?} takes {weights} in single precision", w.len())));
         }
+        let reach = |axis: usize| (out[axis], conv.kernel[axis].min(conv.input[axis]));
+        let [rows, columns] = [0, 1].map(|axis| count(&[reach(axis).0, reach(axis).1]));
+        // Pixels of one kind are those from which the same taps reach the image: at the border a row for each tap.
+        let kinds = [0, 1].map(|axis| reach(axis).0.min(2 * reach(axis).1 + 1));
+        let all = count(&[kinds[0], reach(0).1, kinds[1], reach(1).1]);
+        if rows? > REACHES[0] || columns? > REACHES[0] || all? > REACHES[1] {
+            return Err(Error(format!("a kernel of {:?} reaches too many pixels: {conv:?}", conv.kernel)));
+        }
+        let packed = packed_len(conv.filters / conv.groups, isa.lanes(), weights / conv.filters.max(1));
+        if !conv.is_depthwise() && count(&[packed, conv.groups])? > PADDED + 2 * weights {
+            return Err(Error(format!("groups of so few filters fill no vectors: {conv:?}")));
+        }
         let form = if conv.is_depthwise() {
             let axes = [conv.axis(0, false, out[0]), conv.axis(1, false, out[1])];
             Form::Depthwise { axes, weights: transposed(w, conv.filters) }
         } else {
             let (view, lanes) = (View::of_input(&conv, out), isa.lanes());
             let (panels, weights) = (panels(view.filters, lanes), pack::<Single>(&view, w, lanes));
-            Form::Panels { view, panels, weights, cuts: std::iter::repeat_with(OnceLock::new).take(KEPT).collect() }
+            Form::Panels(Box::new(Panels { view, panels, weights, one: OnceLock::new(), several: OnceLock::new() }))
         };
         Ok(Self { conv, sizes: [input, output], isa, form })
     }
@@ -70,7 +96,8 @@ impl Packed {
     /// Bytes of the weights as they lie in memory.
     pub fn bytes(&self) -> usize {
         match &self.form {
-            Form::Panels { weights, .. } | Form::Depthwise { weights, .. } => 4 * weights.len(),
+            Form::Panels(panels) => 4 * panels.weights.len(),
+            Form::Depthwise { weights, .. } => 4 * weights.len(),
         }
     }
 
@@ -84,7 +111,8 @@ impl Packed {
             Form::Depthwise { weights, .. } => {
                 weights.chunks_mut(factors.len().max(1)).for_each(|taps| scale(taps, factors));
             }
-            Form::Panels { view, panels, weights, .. } => {
+            Form::Panels(panels) => {
+                let Panels { view, panels, weights, .. } = &mut **panels;
                 let (lanes, depth) = (self.isa.lanes(), view.depth(1));
                 let each = weights.len() / view.groups;
                 for (group, weights) in weights.chunks_mut(each.max(1)).enumerate() {
@@ -118,11 +146,17 @@ impl Packed {
                 let size = [self.conv.input[0], self.conv.input[1]];
                 self.conv.gather(self.isa, batch, x, size, axes, weights, epilogue, to, parallel);
             }
-            Form::Panels { view, panels, weights, cuts } => {
+            Form::Panels(panels) => {
+                let Panels { view, panels, weights, one, several } = &**panels;
                 let made = || view.cut(batch, panels.len(), 1);
                 let own;
-                let cut = match batch.checked_sub(1).and_then(|number| cuts.get(number)) {
-                    Some(kept) => kept.get_or_init(made),
+                let kept = match batch {
+                    _ if view.pixels_of_target() > KEPT => None,
+                    1 => Some(one.get_or_init(made)),
+                    _ => Some(several.get_or_init(|| (batch, made()))).filter(|(of, _)| *of == batch).map(|(_, cut)| cut),
+                };
+                let cut = match kept {
+                    Some(cut) => cut,
                     None => {
                         own = made();
                         &own
@@ -208,6 +242,13 @@ mod tests {
         };
         assert!(Packed::new(conv, &[0.0; 5]).unwrap_err().to_string().starts_with("5 weights"));
         assert!(Packed::new(Conv2d { precision: Precision::Bf16, ..conv }, &[0.0; 6]).is_err());
+        let long =
+            Conv2d { input: [1, 20_000, 1], kernel: [1, 20_000], padding: Padding([[0, 0], [19_999; 2]]), filters: 1, ..conv };
+        assert!(Packed::new(long, &[1.0; 20_000]).unwrap_err().to_string().contains("reaches too many pixels"));
+        let wide = Conv2d { input: [200, 200, 1], kernel: [200, 200], padding: Padding::all(199), filters: 1, ..conv };
+        assert!(Packed::new(wide, &[1.0; 40_000]).unwrap_err().to_string().contains("reaches too many pixels"));
+        let thin = Conv2d { input: [1, 1, 1 << 20], filters: 1, ..conv };
+        assert!(Packed::new_on(Isa::Portable, thin, &vec![1.0; 1 << 20]).unwrap_err().to_string().contains("fill no vectors"));
         let packed = Packed::new(conv, &[0.0; 6]).unwrap();
         let run = |x: usize, y: usize| packed.forward(&vec![0.0; x], &Epilogue::default(), &mut vec![0.0; y], false);
         assert!(run(6, 4).is_ok() && run(6, 2).is_err() && run(3, 3).is_err() && run(4, 2).is_err());

@@ -96,10 +96,12 @@ impl Geometry {
 pub(crate) fn product(geometry: Geometry, weight: &[f32], epilogue: Epilogue, out: usize) -> Box<dyn Operation> {
     let kept = weight.iter().filter(|weight| **weight != 0.0).count();
     let below = |share: f64| (kept as f64) < share * weight.len() as f64;
-    if geometry.input == [1, 1] && geometry.kernel == [1, 1] && geometry.groups == 1 {
-        return match Kernel::dense(&geometry, weight, &epilogue, out) {
-            Some(dense) if !below(Dense::SPARSE_BELOW) => Box::new(dense),
-            _ => Box::new(Dense::new(out, geometry.channels, weight.to_vec(), epilogue)),
+    let pixel = geometry.input == [1, 1] && geometry.kernel == [1, 1] && geometry.groups == 1 && geometry.padding.is_none();
+    if pixel {
+        let dense = if below(Dense::SPARSE_BELOW) { None } else { Kernel::dense(&geometry, weight, &epilogue, out) };
+        return match dense {
+            Some(dense) => Box::new(dense),
+            None => Box::new(Dense::new(out, geometry.channels, weight.to_vec(), epilogue)),
         };
     }
     let depth = weight.len() / out;

@@ -32,15 +32,18 @@ enum Form {
 /// Fewest filters of a group of channels that fill vectors well enough.
 const FILTERS: usize = 8;
 
+/// Most groups, each of which is a product of its own.
+const GROUPS: usize = 1 << 12;
+
 /// Products that one thread computes sooner than it wakes another.
 const SMALL: usize = 1 << 20;
 
 impl Kernel {
-    /// All weights `[filters, channels / groups, kh, kw]`; none where the groups are too narrow, or an image too large, for the kernels.
+    /// All weights `[filters, channels / groups, kh, kw]`; none where the groups are too narrow or too many, or an image or a filter too large, for the kernels.
     pub(crate) fn dense(geometry: &Geometry, weight: &[f32], epilogue: &Epilogue, filters: usize) -> Option<Self> {
         let Geometry { channels, groups, .. } = *geometry;
         let depthwise = groups == channels && groups == filters;
-        if groups > 1 && !depthwise && filters / groups < FILTERS {
+        if groups > 1 && !depthwise && (filters / groups < FILTERS || groups > GROUPS) {
             return None;
         }
         let form = Form::Panels(Packed::new(shape(geometry, filters), weight).ok()?);

@@ -75,8 +75,7 @@ impl Program {
             if fuse
                 && matches!(node.layer, Layer::Add(_))
                 && let [a, b] = node.inputs[..]
-                && let Some(sum) =
-                    program.add_to([a, b].map(|input| (values[input], exclusive[input])), &shapes[position], &mut lying)
+                && let Some(sum) = program.add_to([a, b].map(|input| (values[input], exclusive[input])), &lying)
             {
                 values[position] = sum;
                 continue;
@@ -145,14 +144,13 @@ impl Program {
         self.steps.len()
     }
 
-    /// Has the later of two values, of this shape and seen by nobody else, computed with the other one added; none where its step cannot.
-    fn add_to(&mut self, values: [(usize, bool); 2], shape: &[usize], lying: &mut Lying) -> Option<usize> {
+    /// Has the later of two values, where nobody else sees it, computed with the other one added; none where its step cannot.
+    fn add_to(&mut self, values: [(usize, bool); 2], lying: &Lying) -> Option<usize> {
         let [(early, _), (late, alone)] = if values[0].0 < values[1].0 { values } else { [values[1], values[0]] };
-        let apart = channels_apart(shape);
         let step = self.steps.get_mut(late.checked_sub(1)?)?;
         // What has to be turned around first would come too late.
-        let ready = lying.last[early] == apart && lying.last[late] == apart;
-        if early == late || !alone || !ready || !step.operation.adds() {
+        let alike = lying.last[early] == lying.last[late];
+        if early == late || !alone || !alike || !step.operation.adds() {
             return None;
         }
         step.inputs.push(early);

@@ -359,7 +359,7 @@ fn residual() -> Model {
 fn fused_equals_unfused() {
     let model = residual();
     let engine = Engine::new(&model, 1).unwrap();
-    let plain = Engine { program: Program::lower(&model, &model.check().unwrap(), false), ..Engine::new(&model, 1).unwrap() };
+    let plain = unfused(&model);
     let names = |engine: &Engine| -> Vec<String> { engine.program.steps.iter().map(|step| step.name.clone()).collect() };
     assert_eq!(names(&plain).iter().filter(|name| !name.ends_with(", turned")).count(), 15);
     let wanted = [
@@ -522,4 +522,113 @@ fn many_groups_of_one_position_come_out_as_one_by_one() {
     let expected: Vec<f32> =
         (0..batch * groups).map(|i| (0..2).map(|k| input[2 * i + k] * weight[2 * (i % groups) + k]).sum()).collect();
     assert!(run(&model, &input, batch) == expected);
+}
+
+/// A dense convolution, whose maps lie channels last, in front of each layer that takes them either way: as if each had its maps channels first.
+#[test]
+fn layers_compute_alike_however_their_maps_lie() {
+    let weight = values(6 * 4, 1, 0);
+    let conv = || {
+        let layer = layers::Conv2d { stride: [1, 1], padding: Padding::NONE, dilation: [1, 1], groups: 1 };
+        node("conv", &[0], layer.into(), &[("weight", &[6, 4, 1, 1], &weight)])
+    };
+    let few = values(6 * 6 * 9, 2, 9);
+    let sparse = |name: &str, input: usize| {
+        let layer = layers::Conv2d { stride: [1, 1], padding: Padding::all(1), dilation: [1, 1], groups: 1 };
+        node(name, &[input], layer.into(), &[("weight", &[6, 6, 3, 3], &few)])
+    };
+    let of_channel = values(6, 3, 0);
+    let affine: [(&str, &[usize], &[f32]); 2] = [("scale", &[6], &of_channel), ("shift", &[6], &of_channel)];
+    let window = |ceil: bool| Window { padding: Padding([[1, 0], [0, 1]]), ceil, ..Window::new([3, 2], [2, 2]) };
+    let one = |layer: Layer, tensors: &[(&str, &[usize], &[f32])]| vec![node("layer", &[1], layer, tensors)];
+    let chains: Vec<Vec<Node>> = vec![
+        one(layers::MaxPool { window: window(true) }.into(), &[]),
+        one(layers::AvgPool { window: window(false), count_padding: true }.into(), &[]),
+        one(layers::AvgPool { window: window(true), count_padding: false }.into(), &[]),
+        one(layers::AdaptiveAvgPool { output: [2, 3] }.into(), &[]),
+        one(layers::PadShortcut { stride: 2, before: 1, after: 2 }.into(), &[]),
+        one(layers::ChannelSlice { start: 2, len: 3 }.into(), &[]),
+        one(layers::Affine.into(), &affine),
+        one(layers::Clip { low: Some(-0.2), high: None }.into(), &[]),
+        one(layers::Negate.into(), &[]),
+        one(Activation::Gelu.into(), &[]),
+        vec![sparse("sparse", 1), node("both", &[1, 2], layers::Concat.into(), &[])],
+        vec![
+            sparse("sparse", 1),
+            node("both", &[2, 1], layers::Add.into(), &[]),
+            node("relu", &[3], Activation::Relu.into(), &[]),
+        ],
+        vec![
+            sparse("one", 1),
+            sparse("two", 1),
+            node("both", &[2, 3], layers::Add.into(), &[]),
+            node("affine", &[4], layers::Affine.into(), &affine),
+        ],
+    ];
+    let x = values(2 * 4 * 5 * 7, 4, 0);
+    let between = run(&model(&[4, 5, 7], vec![conv()]), &x, 2);
+    for chain in chains {
+        let names: Vec<String> = chain.iter().map(|node| node.name.clone()).collect();
+        let nearer = |node: &Node| Node { inputs: node.inputs.iter().map(|input| input - 1).collect(), ..node.clone() };
+        let alone = unfused(&model(&[6, 5, 7], chain.iter().map(nearer).collect()));
+        let whole = model(&[4, 5, 7], [vec![conv()], chain].concat());
+        let (found, wanted) = (run(&whole, &x, 2), alone.run(&between, 2).unwrap());
+        assert!(found.len() == wanted.len(), "{names:?}");
+        assert_close(&found, &wanted, 1e-5);
+    }
+}
+
+/// An engine that computes node by node.
+fn unfused(model: &Model) -> Engine {
+    Engine { program: Program::lower(model, &model.check().unwrap(), false), ..Engine::new(model, 1).unwrap() }
+}
+
+#[test]
+fn the_later_of_two_branches_computes_their_sum() {
+    let conv = |name: &str, input: usize, weight: &[f32]| {
+        let layer = layers::Conv2d { stride: [1, 1], padding: Padding::all(1), dilation: [1, 1], groups: 1 };
+        node(name, &[input], layer.into(), &[("weight", &[8, 8, 3, 3], weight)])
+    };
+    let scale = values(8, 3, 0);
+    let affine: [(&str, &[usize], &[f32]); 2] = [("scale", &[8], &scale), ("shift", &[8], &scale)];
+    for zeros in [0, 9] {
+        let (one, two) = (values(8 * 8 * 9, 1, zeros), values(8 * 8 * 9, 2, zeros));
+        let nodes = vec![
+            conv("one", 0, &one),
+            node("relu1", &[1], Activation::Relu.into(), &[]),
+            conv("two", 2, &two),
+            node("sum", &[3, 2], layers::Add.into(), &[]),
+            // Of a sum a factor is not the layer's.
+            node("affine", &[4], layers::Affine.into(), &affine),
+            node("relu2", &[5], Activation::Relu.into(), &[]),
+            node("again", &[6, 2], layers::Add.into(), &[]),
+        ];
+        let model = model(&[8, 5, 6], nodes);
+        let engine = Engine::new(&model, 1).unwrap();
+        let names: Vec<&str> = engine.program.steps.iter().map(|step| step.name.as_str()).collect();
+        let wanted: &[&str] = match zeros {
+            0 => &["input, turned", "one", "two", "affine", "again", "again, turned"],
+            _ => &["one", "two", "affine", "again"],
+        };
+        assert_eq!(names, wanted);
+        let x = values(3 * 240, 5, 0);
+        assert_close(&engine.run(&x, 3).unwrap(), &unfused(&model).run(&x, 3).unwrap(), 1e-5);
+    }
+}
+
+#[test]
+fn a_pixel_of_few_weights_meets_its_padding() {
+    let (weight, bias, x) = (values(8 * 32, 1, 9), values(8, 2, 0), values(32, 3, 0));
+    for (padding, stride, pixels) in [(Padding::all(1), [1, 1], 9), (Padding([[1, 0], [1, 0]]), [2, 2], 1)] {
+        let layer = layers::Conv2d { stride, padding, dilation: [1, 1], groups: 1 };
+        let tensors: [(&str, &[usize], &[f32]); 2] = [("weight", &[8, 32, 1, 1], &weight), ("bias", &[8], &bias)];
+        let model = model(&[32, 1, 1], vec![node("conv", &[0], layer.into(), &tensors)]);
+        let of = |filter: usize, pixel: usize| {
+            let sum: f32 = weight[filter * 32..][..32].iter().zip(&x).map(|(w, x)| w * x).sum();
+            // The image is the pixel in the middle of nine, and none of a single one.
+            bias[filter] + if (pixels, pixel) == (9, 4) { sum } else { 0.0 }
+        };
+        let wanted: Vec<f32> = (0..8 * pixels).map(|place| of(place / pixels, place % pixels)).collect();
+        assert_close(&run(&model, &x, 1), &wanted, 1e-5);
+    }
 }

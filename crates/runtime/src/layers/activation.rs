@@ -163,7 +163,8 @@ impl Activation {
     /// Computes it in place.
     pub(crate) fn apply(self, values: &mut [f32]) {
         match self {
-            Activation::Relu => each(values, |x| x.max(0.0)),
+            // What is not a number stays none, as where kernels rectify.
+            Activation::Relu => each(values, |x| if 0.0 > x { 0.0 } else { x }),
             Activation::LeakyRelu { slope } => each(values, |x| if x > 0.0 { x } else { slope as f32 * x }),
             Activation::Relu6 => each(values, |x| x.clamp(0.0, 6.0)),
             Activation::Sigmoid => each(values, sigmoid),
