@@ -51,12 +51,12 @@ fn bits_and_ranks_are_chosen_as_ratios_are() {
     let bits = json!({ "probe": { "method": "kmeans-sharing" }, "sweep": { "bits": [1, 2, 4] }, "budget": { "bytes": 0.95 } });
     let net = run(bits, &data, &mut Silent).unwrap();
     let left = Bytes.of(&net).unwrap() / Bytes.of(&small()).unwrap();
-    assert!((0.8..=0.95).contains(&left), "{left}");
+    assert!((0.75..=0.95).contains(&left), "{left}");
     let probe = json!({ "method": "svd", "layers": ["fc"] });
     let ranks = json!({ "probe": probe, "sweep": { "ranks": { "fraction": [0.2, 0.4, 0.6] } }, "layers": ["fc1"], "budget": { "macs": 0.9 } });
     let net = run(ranks, &data, &mut Silent).unwrap();
     let left = macs(&net) / macs(&small());
-    assert!((0.7..=0.9).contains(&left), "{left}");
+    assert!((0.85..=0.9).contains(&left), "{left}");
 }
 
 #[test]

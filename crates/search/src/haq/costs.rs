@@ -165,3 +165,25 @@ impl Places {
 
 /// Bits of a number that is not quantized.
 const FLOAT: f64 = 32.0;
+
+#[cfg(test)]
+mod tests {
+    use briquette_core::pass::{Catalogue, Search};
+    use briquette_handmade::small;
+    use serde_json::json;
+
+    use super::*;
+
+    const METHODS: Catalogue = Catalogue::of(&[briquette_pruning_sharing::METHODS]);
+
+    #[test]
+    fn fewer_bits_that_are_slower_give_way_to_more() {
+        let haq = Haq::read(json!({ "budget": { "ms": 1.0 } }), METHODS).unwrap();
+        let places = haq.places(&small()).unwrap();
+        let measured = BTreeMap::from([([2, 8], 5.0), ([4, 8], 3.0), ([6, 8], 3.0), ([8, 8], 4.0)]);
+        let costs = |chosen: bool| Costs { rest: 1.0, layers: vec![Of::fastest(&measured, chosen, &places)] };
+        assert_eq!([2, 4, 6, 8].map(|bits| costs(true).of(&[[bits, 8]])), [4.0, 4.0, 4.0, 5.0]);
+        assert_eq!([2, 4, 6, 8].map(|bits| costs(true).raised(&[[bits, 8]])[0]), [[6, 8], [6, 8], [6, 8], [8, 8]]);
+        assert_eq!(costs(false).of(&[[2, 8]]), 6.0, "the ends have the bits that they have");
+    }
+}
