@@ -165,7 +165,7 @@ impl Pass for NetworkToNetwork {
         let removable = self.removable(&net)?;
         let mut without = |choices: &[usize], _: &mut Context<'_>| -> Result<(String, Net)> {
             let gone = removable.iter().zip(choices).filter(|(_, goes)| **goes == 1).map(|(removed, _)| removed);
-            let names: Vec<&str> = gone.clone().map(|(node, _)| net.nodes[node].name.as_str()).collect();
+            let names: Vec<&str> = gone.clone().map(|(node, _)| net.nodes[*node].name.as_str()).collect();
             let gone: Vec<(usize, usize)> = gone.copied().collect();
             let said = if names.is_empty() { String::from("all layers") } else { format!("without {}", names.join(", ")) };
             Ok((said, without_layers(&net, &gone)?))
