@@ -3,7 +3,7 @@
 //! For every layer `l` and value `v` of the `sweep` the method of `probe` is applied to `l` alone, and what the network then reaches on validation images, `a_l(v)`, and what it costs, are
 //! kept in a dictionary, beside those of the network as it is, in which `l` is left alone. For a threshold `a` each layer takes its cheapest value with `a_l(v) >= a`. With a `budget` the
 //! highest `a` is found at which the network costs no more, by bisection over the dictionary; what is then left of the budget is given back in steps between the values,
-//! the layer that suffers most first, as long as each is more accurate alone and none costs more than the layer as it is, until the network comes within 2 % of it or no step fits. With `max-drop` the lowest `a` is found at which
+//! the layer that suffers most first, as long as each step is no less accurate alone and none costs more than the layer as it is, until the network comes within 2 % of it or no step fits. With `max-drop` the lowest `a` is found at which
 //! the network with all layers changed loses no more points of accuracy; costs are then bytes of the container.
 //!
 //! Ratios of channels, bits, shares of weights, and ranks (`sweep = { ranks.fraction = [0.25, 0.5] }`) are all chosen so. Layers whose channels can only be cut together are one layer, by the name of the

@@ -121,7 +121,7 @@ fn steps_between_values_are_whole_numbers_or_eighths() {
 }
 
 #[test]
-fn what_is_given_back_is_more_accurate_and_no_dearer_than_the_layer_as_it_is() {
+fn what_is_given_back_is_no_less_accurate_and_no_dearer_than_the_layer_as_it_is() {
     let rungs = |trials: &[(Option<i64>, f64, f64)]| Rungs {
         layer: "conv1".into(),
         values: trials.iter().map(|(value, ..)| value.map(Number::from)).collect(),
