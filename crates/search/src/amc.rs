@@ -4,12 +4,13 @@
 //! connected layer), inputs, outputs, stride, kernel and weights, each brought to `[0, 1]` over the groups, and of the walk so far the share of the budget's unit that
 //! went, the share of the multiply-accumulates that is still to come, and its action before. An action `a` is the share of the channels that stay: the least multiple of `round` above `a n`,
 //! cut down so that the budget can still be met with all later groups at their `least`. What a walk leaves of the budget is then given
-//! back, `round` channels at a time, until it comes within 2 %. The reward is the accuracy on validation images of the network so pruned, by the method of
+//! back, `round` channels at a time, until it comes within 2 % or no step fits. What channels cost is told by the plan of `probe`: where only data say which channels of a
+//! padded shortcut stay, that is the most they may cost, and more of the budget is left, which a note says. The reward is the accuracy on validation images of the network so pruned, by the method of
 //! `probe`: without one the filters of the smallest L1 norm go, and batch norms are estimated anew. Nothing is trained until the best network of all walks is.
 //!
 //! He, Lin, Liu, Wang, Li, Han. "AMC: AutoML for Model Compression and Acceleration on Mobile Devices". ECCV 2018. arXiv:1802.03494.
 //! Differs from the paper: an action is of a group of channels that can only be cut together, where the paper has one for the inputs of each layer, and its state is as in the public code; weights are refitted
-//! by least squares only where `probe` does that, as `channel-lasso` and `thinet` do; rewards are of networks within 2 % of the budget, not of any below it, and the agent learns
+//! by least squares only where `probe` does that, as `channel-lasso` and `thinet` do; rewards are of networks as near to the budget as steps allow, not of any below it, and the agent learns
 //! from the shares that were measured.
 //!
 //! ```
@@ -33,6 +34,7 @@
 //! # }
 //! ```
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
 use briquette_core::context::Context;
@@ -42,12 +44,12 @@ use briquette_core::net::Net;
 use briquette_core::pass::{Catalogue, Method, Pass, Search};
 use briquette_core::points::Points;
 use briquette_core::streams::stream;
-use briquette_core::surgery::{ChannelGroup, Keep};
-use briquette_core::training::{Recipe, evaluate, tune};
+use briquette_core::surgery::ChannelGroup;
+use briquette_core::training::{Recipe, tune};
 use briquette_core::types::{Layers, Ratio};
 use briquette_data::Dataset;
 use briquette_parts::allocation::partition;
-use briquette_parts::channels::{groups, pairs};
+use briquette_parts::channels::groups;
 use serde::Deserialize;
 use serde::de::Error as _;
 use serde_json::{Map, Value, json};
@@ -59,6 +61,7 @@ use crate::fingerprint::fingerprint;
 use crate::images::Images;
 use crate::probe::Probe;
 use crate::refill::refill;
+use crate::tried::{accuracy, refused};
 
 /// Prunes channels as an agent chooses.
 #[derive(Debug)]
@@ -156,12 +159,12 @@ impl Pass for Amc {
         net.finite()?;
         self.plan(net.deep_clone())?;
         let images = self.settings.images.of(cx)?;
-        let of = format!("{} {} {}", self.probe.settings(), images.len(), cx.seed);
+        let of = format!("{} {:?} {} {}", self.probe.settings(), self.settings.budget, images.len(), cx.seed);
         let points = Points::load(format!("amc-{}", fingerprint(&net, &of)), cx.host)?;
         let meter = Meter::new(self.settings.budget, &net, cx)?;
         let cuts = self.cuts(&net)?;
         let seen = seen(&net, &cuts.groups)?;
-        let mut pruning = Pruning { net: &net, probe: &self.probe, cuts, seen, meter, points, images };
+        let mut pruning = Pruning { net: &net, probe: &self.probe, cuts, seen, meter, costs: BTreeMap::new(), points, images };
         let least = pruning.cuts.least();
         let cost = pruning.cost(&least, cx)?;
         if cost > pruning.meter.limit {
@@ -175,10 +178,10 @@ impl Pass for Amc {
         };
         let agent = Agent::new(SEEN, learning, stream(cx.seed, "amc"));
         let (choice, accuracy) = best(&mut pruning, agent, self.settings.episodes.get(), cx)?;
-        let cost = pruning.cost(&choice, cx)?;
-        let (told, tables) = (pruning.cuts.told(&choice), pruning.cuts.tables(&choice));
-        cx.note(format!("amc: {told}; {}, accuracy {:.2} %", pruning.meter.written(cost), 100.0 * accuracy));
+        let (told, tables, mut meter) = (pruning.cuts.told(&choice), pruning.cuts.tables(&choice), pruning.meter);
         let net = if tables[0].1.is_empty() { net } else { self.probe.with(&tables)?.run(net, cx)? };
+        let cost = meter.of(&net, cx)?;
+        cx.note(format!("amc: {told}; {}, accuracy {:.2} %", meter.met(cost)?, 100.0 * accuracy));
         tune(net, self.settings.tune.as_ref(), cx)
     }
 
@@ -190,15 +193,14 @@ impl Pass for Amc {
         if let Some(price) = self.settings.budget.price() {
             let whole = price.of(&net)?;
             let limit = self.settings.budget.limit(whole);
-            let cost = |choice: &[usize]| price.after(&net, &pairs(&cuts.groups, cuts.keeps(choice)));
+            let cost = |choice: &[usize]| price.of(&cuts.planned(&self.probe, &net, choice)?);
             let least = cost(&choice)?;
             if least > limit {
                 return Err(self.settings.budget.unmet(least, whole));
             }
             refill(&mut choice, &cuts.most(), &cuts.order(), cost, limit)?;
         }
-        let tables = cuts.tables(&choice);
-        if tables[0].1.is_empty() { Ok(net) } else { self.probe.with(&tables)?.plan(net) }
+        cuts.planned(&self.probe, &net, &choice)
     }
 
     fn estimate(&self) -> Option<&'static str> {
@@ -261,10 +263,10 @@ impl Cuts {
         self.channels(group, multiples) as f64 / self.groups[group].len() as f64
     }
 
-    /// A cut of as many channels: which ones does not matter to the cost.
-    fn keeps(&self, choice: &[usize]) -> Vec<Keep> {
-        let each = self.groups.iter().enumerate().zip(choice);
-        each.map(|((at, group), multiples)| group.best(&vec![0.0; group.len()], self.channels(at, *multiples))).collect()
+    /// The network's structure after the method, which decides what stays: where a shortcut pads channels, not all cost the same.
+    fn planned(&self, probe: &Probe, net: &Net, choice: &[usize]) -> Result<Net> {
+        let (net, tables) = (net.deep_clone(), self.tables(choice));
+        if tables[0].1.is_empty() { Ok(net) } else { probe.with(&tables)?.plan(net) }
     }
 
     /// The ratios that go, of the groups that lose any.
@@ -292,6 +294,8 @@ struct Pruning<'a> {
     /// What the agent sees of each group.
     seen: Vec<Vec<f64>>,
     meter: Meter,
+    /// Of the choices that were asked for.
+    costs: BTreeMap<Vec<usize>, f64>,
     points: Points,
     images: Dataset,
 }
@@ -317,7 +321,12 @@ fn seen(net: &Net, groups: &[ChannelGroup]) -> Result<Vec<Vec<f64>>> {
 
 impl Pruning<'_> {
     fn cost(&mut self, choice: &[usize], cx: &mut Context<'_>) -> Result<f64> {
-        self.meter.after(self.net, &pairs(&self.cuts.groups, self.cuts.keeps(choice)), cx)
+        if let Some(known) = self.costs.get(choice) {
+            return Ok(*known);
+        }
+        let cost = self.meter.of(&self.cuts.planned(self.probe, self.net, choice)?, cx)?;
+        self.costs.insert(choice.to_vec(), cost);
+        Ok(cost)
     }
 
     /// What is chosen so far, and `others` of the groups that are still to come.
@@ -359,13 +368,16 @@ impl Walk for Pruning<'_> {
         Ok((choice, shares))
     }
 
+    /// The accuracy; none is found by what the method refuses, or what costs more than it may.
     fn reward(&mut self, choice: &[usize], cx: &mut Context<'_>) -> Result<f64> {
-        let tables = self.cuts.tables(choice);
-        let measured = self.points.get(&self.cuts.told(choice), cx, |cx| {
+        let (told, tables) = (self.cuts.told(choice), self.cuts.tables(choice));
+        let found = accuracy(&mut self.points, &told, &self.images, cx, |cx| {
             let pruned = if tables[0].1.is_empty() { self.net.deep_clone() } else { self.probe.apply(self.net, &tables, cx)? };
-            evaluate(&pruned, &self.images, &cx.device, cx.host).map(Into::into)
+            let cost = self.meter.of(&pruned, cx)?;
+            self.meter.met(cost)?;
+            Ok(pruned)
         })?;
-        Ok(measured.map_err(Error::Invalid)?.accuracy)
+        Ok(found.unwrap_or_else(|why| refused(&told, &why, 0.0, cx)))
     }
 }
 

@@ -4,11 +4,11 @@ use briquette_core::context::Context;
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::price::{self, Price};
-use briquette_core::surgery::{ChannelGroup, Keep};
 use briquette_core::types::{Bytes, Ratio};
 use serde::Deserialize;
 
 use crate::latencies::Latencies;
+use crate::refill::NEAR;
 
 /// `{ macs = 0.5 }` or `{ bytes = 0.2 }`, shares of what the network costs before the pass; `{ bytes = "200 kB" }`; or `{ ms = 3.0 }` for one image in the
 /// engine on one thread.
@@ -89,8 +89,13 @@ impl Budget {
 
     /// What is said where the network cannot cost less than `least`.
     pub(crate) fn unmet(self, least: f64, whole: f64) -> Error {
+        self.beyond("at the least the network comes", least, whole)
+    }
+
+    /// What is said where as much as `least` is certain, by what is named.
+    pub(crate) fn beyond(self, what: &str, least: f64, whole: f64) -> Error {
         let [asked, can] = [self.limit(whole), least].map(|cost| self.written(cost, whole));
-        Error::Invalid(format!("`budget = {{ {asked} }}` cannot be met: at the least the network comes to {can}"))
+        Error::Invalid(format!("`budget = {{ {asked} }}` cannot be met: {what} to {can}"))
     }
 }
 
@@ -101,13 +106,16 @@ fn up(number: f64) -> f64 {
 
 /// Tells what networks cost in the unit of a budget.
 pub(crate) struct Meter {
-    budget: Budget,
+    pub(crate) budget: Budget,
     pub(crate) unit: Unit,
     /// What the network costs before the pass.
     pub(crate) whole: f64,
     /// What it may cost.
     pub(crate) limit: f64,
 }
+
+/// What is left of a budget of milliseconds without a word: steps of times are coarse.
+const NEAR_IN_TIME: f64 = 0.1;
 
 /// By what costs are told.
 pub(crate) enum Unit {
@@ -136,14 +144,6 @@ impl Meter {
         }
     }
 
-    /// What the network would cost after these cuts.
-    pub(crate) fn after(&mut self, net: &Net, cuts: &[(&ChannelGroup, Keep)], cx: &mut Context<'_>) -> Result<f64> {
-        match &mut self.unit {
-            Unit::Price(price) => price.after(net, cuts),
-            Unit::Times(latencies) => latencies.sum(&net.deep_clone().keep(cuts)?, cx),
-        }
-    }
-
     pub(crate) fn unmet(&self, least: f64) -> Error {
         self.budget.unmet(least, self.whole)
     }
@@ -151,6 +151,23 @@ impl Meter {
     /// What a config would say for this cost.
     pub(crate) fn written(&self, cost: f64) -> String {
         self.budget.written(cost, self.whole)
+    }
+
+    /// What is said of a network that was made and comes to this cost, with what it leaves of the budget where that is more than a search means to leave.
+    ///
+    /// # Errors
+    /// When it costs more than it may.
+    pub(crate) fn met(&self, cost: f64) -> Result<String> {
+        let [asked, comes] = [self.limit, cost].map(|cost| self.written(cost));
+        if cost > self.limit {
+            return Err(Error::Invalid(format!("`budget = {{ {asked} }}` is not met: the network comes to {comes}")));
+        }
+        let near = match self.budget {
+            Budget::Macs(_) | Budget::Bytes(_) | Budget::Size(_) => NEAR,
+            Budget::Ms(_) => NEAR_IN_TIME,
+        };
+        let left = 1.0 - cost / self.limit;
+        Ok(if left > near { format!("{comes}, {:.0} % of the budget left", 100.0 * left) } else { comes })
     }
 }
 
@@ -172,5 +189,17 @@ mod tests {
         assert!(read(r#"{ "macs": 0.5, "ms": 1.0 }"#).unwrap_err().contains("exactly one of `macs`, `bytes` and `ms`"));
         let unmet = Budget::Macs(half).unmet(612.0, 1000.0).to_string();
         assert_eq!(unmet, "`budget = { macs = 0.5 }` cannot be met: at the least the network comes to macs = 0.612");
+    }
+
+    #[test]
+    fn a_note_says_what_a_network_came_to_and_what_is_left() {
+        let budget = Budget::Macs(Ratio::try_from(0.5).unwrap());
+        let meter = Meter { budget, unit: Unit::Price(&price::Macs), whole: 1000.0, limit: 500.0 };
+        assert_eq!(meter.met(495.0).unwrap(), "macs = 0.495");
+        assert_eq!(meter.met(300.0).unwrap(), "macs = 0.3, 40 % of the budget left");
+        assert_eq!(
+            meter.met(501.0).unwrap_err().to_string(),
+            "`budget = { macs = 0.5 }` is not met: the network comes to macs = 0.501"
+        );
     }
 }

@@ -48,15 +48,15 @@ pub trait Walk {
 pub fn best(walk: &mut dyn Walk, mut agent: Agent, episodes: usize, cx: &mut Context<'_>) -> Result<(Vec<usize>, f64)> {
     let mut best: (Vec<usize>, f64) = (Vec::new(), f64::NEG_INFINITY);
     for episode in 0..episodes {
-        let (mut states, mut actions) = (Vec::new(), Vec::new());
+        let mut actions = Vec::new();
         for _ in 0..walk.steps() {
             let state = walk.state(&actions, cx)?;
-            let action = walk.bounded(&actions, agent.act(&state), cx)?;
-            states.push(state);
-            actions.push(action);
+            actions.push(walk.bounded(&actions, agent.act(&state), cx)?);
         }
         let (choice, actions) = walk.choice(&actions, cx)?;
         let reward = walk.reward(&choice, cx)?;
+        // What the agent would have seen on the way to this choice.
+        let states = (0..actions.len()).map(|step| walk.state(&actions[..step], cx)).collect::<Result<Vec<_>>>()?;
         agent.learn(&states.into_iter().zip(actions).collect::<Vec<_>>(), reward);
         if reward > best.1 {
             best = (choice, reward);

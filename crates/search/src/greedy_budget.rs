@@ -3,7 +3,7 @@
 //! For every layer `l` and value `v` of the `sweep` the method of `probe` is applied to `l` alone, and what the network then reaches on validation images, `a_l(v)`, and what it costs, are
 //! kept in a dictionary, beside those of the network as it is, in which `l` is left alone. For a threshold `a` each layer takes its cheapest value with `a_l(v) >= a`. With a `budget` the
 //! highest `a` is found at which the network costs no more, by bisection over the dictionary; what is then left of the budget is given back in steps between the values,
-//! the layer that suffers most first, until the network comes within 2 % of it or no step fits. With `max-drop` the lowest `a` is found at which
+//! the layer that suffers most first, as long as each step is no less accurate alone and none costs more than the layer as it is, until the network comes within 2 % of it or no step fits. With `max-drop` the lowest `a` is found at which
 //! the network with all layers changed loses no more points of accuracy; costs are then bytes of the container.
 //!
 //! Ratios of channels, bits, shares of weights, and ranks (`sweep = { ranks.fraction = [0.25, 0.5] }`) are all chosen so. Layers whose channels can only be cut together are one layer, by the name of the
@@ -133,16 +133,19 @@ impl Pass for GreedyBudget {
         let meter = Meter::new(budget, &net, cx)?;
         let of = format!("{} {} {budget:?} {} {}", self.probe.settings(), self.settings.sweep, images.len(), cx.seed);
         let points = Points::load(format!("greedy-budget-{}", fingerprint(&net, &of)), cx.host)?;
-        let mut trials = Trials { greedy: self, net: &net, images, meter, points };
+        let costs = Points::load(format!("greedy-costs-{}", fingerprint(&net, &of)), cx.host)?;
+        let mut trials = Trials { greedy: self, net: &net, images, meter, points, costs };
         let table = trials.table(units, cx)?;
         let choice = match goal {
             Goal::Budget(_) => trials.within_budget(&table, cx)?,
             Goal::Drop(drop) => trials.within_drop(&table, drop, cx)?,
         };
         let chosen = pairs(&table, &choice);
-        let (told, cost) = (self.told(&chosen), trials.cost(&chosen, cx)?);
-        cx.note(format!("greedy-budget: {told}; {}", trials.meter.written(cost)));
+        let (told, mut meter) = (self.told(&chosen), trials.meter);
         let net = if chosen.is_empty() { net } else { self.probe.with(&self.settings.sweep.table(chosen))?.run(net, cx)? };
+        let cost = meter.of(&net, cx)?;
+        let comes = if let Goal::Budget(_) = goal { meter.met(cost)? } else { meter.written(cost) };
+        cx.note(format!("greedy-budget: {told}; {comes}"));
         tune(net, self.settings.tune.as_ref(), cx)
     }
 
@@ -220,14 +223,25 @@ struct Rungs {
 }
 
 impl Rungs {
-    /// The values from a rung up, with steps between those of neighbouring rungs.
+    /// The values from a rung up that reach no less for what they cost more, none dearer than the layer as it is, with steps between neighbours.
     fn above(&self, rung: usize, between: impl Fn(&Number, &Number) -> Vec<Number>) -> Vec<Option<Number>> {
-        let mut above = vec![self.values[rung].clone()];
-        for pair in self.values[rung..].windows(2) {
-            if let [Some(from), Some(to)] = pair {
-                above.extend(between(from, to).into_iter().map(Some));
+        let (mut from, mut reached) = (&self.values[rung], self.trials[rung].accuracy);
+        let mut above = vec![from.clone()];
+        for (value, trial) in self.values.iter().zip(&self.trials).skip(rung + 1) {
+            if from.is_none() {
+                break;
             }
-            above.push(pair[1].clone());
+            if trial.accuracy >= reached {
+                if let (Some(from), Some(to)) = (from, value) {
+                    let steps = between(from, to).into_iter().map(Some);
+                    above.extend(steps.filter(|step| !self.values.contains(step)));
+                }
+                above.push(value.clone());
+                (from, reached) = (value, trial.accuracy);
+            }
+            if value.is_none() {
+                break;
+            }
         }
         above
     }
@@ -253,6 +267,8 @@ struct Trials<'a> {
     images: Dataset,
     meter: Meter,
     points: Points<Tried>,
+    /// Of values together.
+    costs: Points<f64>,
 }
 
 impl Trials<'_> {
@@ -298,9 +314,13 @@ impl Trials<'_> {
         })
     }
 
+    /// What these values together cost, measured once.
     fn cost(&mut self, values: &[(&str, &Number)], cx: &mut Context<'_>) -> Result<f64> {
-        let changed = self.greedy.applied(self.net, values, cx)?;
-        self.meter.of(&changed, cx)
+        let cost = self.costs.get(&self.greedy.told(values), cx, |cx| {
+            let changed = self.greedy.applied(self.net, values, cx)?;
+            self.meter.of(&changed, cx)
+        })?;
+        cost.map_err(Error::Invalid)
     }
 
     /// The highest rung that the budget pays, and what it leaves given back.

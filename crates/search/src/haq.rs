@@ -4,10 +4,10 @@
 //! its inputs, outputs, stride, kernel, weights, the side of the maps that it reads, and the index, each brought to `[0, 1]` over the layers; its action before; and
 //! whether it is asked for the weights or, with `activations`, for what the layer reads. An action `a` in `[0, 1]` is `round((most - least + 1) a + least - 1/2)` bits,
 //! within `least` and `most`. After a walk bits are taken away, one at a time from the last layer to the first and over again, until the budget is met, and what is then left of it is given
-//! back, until the network comes within 2 %. The reward is `0.1 (p - p0)`, with the accuracies in percent on validation images of the network after the method of `probe` with
+//! back, until the network comes within 2 % or no step fits. The reward is `0.1 (p - p0)`, with the accuracies in percent on validation images of the network after the method of `probe` with
 //! these bits, and of the network as it is. That method calibrates, and trains only where `probe` has it do so; the best network of all walks is tuned.
 //!
-//! Budgets are of bytes of the container; of milliseconds, by a table of layers, measured in the engine with these bits and kept with the run; or of `macs`,
+//! Budgets are of bytes of the container; of milliseconds, by a table of layers, measured in the engine with these bits and kept with the run, where a layer has more bits if it is no slower with them; or of `macs`,
 //! multiply-accumulates by the bits of their factors, as a share of those in 32 bits.
 //!
 //! Wang, Liu, Lin, Lin, Han. "HAQ: Hardware-Aware Automated Quantization with Mixed Precision". CVPR 2019. arXiv:1811.08886.
@@ -54,7 +54,7 @@ use briquette_core::net::Net;
 use briquette_core::pass::{Catalogue, Method, Pass, Search};
 use briquette_core::points::Points;
 use briquette_core::streams::stream;
-use briquette_core::training::{Recipe, evaluate, tune};
+use briquette_core::training::{Recipe, tune};
 use briquette_core::types::{Bits, Layers, Ratio};
 use briquette_data::Dataset;
 use serde::Deserialize;
@@ -68,6 +68,7 @@ use crate::fingerprint::fingerprint;
 use crate::images::Images;
 use crate::probe::Probe;
 use crate::refill::{refill, sweep};
+use crate::tried::{accuracy, refused};
 use costs::Costs;
 
 /// Gives each layer the bits that an agent chooses.
@@ -165,9 +166,11 @@ impl Search for Haq {
         if settings.least.get() > settings.most.get() {
             return Err(serde_json::Error::custom("`least` is at most `most`"));
         }
-        let tables: Vec<(&str, Map<String, Value>)> =
-            open.iter().map(|key| (*key, Map::from_iter([("rest".into(), json!(settings.most))]))).collect();
-        probe.with(&tables).map_err(serde_json::Error::custom)?;
+        for bits in (settings.least.get()..=settings.most.get()).chain([settings.ends.get()]) {
+            let tables: Vec<(&str, Map<String, Value>)> =
+                open.iter().map(|key| (*key, Map::from_iter([("rest".into(), json!(bits))]))).collect();
+            probe.with(&tables).map_err(serde_json::Error::custom)?;
+        }
         Ok(Self { probe, settings })
     }
 }
@@ -177,18 +180,19 @@ impl Pass for Haq {
         net.finite()?;
         self.plan(net.deep_clone())?;
         let images = self.settings.images.of(cx)?;
-        let of = format!("{} {} {}", self.probe.settings(), images.len(), cx.seed);
+        let of = format!("{} {:?} {} {}", self.probe.settings(), self.settings.budget, images.len(), cx.seed);
         let points = Points::load(format!("haq-{}", fingerprint(&net, &of)), cx.host)?;
         let (places, mut meter) = (self.places(&net)?, Meter::new(self.settings.budget, &net, cx)?);
         let (costs, seen) = (Costs::measured(self, &net, &places, &mut meter, cx)?, places.seen(&net)?);
         let steps = places.steps.len();
         let mut quantizing =
-            Quantizing { net: &net, probe: &self.probe, places, seen, costs, limit: meter.limit, points, images, before: 0.0 };
+            Quantizing { net: &net, probe: &self.probe, places, seen, costs, meter, points, images, before: 0.0 };
         let least = quantizing.cost(&vec![quantizing.places.least; steps]);
-        if least > meter.limit {
-            return Err(meter.unmet(least));
+        if least > quantizing.meter.limit {
+            return Err(quantizing.meter.unmet(least));
         }
-        quantizing.before = quantizing.accuracy(None, cx)?;
+        let as_it_is = accuracy(&mut quantizing.points, "as it is", &quantizing.images, cx, |_| Ok(net.deep_clone()))?;
+        quantizing.before = as_it_is.map_err(Error::Invalid)?;
         let learning = Learning {
             hidden: self.settings.hidden.get(),
             explore: self.settings.explore,
@@ -197,11 +201,11 @@ impl Pass for Haq {
         };
         let agent = Agent::new(SEEN, learning, stream(cx.seed, "haq"));
         let (choice, reward) = best(&mut quantizing, agent, self.settings.episodes.get(), cx)?;
-        let (cost, told) = (meter.written(quantizing.cost(&choice)), quantizing.places.told(&choice));
-        let accuracy = 100.0 * quantizing.before + 10.0 * reward;
-        cx.note(format!("haq: {told}; {cost}, accuracy {accuracy:.2} %"));
-        let tables = quantizing.places.tables(&choice);
+        let (told, tables) = (quantizing.places.told(&choice), quantizing.places.tables(&choice));
+        let Quantizing { places, costs, mut meter, before, .. } = quantizing;
         let net = self.probe.with(&tables)?.run(net, cx)?;
+        let cost = costs.made(&net, &places.bits(&choice), &mut meter, cx)?;
+        cx.note(format!("haq: {told}; {}, accuracy {:.2} %", meter.met(cost)?, 100.0 * before + 10.0 * reward));
         tune(net, self.settings.tune.as_ref(), cx)
     }
 
@@ -210,12 +214,20 @@ impl Pass for Haq {
         self.settings.tune.iter().try_for_each(Recipe::check)?;
         let places = self.places(&net)?;
         let mut choice = vec![places.most; places.steps.len()];
+        for bits in places.least..places.most {
+            self.probe.with(&places.tables(&vec![bits; choice.len()]))?.plan(net.deep_clone())?;
+        }
         if let (Some(costs), Some(price)) = (Costs::counted(self, &net, &places)?, self.settings.budget.price()) {
             let whole = price.of(&net)?;
             let (limit, least) = (self.settings.budget.limit(whole), vec![places.least; choice.len()]);
             let cost = |choice: &[usize]| Ok(costs.of(&places.bits(choice)));
             if !sweep(&mut choice, &least, cost, limit)? {
-                return Err(self.settings.budget.unmet(cost(&choice)?, whole));
+                let budget = self.settings.budget;
+                let least = cost(&choice)?;
+                return Err(match budget {
+                    Budget::Bytes(_) | Budget::Size(_) => budget.beyond("the weights alone come", least, whole),
+                    Budget::Macs(_) | Budget::Ms(_) => budget.unmet(least, whole),
+                });
             }
         }
         self.probe.with(&places.tables(&choice))?.plan(net)
@@ -273,6 +285,16 @@ impl Places {
         bits
     }
 
+    /// The choice that is as many bits.
+    fn choice(&self, bits: &[[usize; 2]]) -> Vec<usize> {
+        self.steps.iter().map(|(layer, read)| bits[*layer][usize::from(*read)]).collect()
+    }
+
+    /// Whether bits of a layer are chosen.
+    fn chosen(&self, layer: usize) -> bool {
+        self.steps.iter().any(|(at, _)| *at == layer)
+    }
+
     /// The tables that `probe` takes.
     fn tables(&self, choice: &[usize]) -> Vec<(&'static str, Map<String, Value>)> {
         let bits = self.bits(choice);
@@ -316,7 +338,7 @@ struct Quantizing<'a> {
     places: Places,
     seen: Vec<Vec<f64>>,
     costs: Costs,
-    limit: f64,
+    meter: Meter,
     points: Points,
     images: Dataset,
     /// Accuracy of the network as it is.
@@ -326,16 +348,6 @@ struct Quantizing<'a> {
 impl Quantizing<'_> {
     fn cost(&self, choice: &[usize]) -> f64 {
         self.costs.of(&self.places.bits(choice))
-    }
-
-    /// With these bits, or as the network is.
-    fn accuracy(&mut self, choice: Option<&[usize]>, cx: &mut Context<'_>) -> Result<f64> {
-        let name = choice.map_or("as it is".into(), |choice| self.places.told(choice));
-        let measured = self.points.get(&name, cx, |cx| {
-            let quantized = choice.map(|choice| self.probe.apply(self.net, &self.places.tables(choice), cx)).transpose()?;
-            evaluate(quantized.as_ref().unwrap_or(self.net), &self.images, &cx.device, cx.host).map(Into::into)
-        })?;
-        Ok(measured.map_err(Error::Invalid)?.accuracy)
     }
 }
 
@@ -352,16 +364,27 @@ impl Walk for Quantizing<'_> {
     fn choice(&mut self, actions: &[f64], _: &mut Context<'_>) -> Result<(Vec<usize>, Vec<f64>)> {
         let (least, most) = (self.places.least, self.places.most);
         let mut choice: Vec<usize> = actions.iter().map(|action| bits(*action, least, most)).collect();
-        let (count, cost) = (choice.len(), |choice: &[usize]| Ok(self.cost(choice)));
-        sweep(&mut choice, &vec![least; count], cost, self.limit)?;
-        refill(&mut choice, &vec![most; count], &(0..count).collect::<Vec<_>>(), cost, self.limit)?;
+        let (count, limit, cost) = (choice.len(), self.meter.limit, |choice: &[usize]| Ok(self.cost(choice)));
+        sweep(&mut choice, &vec![least; count], cost, limit)?;
+        refill(&mut choice, &vec![most; count], &(0..count).collect::<Vec<_>>(), cost, limit)?;
+        let choice = self.places.choice(&self.costs.raised(&self.places.bits(&choice)));
         // The middle of the actions that are as many bits.
         let actions = choice.iter().map(|bits| ((bits - least) as f64 + 0.5) / (most - least + 1) as f64).collect();
         Ok((choice, actions))
     }
 
     fn reward(&mut self, choice: &[usize], cx: &mut Context<'_>) -> Result<f64> {
-        Ok(10.0 * (self.accuracy(Some(choice), cx)? - self.before))
+        let (told, bits) = (self.places.told(choice), self.places.bits(choice));
+        let found = accuracy(&mut self.points, &told, &self.images, cx, |cx| {
+            let quantized = self.probe.apply(self.net, &self.places.tables(choice), cx)?;
+            let cost = self.costs.made(&quantized, &bits, &mut self.meter, cx)?;
+            self.meter.met(cost)?;
+            Ok(quantized)
+        })?;
+        Ok(match found {
+            Ok(accuracy) => 10.0 * (accuracy - self.before),
+            Err(why) => refused(&told, &why, -10.0 * self.before, cx),
+        })
     }
 }
 

@@ -18,6 +18,7 @@ pub mod network_to_network;
 mod probe;
 pub mod refill;
 pub mod sensitivity;
+mod tried;
 
 use briquette_core::pass::Entry;
 

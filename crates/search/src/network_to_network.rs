@@ -1,14 +1,14 @@
 //! N2N: policies make a network smaller, and children learn from it.
 //!
 //! A first policy says of each layer whether it stays. A layer can go, with the batch norm and the activation behind it, where it gives maps of the shape that it reads and is neither the first nor the last; fully connected
-//! layers stay. It reads of all layers the type, kernel, stride, outputs and padding, in both directions. From the best child on, a second policy chooses for each group of channels that can be cut together a factor of 0.25, 0.5, 0.6, 0.7, 0.8, 0.9 or 1, knowing
+//! layers stay. It reads of each of these layers the type, kernel, stride, outputs and padding, in both directions. From the child of the highest reward on, whether or not it is within the `budget`, a second policy chooses for each group of channels that can be cut together a factor of 0.25, 0.5, 0.6, 0.7, 0.8, 0.9 or 1, knowing
 //! the factor before. A child is trained by `train`, whose `distill` says how it learns from the network as it was, and its reward is `R = C (2 - C) p / p0`: `C = 1 - n / n0` of the parameters `n` of the child and
 //! `n0` of the network, `p` and `p0` their accuracies on validation images. One that is no smaller has -1; one that costs more than the `budget` has `e - 1 + e R` in iteration `i` of its policy, `e = max(1 - i / 15, 0)^4`.
-//! The policies learn by REINFORCE: each of `rollouts` children by its own reward less the mean of all before.
+//! The policies learn by REINFORCE: each of `rollouts` children by its own reward less the mean of all so far. What a method refuses, or a training that diverges, has -1.
 //!
 //! Ashok, Rhinehart, Beainy, Kitani. "N2N Learning: Network to Network Compression via Policy Gradient Reinforcement Learning". ICLR 2018. arXiv:1709.06030.
 //! Differs from the paper: children keep the weights of what is left of the network, the filters by the method of `probe`, instead of beginning anew; each is weighed by its own reward, where the public code takes their
-//! mean; and `e` does not rise again after iteration 15.
+//! mean; `e` does not rise again after iteration 15; and the first policy reads the layers that can go, not those that must stay.
 //!
 //! ```
 //! use briquette_search::network_to_network::{constrained, reward};
@@ -32,7 +32,7 @@ use briquette_core::pass::{Catalogue, Method, Pass, Search};
 use briquette_core::points::Points;
 use briquette_core::streams::stream;
 use briquette_core::surgery::ChannelGroup;
-use briquette_core::training::{Recipe, evaluate, tune};
+use briquette_core::training::{Recipe, tune};
 use briquette_core::types::Layers;
 use briquette_core::{Layer, layers};
 use briquette_data::Dataset;
@@ -46,6 +46,7 @@ use crate::episodes::outline;
 use crate::fingerprint::fingerprint;
 use crate::images::Images;
 use crate::probe::Probe;
+use crate::tried::{accuracy, refused};
 use policy::Policy;
 
 /// Removes layers and channels as policies choose.
@@ -144,35 +145,42 @@ impl Pass for NetworkToNetwork {
         let of = format!("{} {:?} {} {}", self.probe.settings(), self.settings.train, images.len(), cx.seed);
         let points = Points::load(format!("network-to-network-{}", fingerprint(&net, &of)), cx.host)?;
         let meter = self.settings.budget.map(|budget| Meter::new(budget, &net, cx)).transpose()?;
-        let mut family =
-            Family { method: self, images, meter, points, params: Cost::of(&net)?.params() as f64, accuracy: 0.0, best: None };
-        family.accuracy = family.accuracy_of("the network", &net, None, cx)?;
+        let mut family = Family {
+            method: self,
+            images,
+            meter,
+            points,
+            params: Cost::of(&net)?.params() as f64,
+            accuracy: 0.0,
+            lead: None,
+            best: None,
+        };
+        family.accuracy = family.accuracy_of("the network", &net, None, cx)?.map_err(Error::Invalid)?;
+        if family.accuracy == 0.0 {
+            let why =
+                "the network finds the class of no validation image, and rewards are shares of its accuracy; train it first";
+            return Err(Error::Invalid(format!("network-to-network: {why}")));
+        }
 
         let removable = self.removable(&net)?;
         let mut without = |choices: &[usize], _: &mut Context<'_>| -> Result<(String, Net)> {
-            let gone = removable.iter().zip(choices).filter(|(_, goes)| **goes == 1).map(|(removed, _)| *removed);
-            let names: Vec<&str> = gone.clone().map(|(node, _)| net.nodes[node].name.as_str()).collect();
-            let pairs: Vec<(usize, usize)> = gone.map(|(node, end)| (end, net.nodes[node].inputs[0])).collect();
+            let gone = removable.iter().zip(choices).filter(|(_, goes)| **goes == 1).map(|(removed, _)| removed);
+            let names: Vec<&str> = gone.clone().map(|(node, _)| net.nodes[*node].name.as_str()).collect();
+            let gone: Vec<(usize, usize)> = gone.copied().collect();
             let said = if names.is_empty() { String::from("all layers") } else { format!("without {}", names.join(", ")) };
-            Ok((said, net.deep_clone().bypass_all(&pairs)?.0))
+            Ok((said, without_layers(&net, &gone)?))
         };
         let steps: Vec<Vec<f32>> = removable.iter().map(|(node, _)| described(&net, *node)).collect();
         let mut policy = Policy::new(DESCRIBED, 2, true, 0.003, stream(cx.seed, "removal"));
         family.search(&mut policy, &steps, &mut without, cx)?;
 
-        let (said, parent) = match &family.best {
-            Some(best) => (best.said.clone(), best.child.deep_clone()),
+        let (said, parent) = match family.lead.take() {
+            Some(lead) => (lead.said, lead.child),
             None => (String::from("all layers"), net.deep_clone()),
         };
         let groups = inherited(&net, &self.groups(&net)?, &parent)?;
         let mut narrower = |choices: &[usize], cx: &mut Context<'_>| -> Result<(String, Net)> {
-            let ratio = |(group, choice): (&ChannelGroup, &usize)| {
-                let kept = (FACTORS[*choice] * group.len() as f64).round() as usize;
-                let kept = kept.max(self.settings.floor.get()).min(group.len());
-                (group.name.clone(), 1.0 - kept as f64 / group.len() as f64)
-            };
-            let ratios = groups.iter().zip(choices).map(ratio).filter(|(_, ratio)| *ratio > 0.0);
-            let table: Map<String, Value> = ratios.map(|(name, ratio)| (name, ratio.into())).collect();
+            let table = self.ratios(&groups, choices);
             let said = format!("{said}, of the channels {} gone", Value::Object(table.clone()));
             let child =
                 if table.is_empty() { parent.deep_clone() } else { self.probe.apply(&parent, &[("ratio", table)], cx)? };
@@ -195,8 +203,18 @@ impl Pass for NetworkToNetwork {
     fn plan(&self, net: Net) -> Result<Net> {
         self.settings.train.check()?;
         self.settings.tune.iter().try_for_each(Recipe::check)?;
-        if self.removable(&net)?.is_empty() && self.groups(&net)?.is_empty() {
+        let (removable, groups) = (self.removable(&net)?, self.groups(&net)?);
+        if removable.is_empty() && groups.is_empty() {
             return Err(Error::Invalid("network-to-network: neither layers nor channels can go".into()));
+        }
+        if let Some(budget) = self.settings.budget
+            && let Some(price) = budget.price()
+            && let Some(smallest) = self.smallest(&net, &removable, &groups)?
+        {
+            let (whole, least) = (price.of(&net)?, price.of(&smallest)?);
+            if least > budget.limit(whole) {
+                return Err(budget.unmet(least, whole));
+            }
         }
         Ok(net)
     }
@@ -232,11 +250,39 @@ impl NetworkToNetwork {
         Ok(of.filter(|(node, end)| shapes[*end] == shapes[net.nodes[*node].inputs[0]]).collect())
     }
 
+    /// The network without all that can go; none where not all of it can go together.
+    fn smallest(&self, net: &Net, removable: &[(usize, usize)], groups: &[ChannelGroup]) -> Result<Option<Net>> {
+        let parent = match without_layers(net, removable) {
+            Err(refused) if refused.refuses() => return Ok(None),
+            parent => parent?,
+        };
+        let groups = inherited(net, groups, &parent)?;
+        let table = self.ratios(&groups, &vec![0; groups.len()]);
+        Ok(Some(if table.is_empty() { parent } else { self.probe.with(&[("ratio", table)])?.plan(parent)? }))
+    }
+
+    /// The ratios that go by these factors, of the groups that lose any.
+    fn ratios(&self, groups: &[ChannelGroup], choices: &[usize]) -> Map<String, Value> {
+        let ratio = |(group, choice): (&ChannelGroup, &usize)| {
+            let kept = (FACTORS[*choice] * group.len() as f64).round() as usize;
+            let kept = kept.max(self.settings.floor.get()).min(group.len());
+            (group.name.clone(), 1.0 - kept as f64 / group.len() as f64)
+        };
+        let ratios = groups.iter().zip(choices).map(ratio).filter(|(_, ratio)| *ratio > 0.0);
+        ratios.map(|(name, ratio)| (name, ratio.into())).collect()
+    }
+
     /// The groups that can lose channels.
     fn groups(&self, net: &Net) -> Result<Vec<ChannelGroup>> {
         let all = groups(net, &self.settings.layers, &self.settings.except)?;
         Ok(all.into_iter().filter(|group| group.len() > self.settings.floor.get()).collect())
     }
+}
+
+/// A copy without these layers, each given with the last of the nodes that go with it.
+fn without_layers(net: &Net, gone: &[(usize, usize)]) -> Result<Net> {
+    let pairs: Vec<(usize, usize)> = gone.iter().map(|(node, end)| (*end, net.nodes[*node].inputs[0])).collect();
+    Ok(net.deep_clone().bypass_all(&pairs)?.0)
 }
 
 /// The groups of a child all of whose layers made channels of these groups of the network.
@@ -287,6 +333,8 @@ struct Family<'a> {
     /// Of the network.
     params: f64,
     accuracy: f64,
+    /// Of all, by the rewards that the policies learn from: the second policy goes on from it even where none is within the budget yet.
+    lead: Option<Best>,
     /// Of those within the budget.
     best: Option<Best>,
 }
@@ -303,8 +351,12 @@ impl Family<'_> {
             let mut rollouts = Vec::new();
             for _ in 0..self.method.settings.rollouts.get() {
                 let choices = policy.draw(steps);
-                let (said, child) = child(&choices, cx)?;
-                rollouts.push((choices, self.worth(said, child, iteration, cx)?));
+                let worth = match child(&choices, cx) {
+                    Ok((said, child)) => self.worth(said, child, iteration, cx)?,
+                    Err(failure) if !failure.refuses() => return Err(failure),
+                    Err(failure) => refused("a child", &failure.to_string(), REFUSED, cx),
+                };
+                rollouts.push((choices, worth));
             }
             let mean = |of: &[f64]| of.iter().sum::<f64>() / of.len() as f64;
             means.push(mean(&rollouts.iter().map(|(_, reward)| *reward).collect::<Vec<f64>>()));
@@ -324,27 +376,39 @@ impl Family<'_> {
         if parameters >= 1.0 {
             return Ok(reward(0.0, parameters));
         }
-        let accuracy = self.accuracy_of(&said, &child, Some(&method.settings.train), cx)?;
-        let reward = reward(accuracy / self.accuracy.max(f64::MIN_POSITIVE), parameters);
+        let accuracy = match self.accuracy_of(&said, &child, Some(&method.settings.train), cx)? {
+            Ok(accuracy) => accuracy,
+            Err(why) => return Ok(refused(&said, &why, REFUSED, cx)),
+        };
+        let reward = reward(accuracy / self.accuracy, parameters);
         let within = match &mut self.meter {
             Some(meter) => meter.of(&child, cx)? <= meter.limit,
             None => true,
         };
+        let shaped = if within { reward } else { constrained(reward, iteration) };
+        if self.lead.as_ref().is_none_or(|lead| shaped > lead.reward) {
+            self.lead = Some(Best { child: child.deep_clone(), said: said.clone(), reward: shaped });
+        }
         if within && self.best.as_ref().is_none_or(|best| reward > best.reward) {
             self.best = Some(Best { child, said, reward });
         }
-        Ok(if within { reward } else { constrained(reward, iteration) })
+        Ok(shaped)
     }
 
-    /// Of a network after its training.
-    fn accuracy_of(&mut self, said: &str, net: &Net, train: Option<&Recipe>, cx: &mut Context<'_>) -> Result<f64> {
-        let measured = self.points.get(said, cx, |cx| {
-            let trained = cx.aside(|cx| tune(net.deep_clone(), train, cx))?;
-            evaluate(&trained, &self.images, &cx.device, cx.host).map(Into::into)
-        })?;
-        Ok(measured.map_err(Error::Invalid)?.accuracy)
+    /// Of a network after its training, or why that is refused.
+    fn accuracy_of(
+        &mut self,
+        said: &str,
+        net: &Net,
+        train: Option<&Recipe>,
+        cx: &mut Context<'_>,
+    ) -> Result<std::result::Result<f64, String>> {
+        accuracy(&mut self.points, said, &self.images, cx, |cx| cx.aside(|cx| tune(net.deep_clone(), train, cx)))
     }
 }
+
+/// The reward of a child that cannot be made or trained, that of one that is no smaller.
+const REFUSED: f64 = -1.0;
 
 #[cfg(test)]
 mod tests;

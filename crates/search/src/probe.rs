@@ -39,9 +39,9 @@ impl Probe {
         format!("{} {:?} {}", self.entry.name, self.settings, self.trial)
     }
 
-    /// A setting that is given as a number.
-    pub(crate) fn number(&self, key: &str) -> Option<f64> {
-        self.settings.get(key)?.as_f64()
+    /// A setting that is given.
+    pub(crate) fn setting(&self, key: &str) -> Option<&Value> {
+        self.settings.get(key)
     }
 
     /// The method with a table of layers for each of these settings.

@@ -1,5 +1,6 @@
 use briquette_core::context::{Data, Host, Memory, Silent};
 use briquette_core::price::{Macs, Price as _};
+use briquette_core::zoo::{Arch, Wanted};
 use briquette_handmade::{context, images, labelled, small};
 
 use super::*;
@@ -64,6 +65,17 @@ fn the_best_of_all_walks_meets_the_budget_and_a_run_that_goes_on_finds_it_again(
     host.states.insert(key.clone(), serde_json::to_vec(&kept).unwrap());
     assert!(run(settings, &data, &mut host).unwrap().to_state() == net.to_state());
     assert_eq!(host.states, whole.states);
+}
+
+/// What shortcuts that pad join has units of very different cost.
+#[test]
+fn what_padded_shortcuts_join_costs_what_the_method_keeps_of_it() {
+    let arch = Arch::named("resnet20").unwrap();
+    let net = arch.build(&Wanted { width: 0.5, ..arch.wanted() }, &burn::tensor::Device::flex()).unwrap();
+    let limit = 0.5 * Macs.of(&net).unwrap();
+    let planned = read(json!({ "budget": { "macs": 0.5 }, "round": 1 })).plan(net).unwrap();
+    let found = Macs.of(&planned).unwrap();
+    assert!((0.98 * limit..=limit).contains(&found), "{}", found / limit);
 }
 
 #[test]

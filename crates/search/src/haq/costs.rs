@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use briquette_core::context::Context;
 use briquette_core::cost::Cost;
-use briquette_core::error::Result;
+use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
 use briquette_core::stored::Storage;
+use briquette_core::types::{Bits, PerLayer};
 use serde_json::{Map, Value};
 
 use super::{Haq, Places};
@@ -24,8 +25,8 @@ enum Of {
     Products { macs: f64, reads: Option<f64> },
     /// By the bits of the weights.
     Weights(BTreeMap<usize, f64>),
-    /// By both.
-    Both(BTreeMap<[usize; 2], f64>),
+    /// By both, with the bits, no fewer, that cost as much.
+    Both(BTreeMap<[usize; 2], ([usize; 2], f64)>),
 }
 
 impl Of {
@@ -33,8 +34,20 @@ impl Of {
         match self {
             Of::Products { macs, reads } => macs * bits[0] as f64 * reads.unwrap_or(bits[1] as f64) / (FLOAT * FLOAT),
             Of::Weights(by) => by.get(&bits[0]).copied().unwrap_or(f64::INFINITY),
-            Of::Both(by) => by.get(&bits).copied().unwrap_or(f64::INFINITY),
+            Of::Both(by) => by.get(&bits).map_or(f64::INFINITY, |(_, cost)| *cost),
         }
+    }
+
+    /// By measurements, in which more bits may be the faster ones: each number of bits costs what the fastest that is no smaller does. Where bits are not `chosen`, they are
+    /// what they are.
+    fn fastest(measured: &BTreeMap<[usize; 2], f64>, chosen: bool, places: &Places) -> Self {
+        let free = |bits: &[usize; 2]| bits[0] <= places.most && (!places.activations || bits[1] <= places.most);
+        let of = |bits: [usize; 2], cost: f64| {
+            let no_fewer = |other: &[usize; 2]| other[0] >= bits[0] && other[1] >= bits[1] && chosen && free(other);
+            let others = measured.iter().filter(|(other, _)| no_fewer(other)).map(|(other, cost)| (*other, *cost));
+            others.fold((bits, cost), |best, other| if other.1 <= best.1 { other } else { best })
+        };
+        Of::Both(measured.iter().map(|(bits, cost)| (*bits, of(*bits, *cost))).collect())
     }
 }
 
@@ -44,6 +57,23 @@ impl Costs {
         self.rest + self.layers.iter().zip(bits).map(|(layer, bits)| layer.bits(*bits)).sum::<f64>()
     }
 
+    /// The bits, of each layer no fewer, that cost as much.
+    pub(super) fn raised(&self, bits: &[[usize; 2]]) -> Vec<[usize; 2]> {
+        let raised = |(layer, bits): (&Of, &[usize; 2])| match layer {
+            Of::Both(by) => by.get(bits).map_or(*bits, |(raised, _)| *raised),
+            Of::Products { .. } | Of::Weights(_) => *bits,
+        };
+        self.layers.iter().zip(bits).map(raised).collect()
+    }
+
+    /// What a network costs that was made with these bits, which alone tell its products.
+    pub(super) fn made(&self, net: &Net, bits: &[[usize; 2]], meter: &mut Meter, cx: &mut Context<'_>) -> Result<f64> {
+        match meter.budget {
+            Budget::Macs(_) => Ok(self.of(bits)),
+            Budget::Bytes(_) | Budget::Size(_) | Budget::Ms(_) => meter.of(net, cx),
+        }
+    }
+
     /// As far as shapes tell: of a container the bits of its weights, and nothing of times.
     pub(super) fn counted(haq: &Haq, net: &Net, places: &Places) -> Result<Option<Self>> {
         let cost = Cost::of(net)?;
@@ -51,10 +81,15 @@ impl Costs {
         let layers = places.layers.iter().map(|(index, _)| of(*index));
         Ok(match haq.settings.budget {
             Budget::Macs(_) => {
-                let reads = (!haq.settings.activations).then(|| haq.probe.number("activations").unwrap_or(FLOAT));
+                let given = given(haq, net)?;
+                let reads = |index: &usize| given.get(index).map_or(FLOAT, |bits| f64::from(bits.get()));
                 let macs: Vec<f64> = layers.map(|layer| layer.map_or(0.0, |layer| layer.macs as f64)).collect();
                 let rest = cost.macs() as f64 - macs.iter().sum::<f64>();
-                Some(Self { rest, layers: macs.into_iter().map(|macs| Of::Products { macs, reads }).collect() })
+                let product = |((index, _), macs): (&(usize, String), f64)| Of::Products {
+                    macs,
+                    reads: (!haq.settings.activations).then(|| reads(index)),
+                };
+                Some(Self { rest, layers: places.layers.iter().zip(macs).map(product).collect() })
             }
             Budget::Bytes(_) | Budget::Size(_) => {
                 let by = |weights: usize| places.widths().map(|bits| (bits, (weights * bits) as f64 / 8.0)).collect();
@@ -106,8 +141,18 @@ impl Costs {
                 rest = rest.max(others);
             }
         }
-        Ok(Self { rest, layers: layers.into_iter().map(Of::Both).collect() })
+        let fastest = |(at, by): (usize, &BTreeMap<[usize; 2], f64>)| Of::fastest(by, places.chosen(at), places);
+        Ok(Self { rest, layers: layers.iter().enumerate().map(fastest).collect() })
     }
+}
+
+/// The bits of what the layers read that `probe` gives them.
+fn given(haq: &Haq, net: &Net) -> Result<BTreeMap<usize, Bits>> {
+    let Some(given) = haq.probe.setting("activations") else { return Ok(BTreeMap::new()) };
+    let bits = serde_json::from_value::<PerLayer<Bits>>(given.clone());
+    let bits =
+        bits.map_err(|error| Error::Invalid(format!("haq: `macs` counts bits, but `activations` of `probe` are none: {error}")))?;
+    Ok(bits.resolve(net)?.into_iter().collect())
 }
 
 impl Places {
@@ -120,3 +165,25 @@ impl Places {
 
 /// Bits of a number that is not quantized.
 const FLOAT: f64 = 32.0;
+
+#[cfg(test)]
+mod tests {
+    use briquette_core::pass::{Catalogue, Search};
+    use briquette_handmade::small;
+    use serde_json::json;
+
+    use super::*;
+
+    const METHODS: Catalogue = Catalogue::of(&[briquette_pruning_sharing::METHODS]);
+
+    #[test]
+    fn fewer_bits_that_are_slower_give_way_to_more() {
+        let haq = Haq::read(json!({ "budget": { "ms": 1.0 } }), METHODS).unwrap();
+        let places = haq.places(&small()).unwrap();
+        let measured = BTreeMap::from([([2, 8], 5.0), ([4, 8], 3.0), ([6, 8], 3.0), ([8, 8], 4.0)]);
+        let costs = |chosen: bool| Costs { rest: 1.0, layers: vec![Of::fastest(&measured, chosen, &places)] };
+        assert_eq!([2, 4, 6, 8].map(|bits| costs(true).of(&[[bits, 8]])), [4.0, 4.0, 4.0, 5.0]);
+        assert_eq!([2, 4, 6, 8].map(|bits| costs(true).raised(&[[bits, 8]])[0]), [[6, 8], [6, 8], [6, 8], [8, 8]]);
+        assert_eq!(costs(false).of(&[[2, 8]]), 6.0, "the ends have the bits that they have");
+    }
+}

@@ -76,6 +76,13 @@ fn products_count_by_the_bits_of_both_factors() {
     let found = costs.of(&places.bits(&[4, 2, 3, 8]));
     let expected = (64.0 * macs[0] + 8.0 * macs[1] + 24.0 * macs[2] + 64.0 * macs[3]) / 1024.0;
     assert!((found - expected).abs() < 1e-9, "{found} and {expected}");
+    // What layers read may have bits by layer.
+    let probe = json!({ "method": "fixed-point", "activations": { "conv2": 4, "rest": 8 } });
+    let given = read(json!({ "budget": { "macs": 0.05 }, "probe": probe }));
+    let weights = given.places(&net).unwrap();
+    let found = Costs::counted(&given, &net, &weights).unwrap().unwrap().of(&weights.bits(&[4, 3]));
+    let expected = (64.0 * macs[0] + 16.0 * macs[1] + 24.0 * macs[2] + 64.0 * macs[3]) / 1024.0;
+    assert!((found - expected).abs() < 1e-9, "{found} and {expected}");
     assert_eq!(places.told(&[4, 2, 3, 8]), "bits of conv1 8 by 8, conv2 4 by 2, fc1 3 by 8, fc2 8 by 8");
 }
 
@@ -105,6 +112,10 @@ fn what_cannot_be_met_is_refused_with_what_can() {
     );
     let one = refused(json!({ "budget": { "bytes": 0.9 }, "least": 1, "most": 1 }));
     assert!(one.contains("2 to 8 or 16"), "{one}");
+    let some = refused(json!({ "budget": { "bytes": 0.9 }, "least": 1 }));
+    assert!(some.contains("2 to 8 or 16"), "{some}");
+    let weights = refused(json!({ "budget": { "bytes": "20 B" } }));
+    assert!(weights.contains("cannot be met: the weights alone come to bytes = "), "{weights}");
     let bytes = run(json!({ "budget": { "bytes": "300 B" } }), &images(), &mut Silent).unwrap_err().to_string();
     assert!(bytes.contains("cannot be met: at the least the network comes to bytes = "), "{bytes}");
     let refusal = |settings: Value| Haq::read(settings, METHODS).unwrap_err().to_string();

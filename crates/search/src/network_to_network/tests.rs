@@ -1,6 +1,6 @@
 use briquette_core::builder::{Builder, Conv};
 use briquette_core::context::{Data, Host, Memory, Silent};
-use briquette_handmade::{context, images, small};
+use briquette_handmade::{context, images, outputs, small};
 use burn::tensor::Device;
 
 use super::*;
@@ -80,6 +80,44 @@ fn the_best_child_is_smaller_within_the_budget_and_found_again() {
     assert!(run(settings, &data, &mut resumed).unwrap().to_state() == net.to_state());
 }
 
+/// Rewards are shares of what the network reaches.
+#[test]
+fn a_network_that_reaches_nothing_is_refused() {
+    let least = |logits: &[f32]| (0..3).min_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap() as u16;
+    let classes = outputs(&deep()).chunks_exact(3).map(least).collect();
+    let pixels = (0..40_usize * 16).map(|i| (i * i * 31 % 251) as u8).collect();
+    let wrong = Dataset::from_memory("wrong", [1, 4, 4], 3, pixels, classes).unwrap();
+    let data = Data { train: wrong.clone(), valid: wrong.clone(), test: wrong };
+    let refused = run(json!({ "train": { "epochs": 1 }, "floor": 1 }), &data, &mut Silent).unwrap_err().to_string();
+    assert!(refused.contains("finds the class of no validation image"), "{refused}");
+}
+
+/// A parent is chosen by what the policy learned from, though no child is within the budget yet.
+#[test]
+fn what_is_over_the_budget_can_still_lead() {
+    let (net, method) = (deep(), read(json!({ "train": {}, "floor": 1, "budget": { "bytes": 0.9 } })));
+    let (data, mut host) = (images(), Silent);
+    let mut cx = context(&data, &mut host);
+    let mut meter = Meter::new(method.settings.budget.unwrap(), &net, &mut cx).unwrap();
+    meter.limit = 0.0;
+    let points = Points::load("family", cx.host).unwrap();
+    let mut family = Family {
+        method: &method,
+        images: data.valid.clone(),
+        meter: Some(meter),
+        points,
+        params: params(&net),
+        accuracy: 1.0,
+        lead: None,
+        best: None,
+    };
+    let child = without_layers(&net, &method.removable(&net).unwrap()).unwrap();
+    family.points.get("a child", &mut cx, |_| Ok(briquette_core::scan::Measured { accuracy: 0.5, loss: None })).unwrap().unwrap();
+    let shaped = family.worth("a child".into(), child.deep_clone(), 5, &mut cx).unwrap();
+    assert_eq!(shaped, constrained(reward(0.5, params(&child) / params(&net)), 5));
+    assert!(family.best.is_none() && family.lead.is_some_and(|lead| lead.reward == shaped));
+}
+
 #[test]
 fn what_leaves_nothing_to_choose_is_refused() {
     let refused = |settings: Value| {
@@ -89,6 +127,6 @@ fn what_leaves_nothing_to_choose_is_refused() {
     };
     let nothing = refused(json!({ "train": {}, "layers": ["conv1"], "floor": 4 }));
     assert_eq!(nothing, "network-to-network: neither layers nor channels can go");
-    let ran = run(json!({ "train": { "epochs": 1 }, "episodes": 1, "budget": { "bytes": 10 } }), &images(), &mut Silent);
-    assert!(ran.unwrap_err().to_string().contains("no child is smaller and within the budget"));
+    let tight = refused(json!({ "train": { "epochs": 1 }, "episodes": 1, "budget": { "bytes": 10 } }));
+    assert!(tight.starts_with("`budget = { bytes = 10 }` cannot be met: at the least the network comes to bytes = "), "{tight}");
 }
