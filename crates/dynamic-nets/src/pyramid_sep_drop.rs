@@ -183,6 +183,13 @@ mod tests {
     fn networks_without_such_blocks_are_refused() {
         let refused = refusal::<PyramidSepDrop>(small(), json!({ "train": {} }));
         assert!(refused.starts_with("the network has no residual blocks that put new channels behind their sum"), "{refused}");
+        let mut b = Builder::new([2, 1, 1], 1, &Device::flex());
+        let x = b.flatten("flatten", b.input());
+        let [old, new] = [("old", 2), ("new", 1)].map(|(name, features)| b.linear(name, x, features));
+        let sum = b.add("add", &[old, x]);
+        b.fixed("wide", &[sum, new], Concat);
+        let vectors = refusal::<PyramidSepDrop>(b.finish().unwrap(), json!({ "train": {} }));
+        assert_eq!(vectors, "node 'wide': puts vectors behind a sum, and zeros stand in for channels of maps alone");
         let idle = refusal::<PyramidSepDrop>(linear(), json!({ "train": { "epochs": 0 } }));
         assert!(idle.starts_with("pyramid-sep-drop: `train` needs an epoch"), "{idle}");
     }
