@@ -62,7 +62,10 @@ impl Gates {
     pub(crate) fn train(&self, net: Net, recipe: &Recipe, cx: &mut Context<'_>) -> Result<Net> {
         let net = fit(net, recipe, Extras { forward: Some(self), settle: Some(self), ..Extras::default() }, cx)?;
         let expected: f64 = self.factors.iter().map(|(_, survival)| survival).sum();
-        cx.note(format!("a step computed {expected:.2} of {} residual branches on the mean", self.factors.len()));
+        cx.note(format!(
+            "a step computed {expected:.2} of {} residual branches on the mean, and all of them where a loss looked into one that was left out",
+            self.factors.len()
+        ));
         self.settle(net, cx)
     }
 }
@@ -73,7 +76,7 @@ impl Forward for Gates {
         let shut: Vec<Part> = shut.flat_map(|gate| gate.parts.iter().copied()).collect();
         let around = around(net, &shut, images.clone(), taps).expect("a part is left out where its network was looked through");
         // A loss that looks into a branch needs it: then this step computes them all.
-        if taps.complete() { around } else { net.tapped(images, taps) }
+        around.unwrap_or_else(|| net.tapped(images, taps))
     }
 }
 
@@ -83,8 +86,8 @@ impl Settle for Gates {
     }
 }
 
-/// [`Net::tapped`] of the network without these parts, of which nothing is computed.
-pub(crate) fn around(net: &Net, shut: &[Part], images: Tensor<4>, taps: &mut Taps) -> Result<Tensor<2>> {
+/// [`Net::tapped`] of the network without these parts, of which nothing is computed; none where `taps` wants any of that.
+pub(crate) fn around(net: &Net, shut: &[Part], images: Tensor<4>, taps: &mut Taps) -> Result<Option<Tensor<2>>> {
     let (net, pairs) = emptied(net, shut)?;
     net.tapped_around(images, &pairs, taps)
 }

@@ -141,7 +141,7 @@ mod tests {
             (vec![old], [&values[..], &more].concat()),
             (vec![old, new], [&values[..], &[0.0; 4]].concat()),
         ] {
-            near(floats(around(&net, &shut, x(), &mut Taps::default()).unwrap()), expected);
+            near(floats(around(&net, &shut, x(), &mut Taps::default()).unwrap().unwrap()), expected);
         }
         let (data, mut silent) = (images(), briquette_core::context::Silent);
         let settled = method().gates(&net).unwrap().settle(net, &mut context(&data, &mut silent)).unwrap();
@@ -164,7 +164,7 @@ mod tests {
             assert_eq!(parts.len(), 18);
             let shut: Vec<Part> = shut.iter().map(|part| parts[2 + part]).collect();
             let images = Tensor::<4>::from_data(TensorData::new(pixels.clone(), [2, 3, 32, 32]), &Device::flex().autodiff());
-            let logits = around(&net, &shut, images, &mut Taps::default()).unwrap();
+            let logits = around(&net, &shut, images, &mut Taps::default()).unwrap().unwrap();
             let grads = GradientsParams::from_grads(cross_entropy(logits, &[1, 2], 0.0).backward(), &net);
             let reached = |name: &str| match &net.nodes[net.index(name).unwrap()].op {
                 briquette_core::net::Op::Conv2d(conv) => grads.get::<4>(conv.weight.id).is_some(),
