@@ -106,8 +106,8 @@ impl Known {
 }
 
 impl<S: Source> Split<S> {
-    /// Images without labels, after a look at each file, in the shape of those of another set, and a digest of all files. Grey ones stand in all planes where these are in
-    /// colour; other sizes, and colour where there is none, are refused.
+    /// Images without labels, after a look at each file, in the shape of those of another set, and a digest of all files. Grey ones stand in all planes
+    /// where these are in colour; other sizes, and colour where there is none, are refused.
     pub(crate) fn unlabelled(source: S, name: String, shape: [usize; 3]) -> Result<(Dataset, String), Error> {
         let (split, mut known) = (Self { labels: vec![0; source.len()], source }, Known::default());
         let digest = split.survey(whole, &mut known)?;

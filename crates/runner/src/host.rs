@@ -97,8 +97,8 @@ impl<'a> RunHost<'a> {
             )));
         }
         sums.insert(name.into(), digest);
-        let write = || files::write(&folder.join(UNLABELLED), &serde_json::to_vec(&sums)?);
-        write().map_err(|error| failed(&error))
+        let bytes = serde_json::to_vec(&sums).map_err(|error| failed(&error.into()))?;
+        files::write(&folder.join(UNLABELLED), &bytes).map_err(|error| failed(&error))
     }
 
     /// Where other runs beside this one look, too.
