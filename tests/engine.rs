@@ -155,7 +155,7 @@ fn every_layer_computes_on_vectors_as_on_maps_or_refuses_them() {
                     structure.parameters().iter().map(|p| parameter(p.name, &p.shape)).collect()
                 }
                 Layer::Quantize(_) => vec![parameter("step", &[1])],
-                Layer::Experts(_) => vec![parameter("weights", &[4, 3, 4]), parameter("biases", &[4, 3])],
+                Layer::Experts(_) => vec![parameter("weights", &[4, 3, 4]), parameter("biases", &[12])],
                 plain => {
                     assert!(plain.kind().tensors().is_empty(), "{plain:?} has parameters, which this test does not make");
                     Vec::new()

@@ -134,3 +134,30 @@ fn images_without_labels_teach_alike_from_a_folder_and_from_archives_beside_the_
     let gone = String::from_utf8(labelled("gone", "nowhere").stderr).unwrap();
     assert!(gone.contains("pass 2 (pseudo-labels): no folder nowhere: tried "), "{gone}");
 }
+
+#[test]
+fn a_run_does_not_go_on_with_other_images_without_labels_than_it_began_with() {
+    let bench = bench();
+    let pass = |folder: &str| {
+        format!(
+            "[[pass]]\nmethod = \"pseudo-labels\"\nimages = 0\nunlabelled = \"{folder}\"\ntrain = {{ epochs = 1, batch = 32 }}\n"
+        )
+    };
+    let passes = ["folder/test", "late", "folder/test"].map(pass).concat();
+    write(&bench.path("twice.toml"), (config("glyphs") + &passes).as_bytes());
+    let (late, _) = bench.refusal(&["run", "twice.toml", "--out", "twice"]);
+    assert!(late.contains("pass 3 (pseudo-labels): no folder late: tried "), "{late}");
+    std::fs::rename(bench.path("shards/test"), bench.path("late")).unwrap();
+    GrayImage::new(28, 28).save(bench.path("folder/test/more.png")).unwrap();
+    let (changed, _) = bench.refusal(&["run", "twice.toml", "--resume", "--out", "twice"]);
+    assert!(
+        changed.contains("pass 4 (pseudo-labels): the images in 'folder/test' have changed since the run in twice began"),
+        "{changed}"
+    );
+    std::fs::remove_file(bench.path("folder/test/more.png")).unwrap();
+    assert!(bench.call(&["run", "twice.toml", "--resume", "--out", "twice"]).status.success());
+    let report = std::fs::read(bench.path("twice/report.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+    let sums = report["data"]["unlabelled"].as_object().unwrap();
+    assert_eq!(sums.keys().collect::<Vec<_>>(), ["folder/test", "late"]);
+}

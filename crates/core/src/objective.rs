@@ -94,11 +94,6 @@ impl Taps {
         places.for_each(|(_, met)| *met = Some(output.clone()));
     }
 
-    /// Whether all that is wanted was met.
-    pub fn complete(&self) -> bool {
-        self.met.iter().all(Option::is_some)
-    }
-
     /// What was met, in the order of what was wanted.
     ///
     /// # Errors
@@ -124,21 +119,24 @@ impl Net {
     }
 
     /// [`Net::tapped`] of the network with these nodes bypassed, as [`Net::bypass_all`] takes them: what the output no longer depends on is not
-    /// computed in this step, gets no gradient, and keeps its running statistics.
+    /// computed in this step, gets no gradient, and keeps its running statistics. Where `taps` wants any of that, nothing is computed, and nothing comes out.
     ///
     /// # Errors
     /// As [`Net::bypass_all`].
-    pub fn tapped_around(&self, images: Tensor<4>, pairs: &[(usize, usize)], taps: &mut Taps) -> Result<Tensor<2>> {
+    pub fn tapped_around(&self, images: Tensor<4>, pairs: &[(usize, usize)], taps: &mut Taps) -> Result<Option<Tensor<2>>> {
         // Clones share parameters, with their place in the graph of gradients, and running statistics.
         let (net, places) = self.clone().bypass_all(pairs)?;
+        if taps.wanted.iter().any(|node| places[*node].is_none()) {
+            return Ok(None);
+        }
         if taps.is_empty() {
-            return Ok(net.forward(images));
+            return Ok(Some(net.forward(images)));
         }
         let logits = net.trace(images, |index, output| {
             let here = places.iter().enumerate().filter(|(_, place)| **place == Some(index));
             here.for_each(|(node, _)| taps.meet(node, &output));
             output
         });
-        Ok(logits.vector())
+        Ok(Some(logits.vector()))
     }
 }

@@ -106,11 +106,11 @@ impl Known {
 }
 
 impl<S: Source> Split<S> {
-    /// Images without labels, after a look at each file, in the shape of those of another set. Grey ones stand in all planes where these are in
-    /// colour; other sizes, and colour where there is none, are refused.
-    pub(crate) fn unlabelled(source: S, name: String, shape: [usize; 3]) -> Result<Dataset, Error> {
+    /// Images without labels, after a look at each file, in the shape of those of another set, and a digest of all files. Grey ones stand in all planes
+    /// where these are in colour; other sizes, and colour where there is none, are refused.
+    pub(crate) fn unlabelled(source: S, name: String, shape: [usize; 3]) -> Result<(Dataset, String), Error> {
         let (split, mut known) = (Self { labels: vec![0; source.len()], source }, Known::default());
-        split.survey(whole, &mut known)?;
+        let digest = split.survey(whole, &mut known)?;
         let ([channels, height, width], found) = (shape, known.shape());
         if let Some((_, place)) = known.first.filter(|_| found[1..] != shape[1..]) {
             let what = format!("{}x{} pixels where the data have {width}x{height}", found[2], found[1]);
@@ -123,7 +123,7 @@ impl<S: Source> Split<S> {
             return Err(Error::Inconsistent { name, what: format!("no image file has the data's {channels} channels") });
         }
         let Self { source, labels } = split;
-        Dataset::new(name, shape, 1, Arc::new(Encoded { source, labels, shape }))
+        Ok((Dataset::new(name, shape, 1, Arc::new(Encoded { source, labels, shape }))?, digest))
     }
 
     /// A digest of what was seen, in order, with the labels.

@@ -49,8 +49,8 @@ impl Source for Files {
     }
 }
 
-/// The images below a folder, in order of name.
-pub(crate) fn unlabelled(path: &Path, shape: [usize; 3]) -> Result<Dataset, Error> {
+/// The images below a folder, in order of name, and their digest.
+pub(crate) fn unlabelled(path: &Path, shape: [usize; 3]) -> Result<(Dataset, String), Error> {
     let mut images = Vec::new();
     gather(path, &mut Vec::new(), &mut images)?;
     if images.is_empty() {

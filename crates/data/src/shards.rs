@@ -62,8 +62,8 @@ pub(crate) fn list(path: &Path) -> Result<Listed<Shards>, Error> {
     Ok(Listed { name: format!("shards:{}", path.display()), classes, train, test })
 }
 
-/// The images of the archives in a folder, in order of name; what says their classes is passed over.
-pub(crate) fn unlabelled(path: &Path, shape: [usize; 3]) -> Result<Dataset, Error> {
+/// The images of the archives in a folder, in order of name, and their digest; what says their classes is passed over.
+pub(crate) fn unlabelled(path: &Path, shape: [usize; 3]) -> Result<(Dataset, String), Error> {
     let Found { archives, images, .. } = Found::below(path)?;
     if images.is_empty() {
         return Err(Error::malformed(path, "no .png, .jpg or .jpeg in these archives"));

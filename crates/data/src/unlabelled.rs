@@ -4,7 +4,7 @@ use crate::{Dataset, Error, files::there, folder, folder::entries, shards};
 
 /// Images of no known class, of the shape `[channels, height, width]` of those that they come beside: all `.png`, `.jpg` and `.jpeg` below a folder, or, where it holds
 /// `.tar` archives, all in these. They are in order of name, and each has the label 0 of one class, in the place of which [`Dataset::labelled`]
-/// puts another one.
+/// puts another one. Beside them comes a digest of all files, which tells whether the same images are there.
 ///
 /// As in a data set with labels, each file is read once, to see its header and its end, and decoded when it is asked for.
 ///
@@ -17,11 +17,12 @@ use crate::{Dataset, Error, files::there, folder, folder::entries, shards};
 ///
 /// let folder = tempfile::tempdir().unwrap();
 /// image::GrayImage::from_pixel(4, 2, image::Luma([9])).save(folder.path().join("a.png")).unwrap();
-/// let images = unlabelled(folder.path(), [1, 2, 4]).unwrap();
+/// let (images, digest) = unlabelled(folder.path(), [1, 2, 4]).unwrap();
 /// let labelled = Dataset::labelled("mine", &[images], 10, vec![7]).unwrap();
 /// assert_eq!((labelled.label(0), labelled.pixel(0).unwrap()), (7, vec![9; 8]));
+/// assert_eq!(digest.len(), 64);
 /// ```
-pub fn unlabelled(folder: &Path, shape: [usize; 3]) -> Result<Dataset, Error> {
+pub fn unlabelled(folder: &Path, shape: [usize; 3]) -> Result<(Dataset, String), Error> {
     there(folder, "images without labels are those below a folder, or in its .tar archives")?;
     let is_archive = |path: &Path| path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("tar"));
     match entries(folder)?.iter().any(|path| is_archive(path)) {
@@ -77,7 +78,7 @@ mod tests {
     fn a_folder_and_its_archive_are_the_same_images_in_order_of_name() {
         let dir = toy();
         for dir in [&dir, &packed(&dir)] {
-            let set = unlabelled(dir.path(), SHAPE).expect("whole");
+            let (set, _) = unlabelled(dir.path(), SHAPE).expect("whole");
             assert_eq!((values(&set), set.shape, set.classes), (vec![1, 2, 3, 4], SHAPE, 1));
         }
     }
@@ -85,10 +86,12 @@ mod tests {
     #[test]
     fn grey_images_stand_in_all_planes_and_colour_is_refused_where_the_data_are_grey() {
         let dir = toy();
-        let set = unlabelled(dir.path(), [3, 2, 3]).expect("whole");
+        let (set, before) = unlabelled(dir.path(), [3, 2, 3]).expect("whole");
         assert_eq!(set.pixel(3).expect("whole"), [4; 18]);
         RgbImage::from_pixel(3, 2, Rgb([1, 2, 3])).save(dir.path().join("b/2.png")).expect("saved");
-        assert_eq!(values(&unlabelled(dir.path(), [3, 2, 3]).expect("whole")), [1, 2, 3, 1, 4]);
+        let (set, after) = unlabelled(dir.path(), [3, 2, 3]).expect("whole");
+        assert_eq!(values(&set), [1, 2, 3, 1, 4]);
+        assert!(after != before && unlabelled(dir.path(), [3, 2, 3]).expect("whole").1 == after);
         let error = refused(&dir, SHAPE);
         assert!(error.ends_with("b/2.png: in colour where the data are grey; make the images grey"), "{error}");
         let error = refused(&toy(), [2, 2, 3]);

@@ -14,7 +14,8 @@
 //! Wu, Nagarajan, Kumar, Rennie, Davis, Grauman, Feris. "BlockDrop: Dynamic Inference Paths in Residual Networks". CVPR 2018. arXiv:1711.08393.
 //! Differs from the paper: the curriculum comes to the first block in the last epoch however few there are; the policy's last layer begins at zero,
 //! so that blocks that have not been drawn yet run, and the entropy of these does not count; in `tune` the path of `v` runs in evaluation form, and
-//! batch norms of a block see the images that drop it, too. Networks without a rectifier behind their sums are taken as well.
+//! batch norms of a block see the images that drop it, too. The policy of large images starts at random as well, where the paper's for ImageNet starts from
+//! a trained network as far as that fits. Networks without a rectifier behind their sums are taken as well.
 //!
 //! ```
 //! use briquette_core::{cost::Cost, pass::Pass, zoo::Arch};
@@ -142,22 +143,35 @@ impl BlockDrop {
         if blocks.is_empty() {
             return refuse("the network has no residual blocks, of which any could be dropped".into());
         }
-        let (shapes, device, behind) = (net.shapes()?, net.device(), images(&net));
+        let dropped = blocks.iter().map(|block| {
+            let end = &net.nodes[block.branch.end].name;
+            let (sum, shortcut) = block.detour().ok_or_else(|| {
+                Error::node(end, "belongs to a block that puts channels behind its sum, which images that drop it would lack")
+            })?;
+            Ok((members(&net, block.branch.end, sum, shortcut), shortcut))
+        });
+        let dropped: Vec<(Vec<usize>, usize)> = dropped.collect::<Result<_>>()?;
+        let mut owned = vec![false; net.nodes.len()];
+        for node in dropped.iter().flat_map(|(nodes, _)| nodes) {
+            if std::mem::replace(&mut owned[*node], true) {
+                let detail = "lies in a residual block within another one; blocks are dropped that stand one behind another";
+                return Err(Error::node(&net.nodes[*node].name, detail));
+            }
+        }
+        // The policy decides before the first block begins, where the images are normalized within one as well.
+        let before = |image: &usize| dropped.iter().all(|(nodes, _)| image < &nodes[0]);
+        let behind = Some(images(&net)).filter(before).unwrap_or(0);
+        let (shapes, device) = (net.shapes()?, net.device());
         let policy = policy(&shapes[behind], blocks.len(), self.width, seed, &device)?;
         let first = policy.len() + 1 - blocks.len();
-        let parts = blocks.iter().enumerate().map(|(index, block)| {
-            let Some((sum, shortcut)) = block.detour() else {
-                let end = &net.nodes[block.branch.end].name;
-                return Err(Error::node(
-                    end,
-                    "belongs to a block that puts channels behind its sum, which images that drop it would lack",
-                ));
-            };
-            let nodes = members(&net, block.branch.end, sum, shortcut);
-            Ok(Part { name: format!("policy.block{index}"), logit: first + index, nodes, instead: shortcut, detour: Vec::new() })
+        let parts = dropped.into_iter().enumerate().map(|(index, (nodes, instead))| Part {
+            name: format!("policy.block{index}"),
+            logit: first + index,
+            nodes,
+            instead,
+            detour: Vec::new(),
         });
-        let parts: Vec<Part> = parts.collect::<Result<_>>()?;
-        part(net, Control { behind, nodes: policy }, parts, EVEN)
+        part(net, Control { behind, nodes: policy }, parts.collect(), EVEN)
     }
 }
 

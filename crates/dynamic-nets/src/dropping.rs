@@ -42,7 +42,7 @@ impl Gates {
     /// These, for a training by `recipe` of the method of this name.
     ///
     /// # Errors
-    /// A training that cannot be, and a layer that cannot take up the share of its part.
+    /// A training that cannot be, a layer that cannot take up the share of its part, and a part without which the network is none.
     pub(crate) fn new(net: &Net, method: &str, recipe: &Recipe, gates: Vec<Gate>) -> Result<Self> {
         recipe.check()?;
         if recipe.epochs == 0 {
@@ -52,6 +52,9 @@ impl Gates {
         }
         let parts = gates.iter().flat_map(|gate| gate.parts.iter().map(|part| (part, gate.survival)));
         let factors = parts.map(|(part, survival)| Ok((scaling(net, part.end, method)?, survival))).collect::<Result<_>>()?;
+        let all: Vec<Part> = gates.iter().flat_map(|gate| gate.parts.iter().copied()).collect();
+        let (without, pairs) = emptied(net, &all)?;
+        without.bypass_all(&pairs)?;
         Ok(Self { gates, factors })
     }
 
@@ -59,7 +62,10 @@ impl Gates {
     pub(crate) fn train(&self, net: Net, recipe: &Recipe, cx: &mut Context<'_>) -> Result<Net> {
         let net = fit(net, recipe, Extras { forward: Some(self), settle: Some(self), ..Extras::default() }, cx)?;
         let expected: f64 = self.factors.iter().map(|(_, survival)| survival).sum();
-        cx.note(format!("a step computed {expected:.2} of {} residual branches on the mean", self.factors.len()));
+        cx.note(format!(
+            "a step computed {expected:.2} of {} residual branches on the mean, and all of them where a loss looked into one that was left out",
+            self.factors.len()
+        ));
         self.settle(net, cx)
     }
 }
@@ -70,7 +76,7 @@ impl Forward for Gates {
         let shut: Vec<Part> = shut.flat_map(|gate| gate.parts.iter().copied()).collect();
         let around = around(net, &shut, images.clone(), taps).expect("a part is left out where its network was looked through");
         // A loss that looks into a branch needs it: then this step computes them all.
-        if taps.complete() { around } else { net.tapped(images, taps) }
+        around.unwrap_or_else(|| net.tapped(images, taps))
     }
 }
 
@@ -80,19 +86,29 @@ impl Settle for Gates {
     }
 }
 
-/// [`Net::tapped`] of the network without these parts, of which nothing is computed.
-pub(crate) fn around(net: &Net, shut: &[Part], images: Tensor<4>, taps: &mut Taps) -> Result<Tensor<2>> {
+/// [`Net::tapped`] of the network without these parts, of which nothing is computed; none where `taps` wants any of that.
+pub(crate) fn around(net: &Net, shut: &[Part], images: Tensor<4>, taps: &mut Taps) -> Result<Option<Tensor<2>>> {
+    let (net, pairs) = emptied(net, shut)?;
+    net.tapped_around(images, &pairs, taps)
+}
+
+/// The network with zeros in the place of channels that these parts put behind sums, and the other parts' sums with what is read in their place.
+fn emptied(net: &Net, shut: &[Part]) -> Result<(Net, Vec<(usize, usize)>)> {
     // Clones share parameters, with their place in the graph of gradients, and running statistics.
     let (mut net, shapes, mut pairs) = (net.clone(), net.shapes()?, Vec::new());
     for part in shut {
         match part.without {
             Without::Past { sum, shortcut } => pairs.push((sum, shortcut)),
             Without::Zeros { concat } => {
+                let &[added, _, _] = &shapes[part.end][..] else {
+                    let detail = "puts vectors behind a sum, and zeros stand in for channels of maps alone";
+                    return Err(Error::node(&net.nodes[concat].name, detail));
+                };
                 let node = &mut net.nodes[concat];
                 node.inputs.retain(|input| *input != part.end);
-                node.op = Op::fixed(PadShortcut { stride: 1, before: 0, after: shapes[part.end][0] });
+                node.op = Op::fixed(PadShortcut { stride: 1, before: 0, after: added });
             }
         }
     }
-    net.tapped_around(images, &pairs, taps)
+    Ok((net, pairs))
 }

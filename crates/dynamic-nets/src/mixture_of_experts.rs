@@ -139,14 +139,15 @@ impl MixtureOfExperts {
         let weight = find("weight").expect("a fully connected layer has a weight");
         let [outputs, inputs] = [weight.shape[0], weight.shape[1]];
         let n = self.experts;
-        let copies = |name: &'static str, of: &Stored| Stored {
+        let copies = |name: &'static str, of: &Stored, shape: &[usize]| Stored {
             name,
-            shape: [&[n], &of.shape[..]].concat(),
+            shape: shape.to_vec(),
             base: of.base.repeat(n),
             coding: Coding::default(),
         };
         let layer = Experts { experts: n, chosen: self.k, inputs, outputs };
-        let copied = std::iter::once(copies("weights", weight)).chain(find("bias").map(|bias| copies("biases", bias))).collect();
+        let weights = copies("weights", weight, &[n, outputs, inputs]);
+        let copied = std::iter::once(weights).chain(find("bias").map(|bias| copies("biases", bias, &[n * outputs]))).collect();
         let zeros = || Stored { name: "weight", shape: vec![n, inputs], base: vec![0.0; n * inputs], coding: Coding::default() };
         let named = |part: &str| format!("{}.{part}", node.name);
         let built = |name: String, inputs: Vec<usize>, layer: Layer, parameters: Vec<Stored>| -> Result<Node> {
@@ -262,10 +263,13 @@ mod tests {
     use briquette_core::context::{Context, Data, Finding, Silent};
     use briquette_core::cost::Cost;
     use briquette_core::stored::Storage;
+    use briquette_core::training::Optimizer;
     use briquette_core::zoo::{Arch, Wanted};
     use briquette_data::{GlyphCounts, Locations};
     use briquette_handmade::{get, outputs, refusal, run, set, small};
     use briquette_runtime::{Engine, Model};
+    use burn::module::Module;
+    use burn::optim::GradientsParams;
     use burn::tensor::Device;
     use serde_json::json;
 
@@ -315,6 +319,27 @@ mod tests {
         let gating = get(&net, "fc1.gate", "weight").iter().any(|weight| *weight != 0.0);
         assert!(gating && net.index("fc1.noise").is_err() && net.index("fc1.noisy").is_err());
         assert_eq!(Cost::of(&net).unwrap(), Cost::of(&start).unwrap());
+    }
+
+    #[test]
+    fn weights_of_experts_decay_and_their_biases_only_where_the_recipe_says_so() {
+        let method: MixtureOfExperts = serde_json::from_value(settings()).unwrap();
+        let start = method.plan(set(small(), "fc1", "bias", &[0.5; 5])).unwrap();
+        let decayed = |decay_all: bool| {
+            let recipe = Recipe { optimizer: Optimizer::Adamw, weight_decay: 0.5, decay_all, ..Recipe::default() };
+            let net = start.deep_clone().train();
+            // Nothing but the decay moves what all experts have, whichever the images choose.
+            let Op::Tensors(experts) = &net.nodes[net.index("fc1").unwrap()].op else { panic!("no experts") };
+            let loss = ["weights", "biases"].map(|name| experts.get(name).unwrap().flat().sum().mul_scalar(0.0));
+            let loss = loss.into_iter().fold(Tensor::<1>::zeros([1], &Device::flex().autodiff()), |sum, term| sum + term);
+            let gradients = GradientsParams::from_grads(loss.backward(), &net);
+            let stepped = recipe.optimizer().step(0.1, net, gradients).valid();
+            ["weights", "biases"].map(|name| {
+                let moved = |(a, b): (&f32, f32)| (b - 0.95 * a).abs() < 1e-6;
+                get(&start, "fc1", name).iter().zip(get(&stepped, "fc1", name)).all(moved)
+            })
+        };
+        assert_eq!((decayed(false), decayed(true)), ([true, false], [true, true]));
     }
 
     #[test]

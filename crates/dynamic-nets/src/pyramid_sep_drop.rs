@@ -141,7 +141,7 @@ mod tests {
             (vec![old], [&values[..], &more].concat()),
             (vec![old, new], [&values[..], &[0.0; 4]].concat()),
         ] {
-            near(floats(around(&net, &shut, x(), &mut Taps::default()).unwrap()), expected);
+            near(floats(around(&net, &shut, x(), &mut Taps::default()).unwrap().unwrap()), expected);
         }
         let (data, mut silent) = (images(), briquette_core::context::Silent);
         let settled = method().gates(&net).unwrap().settle(net, &mut context(&data, &mut silent)).unwrap();
@@ -164,7 +164,7 @@ mod tests {
             assert_eq!(parts.len(), 18);
             let shut: Vec<Part> = shut.iter().map(|part| parts[2 + part]).collect();
             let images = Tensor::<4>::from_data(TensorData::new(pixels.clone(), [2, 3, 32, 32]), &Device::flex().autodiff());
-            let logits = around(&net, &shut, images, &mut Taps::default()).unwrap();
+            let logits = around(&net, &shut, images, &mut Taps::default()).unwrap().unwrap();
             let grads = GradientsParams::from_grads(cross_entropy(logits, &[1, 2], 0.0).backward(), &net);
             let reached = |name: &str| match &net.nodes[net.index(name).unwrap()].op {
                 briquette_core::net::Op::Conv2d(conv) => grads.get::<4>(conv.weight.id).is_some(),
@@ -183,6 +183,13 @@ mod tests {
     fn networks_without_such_blocks_are_refused() {
         let refused = refusal::<PyramidSepDrop>(small(), json!({ "train": {} }));
         assert!(refused.starts_with("the network has no residual blocks that put new channels behind their sum"), "{refused}");
+        let mut b = Builder::new([2, 1, 1], 1, &Device::flex());
+        let x = b.flatten("flatten", b.input());
+        let [old, new] = [("old", 2), ("new", 1)].map(|(name, features)| b.linear(name, x, features));
+        let sum = b.add("add", &[old, x]);
+        b.fixed("wide", &[sum, new], Concat);
+        let vectors = refusal::<PyramidSepDrop>(b.finish().unwrap(), json!({ "train": {} }));
+        assert_eq!(vectors, "node 'wide': puts vectors behind a sum, and zeros stand in for channels of maps alone");
         let idle = refusal::<PyramidSepDrop>(linear(), json!({ "train": { "epochs": 0 } }));
         assert!(idle.starts_with("pyramid-sep-drop: `train` needs an epoch"), "{idle}");
     }

@@ -80,7 +80,8 @@ fn block(net: &Net, sum: usize) -> Option<Block> {
             return None;
         };
         let all: Vec<usize> = own.iter().copied().chain(beyond(net, end, shortcut)).collect();
-        let found = first == sum && !all.contains(&sum) && serve(&all, &[sum, concat]);
+        // What is there without the block is none of its new channels.
+        let found = first == sum && all.contains(&end) && !all.contains(&sum) && serve(&all, &[sum, concat]);
         found.then_some(Part { end, without: Without::Zeros { concat } })
     });
     let branch = Part { end, without: Without::Past { sum, shortcut } };
@@ -116,22 +117,26 @@ fn before(net: &Net, end: usize) -> Vec<bool> {
 }
 
 /// The last batch norm or layer of weights on a branch that ends at this node, whose factor is the branch's: behind it nothing stands but what keeps
-/// positive factors.
+/// positive factors, and up to the end each node has one reader alone, so that no two branches have the same.
 ///
 /// # Errors
-/// Names the node that does not, and a layer whose weights an earlier pass shares; `method` is who asks.
+/// Names the node that does not or has others, and a layer whose weights an earlier pass shares; `method` is who asks.
 pub(crate) fn scaling(net: &Net, end: usize, method: &str) -> Result<usize> {
     let mut at = end;
     loop {
         let node = &net.nodes[at];
-        let alone = net.nodes.iter().filter(|reader| reader.inputs.contains(&at)).count() == 1;
+        if net.nodes.iter().filter(|reader| reader.inputs.contains(&at)).count() > 1 {
+            let detail =
+                "is read by more than a residual branch, whose factor it would hand on to all; have it end in a layer of its own";
+            return Err(Error::node(&node.name, detail));
+        }
         match (&node.op, &node.inputs[..]) {
             (Op::BatchNorm(_), _) => return Ok(at),
             (Op::Conv2d(_) | Op::Linear(_), _) => {
                 refuse::shared(net, [&at], method)?;
                 return Ok(at);
             }
-            (Op::Tensors(_) | Op::Fixed(_), &[before]) if alone && node.op.layer().kind().homogeneous() => at = before,
+            (Op::Tensors(_) | Op::Fixed(_), &[before]) if node.op.layer().kind().homogeneous() => at = before,
             (Op::Tensors(_) | Op::Fixed(_), _) => {
                 let detail = "ends a residual branch, whose factor it does not keep; only a batch norm or a layer of weights can take it up";
                 return Err(Error::node(&node.name, detail));
@@ -156,7 +161,7 @@ pub(crate) fn scaled(mut net: Net, factors: &[(usize, f64)]) -> Result<Net> {
 
 #[cfg(test)]
 mod tests {
-    use briquette_core::builder::Builder;
+    use briquette_core::builder::{At, Builder, Conv};
     use briquette_core::zoo::{Arch, Wanted};
     use burn::tensor::Device;
 
@@ -191,6 +196,45 @@ mod tests {
         let without = Without::Past { sum: index("layer2.0.add"), shortcut: index("layer2.0.shortcut.norm") };
         let branch = Part { end: index("layer2.0.conv2.norm"), without };
         assert_eq!(blocks(&net)[2], Block { branch, more: None });
+    }
+
+    /// A residual block whose sum is followed by a concatenation of itself and what `behind` adds for it.
+    fn wide(behind: impl FnOnce(&mut Builder, At, At) -> At) -> Net {
+        let mut b = Builder::new([1, 2, 2], 1, &Device::flex());
+        let x = b.conv("conv1", b.input(), Conv::new(4, 3).same());
+        let x = b.batch_norm("norm1", x);
+        let hidden = b.conv("conv2", x, Conv::new(4, 3).same());
+        let branch = b.batch_norm("norm2", hidden);
+        let sum = b.add("add", &[branch, x]);
+        let more = behind(&mut b, x, hidden);
+        let wide = b.fixed("wide", &[sum, more], layers::Concat);
+        let x = b.flatten("flatten", wide);
+        b.linear("fc", x, 3);
+        b.finish().unwrap()
+    }
+
+    #[test]
+    fn what_goes_around_and_behind_the_sum_as_well_is_no_part_of_the_block() {
+        let net = wide(|_, x, _| x);
+        let index = |name: &str| net.index(name).unwrap();
+        let without = Without::Past { sum: index("add"), shortcut: index("norm1") };
+        assert_eq!(blocks(&net), [Block { branch: Part { end: index("norm2"), without }, more: None }]);
+        let net = wide(|b, _, hidden| b.batch_norm("new", hidden));
+        let more = blocks(&net)[0].more;
+        assert_eq!(
+            more,
+            Some(Part { end: net.index("new").unwrap(), without: Without::Zeros { concat: net.index("wide").unwrap() } })
+        );
+    }
+
+    #[test]
+    fn layers_that_others_read_take_up_no_factor() {
+        // The channels behind the sum come from the branch's convolution.
+        let net = wide(|b, _, hidden| b.relu("new", hidden));
+        let [branch, more] = <[Part; 2]>::try_from(blocks(&net)[0].parts().collect::<Vec<_>>()).unwrap();
+        assert_eq!(scaling(&net, branch.end, "this").unwrap(), net.index("norm2").unwrap());
+        let error = scaling(&net, more.end, "this").unwrap_err().to_string();
+        assert!(error.starts_with("node 'conv2': is read by more than a residual branch"), "{error}");
     }
 
     #[test]

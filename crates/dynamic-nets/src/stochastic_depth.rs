@@ -149,7 +149,7 @@ mod tests {
         let gates = method().gates(&net).unwrap();
         let open = |open: [bool; 4]| {
             let shut: Vec<Part> = parts(&gates).into_iter().zip(open).filter(|(_, open)| !open).map(|(part, _)| part).collect();
-            floats(around(&net, &shut, x(), &mut Taps::default()).unwrap())
+            floats(around(&net, &shut, x(), &mut Taps::default()).unwrap().unwrap())
         };
         let (data, mut silent) = (briquette_handmade::images(), briquette_core::context::Silent);
         let settled = gates.settle(net.deep_clone(), &mut briquette_handmade::context(&data, &mut silent)).unwrap();
@@ -186,7 +186,7 @@ mod tests {
         let images = Tensor::<4>::from_data(TensorData::new(images, [2, 3, 32, 32]), &device);
         let wanted = [sum, sum - 1, net.index("layer1.0.relu2").unwrap()];
         let mut taps = Taps::of(vec![wanted[0], wanted[2]]);
-        let logits = around(&net, &[part], images, &mut taps).unwrap();
+        let logits = around(&net, &[part], images, &mut taps).unwrap().unwrap();
         let grads = GradientsParams::from_grads(cross_entropy(logits, &[1, 2], 0.0).backward(), &net);
         let has = |name: &str| match &net.nodes[net.index(name).unwrap()].op {
             briquette_core::net::Op::Conv2d(conv) => grads.get::<4>(conv.weight.id).is_some(),
@@ -203,13 +203,17 @@ mod tests {
     fn other_nodes_are_tapped_where_they_were() {
         let net = resnet();
         let (part, sum) = second(&net);
-        let (relu, last) = (net.index("layer1.0.relu2").unwrap(), net.index("fc").unwrap());
-        let mut taps = Taps::of(vec![sum, relu, last]);
+        let (relu, fc) = (net.index("layer1.0.relu2").unwrap(), net.index("fc").unwrap());
+        let mut taps = Taps::of(vec![sum, relu, fc]);
         let images = Tensor::<4>::ones([1, 3, 32, 32], &Device::flex());
-        let logits = around(&net, &[part], images, &mut taps).unwrap();
+        let logits = around(&net, &[part], images, &mut taps).unwrap().unwrap();
         let [sum, relu, last] = <[_; 3]>::try_from(taps.values().unwrap()).unwrap();
         assert_eq!(floats(sum.map()), floats(relu.map()));
         assert_eq!(floats(last.vector()), floats(logits));
+        // A loss that looks into the branch has nothing computed without it.
+        let mut taps = Taps::of(vec![part.end, fc]);
+        assert!(around(&net, &[part], Tensor::ones([1, 3, 32, 32], &Device::flex()), &mut taps).unwrap().is_none());
+        assert!(taps.values().is_err());
     }
 
     #[test]

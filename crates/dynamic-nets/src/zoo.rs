@@ -4,7 +4,8 @@
 //! "Deep Pyramidal Residual Networks", CVPR 2017 (arXiv:1610.02915): `pyramidnet-d-a` has `d = 6 n + 2` layers, and block `l` of its `L = 3 n` makes
 //! `16 + floor(a l / L)` channels of those that it reads. A block is a batch norm, a convolution, batch norm and rectifier, and two convolutions beside
 //! each other, each with its batch norm: one makes as many channels as the block reads and is added to these, the other makes the channels that
-//! are new and is put behind the sum. Where maps become smaller, the shortcut is the mean of each 2 by 2 pixels.
+//! are new and is put behind the sum. Where maps become smaller, the shortcut is the mean of each 2 by 2 pixels. The "alpha 90" of the authors' Torch code
+//! is another network: it adds 5 channels in each of 54 blocks and ends at 286, PyramidNet's `a = 270`, where `pyramidnet-110-90` ends at 106.
 
 use briquette_core::Window;
 use briquette_core::builder::{At, Builder, Conv};

@@ -1,11 +1,13 @@
 //! What happens around the passes of a run: progress on the terminal, states in the checkpoint folder, files in the run's folder.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use briquette_core::context::{Event, Host, Saved, StateWriter};
 use briquette_core::error::{Error, Result};
 use briquette_core::net::Net;
@@ -84,11 +86,42 @@ impl<'a> RunHost<'a> {
         })
     }
 
+    /// Keeps the digest of a folder that the config names, which has to be that of earlier in the run.
+    fn as_before(&self, name: &str, digest: String) -> Result<()> {
+        let Some(folder) = &self.folder else { return Ok(()) };
+        let mut sums = unlabelled(folder).map_err(|error| failed(&error))?;
+        if sums.get(name).is_some_and(|before| *before != digest) {
+            return Err(Error::Host(format!(
+                "the images in '{name}' have changed since the run in {} began; `--out DIR` takes another folder",
+                folder.display()
+            )));
+        }
+        sums.insert(name.into(), digest);
+        let bytes = serde_json::to_vec(&sums).map_err(|error| failed(&error.into()))?;
+        files::write(&folder.join(UNLABELLED), &bytes).map_err(|error| failed(&error))
+    }
+
     /// Where other runs beside this one look, too.
     fn shared(&self, key: &str) -> Option<PathBuf> {
         let runs = self.folder.as_ref()?.parent().unwrap_or(Path::new(""));
         Some(runs.join("teachers").join(format!("{key}.cache")))
     }
+}
+
+/// In a run's folder, digests of the folders of images without labels that it has read.
+const UNLABELLED: &str = "checkpoint/unlabelled.json";
+
+/// Digests of the folders of images without labels that the run in this folder has read, by the config's names for them.
+///
+/// # Errors
+/// When they cannot be read.
+pub(crate) fn unlabelled(folder: &Path) -> anyhow::Result<BTreeMap<String, String>> {
+    let path = folder.join(UNLABELLED);
+    if !path.exists() {
+        return Ok(BTreeMap::new());
+    }
+    let damaged = || format!("the checkpoint {} is damaged; remove the folder to start anew", path.display());
+    serde_json::from_slice(&std::fs::read(&path).with_context(damaged)?).with_context(damaged)
 }
 
 fn open(path: Option<PathBuf>) -> Result<Option<Saved<'static>>> {
@@ -200,6 +233,8 @@ impl Host for RunHost<'_> {
     }
 
     fn unlabelled(&mut self, folder: &str, shape: [usize; 3]) -> Result<Dataset> {
-        Ok(briquette_data::unlabelled(&self.named(folder, "folder", Path::is_dir)?, shape)?)
+        let (images, digest) = briquette_data::unlabelled(&self.named(folder, "folder", Path::is_dir)?, shape)?;
+        self.as_before(folder, digest)?;
+        Ok(images)
     }
 }

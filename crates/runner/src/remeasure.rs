@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use briquette_data::Locations;
+use briquette_data::Dataset;
 use briquette_runtime::Model;
 
-use crate::files;
-use crate::report::{Metrics, Report};
+use crate::config::{DataSpec, ValidFrom};
+use crate::report::{DataInfo, Metrics, Report};
 use crate::timing::{Inputs, Times, beside, now};
+use crate::{files, setup};
 
 /// The container of a row of a record: `NAME-<row>.brq` beside `NAME.json`.
 pub fn container(record: &Path, row: usize) -> PathBuf {
@@ -17,7 +18,7 @@ pub fn container(record: &Path, row: usize) -> PathBuf {
 }
 
 /// Measures the rows of a report anew and writes it back; how many rows that were. A row without a container loses its latency, which would be of another
-/// engine. The report's data are opened where a network decides for each image what it computes.
+/// engine. The run's test images are opened where a network decides for each image what it computes.
 ///
 /// # Errors
 /// When the report does not read, the container of its first row, beside which the others are measured, is not there, or data are needed that are not.
@@ -37,8 +38,7 @@ pub fn remeasure(path: &Path, data_dir: Option<&Path>) -> Result<usize> {
         let kept = container(path, index);
         let times = match kept.exists() {
             true => {
-                let (model, data) =
-                    (model(&kept)?, || Ok(briquette_data::open(&report.data.name, &Locations::from_env(data_dir))?.test));
+                let (model, data) = (model(&kept)?, || tested(&report.data, report.seed, data_dir));
                 beside(&baseline, &model, &Inputs::between([&baseline, &model], data)?)?
             }
             false => Times::default(),
@@ -54,6 +54,18 @@ pub fn remeasure(path: &Path, data_dir: Option<&Path>) -> Result<usize> {
     Ok(measured)
 }
 
+/// The test images of a run with these data and this seed.
+fn tested(data: &DataInfo, seed: u64, data_dir: Option<&Path>) -> Result<Dataset> {
+    let DataInfo { train, valid, test, valid_from, .. } = *data;
+    let [train, test] = match valid_from {
+        ValidFrom::Train => [train + valid, test],
+        ValidFrom::Test => [train, test + valid],
+    };
+    let (train, test, valid, valid_from) = (Some(train), Some(test), Some(valid), Some(valid_from));
+    let spec = DataSpec { name: data.name.clone(), train, test, smoke: None, valid, valid_from };
+    Ok(setup::data(&spec, seed, data_dir)?.1.test)
+}
+
 fn model(path: &Path) -> Result<Model> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     Model::from_bytes(&bytes).with_context(|| path.display().to_string())
@@ -67,6 +79,25 @@ mod tests {
     use briquette_core::zoo::{Arch, Wanted};
     use burn::tensor::Device;
     use std::collections::BTreeMap;
+
+    #[test]
+    fn images_are_those_that_the_run_was_tested_on() {
+        for valid_from in [ValidFrom::Train, ValidFrom::Test] {
+            let (name, valid_from) = ("glyphs".to_string(), Some(valid_from));
+            let spec = DataSpec { name, train: Some(120), test: Some(60), smoke: None, valid: None, valid_from };
+            let (splits, run) = setup::data(&spec, 7, None).unwrap();
+            let info = DataInfo {
+                name: splits.name,
+                train: run.train.len(),
+                valid: run.valid.len(),
+                test: run.test.len(),
+                valid_from: valid_from.unwrap(),
+                ..DataInfo::default()
+            };
+            let images = |set: &Dataset| (0..set.len()).map(|image| set.pixel(image).unwrap()).collect::<Vec<_>>();
+            assert_eq!(images(&tested(&info, 7, None).unwrap()), images(&run.test));
+        }
+    }
 
     #[test]
     fn latencies_are_renewed_and_nothing_else() {

@@ -21,7 +21,7 @@ use crate::config::{Config, ValidFrom};
 use crate::host::RunHost;
 use crate::memory::{self, shown};
 use crate::report::{self, DataInfo, Metrics, Report, Row};
-use crate::{device, files, measure, setup, timing};
+use crate::{device, files, host, measure, setup, timing};
 
 /// Where a run works and how.
 #[derive(Debug, Clone, Default)]
@@ -157,7 +157,8 @@ pub fn run(config: &Config, options: &Options) -> Result<(PathBuf, Report)> {
     }
     let (_, bytes) = measure::size(&net, progress.storage, 0, "")?;
     files::write(&folder.join(MODEL), &bytes)?;
-    let report = Report { adapter, ..summarize(config, &hash, progress.rows, &splits, &data)? };
+    let mut report = Report { adapter, ..summarize(config, &hash, progress.rows, &splits, &data)? };
+    report.data.unlabelled = host::unlabelled(&folder)?;
     report::write(&folder, &report)?;
     Ok((folder, report))
 }
@@ -300,6 +301,7 @@ fn summarize(config: &Config, hash: &str, rows: Vec<Row>, splits: &briquette_dat
             test: data.test.len(),
             valid_from: valid_from(config),
             sha256: splits.sha256.clone(),
+            unlabelled: BTreeMap::new(),
         },
         rows,
         metrics,

@@ -162,6 +162,45 @@ fn a_dropped_block_is_its_shortcut_without_the_rectifier_and_all_blocks_are_the_
     }
 }
 
+/// A projection ends in a batch norm, whose values have both signs.
+#[test]
+fn a_dropped_block_hands_on_its_projection_as_it_is() {
+    let arch = Arch::named("resnet18").unwrap();
+    let net = arch.build(&Wanted { width: 0.25, size: Some(64), ..arch.wanted() }, &Device::flex()).unwrap();
+    let parted = method().parted(net.deep_clone(), 1).unwrap();
+    let images = || batch(&net, pixels(&net, 2));
+    let mut decisions: BTreeMap<usize, Vec<bool>> = parted.gates.iter().map(|gate| (*gate, vec![true; 2])).collect();
+    decisions.insert(parted.gates[2], vec![false; 2]);
+    let dropped = floats(parted.net.forward_decided(images(), decisions).unwrap());
+    let without = |node: &str| {
+        let pair = [node, "layer2.0.shortcut.norm"].map(|name| net.index(name).unwrap());
+        floats(net.clone().bypass_all(&[pair.into()]).unwrap().0.forward(images()))
+    };
+    let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-5 * (1.0 + b.abs());
+    assert!(dropped.iter().zip(&without("layer2.0.relu")).all(near));
+    let rectified = without("layer2.0.add");
+    assert!(dropped.iter().zip(&rectified).any(|(a, b)| (a - b).abs() > 1e-3 * (1.0 + b.abs())), "{dropped:?} {rectified:?}");
+}
+
+#[test]
+fn a_policy_reads_the_input_where_a_block_normalizes_it() {
+    let mut b = Builder::new([1, 4, 4], 5, &Device::flex());
+    let x = b.input();
+    let branch = b.normalize(x, &[0.5], &[0.25]);
+    let branch = b.conv("conv", branch, Conv::new(1, 3).same());
+    let sum = b.add("add", &[branch, x]);
+    let flat = b.flatten("flatten", sum);
+    b.linear("fc", flat, 3);
+    let net = b.finish().unwrap();
+    let parted = method().parted(net.deep_clone(), 1).unwrap();
+    let images = || batch(&net, pixels(&net, 2));
+    assert_eq!(floats(parted.net.forward(images())), floats(net.forward(images())));
+    let dropped = parted.net.forward_decided(images(), [(parted.gates[0], vec![false; 2])].into()).unwrap();
+    let around = net.clone().bypass_all(&[(net.index("add").unwrap(), 0)]).unwrap().0;
+    let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-5 * (1.0 + b.abs());
+    assert!(floats(dropped).iter().zip(&floats(around.forward(images()))).all(near));
+}
+
 #[test]
 fn the_container_says_what_burn_says_and_computes_what_is_not_dropped_alone() {
     let parted = method().parted(narrow("resnet20"), 1).unwrap();
@@ -222,8 +261,10 @@ fn the_policy_learns_alone_and_then_with_everything() {
     for (node, parameter) in [("stem", "weight"), ("a", "weight"), ("a.norm", "gamma"), ("a.norm", "mean"), ("fc", "weight")] {
         assert_eq!(get(&alone, node, parameter), get(&net, node, parameter), "{node} is frozen");
     }
+    let seed = briquette_handmade::context(&data, &mut Silent).seed;
+    let start = method().parted(net.deep_clone(), seed).unwrap().net;
     for node in ["policy.conv1", "policy.keep0", "policy.keep1"] {
-        assert!(get(&alone, node, "weight").iter().any(|w| *w != 0.0), "{node}");
+        assert!(get(&alone, node, "weight") != get(&start, node, "weight"), "{node}");
     }
     assert!(get(&alone, "policy.conv1.norm", "mean").iter().any(|m| *m != 0.0));
     let notes: Vec<&String> =
@@ -270,6 +311,20 @@ fn what_has_no_blocks_or_cannot_learn_is_refused() {
     );
     let distill = json!({ "choose": "last", "distill": { "method": "soft-targets" } });
     assert!(refuse(json!({ "train": distill })).contains("put `distill` into `tune`"));
+    let mut b = Builder::new([1, 4, 4], 5, &Device::flex());
+    let x = b.conv("stem", b.input(), Conv::new(4, 3).same());
+    let outer = b.conv("outer1", x, Conv::new(4, 3).same());
+    let inner = b.conv("inner", outer, Conv::new(4, 3).same());
+    let outer = b.add("inner.add", &[inner, outer]);
+    let outer = b.conv("outer2", outer, Conv::new(4, 3).same());
+    let sum = b.add("outer.add", &[outer, x]);
+    let flat = b.flatten("flatten", sum);
+    b.linear("fc", flat, 3);
+    let nested = refusal::<BlockDrop>(b.finish().unwrap(), json!({ "train": train }));
+    assert_eq!(
+        nested,
+        "node 'inner': lies in a residual block within another one; blocks are dropped that stand one behind another"
+    );
     let net = two_blocks();
     let twice = refusal::<BlockDrop>(method().plan(net).unwrap(), json!({ "train": train }));
     assert_eq!(

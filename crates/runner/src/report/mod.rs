@@ -113,6 +113,9 @@ pub struct DataInfo {
     pub valid_from: ValidFrom,
     /// Checksums of the files.
     pub sha256: Vec<String>,
+    /// Checksums of folders of images without labels that passes have read, by the config's names for them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unlabelled: BTreeMap<String, String>,
 }
 
 /// The network after a pass. A plan knows less of it than a run.

@@ -37,6 +37,7 @@ pub(super) fn report() -> Report {
             test: 10_000,
             valid_from: ValidFrom::Train,
             sha256: vec!["00ff".into()],
+            unlabelled: BTreeMap::new(),
         },
         metrics: Metrics::between(&rows[0], &rows[3]),
         rows,

@@ -7,7 +7,8 @@ use crate::{Error, Node};
 
 /// Of `n` fully connected layers, the experts, the `k` with the largest logits: with the two inputs `x` `[inputs]` and `h` `[n]`,
 /// `y = sum_{i in T} g_i (W_i x + b_i)`, where `T` are the places of the `k` largest `h_i`, of equal ones the first, and `g` is the softmax of the `h_i` in
-/// `T`. The other experts are not computed. Tensors `weights` `[n, outputs, inputs]` and optionally `biases` `[n, outputs]`.
+/// `T`. The other experts are not computed. Tensors `weights` `[n, outputs, inputs]` and optionally `biases` `[n outputs]`, those of one
+/// expert after those of another in a vector, for what has more dimensions counts as weights.
 ///
 /// Shazeer, Mirhoseini, Maziarz, Davis, Le, Hinton, Dean. "Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer". ICLR 2017.
 /// arXiv:1701.06538.
@@ -69,7 +70,7 @@ impl Kind for Experts {
     }
 
     fn tensors(&self) -> Vec<Tensor> {
-        let (weights, biases) = (vec![self.experts, self.outputs, self.inputs], vec![self.experts, self.outputs]);
+        let (weights, biases) = (vec![self.experts, self.outputs, self.inputs], vec![self.experts.saturating_mul(self.outputs)]);
         vec![
             Tensor::required("weights", Extent::Exactly(weights), Role::Weight),
             Tensor { name: "biases", shape: Extent::Exactly(biases), role: Role::Beside, required: false },

@@ -79,7 +79,7 @@ mod tests {
             base: base.to_vec(),
             coding: Coding::default(),
         };
-        let tensors = vec![stored("weights", &[5, 2, 3], weights), stored("biases", &[5, 2], &BIASES)];
+        let tensors = vec![stored("weights", &[5, 2, 3], weights), stored("biases", &[10], &BIASES)];
         Op::built("experts", &LAYER.into(), tensors, &Device::flex()).unwrap()
     }
 
