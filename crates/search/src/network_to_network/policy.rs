@@ -174,7 +174,7 @@ mod tests {
                 |choices: &[usize]| choices.iter().enumerate().filter(|(step, choice)| **choice == step % 2).count() as f64 / 5.0;
             let mean = |policy: &mut Policy| (0..20).map(|_| worth(&policy.draw(&steps))).sum::<f64>() / 20.0;
             let (before, mut baseline) = (mean(&mut policy), 0.5);
-            for _ in 0..120 {
+            for _ in 0..300 {
                 let drawn: Vec<Vec<usize>> = (0..5).map(|_| policy.draw(&steps)).collect();
                 let rewards: Vec<f64> = drawn.iter().map(|choices| worth(choices)).collect();
                 let advantages = rewards.iter().map(|reward| reward - baseline);

@@ -1,6 +1,6 @@
 use briquette_core::builder::{Builder, Conv};
 use briquette_core::context::{Data, Host, Memory, Silent};
-use briquette_handmade::{context, images, outputs, small};
+use briquette_handmade::{context, get, images, labelled, set, small};
 use burn::tensor::Device;
 
 use super::*;
@@ -83,11 +83,12 @@ fn the_best_child_is_smaller_within_the_budget_and_found_again() {
 /// Rewards are shares of what the network reaches.
 #[test]
 fn a_network_that_reaches_nothing_is_refused() {
-    let least = |logits: &[f32]| (0..3).min_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap() as u16;
-    let classes = outputs(&deep()).chunks_exact(3).map(least).collect();
-    let pixels = (0..40_usize * 16).map(|i| (i * i * 31 % 251) as u8).collect();
-    let wrong = Dataset::from_memory("wrong", [1, 4, 4], 3, pixels, classes).unwrap();
-    let data = Data { train: wrong.clone(), valid: wrong.clone(), test: wrong };
+    // The classes of a network that says the opposite.
+    let opposite = ["weight", "bias"].into_iter().fold(deep(), |net, name| {
+        let values: Vec<f32> = get(&net, "fc", name).iter().map(|value| -value).collect();
+        set(net, "fc", name, &values)
+    });
+    let data = labelled(&opposite);
     let refused = run(json!({ "train": { "epochs": 1 }, "floor": 1 }), &data, &mut Silent).unwrap_err().to_string();
     assert!(refused.contains("finds the class of no validation image"), "{refused}");
 }
