@@ -89,14 +89,14 @@ fn what_was_measured_is_not_measured_again() {
     let mut told: std::collections::BTreeMap<String, Value> = serde_json::from_slice(state).unwrap();
     assert_eq!(told.len(), 1 + 3 * 2);
     for (name, value) in &mut told {
-        let spared = name.starts_with("conv1");
-        value["Ok"]["accuracy"] = json!(if spared { 0.0 } else { 1.0 });
+        let bears = name.starts_with("conv1");
+        value["Ok"]["accuracy"] = json!(if bears { 1.0 } else { 0.0 });
     }
     let mut other = Memory::default();
     other.states.insert(key.clone(), serde_json::to_vec(&told).unwrap());
     let misled = run(settings, &data, &mut other).unwrap();
-    assert_ne!(shapes(&misled), shapes(&net));
-    assert_eq!(shapes(&misled)[0], 4, "the layer that seems to bear nothing: {:?} and {:?}", shapes(&misled), shapes(&net));
+    let [misled, net] = [shapes(&misled), shapes(&net)];
+    assert!(misled[0] < net[0], "the layer that seems to bear everything: {misled:?} and {net:?}");
 }
 
 #[test]

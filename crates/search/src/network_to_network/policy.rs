@@ -169,12 +169,12 @@ mod tests {
     fn what_is_rewarded_becomes_probable() {
         let steps: Vec<Vec<f32>> = (0..5).map(|step| vec![step as f32 / 4.0, if step % 2 == 0 { 1.0 } else { -1.0 }]).collect();
         for both in [true, false] {
-            let mut policy = Policy::new(2, 2, both, if both { 0.02 } else { 0.1 }, 7);
+            let mut policy = Policy::new(2, 2, both, if both { 0.02 } else { 0.03 }, 7);
             let worth =
                 |choices: &[usize]| choices.iter().enumerate().filter(|(step, choice)| **choice == step % 2).count() as f64 / 5.0;
             let mean = |policy: &mut Policy| (0..20).map(|_| worth(&policy.draw(&steps))).sum::<f64>() / 20.0;
             let (before, mut baseline) = (mean(&mut policy), 0.5);
-            for _ in 0..300 {
+            for _ in 0..200 {
                 let drawn: Vec<Vec<usize>> = (0..5).map(|_| policy.draw(&steps)).collect();
                 let rewards: Vec<f64> = drawn.iter().map(|choices| worth(choices)).collect();
                 let advantages = rewards.iter().map(|reward| reward - baseline);
