@@ -1,6 +1,6 @@
 //! Running a network.
 //!
-//! On our kernels, feature maps lie channels last from the first node that wants them so to the last; [`Flow`] keeps track of it. Nodes that
+//! On our kernels, feature maps lie channels last from the first node that wants them so to the last; `Flow` keeps track of it. Nodes that
 //! follow each other are computed in one step where nobody looks between: normalization, a residual sum and a rectifier, a convolution and
 //! its rectifier, and outside training a convolution and its normalization. In an evaluation each sample takes its own branches (`packed.rs`); in a
 //! training, and where each node is looked at, all take all.
