@@ -18,7 +18,7 @@ mod pack;
 mod packed;
 mod products;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod weights;
 
 use crate::buffer::filled;

@@ -266,6 +266,7 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
+    use crate::conv::tests::PLAIN;
     use crate::{Padding, Precision};
 
     #[test]
@@ -335,17 +336,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused_with_its_shapes() {
-        let conv = Conv2d {
-            batch: 1,
-            input: [2, 2, 1],
-            filters: 1,
-            kernel: [1, 1],
-            stride: [1, 1],
-            padding: Padding::NONE,
-            dilation: [1, 1],
-            groups: 1,
-            precision: Precision::F32,
-        };
+        let conv = Conv2d { input: [2, 2, 1], filters: 1, kernel: [1, 1], ..PLAIN };
         assert!(Sparse::new(conv, &[1.0; 2]).is_err());
         assert!(Sparse::new(Conv2d { padding: Padding([[usize::MAX, 1], [0, 0]]), ..conv }, &[1.0]).is_err());
         assert!(Sparse::new(Conv2d { padding: Padding([[1 << 30; 2]; 2]), stride: [1 << 31; 2], ..conv }, &[1.0]).is_err());

@@ -56,7 +56,7 @@ use serde_json::{Map, Value, json};
 
 use crate::budget::{Budget, Meter};
 use crate::ddpg::{Agent, Learning};
-use crate::episodes::{Walk, best, normalized, outline};
+use crate::episodes::{Walk, best, normalized, outline, shorten};
 use crate::fingerprint::fingerprint;
 use crate::images::Images;
 use crate::probe::Probe;
@@ -147,9 +147,7 @@ impl Method for Amc {
 impl Search for Amc {
     fn read(settings: Value, methods: Catalogue) -> std::result::Result<Self, serde_json::Error> {
         let mut settings: Settings = serde_json::from_value(settings)?;
-        let probe = Probe::of(std::mem::take(&mut settings.probe), &["ratio", "budget", "global"], methods);
-        let probe = probe.map_err(serde_json::Error::custom)?;
-        probe.with(&[("ratio", Map::from_iter([("rest".into(), json!(0.5))]))]).map_err(serde_json::Error::custom)?;
+        let probe = Probe::cutting(std::mem::take(&mut settings.probe), methods).map_err(serde_json::Error::custom)?;
         Ok(Self { probe, settings })
     }
 }
@@ -208,15 +206,11 @@ impl Pass for Amc {
     }
 
     fn shorten(&mut self) {
-        self.settings.episodes = self.settings.episodes.min(TRIAL_EPISODES);
-        self.settings.explore = self.settings.explore.min(TRIAL_EPISODES.get() / 2);
+        shorten(&mut self.settings.episodes, &mut self.settings.explore);
         self.settings.images.shorten();
         self.probe.trial = true;
     }
 }
-
-/// Walks of a trial run.
-const TRIAL_EPISODES: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 
 impl Amc {
     fn cuts(&self, net: &Net) -> Result<Cuts> {

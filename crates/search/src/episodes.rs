@@ -1,5 +1,7 @@
 //! Walks through a network whose steps an agent takes, and the best of them.
 
+use std::num::NonZeroUsize;
+
 use briquette_core::Layer;
 use briquette_core::context::{Context, Event};
 use briquette_core::error::Result;
@@ -65,6 +67,15 @@ pub fn best(walk: &mut dyn Walk, mut agent: Agent, episodes: usize, cx: &mut Con
     }
     Ok(best)
 }
+
+/// Walks, and those at the start whose actions are uniform, for a trial run.
+pub(crate) fn shorten(episodes: &mut NonZeroUsize, explore: &mut usize) {
+    *episodes = (*episodes).min(TRIAL);
+    *explore = (*explore).min(TRIAL.get() / 2);
+}
+
+/// Walks of a trial run.
+const TRIAL: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 
 /// Rows of numbers, one for each step, each column brought to `[0, 1]` over the steps; a column of one value stays.
 pub fn normalized(mut rows: Vec<Vec<f64>>) -> Vec<Vec<f64>> {

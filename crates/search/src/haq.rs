@@ -63,7 +63,7 @@ use serde_json::{Map, Value, json};
 
 use crate::budget::{Budget, Meter};
 use crate::ddpg::{Agent, Learning};
-use crate::episodes::{Walk, best, normalized, outline};
+use crate::episodes::{Walk, best, normalized, outline, shorten};
 use crate::fingerprint::fingerprint;
 use crate::images::Images;
 use crate::probe::Probe;
@@ -238,15 +238,11 @@ impl Pass for Haq {
     }
 
     fn shorten(&mut self) {
-        self.settings.episodes = self.settings.episodes.min(TRIAL_EPISODES);
-        self.settings.explore = self.settings.explore.min(TRIAL_EPISODES.get() / 2);
+        shorten(&mut self.settings.episodes, &mut self.settings.explore);
         self.settings.images.shorten();
         self.probe.trial = true;
     }
 }
-
-/// Walks of a trial run.
-const TRIAL_EPISODES: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 
 impl Haq {
     fn places(&self, net: &Net) -> Result<Places> {

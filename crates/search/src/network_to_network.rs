@@ -130,9 +130,7 @@ impl Method for NetworkToNetwork {
 impl Search for NetworkToNetwork {
     fn read(settings: Value, methods: Catalogue) -> std::result::Result<Self, serde_json::Error> {
         let mut settings: Settings = serde_json::from_value(settings)?;
-        let probe = Probe::of(std::mem::take(&mut settings.probe), &["ratio", "budget", "global"], methods);
-        let probe = probe.map_err(serde_json::Error::custom)?;
-        probe.with(&[("ratio", Map::from_iter([("rest".into(), json!(0.5))]))]).map_err(serde_json::Error::custom)?;
+        let probe = Probe::cutting(std::mem::take(&mut settings.probe), methods).map_err(serde_json::Error::custom)?;
         Ok(Self { probe, settings })
     }
 }

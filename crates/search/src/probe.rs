@@ -29,6 +29,14 @@ impl Probe {
         Ok(Self { methods, entry, settings, trial: false })
     }
 
+    /// As [`Probe::of`] a method that cuts channels, by its `ratio`.
+    pub(crate) fn cutting(settings: Map<String, Value>, methods: Catalogue) -> std::result::Result<Self, String> {
+        let probe = Self::of(settings, &["ratio", "budget", "global"], methods)?;
+        let half = ("ratio", Map::from_iter([("rest".into(), 0.5.into())]));
+        probe.with(&[half]).map_err(|error| error.to_string())?;
+        Ok(probe)
+    }
+
     /// The method's name.
     pub(crate) fn name(&self) -> &'static str {
         self.entry.name

@@ -180,21 +180,12 @@ mod tests {
 
     use super::*;
     use crate::Padding;
+    use crate::conv::tests::PLAIN;
 
     /// Bit for bit what [`Conv2d::forward`] makes of the scaled weights, of one image or several, on one thread or more.
     #[test]
     fn packed_once_or_each_time_the_result_is_the_same() {
-        let plain = Conv2d {
-            batch: 1,
-            input: [4, 4, 3],
-            filters: 20,
-            kernel: [3, 3],
-            stride: [1, 1],
-            padding: Padding::all(1),
-            dilation: [1, 1],
-            groups: 1,
-            precision: Precision::F32,
-        };
+        let plain = Conv2d { filters: 20, padding: Padding::all(1), ..PLAIN };
         let shapes = [
             plain,
             Conv2d { input: [9, 7, 16], filters: 40, stride: [2, 1], ..plain },
@@ -229,17 +220,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused_with_its_shapes() {
-        let conv = Conv2d {
-            batch: 1,
-            input: [1, 1, 3],
-            filters: 2,
-            kernel: [1, 1],
-            stride: [1, 1],
-            padding: Padding::NONE,
-            dilation: [1, 1],
-            groups: 1,
-            precision: Precision::F32,
-        };
+        let conv = Conv2d { input: [1, 1, 3], kernel: [1, 1], ..PLAIN };
         assert!(Packed::new(conv, &[0.0; 5]).unwrap_err().to_string().starts_with("5 weights"));
         assert!(Packed::new(Conv2d { precision: Precision::Bf16, ..conv }, &[0.0; 6]).is_err());
         let long =

@@ -141,7 +141,7 @@ fn an_epilogue_scales_shifts_adds_and_rectifies() {
     }
 }
 
-const PLAIN: Conv2d = Conv2d {
+pub(crate) const PLAIN: Conv2d = Conv2d {
     batch: 1,
     input: [4, 4, 3],
     filters: 2,
@@ -217,17 +217,7 @@ fn what_does_not_fit_is_refused_with_its_shapes() {
 
 #[test]
 fn sizes_beyond_what_can_be_counted_are_refused() {
-    let plain = Conv2d {
-        batch: 1,
-        input: [2, 2, 1],
-        filters: 1,
-        kernel: [1, 1],
-        stride: [1, 1],
-        padding: Padding::NONE,
-        dilation: [1, 1],
-        groups: 1,
-        precision: Precision::F32,
-    };
+    let plain = Conv2d { input: [2, 2, 1], filters: 1, kernel: [1, 1], ..PLAIN };
     let (half, whole) = (1 << (usize::BITS - 2), 1 << (usize::BITS - 1));
     // Each product or sum would wrap around to what an empty slice, or one of a single value, has.
     for conv in [
